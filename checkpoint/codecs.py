@@ -1,0 +1,1116 @@
+"""A result on disk is readable JSON, and reads back as the same value.
+
+Plain JSON is written as it is. What JSON cannot hold stands in an *envelope*: an object whose first key starts with
+"$", such as ``{"$tuple":[1,2]}`` or ``{"$class":"Summary","title":"…"}``. The value decides what is written; the
+annotation of the function only names the classes that may be built again when it is read. Loading runs no code that
+a file names: there is no pickle here, no import by a name found in a file, and no eval.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import copyreg
+import dataclasses
+import enum
+import functools
+import json
+import marshal
+import math
+import pathlib
+import re
+import sys
+import threading
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from uuid import UUID, SafeUUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from checkpoint.errors import UnbuildableValue, UnencodableValue, quote
+
+__all__ = ["MAX_DEPTH", "Codec", "canonical", "decode_foreign"]
+
+MAX_DEPTH = 200
+"""How many containers may stand inside one another: what any reader can walk under Python's default stack limit."""
+
+_write = msgspec.json.Encoder().encode
+_write_sorted = msgspec.json.Encoder(order="sorted").encode
+_read = msgspec.json.Decoder().decode
+_freeze = marshal.dumps
+_FREEZE = 2  # marshal's last version without references: its bytes depend on the value alone, never on sharing
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_MANY_DIGITS = re.compile(rb"[0-9]{640}")  # the lowest limit that sys.set_int_max_str_digits takes
+
+_Where = tuple[Any, str, Any] | None  # (the parent's _Where, the kind of step, its key): rendered only for a message
+
+
+class Codec:
+    """What decode returns is the same as what encode was given: types at every depth, NaN, −0.0; each encode checks it.
+
+    Safe to share between threads.
+
+    Args:
+        result_type: an annotation. The classes it names, at any depth, are built again by decode.
+        on_unnamed: called once for each class that `result_type` does not name, and whose objects therefore come
+            back as plain data.
+
+    Example:
+        >>> codec = Codec()
+        >>> codec.encode({"point": (1, float("nan"))})
+        b'{"point":{"$tuple":[1,{"$float":"nan"}]}}'
+        >>> codec.decode(_)
+        {'point': (1, nan)}
+    """
+
+    __slots__ = ("_classes", "_names", "_on_unnamed", "_reported")
+
+    def __init__(self, result_type: Any = None, *, on_unnamed: Callable[[type], None] = lambda cls: None) -> None:
+        self._classes, self._names = _name_table(result_type)
+        self._on_unnamed = on_unnamed
+        self._reported: dict[type, object] = {}
+
+    def encode(self, value: Any) -> bytes:
+        """One line of strict JSON, without a newline, that decode turns into the same value.
+
+        Args:
+            value: plain data, and objects of dataclasses, NamedTuples, Enums, attrs, msgspec and pydantic models.
+
+        Raises:
+            UnencodableValue: the value, or the part of it at `.where`, would not read back the same.
+
+        Example:
+            >>> Codec().encode({"a": {2, 1}})
+            b'{"a":{"$set":[1,2]}}'
+        """
+        raw = _plain(value)
+        if raw is not None and not _looks_tagged(raw):
+            return raw
+        try:
+            tagged, unnamed = _with_stack(self._encode_tagged, value)
+        except (UnencodableValue, MemoryError):
+            raise
+        except Exception as error:  # properties and the like are the user's code, and may raise anything
+            raise UnencodableValue(f"result cannot be stored: {_told(error)}", where="result") from error
+        for cls in unnamed:
+            mark = object()
+            if self._reported.setdefault(cls, mark) is mark:
+                self._on_unnamed(cls)
+        return bytes(tagged)
+
+    def decode(self, raw: bytes) -> Any:
+        """The value that encode wrote as these bytes.
+
+        Args:
+            raw: what encode returned.
+
+        Raises:
+            UnbuildableValue: a class has changed so that the stored object cannot be built.
+            ValueError: the bytes are nothing that encode writes.
+
+        Example:
+            >>> Codec().decode(b'{"$set":[1,2]}')
+            {1, 2}
+        """
+        if not _looks_tagged(raw):
+            try:
+                return _read(raw)
+            except Exception:
+                pass  # too many digits or too short a stack for this reader; what is truly wrong, the next one tells
+        return _guarded(lambda: self._revive(_parse(raw)))
+
+    def revive(self, plain: Any) -> Any:
+        """The value that parsed JSON stands for; what decode does after parsing.
+
+        Args:
+            plain: dicts, lists and scalars, as a JSON parser returns them.
+
+        Raises:
+            UnbuildableValue: as for decode.
+            ValueError: an envelope is malformed.
+
+        Example:
+            >>> Codec().revive([{"$tuple": [1, 2]}])
+            [(1, 2)]
+        """
+        return _guarded(lambda: self._revive(plain))
+
+    def _encode_tagged(self, value: Any) -> tuple[bytes, set[type]]:
+        tagger = _Tagger(self)
+        raw = expected = _write(tagger.tag(value))
+        if tagger.unnamed:
+            expected = _write(_Tagger(self, plain=True).tag(value))
+        try:
+            back = self._revive(_parse(raw))
+            same = _write(_Tagger(self, plain=bool(tagger.unnamed)).tag(back)) == expected
+            reason = "it reads back as another value"
+        except Exception as error:
+            same, reason = False, _told(error)
+        if same:
+            return raw, tagger.unnamed
+        if tagger.unnamed:
+            names = ", ".join(sorted(cls.__qualname__ for cls in tagger.unnamed))
+            reason += f"; name {quote(names)} in the return annotation or in result_type"
+        raise _refusal(value, None, reason)
+
+    def _revive(self, plain: Any) -> Any:
+        if type(plain) is dict:
+            first = next(iter(plain), "")
+            if first[:1] != "$":
+                return _revive_values(self, plain)
+            reviver = _REVIVERS.get(first)
+            if reviver is None:
+                raise ValueError(f"{quote(first)} is no envelope of this version of checkpoint")
+            return reviver(self, plain)
+        if type(plain) is list:
+            return [part if type(part) in _SCALARS else self._revive(part) for part in plain]
+        return plain
+
+    def _name_of(self, cls: type) -> str:
+        """The name to write; a class that the table does not name never takes a name that the table gives away."""
+        full = f"{cls.__module__}.{cls.__qualname__}"
+        free = (name for name in (cls.__name__, full) if name not in self._classes)
+        return self._names.get(cls) or next(free, f"another {full}")
+
+
+def decode_foreign(raw: bytes) -> Any:
+    """A value that another program wrote, as the standard json module reads it; no envelope is interpreted.
+
+    Args:
+        raw: UTF-8 JSON. NaN, Infinity and escaped lone surrogates are accepted, as ``json.dumps`` writes them.
+
+    Raises:
+        ValueError: the bytes are no JSON.
+
+    Example:
+        >>> decode_foreign(b'{"$tuple": [NaN]}')
+        {'$tuple': [nan]}
+    """
+    return _guarded(lambda: json.loads(raw.decode(), parse_int=_int_of_any_size))
+
+
+def canonical(item: Any) -> bytes | None:
+    """One spelling for each JSON-like value, on every run and Python; None for anything else. It never raises.
+
+    JSON-like are dicts with str keys, lists, tuples, str, int, float, bool and None, of exactly these types, at most
+    MAX_DEPTH deep. Dicts that differ in order are one value; ``1``, ``1.0`` and ``True`` are three.
+
+    Args:
+        item: anything.
+
+    Example:
+        >>> canonical({"b": 1, "a": (2,)})
+        b'{"a":{"$tuple":[2]},"b":1}'
+        >>> canonical({1, 2}) is None
+        True
+    """
+    try:
+        if _plain(item) is not None:
+            raw = _write_sorted(item)
+            if not _looks_tagged(raw):
+                return raw
+        return bytes(_with_stack(lambda: _write(_canonical(item, 0))))
+    except Exception:
+        return None
+
+
+# --- plain JSON, at C speed ---
+
+
+def _plain(value: Any) -> bytes | None:
+    """The JSON of a value that is exactly JSON, else None; the caller looks for what looks like an envelope."""
+    try:
+        raw = _write(value)
+        # marshal refuses all but exact builtins, and takes buffers for bytes, which no decoded value is
+        if _freeze(value, _FREEZE) == _freeze(_read(raw), _FREEZE) and (len(raw) <= 2 * MAX_DEPTH or _is_shallow(raw)):
+            return raw
+    except Exception:
+        pass  # whatever it is, the tagged path looks at it part by part, and tells
+    return None
+
+
+def _looks_tagged(raw: bytes) -> bool:
+    """Whether some object's first key starts with "$": exact for compact JSON, where quotes in strings are escaped."""
+    return b"$" in raw and b'{"$' in raw  # one byte is found by memchr, ten times faster
+
+
+def _is_shallow(raw: bytes) -> bool:
+    """Whether at most MAX_DEPTH brackets stand open at once; those within strings count too, so False is not sure."""
+    if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
+        return True
+    brackets = raw.translate(_BRACKETS, _NOT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        inner = brackets.replace(b"[]", b"")
+        if len(inner) == len(brackets):
+            break
+        brackets = inner
+    return not brackets
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return _read(raw)
+    except ValueError:
+        if not _MANY_DIGITS.search(raw):
+            raise
+    return json.loads(raw.decode(), parse_int=_int_of_any_size, parse_constant=_refuse_constant)
+
+
+def _int_of_any_size(digits: str) -> int:
+    return int(digits) if len(digits) < 640 else int(Decimal(digits))  # Decimal knows no limit on digits
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _with_stack(work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns; on a fresh stack where the caller's is too short, so that depth alone never decides."""
+    try:
+        return work(*args)
+    except RecursionError:
+        pass
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(*args), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, name="checkpoint-codec", daemon=True)
+    thread.start()
+    thread.join()
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _guarded(work: Callable[[], Any]) -> Any:
+    try:
+        return _with_stack(work)
+    except (UnbuildableValue, MemoryError):
+        raise
+    except Exception as error:
+        if type(error) is ValueError:
+            raise
+        raise ValueError(f"this is no value that checkpoint wrote: {_told(error)}") from error
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, (UnbuildableValue, UnencodableValue)):
+        return str(error)
+    return f"{type(error).__name__}: {_cut(str(error))}"
+
+
+def _cut(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+# --- from a value to envelopes ---
+
+
+class _Tagger:
+    """One walk from a value to strict JSON; with `plain`, objects of unnamed classes become what they come back as."""
+
+    __slots__ = ("codec", "depth", "plain", "unnamed")
+
+    def __init__(self, codec: Codec, *, plain: bool = False) -> None:
+        self.codec = codec
+        self.plain = plain
+        self.depth = 0
+        self.unnamed: set[type] = set()
+
+    def tag(self, value: Any, where: _Where = None) -> Any:
+        cls: Any = type(value)
+        if self.depth >= MAX_DEPTH and cls not in _SCALARS:
+            raise _refusal(value, where, f"it stands more than {MAX_DEPTH} levels deep, or contains itself")
+        self.depth += 1
+        tagged = (_TAGGERS.get(cls) or _tagger_of(cls))(self, value, where)
+        self.depth -= 1
+        return tagged
+
+    def names(self, cls: type) -> bool:
+        """Whether decode will build this class; it is noted where not."""
+        if cls in self.codec._names:
+            return True
+        self.unnamed.add(cls)
+        return False
+
+
+def _path(where: _Where) -> str:
+    steps = []
+    while where is not None:
+        where, kind, key = where
+        steps.append({"[": f"[{quote(key, 60)}]", ".": f".{key}", "{": "{…}"}[kind])
+    return _cut("result" + "".join(reversed(steps)))
+
+
+def _refusal(value: Any, where: _Where, reason: str = "") -> UnencodableValue:
+    path, name = _path(where), type(value).__name__
+    article = "an" if name[:1] in "AEIOUaeiou" else "a"
+    return UnencodableValue(
+        f"{path} is {article} {name}, which cannot be stored so that it reads back the same"
+        f"{': ' if reason else ''}{reason}; return plain data, or a dataclass, NamedTuple, Enum, attrs, msgspec or "
+        "pydantic object that holds plain data",
+        where=path,
+    )
+
+
+def _tag_refused(t: _Tagger, value: Any, where: _Where) -> Any:
+    raise _refusal(value, where)
+
+
+def _tag_itself(t: _Tagger, value: Any, where: _Where) -> Any:
+    return value
+
+
+def _tag_str(t: _Tagger, value: str, where: _Where) -> Any:
+    return {"$str": json.dumps(value)} if _has_surrogate(value) else value
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        return not text.isascii() and not text.encode()
+    except UnicodeEncodeError:
+        return True
+
+
+def _tag_int(t: _Tagger, value: int, where: _Where) -> Any:
+    if value.bit_length() <= 64:
+        return value
+    try:
+        return value if _read(_write(value)) == value else {"$int": hex(value)}
+    except ValueError:  # more digits than this Python converts; hexadecimal has no such limit
+        return {"$int": hex(value)}
+
+
+def _tag_float(t: _Tagger, value: float, where: _Where) -> Any:
+    return value if math.isfinite(value) else {"$float": repr(value)}
+
+
+def _tag_list(t: _Tagger, value: Iterable[Any], where: _Where) -> list[Any]:
+    if type(value) is list and len(value) > 16 and set(map(type, value)) <= _SCALARS and _plain(value) is not None:
+        return value
+    return [t.tag(part, (where, "[", place)) for place, part in enumerate(value)]
+
+
+def _tag_tuple(t: _Tagger, value: tuple[Any, ...], where: _Where) -> Any:
+    return {"$tuple": _tag_list(t, value, where)}
+
+
+def _tag_set(t: _Tagger, value: Any, where: _Where) -> Any:
+    # one order on every run: equal sets iterate differently
+    return {f"${type(value).__name__}": sorted((t.tag(part, (where, "{", None)) for part in value), key=_write)}
+
+
+def _tag_dict(t: _Tagger, value: dict[Any, Any], where: _Where) -> Any:
+    keys = [key if type(key) is str and key.isascii() else t.tag(key, (where, "{", None)) for key in value]
+    parts = [t.tag(part, (where, "[", key)) for key, part in value.items()]
+    if not all(type(key) is str for key in keys) or len(set(keys)) < len(keys):
+        return {"$map": [[key, part] for key, part in zip(keys, parts, strict=True)]}
+    tagged = dict(zip(keys, parts, strict=True))
+    return {"$dict": tagged} if keys and keys[0].startswith("$") else tagged
+
+
+def _tag_pairs(t: _Tagger, value: Any, where: _Where) -> Any:
+    pairs = [[t.tag(key, (where, "{", None)), t.tag(part, (where, "[", key))] for key, part in value.items()]
+    return {f"${type(value).__name__}": pairs}
+
+
+def _tag_defaultdict(t: _Tagger, value: Any, where: _Where) -> Any:
+    factory = value.default_factory
+    name = None if factory is None else next((n for n, known in _FACTORIES.items() if known is factory), "")
+    if name == "":
+        return _tag_subclass(t, value, where)
+    return {**_tag_pairs(t, value, where), "factory": name}
+
+
+def _tag_deque(t: _Tagger, value: Any, where: _Where) -> Any:
+    return {"$deque": _tag_list(t, value, where), "maxlen": value.maxlen}
+
+
+def _tag_moment(t: _Tagger, value: Any, where: _Where) -> Any:
+    zone, name, more = value.tzinfo, f"${type(value).__name__}", {}
+    if type(zone) is ZoneInfo and zone.key is not None:
+        value, more["zone"] = value.replace(tzinfo=None), t.tag(zone.key)
+    elif type(zone) is timezone:
+        named = zone.__getinitargs__()[1:]  # type: ignore[attr-defined]  # (offset,) or (offset, name)
+        more.update(zip(["tzname"], map(t.tag, named), strict=False))
+    elif zone is not None:
+        raise _refusal(value, where, f"its tzinfo is a {type(zone).__name__}; use timezone.utc or a ZoneInfo")
+    if value.fold:
+        more["fold"] = 1
+    return {name: value.isoformat(), **more}
+
+
+def _tag_uuid(t: _Tagger, value: UUID, where: _Where) -> Any:
+    safe = {} if value.is_safe is SafeUUID.unknown else {"safe": value.is_safe.value}
+    return {"$uuid": str(value), **safe}
+
+
+def _parts_tagger(name: str, parts: Callable[[Any], Iterable[Any]]) -> Callable[[_Tagger, Any, _Where], Any]:
+    return lambda t, value, where: {name: [t.tag(part, where) for part in parts(value)]}
+
+
+def _text_tagger(name: str, text: Callable[[Any], str]) -> Callable[[_Tagger, Any, _Where], Any]:
+    return lambda t, value, where: {name: text(value)}
+
+
+def _tag_path(t: _Tagger, value: pathlib.PurePath, where: _Where) -> Any:
+    return {"$path": t.tag(str(value)), "type": type(value).__name__}
+
+
+def _tag_subclass(t: _Tagger, value: Any, where: _Where) -> Any:
+    t.names(type(value))
+    base = next(base for base in _PLAIN_FORMS if isinstance(value, base))
+    return _TAGGERS[base](t, _PLAIN_FORMS[base](value), where)
+
+
+def _tag_enum(t: _Tagger, value: Any, where: _Where) -> Any:
+    cls, name = type(value), value._name_
+    named, noted, depth = t.names(cls), set(t.unnamed), t.depth
+    tagged = {"$enum": t.codec._name_of(cls)}
+    if cls._member_map_.get(name) is value:
+        tagged["name"] = name
+    try:
+        tagged["value"] = t.tag(value._value_, (where, ".", "value"))
+    except UnencodableValue:
+        t.depth = depth
+        if "name" not in tagged:
+            raise
+    if named:
+        t.unnamed = noted  # the value of a named member is there to be read by people: it is never decoded
+    if named or not t.plain:
+        return tagged
+    return tagged.get("value", name)
+
+
+class _Record(NamedTuple):
+    """The state of one object: what any kind of class holds, and three things that only pydantic has."""
+
+    fields: dict[str, Any]
+    attrs: dict[str, Any]
+    absent: list[str]
+    extra: dict[str, Any] | None = None
+    private: dict[str, Any] | None = None
+    chosen: list[str] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {**self.fields, **(self.extra or {}), **self.attrs}
+
+
+def _tag_object(t: _Tagger, value: Any, where: _Where) -> Any:
+    cls, is_tuple = type(value), isinstance(value, tuple)
+    record = _record_of(value)
+    if not t.names(cls) and t.plain:
+        return _tag_tuple(t, tuple(record.fields.values()), where) if is_tuple else _tag_dict(t, record.plain(), where)
+    if any(name.startswith("$") for name in record.fields):
+        raise _refusal(value, where, "the name of a field starts with $")
+    tagged = {"$namedtuple" if is_tuple else "$class": t.codec._name_of(cls)}
+    for name, part in record.fields.items():
+        tagged[name] = t.tag(part, (where, ".", name))
+    for name, part in record._asdict().items():
+        if name != "fields" and (part or (name in _PYDANTIC_PARTS and part is not None)):
+            tagged[f"${name}"] = t.tag(part, where)
+    return tagged
+
+
+def _record_of(value: Any) -> _Record:
+    cls: Any = type(value)
+    names = _fields_of(cls)
+    fields = dict(zip(names, tuple.__iter__(value), strict=True)) if issubclass(cls, tuple) else {}
+    for name in names if not fields else ():
+        try:
+            fields[name] = object.__getattribute__(value, name)
+        except AttributeError:
+            continue
+    absent = [name for name in names if name not in fields]
+    attrs = {name: part for name, part in _held(value) if name not in names}
+    if _kind_of(cls) is not _PYDANTIC:
+        return _Record(fields, attrs, absent)
+    extra, private = value.__pydantic_extra__, value.__pydantic_private__
+    usual = {*fields, *(extra or ())}
+    chosen = None if value.__pydantic_fields_set__ == usual else sorted(value.__pydantic_fields_set__)
+    return _Record(fields, attrs, absent, None if extra == _no_extra(cls) else extra, private, chosen)
+
+
+def _held(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object's __dict__ and slots hold, without what is only remembered: caches are made anew."""
+    cls = type(value)
+    held = dict(getattr(value, "__dict__", {}))
+    for name in copyreg._slotnames(cls):  # type: ignore[attr-defined]  # what pickle uses, mangled names included
+        if not name.startswith(("__pydantic_", "__msgspec_")) and hasattr(value, name):
+            held[name] = getattr(value, name)
+    for name, part in held.items():
+        if name == "_attrs_cached_hash":
+            yield name, None  # a hash of strings differs from run to run; None tells attrs to compute it
+        elif not isinstance(_static(cls, name), functools.cached_property):
+            yield name, part
+
+
+def _static(cls: type, name: str) -> Any:
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+
+
+# --- kinds of classes ---
+
+_Default = Callable[[], Any] | None
+
+
+class _Kind(NamedTuple):
+    """How the classes of one kind are told, what fields they have with which defaults, and how one is built."""
+
+    owns: Callable[[Any], bool]
+    fields: Callable[[Any], dict[str, _Default]]
+    build: Callable[[Any, dict[str, Any], _Record], Any]
+
+
+def _default(value: Any, factory: Any, missing: Any) -> _Default:
+    if factory is not missing:
+        return typing.cast(_Default, factory)
+    return None if value is missing else lambda: value
+
+
+def _fill(made: Any, state: dict[str, Any]) -> Any:
+    for name, part in state.items():
+        object.__setattr__(made, name, part)  # past frozen classes and the user's hooks
+    return made
+
+
+def _build_object(cls: Any, state: dict[str, Any], record: _Record) -> Any:
+    return _fill(object.__new__(cls), state)
+
+
+def _build_namedtuple(cls: Any, state: dict[str, Any], record: _Record) -> Any:
+    made = tuple.__new__(cls, [state.pop(name) for name in cls._fields])
+    return _fill(made, state)
+
+
+def _build_struct(cls: Any, state: dict[str, Any], record: _Record) -> Any:
+    # a Struct has no other constructor than its own; what __post_init__ changes is set back
+    made = cls(**{name: part for name, part in state.items() if name in cls.__struct_fields__})
+    for name, part in state.items():
+        msgspec.structs.force_setattr(made, name, part)
+    return made
+
+
+def _build_pydantic(cls: Any, state: dict[str, Any], record: _Record) -> Any:
+    extra = _no_extra(cls) if record.extra is None else record.extra
+    chosen = [*record.fields, *(extra or ())] if record.chosen is None else record.chosen
+    fresh = {name: attribute.get_default() for name, attribute in cls.__private_attributes__.items()}
+    kept = {name: part for name, part in fresh.items() if type(part).__name__ != "PydanticUndefinedType"}
+    private = {**kept, **(record.private or {})} if fresh else record.private
+    _fill(made := object.__new__(cls), {"__dict__": state, "__pydantic_fields_set__": set(chosen)})
+    for name, part in (("__pydantic_extra__", extra), ("__pydantic_private__", private)):
+        if getattr(made, name, ...) is not part:  # a root model has them on the class, where an object needs none
+            object.__setattr__(made, name, part)
+    return made
+
+
+def _no_extra(cls: Any) -> dict[str, Any] | None:
+    return {} if cls.model_config.get("extra") == "allow" else None
+
+
+def _dataclass_fields(cls: Any) -> dict[str, _Default]:
+    missing = dataclasses.MISSING
+    return {field.name: _default(field.default, field.default_factory, missing) for field in dataclasses.fields(cls)}
+
+
+def _attrs_fields(cls: Any) -> dict[str, _Default]:
+    missing = sys.modules["attr"].NOTHING
+    return {
+        field.name: None
+        if getattr(field.default, "takes_self", False)
+        else _default(field.default, getattr(field.default, "factory", missing), missing)
+        for field in cls.__attrs_attrs__
+    }
+
+
+def _struct_fields(cls: Any) -> dict[str, _Default]:
+    names, defaults, missing = cls.__struct_fields__, cls.__struct_defaults__, msgspec.NODEFAULT
+    filled = (missing,) * (len(names) - len(defaults)) + defaults
+    return {
+        name: _default(value, value.factory if type(value).__name__ == "Factory" else missing, missing)
+        for name, value in zip(names, filled, strict=True)
+    }
+
+
+def _pydantic_fields(cls: Any) -> dict[str, _Default]:
+    return {
+        name: None if field.is_required() else functools.partial(field.get_default, call_default_factory=True)
+        for name, field in cls.model_fields.items()
+    }
+
+
+def _namedtuple_fields(cls: Any) -> dict[str, _Default]:
+    defaults = cls._field_defaults
+    return {name: _default(defaults.get(name, ...), ..., ...) for name in cls._fields}
+
+
+def _has(name: str, kind: type) -> Callable[[Any], bool]:
+    return lambda cls: isinstance(getattr(cls, name, None), kind)
+
+
+_NAMEDTUPLE = _Kind(
+    lambda cls: issubclass(cls, tuple) and hasattr(cls, "_field_defaults"), _namedtuple_fields, _build_namedtuple
+)
+_PYDANTIC = _Kind(
+    lambda cls: hasattr(cls, "__pydantic_fields_set__") and hasattr(cls, "model_fields"),
+    _pydantic_fields,
+    _build_pydantic,
+)
+_KINDS = (
+    _NAMEDTUPLE,
+    _PYDANTIC,
+    _Kind(lambda cls: issubclass(cls, msgspec.Struct), _struct_fields, _build_struct),
+    _Kind(_has("__dataclass_fields__", dict), _dataclass_fields, _build_object),
+    _Kind(_has("__attrs_attrs__", tuple), _attrs_fields, _build_object),
+)
+_PYDANTIC_PARTS = ("extra", "private", "chosen")
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_of(cls: Any) -> _Kind | None:
+    if isinstance(cls, enum.EnumMeta):
+        return None
+    return next((kind for kind in _KINDS if kind.owns(cls)), None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields_of(cls: Any) -> dict[str, _Default]:
+    kind = _kind_of(cls)
+    return kind.fields(cls) if kind else {}
+
+
+@functools.lru_cache(maxsize=1024)
+def _tagger_of(cls: Any) -> Callable[[_Tagger, Any, _Where], Any]:
+    numpy: Any = sys.modules.get("numpy")
+    kind = _kind_of(cls)
+    if isinstance(cls, enum.EnumMeta):
+        return _tag_enum
+    if numpy and cls is numpy.ndarray:
+        return _tag_ndarray
+    if numpy and issubclass(cls, numpy.generic):
+        return _tag_npscalar
+    if kind is _NAMEDTUPLE:
+        return _tag_object
+    if issubclass(cls, tuple(_PLAIN_FORMS)):
+        return _tag_refused if kind else _tag_subclass  # fields beside what a list or a dict holds would be lost
+    return _tag_object if kind and not issubclass(cls, BaseException) else _tag_refused
+
+
+# --- numpy, which is imported by decode alone, and only for an array ---
+
+
+def _descr(numpy: Any, dtype: Any) -> Any:
+    """What numpy's own file format writes for a dtype, else None where it would not read back equal."""
+    if dtype.hasobject:
+        return None
+    try:
+        descr = dtype.str if dtype.names is None else dtype.descr
+        return descr if numpy.lib.format.descr_to_dtype(descr) == dtype else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _packed(numpy: Any, array: Any) -> bytes:
+    if array.dtype.names is not None:  # the padding between fields is whatever memory held
+        blank = numpy.zeros(array.shape, array.dtype)
+        blank[...] = array
+        array = blank
+    return bytes(array.tobytes())
+
+
+def _tag_ndarray(t: _Tagger, value: Any, where: _Where) -> Any:
+    numpy = sys.modules["numpy"]
+    descr = _descr(numpy, value.dtype)
+    if descr is None:
+        raise _refusal(value, where, f"its dtype is {quote(value.dtype, 60)}")
+    data = base64.b64encode(_packed(numpy, value)).decode()
+    return {"$ndarray": data, "dtype": t.tag(descr, where), "shape": list(value.shape)}
+
+
+def _tag_npscalar(t: _Tagger, value: Any, where: _Where) -> Any:
+    numpy: Any = sys.modules["numpy"]
+    dtype, cls = value.dtype, type(value)
+    descr = _descr(numpy, dtype)
+    # two C types may be of one size, and are two classes: their letter tells them apart
+    descr = next((d for d in (descr, dtype.char) if d is not None and _dtype(numpy, d).type is cls), None)
+    if descr is None:
+        raise _refusal(value, where, f"its dtype is {quote(dtype, 60)}")
+    if dtype.kind in "biuf" and dtype.itemsize <= 8:
+        content = value.item()
+    elif dtype.kind in "US":
+        content = str.__str__(value) if dtype.kind == "U" else bytes(value)
+    else:
+        content = _packed(numpy, numpy.asarray(value))
+    return {"$npscalar": t.tag(content, where), "dtype": t.tag(descr, where)}
+
+
+def _numpy() -> Any:
+    try:
+        import numpy
+    except ImportError as error:
+        raise ValueError("the value holds a numpy array; to read it, install numpy: pip install numpy") from error
+    return numpy
+
+
+def _dtype(numpy: Any, descr: Any) -> Any:
+    dtype = numpy.lib.format.descr_to_dtype(descr)
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects is never read: it could run code")
+    return dtype
+
+
+def _array(numpy: Any, dtype: Any, shape: list[Any], data: bytes) -> Any:
+    if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError("an array's bytes do not fit its shape and dtype")
+    return numpy.ndarray(tuple(shape), dtype, buffer=data).copy()
+
+
+def _revive_ndarray(codec: Codec, env: dict[str, Any]) -> Any:
+    numpy = _numpy()
+    dtype = _dtype(numpy, codec._revive(env["dtype"]))
+    return _array(numpy, dtype, env["shape"], base64.b64decode(env["$ndarray"], validate=True))
+
+
+def _revive_npscalar(codec: Codec, env: dict[str, Any]) -> Any:
+    numpy = _numpy()
+    dtype, content = _dtype(numpy, codec._revive(env["dtype"])), codec._revive(env["$npscalar"])
+    if dtype.kind in "US":
+        return dtype.type(content)
+    if type(content) is bytes:
+        return _array(numpy, dtype, [], content)[()]
+    return numpy.array(content, dtype)[()]
+
+
+# --- from envelopes to values ---
+
+
+def _revive_values(codec: Codec, plain: dict[str, Any]) -> dict[str, Any]:
+    return {key: part if type(part) in _SCALARS else codec._revive(part) for key, part in plain.items()}
+
+
+def _list_of(codec: Codec, env: dict[str, Any], name: str) -> list[Any]:
+    parts = env[name]
+    if type(parts) is not list:
+        raise ValueError(f"{name} needs a list")
+    return [codec._revive(part) for part in parts]
+
+
+def _made_of_list(name: str, make: Callable[[list[Any]], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
+    return lambda codec, env: make(_list_of(codec, env, name))
+
+
+def _made_of_parts(name: str, make: Callable[..., Any]) -> Callable[[Codec, dict[str, Any]], Any]:
+    return lambda codec, env: make(*_list_of(codec, env, name))
+
+
+def _made_of_text(name: str, make: Callable[[str], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
+    def revive(codec: Codec, env: dict[str, Any]) -> Any:
+        text = env[name]
+        if type(text) is not str:
+            raise ValueError(f"{name} needs a string")
+        return make(text)
+
+    return revive
+
+
+def _made_of_pairs(name: str, make: Callable[[dict[str, Any]], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
+    def revive(codec: Codec, env: dict[str, Any]) -> Any:
+        made = make(env)
+        for key, part in env[name]:
+            made[codec._revive(key)] = codec._revive(part)
+        return made
+
+    return revive
+
+
+def _bytes_of(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _str_of(text: str) -> str:
+    value = json.loads(text)
+    if type(value) is not str:
+        raise ValueError("$str needs the JSON of a string")
+    return value
+
+
+def _revive_dict(codec: Codec, env: dict[str, Any]) -> dict[str, Any]:
+    inner = env["$dict"]
+    if type(inner) is not dict:
+        raise ValueError("$dict needs an object")
+    return _revive_values(codec, inner)
+
+
+def _revive_moment(name: str, cls: Any) -> Callable[[Codec, dict[str, Any]], Any]:
+    def revive(codec: Codec, env: dict[str, Any]) -> Any:
+        value = cls.fromisoformat(env[name])
+        if "zone" in env:
+            value = value.replace(tzinfo=ZoneInfo(codec._revive(env["zone"])))
+        if "tzname" in env:
+            value = value.replace(tzinfo=timezone(value.utcoffset(), codec._revive(env["tzname"])))
+        return value.replace(fold=env["fold"]) if "fold" in env else value
+
+    return revive
+
+
+def _revive_uuid(codec: Codec, env: dict[str, Any]) -> UUID:
+    return UUID(env["$uuid"], is_safe=SafeUUID(env.get("safe")))
+
+
+def _revive_path(codec: Codec, env: dict[str, Any]) -> pathlib.PurePath:
+    text, pure = codec._revive(env["$path"]), _PATHS[env["type"]]
+    own = type(pathlib.Path())
+    return own(text) if env["type"] == own.__name__ else pure(text)  # another system's path is only words here
+
+
+def _revive_enum(codec: Codec, env: dict[str, Any]) -> Any:
+    cls: Any = codec._classes.get(env["$enum"])
+    if cls is None:
+        return codec._revive(env["value"]) if "value" in env else env["name"]
+    if not isinstance(cls, enum.EnumMeta):
+        raise _unbuildable(cls, "was an Enum when this was stored")
+    if "name" not in env:
+        try:
+            return cls(codec._revive(env["value"]))
+        except (ValueError, TypeError) as error:
+            raise _unbuildable(cls, f"has no member of the stored value: {_told(error)}") from error
+    if env["name"] not in cls._member_map_:
+        raise _unbuildable(cls, f"has no member {quote(env['name'])}, which the stored value is; give it back")
+    return cls._member_map_[env["name"]]
+
+
+def _revive_object(codec: Codec, env: dict[str, Any]) -> Any:
+    (tag, name), *parts = env.items()
+    cls = codec._classes.get(name)
+    more = {key[1:]: codec._revive(part) for key, part in parts if key[:1] == "$"}
+    fields = {key: part if type(part) in _SCALARS else codec._revive(part) for key, part in parts if key[:1] != "$"}
+    record = _Record(**{"attrs": {}, "absent": [], **more, "fields": fields})
+    if cls is not None:
+        return _build(cls, record)
+    return tuple(fields.values()) if tag == "$namedtuple" else record.plain()
+
+
+def _build(cls: Any, record: _Record) -> Any:
+    kind = _kind_of(cls)
+    if kind is None:
+        raise _unbuildable(cls, "was a class with fields when this was stored")
+    known, state = _fields_of(cls), dict(record.attrs)
+    for name in record.fields:
+        if name not in known:
+            raise _unbuildable(cls, f"has no field {quote(name)}, which the stored object has; give it back")
+    for name, default in known.items():
+        if name in record.fields:
+            state[name] = record.fields[name]
+        elif name not in record.absent:
+            if default is None:
+                raise _unbuildable(cls, f"has a field {quote(name)} that the stored object lacks; give it a default")
+            state[name] = default()
+    try:
+        return kind.build(cls, state, record)
+    except Exception as error:
+        raise _unbuildable(cls, f"cannot be built from what is stored: {_told(error)}") from error
+
+
+def _unbuildable(cls: type, what: str) -> UnbuildableValue:
+    return UnbuildableValue(f"{cls.__qualname__} {what}, or set version= to compute these results anew", cls=cls)
+
+
+# --- what an annotation names ---
+
+
+def _name_table(annotation: Any) -> tuple[dict[str, type | None], dict[type, str]]:
+    """(name → class, None where two share it; class → the name it is written under)."""
+    classes: dict[str, type | None] = {}
+    found = dict.fromkeys(_named_classes(annotation))
+    for cls in found:
+        for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
+            classes[name] = cls if classes.get(name, cls) is cls else None
+    names = {cls: name for name, cls in reversed(classes.items()) if cls is not None}
+    return classes, names
+
+
+def _named_classes(annotation: Any) -> Iterator[type]:
+    seen: dict[int, Any] = {}  # by identity, and kept: an annotation may be unhashable, or made on the fly
+    pending = [annotation]
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen[id(part)] = part
+        pending.extend(_inner(part))
+        if isinstance(part, enum.EnumMeta) or (isinstance(part, type) and _kind_of(part)):
+            yield part
+
+
+def _inner(part: Any) -> Iterable[Any]:
+    origin = typing.get_origin(part)
+    if origin in (typing.Literal, typing.ClassVar):
+        return ()
+    if origin is typing.Annotated:
+        return typing.get_args(part)[:1]
+    if origin is not None:
+        return (origin, *typing.get_args(part))
+    if isinstance(part, typing.TypeVar):
+        return (part.__bound__, *part.__constraints__)
+    if isinstance(part, dataclasses.InitVar):
+        return (part.type,)
+    if not isinstance(part, type):
+        return [value for name in ("__supertype__", "__value__") if (value := _quietly(part, name)) is not None]
+    bases = getattr(part, "__orig_bases__", ())
+    kind = _kind_of(part)
+    if kind is _PYDANTIC:
+        return (*bases, *(field.annotation for field in part.model_fields.values()))  # type: ignore[attr-defined]
+    if kind is not None or (issubclass(part, dict) and hasattr(part, "__total__")):
+        return (*bases, *_hints(part))
+    return bases
+
+
+def _quietly(part: Any, name: str) -> Any:
+    try:
+        return getattr(part, name, None)
+    except Exception:  # the value of a lazy alias may be any expression of the user's
+        return None
+
+
+def _hints(cls: type) -> list[Any]:
+    """The types of a class's fields; one that cannot be resolved does not hide the others."""
+    typed = [field.type for field in getattr(cls, "__attrs_attrs__", ()) if not isinstance(field.type, str)]
+    try:
+        return [*typed, *typing.get_type_hints(cls).values()]
+    except Exception:
+        pass
+    for base in cls.__mro__:
+        scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        names = {**vars(base), base.__name__: base, cls.__name__: cls}
+        for name, hint in (_quietly(base, "__annotations__") or {}).items():
+            try:
+                typed += typing.get_type_hints(SimpleNamespace(__annotations__={name: hint}), scope, names).values()
+            except Exception:
+                continue
+    return typed
+
+
+# --- canonical JSON ---
+
+
+def _canonical(item: Any, depth: int) -> Any:
+    cls = type(item)
+    if cls is int:
+        return item if item.bit_length() <= 64 else msgspec.Raw(str(Decimal(item)).encode())
+    if cls in _SCALARS:
+        return _TAGGERS[cls](_NO_TAGGER, item, None)
+    if depth == MAX_DEPTH or cls not in (dict, list, tuple):
+        raise ValueError
+    if cls is not dict:
+        parts = [_canonical(part, depth + 1) for part in item]
+        return parts if cls is list else {"$tuple": parts}
+    if not all(type(key) is str for key in item):
+        raise ValueError
+    ordered = {key: _canonical(item[key], depth + 1) for key in sorted(item)}
+    if any(map(_has_surrogate, ordered)):
+        return {"$map": [[_tag_str(_NO_TAGGER, key, None), part] for key, part in ordered.items()]}
+    return {"$dict": ordered} if next(iter(ordered), "").startswith("$") else ordered
+
+
+# --- the tables ---
+
+_PLAIN_FORMS: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    complex: complex.__pos__,
+    bytes: lambda value: b"".join([bytes.__getitem__(value, slice(None))]),
+    bytearray: lambda value: bytearray(memoryview(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    list: lambda value: list(list.__iter__(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+}
+_FACTORIES = {cls.__name__: cls for cls in (list, dict, set, int, float, str, tuple, bool, bytes)}
+_PATHS: dict[str, Callable[[str], pathlib.PurePath]] = {
+    "PosixPath": pathlib.PurePosixPath,
+    "PurePosixPath": pathlib.PurePosixPath,
+    "WindowsPath": pathlib.PureWindowsPath,
+    "PureWindowsPath": pathlib.PureWindowsPath,
+}
+_TAGGERS: dict[Any, Callable[[_Tagger, Any, _Where], Any]] = {
+    type(None): _tag_itself,
+    bool: _tag_itself,
+    str: _tag_str,
+    int: _tag_int,
+    float: _tag_float,
+    list: _tag_list,
+    tuple: _tag_tuple,
+    dict: _tag_dict,
+    set: _tag_set,
+    frozenset: _tag_set,
+    bytes: _text_tagger("$bytes", lambda value: base64.b64encode(value).decode()),
+    bytearray: _text_tagger("$bytearray", lambda value: base64.b64encode(value).decode()),
+    complex: _parts_tagger("$complex", lambda value: (value.real, value.imag)),
+    range: _parts_tagger("$range", lambda value: (value.start, value.stop, value.step)),
+    slice: _parts_tagger("$slice", lambda value: (value.start, value.stop, value.step)),
+    Fraction: _parts_tagger("$fraction", lambda value: (value.numerator, value.denominator)),
+    timedelta: _parts_tagger("$timedelta", lambda value: (value.days, value.seconds, value.microseconds)),
+    Decimal: _text_tagger("$decimal", str),
+    date: _text_tagger("$date", date.isoformat),
+    datetime: _tag_moment,
+    time: _tag_moment,
+    UUID: _tag_uuid,
+    **dict.fromkeys({pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path())}, _tag_path),
+    collections.OrderedDict: _tag_pairs,
+    collections.Counter: _tag_pairs,
+    collections.defaultdict: _tag_defaultdict,
+    collections.deque: _tag_deque,
+    type(msgspec.UNSET): lambda t, value, where: {"$unset": None},
+}
+_REVIVERS: dict[str, Callable[[Codec, dict[str, Any]], Any]] = {
+    "$tuple": _made_of_list("$tuple", tuple),
+    "$set": _made_of_list("$set", set),
+    "$frozenset": _made_of_list("$frozenset", frozenset),
+    "$float": _made_of_text("$float", float),
+    "$int": _made_of_text("$int", lambda text: int(text, 16)),
+    "$str": _made_of_text("$str", _str_of),
+    "$bytes": _made_of_text("$bytes", _bytes_of),
+    "$bytearray": _made_of_text("$bytearray", lambda text: bytearray(_bytes_of(text))),
+    "$complex": _made_of_parts("$complex", complex),
+    "$range": _made_of_parts("$range", range),
+    "$slice": _made_of_parts("$slice", slice),
+    "$fraction": _made_of_parts("$fraction", Fraction),
+    "$timedelta": _made_of_parts("$timedelta", timedelta),
+    "$decimal": _made_of_text("$decimal", Decimal),
+    "$date": _made_of_text("$date", date.fromisoformat),
+    "$datetime": _revive_moment("$datetime", datetime),
+    "$time": _revive_moment("$time", time),
+    "$uuid": _revive_uuid,
+    "$path": _revive_path,
+    "$dict": _revive_dict,
+    "$map": _made_of_pairs("$map", lambda env: {}),
+    "$OrderedDict": _made_of_pairs("$OrderedDict", lambda env: collections.OrderedDict()),
+    "$Counter": _made_of_pairs("$Counter", lambda env: collections.Counter()),
+    "$defaultdict": _made_of_pairs(
+        "$defaultdict",
+        lambda env: collections.defaultdict(None if env["factory"] is None else _FACTORIES[env["factory"]]),
+    ),
+    "$deque": lambda codec, env: collections.deque(_list_of(codec, env, "$deque"), env["maxlen"]),
+    "$ndarray": _revive_ndarray,
+    "$npscalar": _revive_npscalar,
+    "$enum": _revive_enum,
+    "$class": _revive_object,
+    "$namedtuple": _revive_object,
+    "$unset": lambda codec, env: msgspec.UNSET,
+}
+_NO_TAGGER = _Tagger(Codec())

@@ -1,0 +1,244 @@
+"""Every error that is ours: what happened, where, and what to do next.
+
+    CheckpointError
+    ├── InvalidName          ValueError       a checkpoint's name that is no safe file name
+    ├── InvalidKey           ValueError       a key of another type than a key may have
+    ├── InvalidOption        ValueError       an option's value, told when it is given
+    ├── InvalidFunction      TypeError        a function that cannot be mapped
+    ├── VersionNeeded        TypeError        what a method's result depends on cannot be told
+    ├── DuplicateKey         ValueError       two unequal items, one key
+    ├── InputChanged         ValueError       a known key, another item (on_change="error")
+    ├── UnencodableValue     TypeError        a value that cannot be written; it was kept aside
+    ├── UnbuildableValue     TypeError        a stored object that its class can no longer be built from
+    ├── DamagedRecord        ValueError       a record whose bytes are not those that were written
+    ├── StoreClosed          ValueError       used after close()
+    ├── StoreForked          RuntimeError     a forked child used its parent's open checkpoint
+    ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
+    │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
+    │   └── JournalLost      OSError          a journal was cut, deleted or replaced while open
+    ├── ItemError            RuntimeError     one item's failure, as read from disk
+    └── ItemsFailed          ExceptionGroup   some items failed; every other one is saved
+        └── TooManyErrors    ExceptionGroup   the pass was ended early
+
+Each subclasses the builtin that a caller would expect, carries its parts as attributes, and pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointLocked",
+    "DamagedRecord",
+    "DuplicateKey",
+    "InputChanged",
+    "InvalidFunction",
+    "InvalidKey",
+    "InvalidName",
+    "InvalidOption",
+    "ItemError",
+    "ItemsFailed",
+    "JournalLost",
+    "StoreClosed",
+    "StoreError",
+    "StoreForked",
+    "TooManyErrors",
+    "UnbuildableValue",
+    "UnencodableValue",
+    "VersionNeeded",
+    "quote",
+]
+
+
+def quote(data: object, limit: int = 200) -> str:
+    """Data as a message may quote it: its repr, at most `limit` characters of it."""
+    try:
+        text = repr(data if not isinstance(data, (str, bytes)) else data[: limit + 1])
+    except Exception as error:  # a user's __repr__ may do anything; a message must still be made
+        text = f"<{type(data).__name__} whose repr raises {type(error).__name__}>"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _rebuild(cls: type[CheckpointError], message: str, parts: dict[str, Any]) -> CheckpointError:
+    return cls(message, **parts)
+
+
+class CheckpointError(Exception):
+    """The base of every error of this library.
+
+    Args:
+        message: what, where, and what to do next.
+        parts: the error's own attributes, by name.
+    """
+
+    def __init__(self, message: str, /, **parts: Any) -> None:
+        super().__init__(message)
+        self._parts = tuple(parts)
+        for name, value in parts.items():
+            setattr(self, name, value)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = {name: getattr(self, name) for name in self._parts}
+        notes = getattr(self, "__notes__", None)
+        return (_rebuild, (type(self), self.args[0], parts), {"__notes__": notes} if notes else None)
+
+
+class InvalidName(CheckpointError, ValueError):
+    """A checkpoint's name must be one safe file-name component. `.name` is what was given."""
+
+    name: object
+
+
+class InvalidKey(CheckpointError, ValueError):
+    """Keys are str, int, float (not NaN), bool, None, and tuples of those. `.key` is what was given."""
+
+    key: object
+
+
+class InvalidOption(CheckpointError, ValueError):
+    """An option has a value it cannot have."""
+
+
+class InvalidFunction(CheckpointError, TypeError):
+    """Only a callable that takes one item can be mapped."""
+
+
+class VersionNeeded(CheckpointError, TypeError):
+    """A bound method reads attributes that cannot be told apart by value; name the version yourself."""
+
+
+class DuplicateKey(CheckpointError, ValueError):
+    """Two unequal items have one key. `.key`, and `.places`: the 0-based places of both."""
+
+    key: object
+    places: tuple[int, int]
+
+
+class InputChanged(CheckpointError, ValueError):
+    """An item differs from the one its key was computed from. `.keys` lists such keys, at most 100."""
+
+    keys: Sequence[object]
+
+
+class UnencodableValue(CheckpointError, TypeError):
+    """A value that cannot be written so that it reads back the same.
+
+    `.where` is the path to the culprit, such as ``result['deep'][0]``; `.key` the item's key, where known.
+    """
+
+    where: str
+    key: object = None
+
+
+class UnbuildableValue(CheckpointError, TypeError):
+    """A stored object whose class has changed since, so that it cannot be built from what is stored."""
+
+    cls: type | None = None
+
+
+class DamagedRecord(CheckpointError, ValueError):
+    """A record's bytes are not those that were written. `.path`, `.line` (1-based), `.key`, and `.why`."""
+
+    path: str
+    line: int
+    key: object = None
+    why: str = ""
+
+
+class StoreClosed(CheckpointError, ValueError):
+    """The runner was closed."""
+
+
+class StoreForked(CheckpointError, RuntimeError):
+    """A forked child cannot write through what its parent opened."""
+
+
+class StoreError(CheckpointError, OSError):
+    """The store could not read or write.
+
+    `.errno` and `.filename` as in OSError. `.unsaved` maps keys to the values that are not on disk.
+    """
+
+    unsaved: Mapping[Any, Any] = {}
+
+
+class CheckpointLocked(StoreError, BlockingIOError):
+    """Another writer holds the checkpoint. `.pid`, `.host`, `.since` (UTC ISO 8601), each None where unknown."""
+
+    pid: int | None = None
+    host: str | None = None
+    since: str | None = None
+
+
+class JournalLost(StoreError):
+    """A journal was cut, deleted or replaced while it was open. `.keys` are the keys at risk.
+
+    `.intact`: how many bytes from its start are still what was written.
+    """
+
+    keys: Sequence[object] = ()
+    intact: int = 0
+
+
+class ItemError(CheckpointError, RuntimeError):
+    """One item's failure, as it was recorded: what stands in a failed item's place.
+
+    `.key`; `.type`, the exception's type name; `.message`; `.traceback`, plain text or None; `.attempts` or None.
+    """
+
+    key: object = None
+    type: str | None = None
+    message: str = ""
+    traceback: str | None = None
+    attempts: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ItemError):
+            return NotImplemented
+        return (self.key, self.type, self.message) == (other.key, other.type, other.message)
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.type, self.message))
+
+
+def _regroup(
+    cls: type[ItemsFailed], message: str, members: Sequence[Exception], results: Sequence[Any] | None
+) -> ItemsFailed:
+    group = cls(message, members)
+    group.results = results
+    return group
+
+
+class ItemsFailed(CheckpointError, ExceptionGroup[Exception]):
+    """Some items failed, after every other one was run and saved.
+
+    `.exceptions` are the first 100 failures: the originals where this process has them, else `ItemError`.
+    `.results` is what ``return_exceptions=True`` would have returned.
+    """
+
+    results: Sequence[Any] | None = None
+
+    def __new__(cls, message: str, members: Sequence[Exception]) -> Self:
+        return super().__new__(cls, message, members)
+
+    def __init__(self, message: str, members: Sequence[Exception]) -> None:
+        ExceptionGroup.__init__(self, message, members)
+
+    def derive(self, excs: Sequence[Exception], /) -> ItemsFailed:  # type: ignore[override]  # split() keeps the type
+        return type(self)(self.message, excs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        results = None if self.results is None else list(self.results)
+        return (_regroup, (type(self), self.message, self.exceptions, results))
+
+
+class TooManyErrors(ItemsFailed):
+    """The pass was ended early: `max_errors` was reached, or everything failed in one way."""

@@ -1,0 +1,538 @@
+r"""An append-only file of records, one a line, and what a line is.
+
+The promise: a record is written whole by one `os.write`, newline included, or cut back; a record read is the one that
+was written, or `DamagedRecord`; bytes that cannot be read are set aside, never destroyed.
+
+A line is ``{"key": …, …, "crc": "xxxxxxxx"}\n`` in compact JSON, the crc being that of every byte before its own comma.
+Lines end in ``\n`` and nothing else splits them. A line without crc is *foreign*: written by hand or by schema 1.0.0.
+Journals are read with `pread`, never mapped: mapping a file that another process cuts kills Python.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import logging
+import os
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from checkpoint.clock import Stamper
+from checkpoint.errors import DamagedRecord, JournalLost, StoreError, quote
+
+__all__ = [
+    "CRC_SIZE",
+    "Journal",
+    "Reader",
+    "Record",
+    "fsync",
+    "fsync_directory",
+    "open_safely",
+    "parse",
+    "seal",
+    "store_error",
+]
+
+CRC_SIZE = len(b',"crc":"00000000"}')
+log = logging.getLogger("checkpoint")
+
+_BLOCK = 1 << 19
+_BOM = b"\xef\xbb\xbf"
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+
+
+def fsync(fd: int) -> None:
+    """Data and size are on the medium when this returns, as far as the system can tell."""
+    if sys.platform == "darwin":
+        import fcntl  # fsync on macOS leaves the data in the drive's cache
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    elif hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
+
+
+def fsync_directory(path: Path) -> None:
+    """Names created or renamed in the directory survive a power cut; a no-op where directories cannot be opened."""
+    if os.name == "nt":
+        return
+    fd = os.open(path, os.O_RDONLY | _CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no directory fsync
+            raise
+    finally:
+        os.close(fd)
+
+
+def open_safely(path: Path, flags: int) -> int:
+    """Open one of our own dot-files: never through a symlink, closed in children, permissions by the umask."""
+    return os.open(path, flags | _CLOEXEC | _BINARY | _NOFOLLOW, 0o666)
+
+
+def store_error(error: OSError, doing: str, path: Path, advice: str = "", **parts: Any) -> StoreError:
+    """The `StoreError` for a failed system call, with its errno and file name."""
+    reason = error.strerror or str(error)
+    number = error.errno or errno.EIO
+    hint = advice or _ADVICE.get(number, "")
+    message = f"{doing} {path}: {reason} (errno {number})" + (f"; {hint}" if hint else "")
+    return StoreError(message, errno=number, strerror=reason, filename=str(path), **parts)
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk and run the same line again: what is saved stays saved",
+    errno.EDQUOT: "make room in your quota and run the same line again: what is saved stays saved",
+    errno.EFBIG: "the file-size limit (ulimit -f) is reached; raise it and run the same line again",
+    errno.EACCES: "it is not writable for this user; change its permissions or choose another checkpoint_dir",
+    errno.EPERM: "it is not writable for this user; change its permissions or choose another checkpoint_dir",
+    errno.EROFS: "the file system is read-only; choose another checkpoint_dir",
+    errno.EIO: "the disk reports an error: copy the checkpoint to another disk before you go on",
+}
+
+
+# --- a line ---------------------------------------------------------------------------------------------------------
+
+
+class Record(msgspec.Struct, gc=False):
+    """A record's fields, parsed; `result` and `pickle` stay as they are in the file."""
+
+    key: Any
+    result: msgspec.Raw = msgspec.Raw()
+    timestamp: str = ""
+    version: str = ""
+    input: str = ""
+    forgotten: bool = False
+    error: str | None = None
+    type: str | None = None
+    traceback: str | None = None
+    attempts: int | None = None
+    elapsed: float | None = None
+    session: str = ""
+    pickle: str | None = None
+    repr: str | None = None
+    crc: str = ""
+
+
+_decode_record = msgspec.json.Decoder(Record).decode
+_scalar_key = (str, int, float, bool, type(None))
+
+
+def seal(head: bytes) -> bytes:
+    """The line for a record's fields (compact JSON without its closing brace): its checksum and the newline added."""
+    return b'%b,"crc":"%08x"}\n' % (head, zlib.crc32(head))
+
+
+def _crc_holds(line: bytes) -> bool:
+    tail = line[-CRC_SIZE:]
+    return (
+        tail[:8] == b',"crc":"'
+        and tail[16:] == b'"}'
+        and tail[8:16] == b"%08x" % zlib.crc32(memoryview(line)[:-CRC_SIZE])
+    )
+
+
+def parse(line: bytes) -> Record:
+    """The record on a line (its newline and a carriage return or BOM around it are read through).
+
+    Raises:
+        ValueError: it is damaged; the message says how.
+    """
+    line = line.rstrip(b"\r\n").removeprefix(_BOM)
+    try:
+        record = _decode_record(line)
+    except (ValueError, RecursionError) as error:
+        return _parse_foreign(line, error)
+    if not record.crc:
+        return _foreign(record)
+    if not _crc_holds(line):
+        raise ValueError("its checksum does not match (delete the crc field of a line that you edit by hand)")
+    return record
+
+
+def _foreign(record: Record) -> Record:
+    if not isinstance(record.key, _scalar_key) and not (isinstance(record.key, dict) and "$tuple" in record.key):
+        raise ValueError(f"its key is a {type(record.key).__name__}")
+    return record
+
+
+def _parse_foreign(line: bytes, error: Exception) -> Record:
+    """A line of the standard json module: NaN and lone surrogates, which a line of ours never holds."""
+    if b'"crc":"' in line[-CRC_SIZE:]:
+        raise ValueError(f"it is not valid JSON: {error}")
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as also:
+        raise ValueError(f"it is not valid JSON: {also}") from None
+    if not isinstance(fields, dict) or "key" not in fields:
+        raise ValueError("it is not an object with a key")
+    raw = json.dumps(fields.pop("result", None)).encode()
+    known = {name: value for name, value in fields.items() if name in Record.__struct_fields__ and name != "crc"}
+    try:
+        record = msgspec.convert(known, Record, strict=False)
+    except (ValueError, TypeError, RecursionError) as also:
+        raise ValueError(f"its fields are of the wrong types: {also}") from None
+    record.result = msgspec.Raw(raw)
+    return _foreign(record)
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """An open journal file, for anyone to read; closed when the last one who holds it lets go.
+
+    Whoever keeps a reader keeps the bytes: what replaces or unlinks the file does not touch them.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def open(cls, path: Path) -> Reader | None:
+        """The file at `path`, or None where there is none yet."""
+        try:
+            return cls(path, os.open(path, os.O_RDONLY | _CLOEXEC | _BINARY))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error(error, "cannot open", path) from error
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def size(self) -> int:
+        """Bytes in the file."""
+        return os.fstat(self._fd).st_size
+
+    def is_current(self) -> bool:
+        """Whether this is still the file at the path."""
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            return False
+        mine = os.fstat(self._fd)
+        return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """At most `size` bytes at `offset`.
+
+        Raises:
+            StoreError: the system reported an error: never an empty answer instead.
+        """
+        try:
+            return _pread(self._fd, size, offset)
+        except OSError as error:
+            raise store_error(error, "cannot read", self.path) from error
+
+    def line_at(self, offset: int) -> bytes:
+        """The line that starts at `offset`, without its newline."""
+        size = 4096
+        data = self.pread(size, offset)
+        while (stop := data.find(b"\n")) < 0 and len(data) == size:
+            size *= 16
+            data = self.pread(size, offset)
+        return data if stop < 0 else data[:stop]
+
+    def read(self, offset: int, key: Any = None) -> Record:
+        """The record at `offset`; `key` is for the message.
+
+        Raises:
+            DamagedRecord: naming the line.
+        """
+        line = self.line_at(offset)
+        try:
+            return parse(line)
+        except ValueError as error:
+            raise self.damaged(offset, str(error), line, key) from None
+
+    def damaged(self, offset: int, why: str, line: bytes = b"", key: object = None) -> DamagedRecord:
+        """The error for the record at `offset`."""
+        number = self.line_number(offset)
+        what = f"{self.path}:{number}: damaged record" + (f" of key {quote(key)}" if key is not None else "")
+        shown = f" (it begins {quote(line[:60])})" if line else ""
+        return DamagedRecord(
+            f"{what}: {why}{shown}. Every other record is intact; run the same line again to compute this one anew",
+            path=str(self.path),
+            line=number,
+            key=key,
+            why=why,
+        )
+
+    def line_number(self, offset: int) -> int:
+        """The 1-based number of the line at `offset`; reads the file up to there."""
+        count, at = 1, 0
+        while at < offset and (data := self.pread(min(_BLOCK, offset - at), at)):
+            count += data.count(b"\n")
+            at += len(data)
+        return count
+
+    def blocks(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of runs of whole lines from `start` on; what follows the last newline is left out."""
+        at, carried = start, [b""]
+        while data := self.pread(_BLOCK, at + sum(map(len, carried))):
+            cut = data.rfind(b"\n") + 1
+            if not cut:
+                carried.append(data)
+                continue
+            block = b"".join([*carried, data[:cut]])
+            yield at, block
+            at += len(block)
+            carried = [data[cut:]]
+
+    def tail(self) -> tuple[int, bytes]:
+        """(offset, bytes) of what follows the last newline: empty unless the last write was torn."""
+        at, parts = self.size(), [b""]
+        while at > 0:
+            step = min(_BLOCK, at)
+            data = self.pread(step, at - step)
+            at -= step
+            cut = data.rfind(b"\n") + 1
+            parts.append(data[cut:])
+            if cut:
+                return at + cut, b"".join(reversed(parts))
+        return 0, b"".join(reversed(parts))
+
+
+class Journal:
+    """One journal file, read by anyone and appended to by the one who holds the lock.
+
+    Args:
+        path: the file; it need not exist until the first append.
+        sync: what makes a descriptor's data durable.
+
+    Attributes:
+        reader: the open file, or None where there is none yet.
+        end: bytes of whole lines that are known to be there; where the next record goes.
+        dirty: whether something was written since the last `sync`.
+        in_doubt: whether an append was left half-way; `repair` tells.
+    """
+
+    def __init__(self, path: Path, *, sync: Callable[[int], None] = fsync) -> None:
+        self.path = path
+        self.reader: Reader | None = None
+        self.end = 0
+        self.dirty = False
+        self.in_doubt = False
+        self._sync = sync
+        self._writer: int | None = None
+
+    def open(self) -> Reader | None:
+        """Open for reading, if there is a file."""
+        if self.reader is None:
+            self.reader = Reader.open(self.path)
+        return self.reader
+
+    @property
+    def writable(self) -> bool:
+        """Whether it is open for appending."""
+        return self._writer is not None
+
+    def open_to_write(self) -> None:
+        """Open for appending and repair the end: call it under the lock, since it cuts a torn tail off.
+
+        Raises:
+            StoreError: naming the file that is not writable.
+        """
+        if self._writer is not None:
+            return
+        existed = self.open() is not None
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _CLOEXEC | _BINARY
+        try:
+            self._writer = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise store_error(error, "cannot open for writing", self.path) from error
+        try:
+            if not existed:
+                fsync_directory(self.path.parent)
+                self.open()
+            self.repair()
+        except BaseException:
+            self.stop_writing()
+            raise
+
+    def repair(self) -> bytes:
+        """Make the file end in a whole line: complete a record that only lacks its newline, set aside a torn one.
+
+        It may be cut off at any point and run again. Returns the bytes that were set aside.
+
+        Raises:
+            StoreError: it could not be done; the bytes are still in the file.
+        """
+        assert self._writer is not None
+        assert self.reader is not None
+        offset, torn = self.reader.tail()
+        try:
+            if torn and _is_whole(torn):
+                os.write(self._writer, b"\n")
+                torn = b""
+            elif torn:
+                self._set_aside(offset, torn)
+                os.ftruncate(self._writer, offset)
+        except OSError as error:
+            raise store_error(error, "cannot repair", self.path) from error
+        self.in_doubt = False
+        if torn:
+            log.warning(
+                "%s ended in a torn record of %d bytes: set aside in %s; its item runs again",
+                self.path, len(torn), self.aside,
+            )  # fmt: skip
+        return torn
+
+    @property
+    def aside(self) -> Path:
+        """Where bytes are kept that a repair cut off: JSON lines with offset, timestamp and base64 bytes."""
+        return self.path.with_name(f".{self.path.stem.lstrip('.')}.aside")
+
+    def _set_aside(self, offset: int, torn: bytes) -> None:
+        """On disk, and synced, before the journal is cut: a crash between the two only sets them aside twice."""
+        entry = {"offset": offset, "timestamp": Stamper()().decode(), "bytes": base64.b64encode(torn).decode()}
+        fd = open_safely(self.aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            _write_all(fd, json.dumps(entry).encode() + b"\n")
+            self._sync(fd)
+        finally:
+            os.close(fd)
+        fsync_directory(self.path.parent)
+
+    def append(self, lines: bytes) -> int:
+        """Append whole lines, all of them or none; returns the offset of the first.
+
+        Raises:
+            StoreError: nothing was appended. With errno ENOSPC and its like the same process can go on.
+            JournalLost: the file was cut meanwhile; nothing of ours was left in it.
+        """
+        writer, start = self._writer, self.end
+        assert writer is not None
+        # An exception from a signal handler may leave any part of this undone: the next append looks first.
+        self.in_doubt = True
+        try:
+            written = os.write(writer, lines)
+            if written != len(lines):
+                _write_all(writer, memoryview(lines)[written:])
+        except OSError as error:
+            self._cut_back(start)
+            raise store_error(error, "cannot write to", self.path) from error
+        self.dirty = True
+        place = os.lseek(writer, 0, os.SEEK_CUR)  # with O_APPEND: the end of the file that the write went to
+        if place != start + len(lines):
+            start = self._moved(place - len(lines))
+        self.end = place
+        self.in_doubt = False
+        return start
+
+    def _cut_back(self, size: int) -> None:
+        assert self._writer is not None
+        try:
+            os.ftruncate(self._writer, size)
+        except OSError:
+            return  # in_doubt stays: the next append repairs first, or refuses
+        self.in_doubt = False
+
+    def _moved(self, start: int) -> int:
+        """Somebody appended lines between ours, which does no harm; or cut the file, which does."""
+        assert self._writer is not None
+        assert self.reader is not None
+        if start > self.end and self.reader.pread(1, start - 1) == b"\n":
+            return start
+        os.ftruncate(self._writer, start)
+        raise self._lost("was cut" if start < self.end else "got a torn line from another program", start)
+
+    def _lost(self, how: str, intact: int) -> JournalLost:
+        return JournalLost(
+            f"{self.path} {how} while this process had it open",
+            errno=errno.ESTALE,
+            strerror="stale file handle",
+            filename=str(self.path),
+            intact=intact,
+        )
+
+    def check_place(self) -> None:
+        """Raise `JournalLost` where the file at the path is not, or no longer, the one that is written to."""
+        if self._writer is None or self.reader is None:
+            return
+        if not self.reader.is_current():
+            raise self._lost("was replaced" if os.path.lexists(self.path) else "was deleted", 0)
+        if (size := self.reader.size()) < self.end:
+            raise self._lost("was cut", size)
+
+    def sync(self) -> None:
+        """Everything appended so far is on the medium when this returns."""
+        if self._writer is not None and self.dirty:
+            self.dirty = False  # before the call: what is appended during it waits for the next one
+            self._sync_descriptor(self._writer)
+
+    def lend(self) -> Callable[[], None] | None:
+        """What syncs everything appended so far, once, without keeping those who append waiting; None if all is."""
+        if self._writer is None or not self.dirty:
+            return None
+        self.dirty = False
+        fd = os.dup(self._writer)  # the writer's own may be closed meanwhile
+
+        def sync() -> None:
+            try:
+                self._sync_descriptor(fd)
+            finally:
+                os.close(fd)
+
+        return sync
+
+    def _sync_descriptor(self, fd: int) -> None:
+        try:
+            self._sync(fd)
+        except OSError as error:
+            raise store_error(error, "cannot sync", self.path) from error
+
+    def stop_writing(self) -> None:
+        """Close for appending; reading goes on."""
+        if self._writer is not None:
+            os.close(self._writer)
+            self._writer = None
+
+    def close(self) -> None:
+        """Let go of the file; `open` starts anew."""
+        self.stop_writing()
+        self.reader = None
+        self.end = 0
+        self.dirty = False
+        self.in_doubt = False
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line without its newline is a record that nothing else is missing from."""
+    if not line.endswith(b"}"):
+        return False
+    try:
+        parse(line)
+    except ValueError:
+        return False
+    return True
+
+
+if hasattr(os, "pread"):
+    _pread = os.pread
+else:  # Windows: positions are per descriptor, so readers of one descriptor take turns
+    import threading
+
+    _turn = threading.Lock()
+
+    def _pread(fd: int, size: int, offset: int) -> bytes:
+        with _turn:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.read(fd, size)

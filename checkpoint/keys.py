@@ -1,0 +1,235 @@
+"""What names an item: its key, and the digest of its content.
+
+Keys are str, int, float (not NaN), bool, None and tuples of those, and are equal as in a dict: `1`, `1.0` and `True`
+are one key, `"1"` is another. On disk a key is written as it was given; `identity` is the same bytes for equal keys.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from checkpoint.codecs import Codec, canonical
+from checkpoint.errors import InvalidKey, InvalidOption, quote
+
+__all__ = [
+    "Key",
+    "KeyFunction",
+    "digest_of",
+    "identity",
+    "item_digest",
+    "key_from_json",
+    "key_function",
+    "key_json",
+    "plain_key",
+    "short_digest",
+]
+
+Key = str | int | float | bool | None | tuple[Any, ...]
+KeyFunction = Callable[[Any], Any]
+
+_LONGEST_OWN_KEY = 200  # bytes; a longer item is named by its digest, so that the journal stays readable
+_MOST_DIGITS = 4300  # Python's own limit for int <-> str
+_codec = Codec()
+_encode = msgspec.json.Encoder().encode
+_exact = frozenset({str, int, bool, type(None)})
+
+
+def plain_key(key: Any) -> Key:
+    """The key as an exact builtin: subclasses and numpy scalars become what they hold.
+
+    Raises:
+        InvalidKey: it is of another type, NaN, or an int of more than 4,300 digits.
+    """
+    kind = type(key)
+    if kind is str or kind is bool or key is None:
+        return key  # type: ignore[no-any-return]
+    if kind is int:
+        return _checked_int(key)
+    if kind is float:
+        return _checked_float(key)
+    if kind is tuple:
+        return tuple([plain_key(part) for part in key])
+    return _unusual_key(key)
+
+
+def _checked_int(key: int) -> int:
+    if -(1 << 63) <= key < 1 << 63 or key.bit_length() < _MOST_DIGITS * 3:
+        return key
+    raise InvalidKey(f"an int key has more than {_MOST_DIGITS * 9 // 10:,} digits; use its hash as the key", key=key)
+
+
+def _checked_float(key: float) -> float:
+    if key != key:
+        raise InvalidKey("a key is NaN, which equals nothing, itself included; give such items another key", key=key)
+    return key
+
+
+def _unusual_key(key: Any) -> Key:
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(key, numpy.generic):
+        held = key.item()
+        if type(held) in (str, int, float, bool):
+            return plain_key(held)
+    elif isinstance(key, str):
+        return str.__str__(key)
+    elif isinstance(key, int):
+        return _checked_int(int.__int__(key))
+    elif isinstance(key, float):
+        return _checked_float(float.__float__(key))
+    elif isinstance(key, tuple):
+        return tuple([plain_key(part) for part in tuple.__iter__(key)])
+    raise InvalidKey(
+        f"a key is {quote(key)}, a {type(key).__name__}; keys are str, int, float, bool, None and tuples of those",
+        key=key,
+    )
+
+
+def key_json(key: Key) -> bytes:
+    """The key as it stands in a record."""
+    if type(key) in _exact:
+        try:
+            return _encode(key)
+        except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
+            pass  # a lone surrogate, or an int that only the codec's envelope holds
+    return _codec.encode(key)
+
+
+def key_from_json(key: Any) -> Key:
+    """A key from the parsed JSON of a record: its inverse.
+
+    Raises:
+        ValueError: it is no key.
+    """
+    if type(key) not in _exact and type(key) is not float:
+        key = plain_key(_codec.revive(key))
+    return key  # type: ignore[no-any-return]
+
+
+def identity(key: Key) -> bytes:
+    """The same bytes for keys that are equal as in a dict, others for others."""
+    if type(key) is str:
+        return b"s" + key.encode("utf-8", "surrogatepass")
+    if key is None:
+        return b"n"
+    if isinstance(key, tuple):
+        parts = [identity(part) for part in key]
+        return b"t" + b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    if isinstance(key, float) and not key.is_integer():
+        return b"f" + struct.pack(">d", key)
+    return b"i%x" % int(key)
+
+
+# --- digests --------------------------------------------------------------------------------------------------------
+
+
+def digest_of(data: bytes) -> int:
+    """A 63-bit digest, never 0: 0 stands for none, and 63 bits fit a signed word."""
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1 or 1
+
+
+def short_digest(value: Any, what: str) -> str:
+    """16 hex digits that stand for a JSON value: a version's name in records.
+
+    Raises:
+        InvalidOption: the value is not JSON-like.
+    """
+    data = canonical(value)
+    if data is None:
+        raise InvalidOption(f"{what} is {quote(value)}, no JSON value; give str, numbers, lists or dicts of them")
+    return f"{digest_of(data):016x}"
+
+
+def item_digest(item: Any) -> int:
+    """The digest of an item's content, or 0 where it is not JSON-like."""
+    data = canonical(item)
+    return 0 if data is None else digest_of(data)
+
+
+# --- from item to key -----------------------------------------------------------------------------------------------
+
+
+def key_function(key: str | KeyFunction | None) -> KeyFunction:
+    """What names an item: `key` itself, the field it names, or the item's own content.
+
+    The result returns plain keys, and raises `InvalidKey` with the conversion to write.
+    """
+    if key is None:
+        return _own_key
+    if isinstance(key, str):
+        return _field_key(key)
+    if not callable(key):
+        raise InvalidOption(
+            f"key is {quote(key)}, a {type(key).__name__}; give a function, a field's name, or None for the item itself"
+        )
+    return _checked_key(key)
+
+
+def _checked_key(function: KeyFunction) -> KeyFunction:
+    def of(item: Any) -> Key:
+        key = function(item)
+        if type(key) is str:
+            return key
+        try:
+            return plain_key(key)
+        except InvalidKey as error:
+            raise InvalidKey(f"{error}; have the key function return str(...) of it", key=key) from None
+
+    return of
+
+
+def _field_key(name: str) -> KeyFunction:
+    def of(item: Any) -> Key:
+        key = _field(item, name)
+        if type(key) is str:
+            return key
+        try:
+            return plain_key(key)
+        except InvalidKey as error:
+            access = f"x[{name!r}]" if isinstance(item, Mapping) else f"x.{name}"
+            raise InvalidKey(f"{error}; write key=lambda x: str({access})", key=key) from None
+
+    return of
+
+
+def _field(item: Any, name: str) -> Any:
+    if type(item) is dict or isinstance(item, Mapping):
+        try:
+            return item[name]
+        except KeyError:
+            pass
+    try:
+        return getattr(item, name)
+    except AttributeError:
+        raise InvalidKey(
+            f"{quote(item)} has no field {name!r}; name a field that every item has, or write key=lambda x: …", key=None
+        ) from None
+
+
+def _own_key(item: Any) -> Key:
+    if isinstance(item, float):
+        return plain_key(item)  # NaN is refused, though its text could be hashed: it equals nothing
+    try:
+        key = plain_key(item)
+        if len(identity(key)) <= _LONGEST_OWN_KEY:
+            return key
+    except InvalidKey:
+        pass  # no key itself, but its content may name it
+    data = canonical(item)
+    if data is not None:
+        return "h1:" + blake2b(data, digest_size=16).hexdigest()
+    raise InvalidKey(
+        f"the item {quote(item)} is a {type(item).__name__} and no key was given; write {_suggestion(item)}", key=item
+    )
+
+
+def _suggestion(item: Any) -> str:
+    fields = list(getattr(item, "__dataclass_fields__", ())) or list(getattr(type(item), "model_fields", ()))
+    if isinstance(item, Mapping):
+        return "key=lambda x: str(x[…]) with a field that tells the items apart"
+    return f"key={fields[0]!r} (a field that tells the items apart)" if fields else "key=lambda x: str(x)"

@@ -1,0 +1,126 @@
+"""One writer: an OS lock on a file of its own, which dies with its owner and is never unlinked.
+
+`flock` on Unix: POSIX record locks would fall whenever anything in this process closes that file (a backup that copies
+the directory). A fork inherits a flock, so the child closes its copy at once (`drop`, called by the store's fork hook).
+On Windows a byte far beyond the text is locked, so that the text stays readable.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from checkpoint.clock import Stamper
+from checkpoint.errors import CheckpointLocked
+from checkpoint.journal import open_safely, store_error
+
+__all__ = ["Lock"]
+
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+
+if os.name == "nt":  # pragma: no cover - cannot be tried on the systems this was written on
+    import msvcrt
+
+    _FAR = 0x7FFFFFF0
+
+    def _lock(fd: int) -> None:
+        os.lseek(fd, _FAR, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Lock:
+    """The right to write a checkpoint.
+
+    Args:
+        path: the lock file. It says who holds it, and since when; a dead owner's needs no cleaning up.
+        name: the checkpoint's name, for messages.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self._name = name
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+        return self._fd is not None
+
+    def acquire(self) -> None:
+        """Take it, or raise at once.
+
+        Raises:
+            CheckpointLocked: naming pid, host and since when.
+            StoreError: the file cannot be made or locked.
+        """
+        if self._fd is not None:
+            return
+        try:
+            fd = open_safely(self.path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise store_error(error, "cannot open the lock", self.path) from error
+        try:
+            _lock(fd)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in _BUSY:
+                raise self._locked() from None
+            raise store_error(error, "cannot lock", self.path, "its file system may not support locks") from error
+        self._fd = fd
+        self._sign(fd)
+
+    def _sign(self, fd: int) -> None:
+        """Say who holds it. On a full disk it goes unsaid: the lock holds all the same."""
+        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": Stamper()().decode()})
+        try:
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.write(fd, text.encode() + b"\n")
+        except OSError:
+            pass
+
+    def owner(self) -> dict[str, Any]:
+        """What the file says of its last owner: pid, host, since; empty where it says nothing."""
+        try:
+            fd = open_safely(self.path, os.O_RDONLY)
+        except OSError:
+            return {}
+        try:
+            said = json.loads(os.read(fd, 4096))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        finally:
+            os.close(fd)
+        return said if isinstance(said, dict) else {}
+
+    def _locked(self) -> CheckpointLocked:
+        owner = self.owner()
+        pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
+        who = f"process {pid} on {host} since {since}" if pid else "another process"
+        return CheckpointLocked(
+            f"checkpoint {self._name!r} in {self.path.parent} is being written by {who}; wait for it or stop it, "
+            "or use another name or checkpoint_dir. Reading needs no lock",
+            errno=errno.EWOULDBLOCK,
+            strerror="locked",
+            filename=str(self.path),
+            pid=pid,
+            host=host,
+            since=since,
+        )
+
+    def release(self) -> None:
+        """Let it go; the file stays, so that no two processes ever lock two different files."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    drop = release

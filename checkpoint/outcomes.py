@@ -1,0 +1,110 @@
+"""The nouns that travel: what a pass works on, and what comes of it. Frozen, slotted, picklable.
+
+An *item* is the user's; its *key* identifies it; a *unit* is what one call works on; an *outcome* is how that went.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+__all__ = ["Done", "Failure", "Outcome", "Success", "Unit", "describe_exception"]
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One call's worth of work: an item with its key, and the digest of its content (0 where there is none)."""
+
+    item: Any
+    key: Any
+    digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """The function returned `value` after `elapsed` seconds, at the `attempts`-th attempt."""
+
+    value: Any
+    elapsed: float | None = None
+    attempts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The function raised. Plain text travels to disk; `exception` stays in this process, where there is one.
+
+    Attributes:
+        message: `str(exception)`.
+        type: the exception's type name, qualified unless it is a builtin.
+        traceback: plain text: file, line and code; never locals or arguments.
+        elapsed: seconds.
+        attempts: how many calls were made.
+    """
+
+    message: str
+    type: str | None = None
+    traceback: str | None = None
+    elapsed: float | None = None
+    attempts: int | None = None
+    exception: BaseException | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A unit and how it ended: what an engine hands to `settle`."""
+
+    unit: Unit
+    outcome: Success | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[R]):
+    """What `stream` yields for an item, once it is on disk.
+
+    Attributes:
+        item: the item, as it was given.
+        key: its key.
+        value: the decoded result, or None where it failed.
+        error: the exception (an `ItemError` for a failure read from disk), or None.
+        source: "resumed" when it was there before this pass, "fresh" when this pass made it.
+
+    Example:
+        >>> Outcome(item=3, key=3, value=9, error=None, source="fresh").ok
+        True
+    """
+
+    item: Any
+    key: Any
+    value: R | None
+    error: Exception | None
+    source: Literal["resumed", "fresh"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.error is None
+
+
+def describe_exception(
+    exception: BaseException, *, elapsed: float | None = None, attempts: int | None = None, skip: int = 0
+) -> Failure:
+    """A `Failure` with the exception's type, message and plain traceback, less its first `skip` frames (ours)."""
+    kind = type(exception)
+    where = kind.__module__
+    name = kind.__qualname__ if where in ("builtins", "__main__") else f"{where}.{kind.__qualname__}"
+    try:
+        message = str(exception)
+    except Exception as broken:  # a user's __str__ may raise; the failure must still be recorded
+        message = f"<{name} whose str() raises {type(broken).__name__}>"
+    frames = exception.__traceback__
+    for _ in range(skip):
+        if frames is not None and frames.tb_next is not None:
+            frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(kind, exception, frames))
+    except Exception as broken:
+        text = f"{name}: {message} (its traceback could not be formatted: {type(broken).__name__})"
+    return Failure(message, name, text, elapsed, attempts, exception)

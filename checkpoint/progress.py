@@ -1,0 +1,93 @@
+"""The bar: it starts at what is done, its rate and time left come from this pass only, failures stand behind it.
+
+There is no bar inside another pass, outside the main thread, or twice. Not on a terminal it is a line every ten seconds
+and one at the end, so that a log stays readable. tqdm draws it; it is imported when the first bar is.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, TextIO
+
+__all__ = ["Bar"]
+
+_LINE_EVERY = 10.0
+_running = 0  # passes; only the outermost shows a bar
+
+
+class _Lines:
+    """A stream that turns what tqdm draws in place into lines, less the first, which says that nothing is done yet."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._begun = False
+
+    def write(self, text: str) -> int:
+        drawn = text.strip("\r\n ")
+        if drawn and self._begun:
+            self._stream.write(drawn + "\n")
+        self._begun = self._begun or bool(drawn)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class Bar:
+    """One pass's bar, or its absence.
+
+    Args:
+        total: how many items there are, or None.
+        done: how many of them are done already.
+        desc: what stands before it.
+        show: whether it is wanted.
+    """
+
+    def __init__(self, total: int | None, done: int, desc: str | None, *, show: bool) -> None:
+        global _running
+        _running += 1
+        self._bar: Any = None
+        self._closed = False
+        if show and _running == 1 and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
+            self._bar = _draw(total, done, desc)
+
+    def update(self, count: int, failed: int) -> None:
+        """So many more items have been dealt with; so many have failed in all."""
+        if self._bar is None:
+            return
+        if failed:
+            self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
+        self._bar.update(count)
+
+    def skip(self, count: int) -> None:
+        """So many more items needed no work: they count, but not for the rate."""
+        if self._bar is not None:
+            self._bar.initial += count
+            self._bar.update(count)
+
+    def close(self) -> None:
+        """Leave the last line as it stands."""
+        global _running
+        if not self._closed:
+            self._closed = True
+            _running -= 1
+            if self._bar is not None:
+                self._bar.close()
+
+
+def _draw(total: int | None, done: int, desc: str | None) -> Any:
+    options: dict[str, Any] = {"total": total, "initial": done, "desc": desc, "unit": "item", "dynamic_ncols": True}
+    if "ipykernel" in sys.modules:
+        from tqdm.auto import tqdm as notebook
+
+        return notebook(**options)
+    from tqdm import tqdm
+
+    class Quiet(tqdm):  # type: ignore[type-arg,unused-ignore]
+        monitor_interval = 0  # no thread of tqdm's: a live thread makes a user's fork warn
+
+    if sys.stderr.isatty():
+        return Quiet(**options)
+    options.update(file=_Lines(sys.stderr), mininterval=_LINE_EVERY, dynamic_ncols=False, ncols=100)
+    return Quiet(**options)

@@ -1,0 +1,793 @@
+"""What is done, and with what: three journals under one lock, shared by everyone in the process who names them.
+
+The promise: what `append` has returned for is there at the next opening, and is found by its key; who only reads never
+waits and never writes; whoever writes holds the lock. Opening reads the index files and the journals' tails.
+
+    NAME_results.jsonl   what succeeded          .NAME_*.index    rebuildable
+    NAME_errors.jsonl    what failed             .NAME.lock       who writes
+    NAME_meta.json       counts, for people      .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import json
+import logging
+import os
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from checkpoint import clock
+from checkpoint.errors import (
+    CheckpointLocked,
+    DamagedRecord,
+    InvalidName,
+    InvalidOption,
+    JournalLost,
+    StoreClosed,
+    StoreError,
+    StoreForked,
+    quote,
+)
+from checkpoint.index import Index, IndexDamaged, Place
+from checkpoint.journal import Journal, Reader, Record, fsync_directory, open_safely, seal, store_error
+from checkpoint.keys import Key, key_from_json, key_json
+from checkpoint.lock import Lock
+
+__all__ = ["SCHEMA_VERSION", "Entry", "Shelf", "Store", "check_name", "open_store", "resolve_directory"]
+
+SCHEMA_VERSION = "2.0.0"
+log = logging.getLogger("checkpoint")
+
+_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9 ._\-]*")
+_SECOND = 1.0
+_META_EVERY = 30.0
+
+
+class Entry(NamedTuple):
+    """A record to append: what the index needs, and its line."""
+
+    version: str
+    key: Key
+    digest: int
+    line: bytes
+
+
+def check_name(name: Any) -> str:
+    """The name, if it is one safe file-name component.
+
+    Raises:
+        InvalidName: before any file is made.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > 200:
+        raise InvalidName(
+            f"a checkpoint's name is {quote(name)}; it must be 1 to 200 letters (a-z, A-Z), digits, space, '.', '_' "
+            "and '-', not starting with a dot or a space, since it names files",
+            name=name,
+        )
+    return name
+
+
+def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
+    """The directory: the argument, else $CHECKPOINT_DIR, else ./checkpoints; absolute, whatever chdir does later."""
+    if checkpoint_dir is None:
+        checkpoint_dir = os.environ.get("CHECKPOINT_DIR") or "checkpoints"
+    if not isinstance(checkpoint_dir, (str, os.PathLike)) or not os.fspath(checkpoint_dir):
+        raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}; give a directory's path")
+    return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
+
+
+# --- one journal and its index ---------------------------------------------------------------------------------------
+
+
+class Shelf:
+    """One journal with its index: records by key.
+
+    Args:
+        path: the journal's.
+        lock: the store's: whoever opens files anew holds it.
+    """
+
+    def __init__(self, path: Path, lock: threading.RLock) -> None:
+        self.journal = Journal(path)
+        self.index = Index(self._warn)
+        self.lock = lock
+        self._index_path = path.with_name(f".{path.stem.lstrip('.')}.index")
+
+    def _warn(self, offset: int, why: str) -> None:
+        reader = self.journal.reader
+        number = reader.line_number(offset) if reader else 0
+        log.warning("%s:%d: damaged line skipped: %s; its bytes stay in the file", self.journal.path, number, why)
+
+    def refresh(self) -> None:
+        """Learn what others wrote since; start anew where the file is another one or shorter."""
+        reader = self.journal.reader
+        if reader is None or not reader.is_current() or reader.size() < self.index.end:
+            self.reopen()
+        elif reader.size() > self.index.end:
+            self.index.scan(reader)
+            self.journal.end = self.index.end
+
+    def reopen(self, *, use_file: bool = True) -> None:
+        """Read the index file and the journal's tail."""
+        self.journal.close()
+        self.index = Index(self._warn)
+        reader = self.journal.open()
+        if reader is not None:
+            if use_file:
+                self.index.load(self._index_path, reader)
+            self.index.scan(reader)
+            self.journal.end = self.index.end
+
+    def open_to_write(self) -> None:
+        """Repair the end of the journal and learn what is there; call it under the lock."""
+        self.refresh()
+        self.journal.open_to_write()
+        self._learn()
+
+    def settle_doubt(self) -> None:
+        """After an exception in the middle of an append: look what came of it."""
+        self.journal.repair()
+        self._learn()
+
+    def _learn(self) -> None:
+        """Read on: what was appended, or repaired, is in the file but not yet in the index."""
+        if self.journal.reader is not None:
+            self.index.scan(self.journal.reader)
+            self.journal.end = self.index.end
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether an exception came between a write and the index."""
+        return self.journal.in_doubt or self.journal.end != self.index.end
+
+    def find(self, version: str, key: Key) -> Place | None:
+        """Where the key's last record is."""
+        try:
+            return self.index.find(version, key)
+        except (IndexDamaged, OSError):
+            return self._rebuilt().find(version, key)
+
+    def count(self, version: str) -> int:
+        """How many keys have a record."""
+        try:
+            return self.index.count(version)
+        except (IndexDamaged, OSError):
+            return self._rebuilt().count(version)
+
+    def _offsets(self, version: str) -> list[int]:
+        try:
+            return self.index.offsets(version)
+        except (IndexDamaged, OSError):
+            return self._rebuilt().offsets(version)
+
+    def _rebuilt(self) -> Index:
+        """The index file proved damaged: the journal is read instead; who was writing goes on writing."""
+        with self.lock:
+            log.info("%s is damaged; reading %s anew", self._index_path, self.journal.path)
+            writing = self.journal.writable
+            try:
+                self._index_path.unlink(missing_ok=True)
+            except OSError:
+                pass  # a read-only directory: it is found damaged again next time
+            self.reopen(use_file=False)
+            if writing:
+                self.open_to_write()
+            return self.index
+
+    def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
+        """The key's last record, with where it is; None where there is none.
+
+        Raises:
+            DamagedRecord: its bytes are not those that were written.
+        """
+        with self.lock:
+            place, reader = self.find(version, key), self.journal.reader
+        if place is None or reader is None:
+            return None
+        record = reader.read(place.offset, key)
+        held = key_of(reader, record, place.offset)
+        if held != (key if record.crc else str(key)):
+            raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
+        return reader, place, record
+
+    def records(self, version: str) -> Iterator[tuple[Reader, int, Key, Record]]:
+        """(reader, offset, key, record) of every key, in the order of the file; the reader keeps them readable.
+
+        Raises:
+            DamagedRecord: at the first record whose bytes are not those that were written.
+        """
+        with self.lock:
+            offsets, reader, loose = self._offsets(version), self.journal.reader, self.index.has_loose
+        if reader is None:
+            return
+        exact = set(self._exact_texts(reader, offsets)) if loose else set()
+        for offset in offsets:
+            record = self.read_at(reader, version, offset)
+            key = key_of(reader, record, offset)
+            if record.crc or key not in exact:
+                yield reader, offset, key, record
+
+    def _exact_texts(self, reader: Reader, offsets: list[int]) -> Iterator[str]:
+        """The str() of keys on lines with a checksum, which win over lines without."""
+        for offset in offsets:
+            record = reader.read(offset)
+            if record.crc:
+                yield str(key_of(reader, record, offset))
+
+    def read_at(self, reader: Reader, version: str, offset: int) -> Record:
+        """The record at an offset that this index gave.
+
+        Raises:
+            DamagedRecord: with the key, which is not done from now on.
+        """
+        try:
+            return reader.read(offset)
+        except DamagedRecord as error:
+            with self.lock:
+                found = self.index.key_at(version, offset)
+                if found is None and reader is self.journal.reader:
+                    found = self._rebuilt().key_at(version, offset)  # the file of the index knows hashes only
+            if found is None:
+                raise
+            raise reader.damaged(offset, error.why, key=found[0]) from None
+
+    def write_index_if_worth(self, growth: float, rows: int, size: int) -> None:
+        """Write the index file, once what it lacks is large in itself and by comparison."""
+        filed, covered = self.index.filed
+        lacks, lacking = self.index.recent, self.index.end - covered
+        if (lacks > rows or lacking > size) and (lacks > growth * filed or lacking > growth * covered):
+            self.write_index()
+
+    def write_index(self) -> None:
+        """Write the index file. It is only a cache: failing to write it is not an error."""
+        with self.lock:
+            snapshot, reader = self.index.snapshot(), self.journal.reader
+        try:
+            if reader is not None:
+                snapshot.write(self._index_path, reader)
+        except (IndexDamaged, OSError) as error:
+            log.debug("the index %s was not written: %s", self._index_path, error)
+
+    def unlink(self) -> None:
+        """Delete journal and index; whoever has them open reads on."""
+        self.journal.close()
+        self.index = Index(self._warn)
+        self.journal.path.unlink(missing_ok=True)
+        self._index_path.unlink(missing_ok=True)
+
+
+def key_of(reader: Reader, record: Record, offset: int) -> Key:
+    """The key on a record: as text where the line stands for any key of equal str()."""
+    try:
+        key = key_from_json(record.key)
+    except ValueError as error:
+        raise reader.damaged(offset, str(error)) from None
+    return key if record.crc else str(key)
+
+
+# --- the store -------------------------------------------------------------------------------------------------------
+
+
+class Store:
+    """One checkpoint on disk. Get it by `open_store`: there is one for each path in a process.
+
+    Args:
+        name: a safe file-name component.
+        directory: absolute.
+
+    Attributes:
+        results, errors, unsaved: the journals with their indexes.
+        total: how many items the last pass had, where it knew.
+        versions: what digests of versions stand for.
+    """
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.name = name
+        self.directory = directory
+        self.lock = threading.RLock()
+        self.results = Shelf(directory / f"{name}_results.jsonl", self.lock)
+        self.errors = Shelf(directory / f"{name}_errors.jsonl", self.lock)
+        self.unsaved = Shelf(directory / f".{name}_unsaved.jsonl", self.lock)
+        self.meta_path = directory / f"{name}_meta.json"
+        self.users = 0
+        self._shelves = (self.results, self.errors, self.unsaved)
+        self._writer = Lock(directory / f".{name}.lock", name)
+        self._passes = 0
+        self._pass_since = ""
+        self._writing = False
+        self._forked = False
+        self._failure: StoreError | None = None
+        self._check_at = 0.0  # monotonic; until then a save need not look whether its file is still there
+        self._wrote_at = 0.0
+        self._meta_at = 0.0
+        self._meta_owed = False
+        self._meta = self._read_meta()
+        self.total: int | None = _count_or_none(self._meta.get("total_items"))
+        known = self._meta.get("versions")
+        self.versions: dict[str, Any] = dict(known) if isinstance(known, dict) else {}
+        for shelf in self._shelves:
+            shelf.reopen()
+
+    # reading
+
+    def refresh(self) -> None:
+        """See what other processes wrote since the last look. The writer need not look: nobody else writes."""
+        if not self._writing:
+            with self.lock:
+                if not self._writing:
+                    for shelf in self._shelves:
+                        shelf.refresh()
+
+    @property
+    def latest(self) -> str:
+        """The version of the last record, results before errors; "" is none."""
+        return self.results.index.latest or self.errors.index.latest
+
+    # writing
+
+    @property
+    def writing(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._writing
+
+    def begin_writing(self) -> None:
+        """Hold the lock, be up to date, and be able to append: at once where that is so already.
+
+        Raises:
+            CheckpointLocked: another process writes.
+            StoreError: naming what is not writable, or why this store refuses.
+        """
+        if self._writing and clock.monotonic() < self._check_at:
+            return
+        with self.lock:
+            self._refuse_if_unfit()
+            if not self._writing:
+                self._take_lock()
+            self._check_places()
+
+    def _refuse_if_unfit(self) -> None:
+        if self._forked:
+            raise StoreForked(
+                f"checkpoint {self.name!r} was opened by the parent of this forked process and cannot be written here; "
+                "make a new runner in the child, under another name, or send the results to the parent"
+            )
+        if self._failure is not None:
+            raise self._failure
+
+    def _take_lock(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise store_error(error, "cannot make the directory", self.directory) from error
+        self._writer.acquire()
+        try:
+            for shelf in (self.results, self.errors):
+                shelf.open_to_write()
+            self.unsaved.refresh()
+        except BaseException:
+            self._let_go()
+            raise
+        self._writing = True
+        self._check_at = clock.monotonic() + _SECOND
+        self._wrote_at = self._meta_at = clock.monotonic()
+        _tend(self)
+        if not self.meta_path.exists():
+            self._write_meta()
+
+    def _check_places(self) -> None:
+        if clock.monotonic() < self._check_at:
+            return
+        for shelf in self._shelves:
+            try:
+                shelf.journal.check_place()
+            except JournalLost as error:
+                raise self._fail(self._at_risk(shelf, error)) from None
+        self._check_at = clock.monotonic() + _SECOND
+
+    def _at_risk(self, shelf: Shelf, error: JournalLost) -> JournalLost:
+        intact, reader = error.intact, shelf.journal.reader
+        assert reader is not None
+        if intact:
+            keys = shelf.index.keys_from(_line_start(reader, intact))
+        else:
+            lost = Index()
+            lost.scan(reader)  # the open descriptor still reads the file that has no name any more
+            keys = lost.keys_from(0)
+        shown = ", ".join([quote(key, 60) for key in keys[:10]]) + (", …" if len(keys) > 10 else "")
+        return JournalLost(
+            f"{error}; {len(keys):,} keys are at risk: {shown or 'none'}. Nothing more is written to it: restore the "
+            "file, or run the same line again to compute them anew",
+            errno=error.errno,
+            strerror=error.strerror,
+            filename=error.filename,
+            intact=intact,
+            keys=keys,
+        )
+
+    def _fail(self, error: StoreError) -> StoreError:
+        """Refuse every later write: what is known of the files no longer holds. The next pass opens them anew."""
+        self._failure = error
+        return error
+
+    def append(self, shelf: Shelf, entries: Iterable[Entry], *, durable: bool = False) -> None:
+        """Append records under one write, and one sync where `durable`.
+
+        Raises:
+            StoreError: none of them is on disk.
+        """
+        entries = list(entries)
+        with self.lock:
+            self.begin_writing()
+            journal = shelf.journal
+            if not journal.writable:
+                shelf.open_to_write()
+            if shelf.unsettled:
+                shelf.settle_doubt()
+            offset = self._write(shelf, b"".join([entry.line for entry in entries]))
+            add = shelf.index.add
+            for version, key, digest, line in entries:
+                add(version, key, offset, digest)
+                offset += len(line)
+            shelf.index.end = journal.end
+            if durable:
+                self._sync(journal)
+
+    def append_one(self, shelf: Shelf, version: str, key: Key, digest: int, line: bytes) -> None:
+        """`append` for one record that need not be durable: the per-item path, told flat because it is hot."""
+        with self.lock:
+            if not self._writing or clock.monotonic() >= self._check_at:
+                self.begin_writing()
+            journal, index = shelf.journal, shelf.index
+            if journal.in_doubt or journal.end != index.end:
+                shelf.settle_doubt()
+            offset = self._write(shelf, line)
+            index.add(version, key, offset, digest)
+            index.end = journal.end
+
+    def _write(self, shelf: Shelf, lines: bytes) -> int:
+        journal = shelf.journal
+        known = journal.end
+        try:
+            offset = journal.append(lines)
+        except JournalLost as error:
+            raise self._fail(self._at_risk(shelf, error)) from None
+        except StoreError as error:
+            raise self._unwritable(journal, error) from error
+        if offset != known:
+            self._learn_foreign(shelf)
+        self._meta_owed = True
+        self._wrote_at = clock.monotonic()
+        return offset
+
+    def _learn_foreign(self, shelf: Shelf) -> None:
+        """Another program appended lines before ours: they count too."""
+        if shelf.journal.reader is not None:
+            shelf.index.scan(shelf.journal.reader)
+
+    def _unwritable(self, journal: Journal, error: StoreError) -> StoreError:
+        """A full disk passes; an I/O error means that nobody knows what is on the medium."""
+        return self._fail(error) if error.errno == errno.EIO else error
+
+    def _sync(self, journal: Journal) -> None:
+        try:
+            journal.sync()
+        except StoreError as error:
+            raise self._fail(error) from error.__cause__
+
+    def forget(self, version: str, keys: Iterable[Key], session: bytes) -> int:
+        """Append what forgets the keys' records under the version; returns how many keys had one."""
+        keys = list(keys)
+        forgotten: set[int] = set()
+        with self.lock:
+            self.begin_writing()
+            for shelf in self._shelves:
+                known = [(place, key) for place, key in enumerate(keys) if shelf.find(version, key) is not None]
+                forgotten.update(place for place, _ in known)
+                if known:
+                    lines = [Entry(version, key, 0, _forgetting(version, key, session)) for _, key in known]
+                    self.append(shelf, lines)
+                    for _, key in known:
+                        shelf.index.forget(version, key)
+        return len(forgotten)
+
+    def discard(self, shelf: Shelf, version: str, key: Key, session: bytes) -> None:
+        """A record proved damaged: its key is not done from now on, and on disk too where that can be said."""
+        with self.lock:
+            try:
+                self.append(shelf, [Entry(version, key, 0, _forgetting(version, key, session))])
+            except (StoreError, StoreForked) as error:
+                log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
+            shelf.index.forget(version, key)
+
+    def clear(self) -> None:
+        """Forget everything: unlink the journals, indexes and meta. The lock file and bytes set aside stay."""
+        with self.lock:
+            self._failure = None if not self._forked else self._failure
+            self.begin_writing()
+            try:
+                for shelf in self._shelves:
+                    shelf.unlink()
+                self.meta_path.unlink(missing_ok=True)
+                fsync_directory(self.directory)
+            except OSError as error:
+                raise store_error(error, "cannot delete", self.directory) from error
+            self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
+            self._stop_writing()
+
+    # passes
+
+    @contextmanager
+    def a_pass(self) -> Iterator[None]:
+        """One pass at a time on one checkpoint; the lock is let go when it ends.
+
+        Raises:
+            CheckpointLocked: another pass of this process is running.
+        """
+        with self.lock:
+            if self._passes:
+                raise CheckpointLocked(
+                    f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
+                    f"{self._pass_since}); finish or close it first, or use another name",
+                    errno=errno.EWOULDBLOCK,
+                    strerror="locked",
+                    filename=str(self.results.journal.path),
+                    pid=os.getpid(),
+                    since=self._pass_since,
+                )
+            if self._failure is not None:
+                self._start_anew()
+            self._passes += 1
+            self._pass_since = clock.Stamper()().decode()
+        try:
+            self.refresh()
+            yield
+        finally:
+            with self.lock:
+                self._passes -= 1
+                self._stop_writing()
+
+    def _start_anew(self) -> None:
+        self._failure = None
+        self._let_go()
+        for shelf in self._shelves:
+            shelf.reopen()
+
+    # letting go
+
+    def _stop_writing(self) -> None:
+        """Everything on the medium, meta and index up to date, the lock let go."""
+        if not self._writing:
+            return
+        try:
+            if self._failure is None:
+                for shelf in self._shelves:
+                    self._sync(shelf.journal)
+                    shelf.write_index_if_worth(growth=0.1, rows=10_000, size=4 << 20)
+                if self._meta_owed:
+                    self._write_meta()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._writing = False
+        for shelf in self._shelves:
+            shelf.journal.stop_writing()
+        self._writer.release()
+
+    def close(self) -> None:
+        """Let go of the lock and every descriptor."""
+        with self.lock:
+            if self._forked:
+                self._let_go()
+            else:
+                self._stop_writing()
+            for shelf in self._shelves:
+                shelf.journal.close()
+
+    # housekeeping, by a thread that lives while something is owed
+
+    def tend(self) -> bool:
+        """Sync what was written, keep meta and index from falling far behind; False once nothing is owed."""
+        try:
+            self._sync_aside()
+        except StoreError as error:
+            log.error("%s", error)
+        with self.lock:
+            if not self._writing:
+                return False
+            if not self._passes and clock.monotonic() - self._wrote_at >= _SECOND:
+                try:
+                    self._stop_writing()
+                except StoreError as error:
+                    log.error("%s", error)
+                return False
+            owed = self._meta_owed and clock.monotonic() - self._meta_at >= _META_EVERY
+        if owed:
+            self._write_meta()
+        for shelf in self._shelves:
+            shelf.write_index_if_worth(growth=0.5, rows=100_000, size=64 << 20)
+        return True
+
+    def _sync_aside(self) -> None:
+        for shelf in self._shelves:
+            with self.lock:
+                sync = shelf.journal.lend() if self._writing else None
+            if sync is None:
+                continue
+            try:
+                sync()
+            except StoreError as error:
+                with self.lock:
+                    raise self._fail(error) from error.__cause__
+
+    # meta
+
+    def _read_meta(self) -> dict[str, Any]:
+        try:
+            meta = json.loads(self.meta_path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}  # missing, empty or garbage: rebuilt from the journals
+        return meta if isinstance(meta, dict) else {}
+
+    def _write_meta(self) -> None:
+        """Replace the file atomically. It tells people and is rebuildable: failing to write it is not an error."""
+        with self.lock:
+            self._meta_owed = False
+            self._meta_at = clock.monotonic()
+            try:
+                meta = self._compose_meta()
+            except StoreError as error:
+                log.debug("meta was not written: %s", error)
+                return
+        temporary = self.meta_path.with_name(f".{self.name}_meta.{os.getpid()}.tmp")
+        try:
+            fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(meta, file, indent=1)
+                file.write("\n")
+            os.replace(temporary, self.meta_path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            log.debug("%s was not written: %s", self.meta_path, error)
+
+    def _compose_meta(self) -> dict[str, Any]:
+        version, now = self.latest, clock.Stamper()().decode()
+        completed = self.results.count(version)
+        return {
+            "experiment_name": self.name,
+            "started_at": self._meta.setdefault("started_at", now),
+            "last_updated": now,
+            "total_items": self.total,
+            "completed_items": completed,
+            "failed_items": self.failed_count(version),
+            "schema_version": SCHEMA_VERSION,
+            "versions": self.versions,
+        }
+
+    def failed_count(self, version: str) -> int:
+        """How many keys have an error and no result."""
+        return sum(self.results.find(version, key) is None for _, _, key, _ in self.errors.records(version))
+
+    # forks
+
+    def after_fork(self) -> None:
+        """In a forked child: drop the parent's lock, never write."""
+        self.lock = threading.RLock()
+        for shelf in self._shelves:
+            shelf.lock = self.lock
+        self._forked = True
+        self._writing = False
+        self._passes = 0
+        for shelf in self._shelves:
+            shelf.journal.stop_writing()
+        self._writer.drop()
+
+
+def _forgetting(version: str, key: Key, session: bytes) -> bytes:
+    head = b'{"key":%b,"forgotten":true,"timestamp":"%b"' % (key_json(key), clock.Stamper()())
+    if version:
+        head += b',"version":"%b"' % version.encode()
+    return seal(head + b',"session":"%b"' % session)
+
+
+def _line_start(reader: Reader, place: int) -> int:
+    """Where the line that holds the byte before `place` starts, or `place` itself behind a newline."""
+    size = min(place, 1 << 20)
+    return place - size + reader.pread(size, place - size).rfind(b"\n") + 1
+
+
+def _count_or_none(value: Any) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+# --- one store for each path in a process ----------------------------------------------------------------------------
+
+_stores: dict[tuple[str, str], Store] = {}
+_stores_lock = threading.Lock()
+
+
+def open_store(name: str, directory: Path, user: object) -> Callable[[], None]:
+    """Attach `user` to the store of that path, as its `store`; returns what detaches it, once.
+
+    The store is closed when its last user is detached or collected.
+    """
+    path = (os.path.realpath(directory), name)
+    with _stores_lock:
+        store = _stores.get(path)
+        if store is None:
+            store = _stores[path] = Store(name, directory)
+        store.users += 1
+    user.store = store  # type: ignore[attr-defined]
+    return weakref.finalize(user, _detach, path, store)
+
+
+def _detach(path: tuple[str, str], store: Store) -> None:
+    with _stores_lock:
+        store.users -= 1
+        last = store.users == 0
+        if last and _stores.get(path) is store:
+            del _stores[path]
+    if last:
+        store.close()
+
+
+# --- the thread that tends -------------------------------------------------------------------------------------------
+
+_tended: set[Store] = set()
+_tending: threading.Thread | None = None
+_tend_lock = threading.Lock()
+_wake = threading.Event()
+
+
+def _tend(store: Store) -> None:
+    """See that the store is looked after. The thread is a daemon and ends when nothing is owed."""
+    global _tending
+    with _tend_lock:
+        _tended.add(store)
+        if _tending is None:
+            _tending = threading.Thread(target=_tend_all, name="checkpoint-tend", daemon=True)
+            _tending.start()
+
+
+def _tend_all() -> None:
+    global _tending
+    while True:
+        _wake.wait(_SECOND / 2)
+        for store in list(_tended):
+            if not store.tend():
+                with _tend_lock:
+                    if not store._writing:
+                        _tended.discard(store)
+        with _tend_lock:
+            if not _tended:
+                _tending = None
+                return
+
+
+def _close_all() -> None:
+    for store in list(_stores.values()):
+        try:
+            store.close()
+        except (StoreError, StoreClosed) as error:
+            log.error("%s", error)
+
+
+def _after_fork() -> None:
+    global _stores_lock, _tend_lock, _tending
+    _stores_lock, _tend_lock, _tending = threading.Lock(), threading.Lock(), None
+    for store in _stores.values():
+        store.after_fork()
+    _stores.clear()
+    _tended.clear()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
