@@ -607,9 +607,7 @@ def _build_struct(cls: Any, state: dict[str, Any], record: _Record) -> Any:
 def _build_pydantic(cls: Any, state: dict[str, Any], record: _Record) -> Any:
     extra = _no_extra(cls) if record.extra is None else record.extra
     chosen = [*record.fields, *(extra or ())] if record.chosen is None else record.chosen
-    fresh = {name: attribute.get_default() for name, attribute in cls.__private_attributes__.items()}
-    kept = {name: part for name, part in fresh.items() if type(part).__name__ != "PydanticUndefinedType"}
-    private = {**kept, **(record.private or {})} if fresh else record.private
+    private = {**_fresh_private(cls), **(record.private or {})} if cls.__private_attributes__ else record.private
     _fill(made := object.__new__(cls), {"__dict__": state, "__pydantic_fields_set__": set(chosen)})
     for name, part in (("__pydantic_extra__", extra), ("__pydantic_private__", private)):
         if getattr(made, name, ...) is not part:  # a root model has them on the class, where an object needs none
@@ -619,6 +617,15 @@ def _build_pydantic(cls: Any, state: dict[str, Any], record: _Record) -> Any:
 
 def _no_extra(cls: Any) -> dict[str, Any] | None:
     return {} if cls.model_config.get("extra") == "allow" else None
+
+
+def _fresh_private(cls: Any) -> dict[str, Any]:
+    """What a new object's private attributes hold; some have no default."""
+    fresh = {
+        name: attribute.default_factory() if attribute.default_factory else attribute.get_default()
+        for name, attribute in cls.__private_attributes__.items()
+    }
+    return {name: part for name, part in fresh.items() if type(part).__name__ != "PydanticUndefinedType"}
 
 
 def _dataclass_fields(cls: Any) -> dict[str, _Default]:
@@ -724,11 +731,28 @@ def _descr(numpy: Any, dtype: Any) -> Any:
 
 
 def _packed(numpy: Any, array: Any) -> bytes:
-    if array.dtype.names is not None:  # the padding between fields is whatever memory held
-        blank = numpy.zeros(array.shape, array.dtype)
-        blank[...] = array
-        array = blank
-    return bytes(array.tobytes())
+    data = bytes(array.tobytes())
+    if not data or (array.dtype.names is None and array.dtype.char not in "gG"):
+        return data
+    items = numpy.frombuffer(data, "u1").reshape(-1, array.dtype.itemsize)
+    return bytes((items * numpy.frombuffer(_mask(numpy, array.dtype), "u1")).tobytes())
+
+
+def _mask(numpy: Any, dtype: Any) -> bytes:
+    """One for each byte of an item that counts; padding, of structures and of x86's long double, is any old memory."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return _mask(numpy, base) * int(math.prod(shape))
+    if dtype.names is not None:
+        mask = bytearray(dtype.itemsize)
+        for field, offset, *_ in dtype.fields.values():
+            mask[offset : offset + field.itemsize] = _mask(numpy, field)
+        return bytes(mask)
+    size = numpy.dtype("g").itemsize
+    if dtype.char not in "gG" or numpy.finfo("g").nmant != 63:
+        return b"\1" * int(dtype.itemsize)
+    part = (b"\1" * 10).ljust(size, b"\0")
+    return (part if dtype.isnative else part[::-1]) * int(dtype.itemsize // size)
 
 
 def _tag_ndarray(t: _Tagger, value: Any, where: _Where) -> Any:

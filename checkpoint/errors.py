@@ -145,10 +145,11 @@ class UnbuildableValue(CheckpointError, TypeError):
 
 
 class DamagedRecord(CheckpointError, ValueError):
-    """A record's bytes are not those that were written. `.path`, `.line` (1-based), `.key`, and `.why`."""
+    """A record's bytes are not those that were written: `.path`, `.line` (1-based), `.offset`, `.key`, `.why`."""
 
     path: str
     line: int
+    offset: int
     key: object = None
     why: str = ""
 

@@ -267,6 +267,7 @@ class Reader:
             line=number,
             key=key,
             why=why,
+            offset=offset,
         )
 
     def line_number(self, offset: int) -> int:

@@ -497,9 +497,15 @@ class Store:
                         shelf.index.forget(version, key)
         return len(forgotten)
 
-    def discard(self, shelf: Shelf, version: str, key: Key, session: bytes) -> None:
-        """A record proved damaged: its key is not done from now on, and on disk too where that can be said."""
+    def discard(self, shelf: Shelf, version: str, key: Key, offset: int, session: bytes) -> None:
+        """The key's record proved damaged: it is not done from now on, and on disk too where that can be said.
+
+        A later record of the key, or a file that is no longer the current one, is another matter.
+        """
         with self.lock:
+            place = shelf.find(version, key)
+            if place is None or place.offset != offset:
+                return
             try:
                 self.append(shelf, [Entry(version, key, 0, _forgetting(version, key, session))])
             except (StoreError, StoreForked) as error:

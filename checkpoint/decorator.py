@@ -1,0 +1,585 @@
+"""`@checkpointed`: a thin skin of `.map` and its like on a function, which stays what it was.
+
+A wrapt proxy, and its twin for bound methods, carry the extra attributes; everything they do is a pass of a runner.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import typing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+from types import FunctionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from checkpoint.engines import serial, serial_async
+from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, ItemError, quote
+from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
+from checkpoint.outcomes import Outcome
+from checkpoint.passes import Pass
+from checkpoint.policies import Durability, ErrorLimit, OnChange, check_choice
+from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
+from checkpoint.runner import CheckpointedRunner
+from checkpoint.store import check_name, resolve_directory
+from checkpoint.versions import version_of
+
+__all__ = ["AsyncCheckpointedFunction", "CheckpointedFunction", "checkpointed"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+log = logging.getLogger("checkpoint")
+
+if TYPE_CHECKING:
+
+    class _Function(Generic[P, R]):
+        __wrapped__: Callable[P, R]
+
+        def __init__(self, wrapped: Any, wrapper: Any) -> None: ...
+
+    class _Bound(Generic[P, R]):
+        __wrapped__: Callable[P, R]
+        _self_parent: Any
+        _self_instance: Any
+        _self_binding: str
+else:
+    import wrapt
+
+    class _Function(wrapt.FunctionWrapper):
+        def __class_getitem__(cls, _):
+            return cls
+
+    class _Bound(wrapt.BoundFunctionWrapper):
+        def __class_getitem__(cls, _):
+            return cls
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `checkpointed` was given, checked when built."""
+
+    name: str
+    key: str | KeyFunction | None = None
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    version: Any = None
+    on_change: OnChange | None = None
+    durability: Durability = "process"
+    result_type: Any = None
+
+    def __post_init__(self) -> None:
+        if callable(self.name):
+            raise InvalidName('@checkpointed takes a name; write @checkpointed("summaries")', name=self.name)
+        check_name(self.name)
+        key_function(self.key)
+        check_choice("durability", self.durability, Durability)
+        if self.on_change is not None:
+            check_choice("on_change", self.on_change, OnChange)
+
+    def changed(self, changes: Mapping[str, Any]) -> Options:
+        """A copy with some of them changed."""
+        known = [field.name for field in fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            raise InvalidOption(f"there is no option {quote(unknown[0])}; the options are {', '.join(known)}")
+        return replace(self, **changes)
+
+
+# --- what a decorated function can do --------------------------------------------------------------------------------
+
+
+class PassOptions(TypedDict, total=False):
+    """What `map` and `stream` take besides the items.
+
+    Attributes:
+        progress: whether a bar is shown; default True.
+        desc: what stands before it; default the checkpoint's name.
+        max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
+        retry_failed: whether items that failed earlier are run again (default), or stand in their places.
+    """
+
+    progress: bool
+    desc: str | None
+    max_errors: int | float | None
+    retry_failed: bool
+
+
+class _Face(Generic[R]):
+    """What every decorated function has, bound or not, of either kind."""
+
+    if TYPE_CHECKING:
+        _self_options: Options
+        _self_runners: dict[Any, CheckpointedRunner]
+
+    def _target(self) -> tuple[Callable[[Any], Any], Any]:
+        """(what is called with an item, the instance it is bound to or None)."""
+        raise NotImplementedError
+
+    def _annotation(self) -> Any:
+        """What the function says that it returns, or None."""
+        raise NotImplementedError
+
+    @property
+    def runner(self) -> CheckpointedRunner:
+        """The runner behind it, for this version and directory."""
+        options = self._self_options
+        function, instance = self._target()
+        version = version_of(options.version, function, instance)
+        directory = resolve_directory(options.checkpoint_dir)
+        place = (directory, "" if version is None else short_digest(version, "version"), os.getpid())
+        runner = self._self_runners.get(place)
+        if runner is None or runner.closed:
+            result_type = options.result_type if options.result_type is not None else self._annotation()
+            runner = self._self_runners[place] = CheckpointedRunner(
+                options.name, directory, version=version, durability=options.durability, result_type=result_type
+            )
+        return runner
+
+    @property
+    def results(self) -> Mapping[Any, R]:
+        """The results of this version by key, read from disk on demand."""
+        return KeyedResults(self.runner.records)
+
+    @property
+    def errors(self) -> Mapping[Any, ItemError]:
+        """The failures of items that have no result, by key, read from disk on demand."""
+        return KeyedErrors(self.runner.records)
+
+    @property
+    def unsaved(self) -> Mapping[Any, Any]:
+        """Values that could not be encoded, by key; opening one unpickles it."""
+        return self.runner.unsaved
+
+    def clear(self, keys: Iterable[Any] | None = None) -> None:
+        """Forget these keys under this version; or, without `keys`, everything, all versions and files included."""
+        self.runner.clear(keys)
+
+    def seed(self, key: Any) -> int:
+        """A 64-bit seed for the key: the same in any order, on any worker, after any resume.
+
+        Example:
+            >>> simulate = checkpointed("simulations")(lambda run: run)
+            >>> simulate.seed(7) == simulate.seed(7.0) != simulate.seed(8)
+            True
+        """
+        name = self._self_options.name.encode()
+        return int.from_bytes(blake2b(name + b"/" + identity(plain_key(key)), digest_size=8).digest(), "big")
+
+    @contextmanager
+    def _pass(
+        self, items: Iterable[Any], given: PassOptions, *, collect: bool = False
+    ) -> Iterator[tuple[Callable[[Any], Any], Pass]]:
+        """(the function, a pass over the items)."""
+        if unknown := sorted(given.keys() - PassOptions.__annotations__.keys()):
+            known = ", ".join(PassOptions.__annotations__)
+            raise InvalidOption(f"there is no option {quote(unknown[0])} here; the options are {known}")
+        options = self._self_options
+        desc = given.get("desc")
+        with self.runner.start_pass(
+            items,
+            key_function(options.key),
+            on_change=options.on_change or "keep",
+            retry_failed=given.get("retry_failed", True),
+            limit=ErrorLimit(given.get("max_errors")),
+            collect=collect,
+            progress=given.get("progress", True),
+            desc=options.name if desc is None else desc,
+        ) as running:
+            yield self._target()[0], running
+
+
+class _SyncFace(_Face[R]):
+    """`.map` and `.stream` of a plain function."""
+
+    @overload
+    def map(
+        self, items: Iterable[Any], *, return_exceptions: Literal[False] = False, **options: Unpack[PassOptions]
+    ) -> Results[R]: ...
+    @overload
+    def map(
+        self, items: Iterable[Any], *, return_exceptions: bool, **options: Unpack[PassOptions]
+    ) -> Results[R | ItemError]: ...
+    def map(
+        self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
+    ) -> Results[Any]:
+        """Run the function on each item that has no result yet; return all results in the order of the items.
+
+        Run the same line again after a kill, and only the rest is computed.
+
+        Args:
+            items: any iterable. What can be read twice is keyed first: keys, duplicates and counts are checked before
+                anything runs. A one-shot iterator is drawn item by item.
+            return_exceptions: whether failures stand in their places, as `ItemError`, instead of being raised.
+            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+
+        Raises:
+            ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
+            TooManyErrors: `max_errors` was exceeded, or the first 100 items all failed in one way.
+            InvalidKey, DuplicateKey, InputChanged: naming the items; nothing was run.
+            CheckpointLocked: another process writes this checkpoint, or another pass is running.
+            StoreError: results could not be written; `.unsaved` holds those that are not on disk.
+        """
+        with self._pass(items, options) as (function, running):
+            for _ in serial(function, items, running.admit, running.settle):
+                if running.verdict:
+                    break
+            return finish(running, return_exceptions=return_exceptions)
+
+    def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> Iterator[Outcome[R]]:
+        """Yield an `Outcome` for each item as it completes, resumed ones included; `items` may be endless.
+
+        What is yielded is on disk. An item's failure is its outcome's `.error`, and is not raised.
+
+        Args:
+            items: as in `map`.
+            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+
+        Raises:
+            TooManyErrors: as in `map`.
+        """
+        with self._pass(items, options, collect=True) as (function, running):
+            for _ in serial(function, items, running.admit, running.settle):
+                yield from running.take()
+                raise_verdict(running)
+
+
+class _AsyncFace(_Face[R]):
+    """`.map` and `.stream` of a coroutine function: the same, awaited."""
+
+    @overload
+    async def map(
+        self, items: Iterable[Any], *, return_exceptions: Literal[False] = False, **options: Unpack[PassOptions]
+    ) -> Results[R]: ...
+    @overload
+    async def map(
+        self, items: Iterable[Any], *, return_exceptions: bool, **options: Unpack[PassOptions]
+    ) -> Results[R | ItemError]: ...
+    async def map(
+        self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
+    ) -> Results[Any]:
+        """The `map` of a plain function, awaited: ``await f.map(items)``."""
+        with self._pass(items, options) as (function, running):
+            async for _ in serial_async(function, items, running.admit, running.settle):
+                if running.verdict:
+                    break
+            return finish(running, return_exceptions=return_exceptions)
+
+    async def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
+        """The `stream` of a plain function: ``async for outcome in f.stream(items)``."""
+        with self._pass(items, options, collect=True) as (function, running):
+            async for _ in serial_async(function, items, running.admit, running.settle):
+                for outcome in running.take():
+                    yield outcome
+                raise_verdict(running)
+
+
+# --- the proxies -----------------------------------------------------------------------------------------------------
+
+
+def _plain(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    return wrapped(*args, **kwargs)
+
+
+class _Unbound(_Face[R]):
+    """What only the decorated function itself has."""
+
+    if TYPE_CHECKING:
+        __wrapped__: Any
+        _self_annotation: Any
+
+    def _target(self) -> tuple[Callable[[Any], Any], Any]:
+        function = self.__wrapped__
+        if _required(function) > 1:
+            raise InvalidFunction(
+                f"{_name(function)} takes more than the item: a method's map is called on an instance "
+                "(Scorer(...).score.map(items)), and @checkpointed stands above @classmethod or @staticmethod"
+            )
+        return function, None
+
+    def options(self, **changes: Any) -> Self:
+        """A copy with any of the decorator's arguments changed, `name` included."""
+        return _copied(self, self._self_options.changed(changes))  # type: ignore[no-any-return]
+
+    def _annotation(self) -> Any:
+        if self._self_annotation is None:
+            self._self_annotation = return_annotation(self.__wrapped__, {})
+        return self._self_annotation
+
+    # isinstance(f, FunctionType) is False on purpose: cloudpickle would take the proxy apart as a plain function.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reduced(self)
+
+    def __repr__(self) -> str:
+        return f"<checkpointed {self._self_options.name!r} {_name(self.__wrapped__)}>"
+
+
+class _OnInstance(_Face[R]):
+    """What only its bound twin has."""
+
+    if TYPE_CHECKING:
+        __wrapped__: Any
+        _self_parent: Any
+        _self_instance: Any
+        _self_binding: str
+
+    @property
+    def _self_options(self) -> Options:  # type: ignore[override]
+        return self._self_parent._self_options  # type: ignore[no-any-return]
+
+    @property
+    def _self_runners(self) -> dict[Any, CheckpointedRunner]:  # type: ignore[override]
+        return self._self_parent._self_runners  # type: ignore[no-any-return]
+
+    def _target(self) -> tuple[Callable[[Any], Any], Any]:
+        instance = self._self_instance if self._self_binding in ("function", "instancemethod", "callable") else None
+        if instance is None and self._self_binding == "function":
+            name = _name(self.__wrapped__)
+            raise InvalidFunction(
+                f"{name} is a method: what it works on besides the item is its instance; call .map on one: "
+                f"{name.rpartition('.')[0].rpartition('.')[2] or 'Scorer'}(...).{name.rpartition('.')[2]}.map(items)"
+            )
+        return self.__wrapped__, instance
+
+    def _annotation(self) -> Any:
+        return self._self_parent._annotation()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return (getattr, (self._self_instance, self.__wrapped__.__name__))
+
+
+class BoundCheckpointedFunction(_OnInstance[R], _SyncFace[R], _Bound[P, R], Generic[P, R]):
+    """A plain decorated function, bound to an instance."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
+class BoundAsyncCheckpointedFunction(_OnInstance[R], _AsyncFace[R], _Bound[P, R], Generic[P, R]):
+    """A decorated coroutine function, bound to an instance."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+
+class CheckpointedFunction(_Unbound[R], _SyncFace[R], _Function[P, R], Generic[P, R]):
+    """What `checkpointed` makes of a function: it is called as ever, and has `.map` and its like."""
+
+    __bound_function_wrapper__ = BoundCheckpointedFunction
+
+    def __init__(self, wrapped: Callable[P, R], options: Options, annotation: Any = None) -> None:
+        super().__init__(wrapped, _plain)
+        self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+        @overload
+        def __get__(self, instance: None, owner: Any) -> Self: ...
+        @overload
+        def __get__(
+            self: CheckpointedFunction[Concatenate[Any, Q], R], instance: object, owner: Any
+        ) -> BoundCheckpointedFunction[Q, R]: ...
+        def __get__(self, instance: Any, owner: Any) -> Any: ...
+
+
+class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, R], Generic[P, R]):
+    """What `checkpointed` makes of a coroutine function: `.map` is awaited."""
+
+    __bound_function_wrapper__ = BoundAsyncCheckpointedFunction
+
+    def __init__(self, wrapped: Callable[P, Any], options: Options, annotation: Any = None) -> None:
+        super().__init__(wrapped, _plain)
+        self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+
+        @overload
+        def __get__(self, instance: None, owner: Any) -> Self: ...
+        @overload
+        def __get__(
+            self: AsyncCheckpointedFunction[Concatenate[Any, Q], R], instance: object, owner: Any
+        ) -> BoundAsyncCheckpointedFunction[Q, R]: ...
+        def __get__(self, instance: Any, owner: Any) -> Any: ...
+
+
+def _reduced(function: Any) -> Any:
+    """By reference where its name leads back to it; as a copy of its kin where the name leads to that; else by parts."""
+    wrapped, options = function.__wrapped__, function._self_options
+    module, name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", "<locals>")
+    found: Any = sys.modules.get(module) if module else None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is function:
+        return name
+    if isinstance(found, _Unbound) and found.__wrapped__ is wrapped:
+        return (_copied, (found, options))
+    return (type(function), (wrapped, options))
+
+
+def _copied(function: Any, options: Options) -> Any:
+    return type(function)(function.__wrapped__, options, function._self_annotation)
+
+
+# --- the decorator ---------------------------------------------------------------------------------------------------
+
+
+class _Decorator:
+    """What ``checkpointed(...)`` returns: makes a function a checkpointed one."""
+
+    __slots__ = ("_options",)
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a coroutine function is a function too: the first that fits wins
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncCheckpointedFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> CheckpointedFunction[P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        _check(function)
+        kind = AsyncCheckpointedFunction if inspect.iscoroutinefunction(_inner(function)) else CheckpointedFunction
+        # Classes that are local to the decorating function have no other place where their names could be looked up.
+        return kind(function, self._options, return_annotation(function, sys._getframe(1).f_locals))
+
+
+def checkpointed(
+    name: str,
+    *,
+    key: str | KeyFunction | None = None,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    version: Any = None,
+    on_change: OnChange | None = None,
+    durability: Durability = "process",
+    result_type: Any = None,
+) -> _Decorator:
+    """Make a per-item function a resumable mapper: the function stays as it is, and gets `.map`.
+
+    Args:
+        name: letters, digits, space, ``.``, ``_``, ``-``, at most 200 bytes: it names the files.
+        key: what names an item: a function of it, a field's name (``"id"``), or None: then the item is its own key, or
+            its content is, by hash.
+        checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``.
+        version: any JSON value that names what results depend on besides the item (prompt, model, parameters), or a
+            function of the bound instance that returns one. A method's default is its instance's JSON-like attributes.
+        on_change: what to do where the item of a known key has changed: "keep" its result (default; it is said),
+            "recompute" it, or "error".
+        durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
+            every record.
+        result_type: an annotation that names classes to rebuild; default the function's return annotation.
+
+    Raises:
+        InvalidName, InvalidOption: an argument is wrong.
+        InvalidFunction: what is decorated is no function of one item.
+
+    Example:
+        >>> @checkpointed("squares")
+        ... def square(n: int) -> int:
+        ...     return n * n
+        >>> square.map([3, 3, 5])
+        Results([9, 9, 25])
+        >>> square(4)
+        16
+    """
+    return _Decorator(Options(name, key, checkpoint_dir, version, on_change, durability, result_type))
+
+
+def _inner(function: Any) -> Any:
+    """The function inside staticmethod, classmethod and bound methods."""
+    return getattr(function, "__func__", function)
+
+
+def _name(function: Any) -> str:
+    return getattr(_inner(function), "__qualname__", None) or repr(function)
+
+
+def _check(function: Any) -> None:
+    """Refuse at decoration what could not be mapped.
+
+    Raises:
+        InvalidFunction: saying why.
+    """
+    inner = _inner(function)
+    if not callable(inner) or inspect.isclass(inner):
+        raise InvalidFunction(f"@checkpointed decorates a function of one item, not {quote(function)}")
+    if inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner):
+        raise InvalidFunction(f"{_name(inner)} is a generator function; return one value for each item, such as a list")
+    most = 2 if _is_in_class(inner) and not isinstance(function, staticmethod) else 1
+    required, possible = _required(inner), _possible(inner)
+    if required > most or possible < 1:
+        many = "no argument" if possible < 1 else f"{required} required arguments"
+        raise InvalidFunction(
+            f"{_name(inner)} takes {many}; a mapped function takes one item: put what belongs together into the item, "
+            "and bind the rest by default values, functools.partial or a method's instance"
+        )
+
+
+def _is_in_class(function: Any) -> bool:
+    owner = getattr(function, "__qualname__", "").rpartition(".")[0]
+    return bool(owner) and not owner.endswith("<locals>")
+
+
+def _parameters(function: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return [inspect.Parameter("item", inspect.Parameter.POSITIONAL_ONLY)]  # a builtin that does not tell
+
+
+def _required(function: Any) -> int:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return sum(p.default is p.empty and p.kind not in variadic for p in _parameters(function))
+
+
+def _possible(function: Any) -> int:
+    keyword = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    return sum(p.kind not in keyword for p in _parameters(function))
+
+
+def return_annotation(function: Any, local: Mapping[str, Any]) -> Any:
+    """The function's return annotation, its names looked up in its module and in `local`; None where that fails."""
+    inner = inspect.unwrap(_inner(function))
+    annotation = getattr(inner, "__annotations__", {}).get("return")
+    if not isinstance(annotation, str):
+        return annotation
+    alone = FunctionType((lambda: None).__code__, getattr(inner, "__globals__", {}))
+    alone.__annotations__ = {"return": annotation}
+    try:
+        return typing.get_type_hints(alone, localns=dict(local), include_extras=True)["return"]
+    except Exception as error:  # an annotation may be any expression
+        log.debug("the return annotation %r of %s is not known (yet): %s", annotation, _name(function), error)
+        return None

@@ -1,0 +1,389 @@
+"""One version of one checkpoint: values go in as records, and come out as the values that went in.
+
+The promise: what is loaded is the same as what was saved, or an error that names the line; what cannot be encoded is
+kept aside, and its key is told to have failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from checkpoint import clock
+from checkpoint.codecs import Codec, decode_foreign
+from checkpoint.errors import (
+    DamagedRecord,
+    ItemError,
+    StoreClosed,
+    StoreError,
+    UnbuildableValue,
+    UnencodableValue,
+    quote,
+)
+from checkpoint.journal import Reader, Record, seal
+from checkpoint.keys import Key, key_json, plain_key, short_digest
+from checkpoint.outcomes import Failure
+from checkpoint.store import Entry, Shelf, Store, key_of, open_store
+
+__all__ = ["LATEST", "Latest", "Records", "Unsaved", "item_error"]
+
+log = logging.getLogger("checkpoint")
+
+
+class Latest:
+    """The type of `LATEST`."""
+
+    def __repr__(self) -> str:
+        return "LATEST"
+
+    def __reduce__(self) -> str:
+        return "LATEST"
+
+
+LATEST: Final = Latest()
+"""The version of the last record: what a runner made by hand reads unless told otherwise."""
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Records:
+    """The records of one checkpoint under one version, through one codec.
+
+    Args:
+        name: the checkpoint's, checked.
+        directory: absolute.
+        version: a JSON value, None for none, or `LATEST`.
+        power: whether each record is synced before it counts as saved.
+        result_type: an annotation that names classes to rebuild.
+
+    Attributes:
+        store: shared with everyone in the process who names the same files.
+        version: the version's short digest, "" for none.
+        encode, decode: the codec's: a value's JSON and back.
+    """
+
+    store: Store
+
+    def __init__(self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any) -> None:
+        self.name = name
+        self.power = power
+        codec = Codec(result_type, on_unnamed=self._on_unnamed)
+        self.encode, self.decode = codec.encode, codec.decode
+        self._follows = version is LATEST
+        digest = "" if version is None or self._follows else short_digest(version, "version")
+        self._session = os.urandom(4).hex().encode()
+        self._stamp = clock.Stamper()
+        self._detach: Callable[[], None] | None = open_store(name, directory, self)
+        if digest:
+            self.store.versions.setdefault(digest, version)
+        self._set_version(digest)
+        self.follow()
+
+    def _set_version(self, digest: str) -> None:
+        self.version = digest
+        field = b',"version":"%b"' % digest.encode() if digest else b""
+        self._fields = (field, b',"session":"%b"' % self._session)
+
+    def follow(self) -> None:
+        """Where no version was named: go over to that of the last record, and say so."""
+        latest = self.store.latest
+        if not self._follows or latest == self.version:
+            return
+        self._set_version(latest)
+        shown = quote(self.store.versions[latest]) if latest in self.store.versions else latest or "None"
+        log.info("checkpoint %r: reading version %s, that of the last record", self.name, shown)
+
+    def _on_unnamed(self, cls: type) -> None:
+        log.warning(
+            "checkpoint %r: results hold objects of class %s, which come back as plain JSON; to get the class back, "
+            "annotate the function's return (-> %s) or pass result_type=%s",
+            self.name, cls.__qualname__, cls.__name__, cls.__name__,
+        )  # fmt: skip
+
+    def open(self) -> Store:
+        """The store, up to date with what others wrote.
+
+        Raises:
+            StoreClosed: `close` was called.
+        """
+        if self._detach is None:
+            raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
+        self.store.refresh()
+        return self.store
+
+    def close(self) -> None:
+        """Let go of the store."""
+        detach, self._detach = self._detach, None
+        if detach is not None:
+            detach()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._detach is None
+
+    # saving
+
+    def save(self, key: Key, value: Any, digest: int) -> None:
+        """The value is on disk for the key when this returns.
+
+        Raises:
+            UnencodableValue: it was kept aside instead.
+            StoreError: it is not on disk; `.unsaved` holds it.
+        """
+        try:
+            raw = self.encode(value)
+        except UnencodableValue as error:
+            raise self.keep_aside(key, value, error) from None
+        line = self._result_line(key, raw, digest)
+        try:
+            if self._detach is None:
+                self.open()
+            if self.power:
+                self.store.append(self.store.results, [Entry(self.version, key, digest, line)], durable=True)
+            else:
+                self.store.append_one(self.store.results, self.version, key, digest, line)
+        except StoreError as error:
+            error.unsaved = {key: value}
+            raise
+
+    def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
+        """The failure is on disk for the key when this returns."""
+        entry = self.error_entry(key, failure, digest)
+        self.open().append(self.store.errors, [entry], durable=self.power)
+
+    def result_entry(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> Entry:
+        """The record of an encoded result."""
+        return Entry(self.version, key, digest, self._result_line(key, raw, digest, elapsed, attempts))
+
+    def error_entry(self, key: Key, failure: Failure, digest: int) -> Entry:
+        """The record of a failure."""
+        return Entry(self.version, key, digest, self._error_line(key, failure, digest))
+
+    def _result_line(
+        self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None
+    ) -> bytes:
+        version, session = self._fields
+        known = b',"input":"%016x"' % digest if digest else b""
+        if elapsed is not None:
+            known += b',"elapsed":%.6g' % elapsed
+        if attempts is not None:
+            known += b',"attempts":%d' % attempts
+        return seal(
+            b'{"key":%b,"result":%b,"timestamp":"%b"%b%b%b'
+            % (key_json(key), raw, self._stamp(), version, known, session)
+        )
+
+    def _error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
+        version, session = self._fields
+        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
+        if failure.type is not None:
+            parts.append(b',"type":%b' % _text(failure.type))
+        if failure.traceback is not None:
+            parts.append(b',"traceback":%b' % _text(failure.traceback))
+        if failure.attempts is not None:
+            parts.append(b',"attempts":%d' % failure.attempts)
+        if failure.elapsed is not None:
+            parts.append(b',"elapsed":%.6g' % failure.elapsed)
+        parts.append(version)
+        if digest:
+            parts.append(b',"input":"%016x"' % digest)
+        parts.append(session)
+        return seal(b"".join(parts))
+
+    def keep_aside(self, key: Key, value: Any, error: UnencodableValue) -> UnencodableValue:
+        """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
+        kept = self._aside_line(key, value, str(error))
+        located = UnencodableValue(
+            f"the result for key {quote(key)} was not saved: {error}. The value was kept: see .unsaved, and "
+            "save_result it in a form that can be stored; or clear([key]) to run the item again",
+            where=error.where,
+            key=key,
+        )
+        failure = Failure(str(located), "UnencodableValue")
+        entries = [Entry(self.version, key, 0, self._error_line(key, failure, 0))]
+        try:
+            self.open().append(self.store.unsaved, [Entry(self.version, key, 0, kept)], durable=self.power)
+            self.store.append(self.store.errors, entries, durable=self.power)
+        except StoreError as failed:
+            failed.unsaved = {key: value}
+            raise
+        return located
+
+    def _aside_line(self, key: Key, value: Any, why: str) -> bytes:
+        version, session = self._fields
+        try:
+            held = b'"pickle":%b' % _encode_json(base64.b64encode(pickle.dumps(value)).decode())
+        except Exception:  # pickling runs the value's own code, which may raise anything
+            held = b'"repr":%b' % _text(_safe_repr(value))
+        return seal(
+            b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b'
+            % (key_json(key), held, _text(why), self._stamp(), version, session)
+        )
+
+    # loading
+
+    def load(self, key: Key) -> Any:
+        """The decoded result for the key.
+
+        Raises:
+            KeyError: there is none.
+            DamagedRecord: its bytes are not those that were written; the key is not done from now on.
+            UnbuildableValue: its class has changed since.
+        """
+        shelf = self.open().results
+        with self._noting_damage(shelf):
+            found = shelf.read(self.version, key)
+            if found is None:
+                raise KeyError(key)
+            reader, place, record = found
+            return self._value(reader, place.offset, record, key)
+
+    def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
+        """(key, decoded result) at a place that a pass found."""
+        shelf = self.store.results
+        with self._noting_damage(shelf):
+            record = shelf.read_at(reader, self.version, offset)
+            key = key_of(reader, record, offset)
+            return key, self._value(reader, offset, record, key)
+
+    def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
+        """(key, failure) at a place that a pass found."""
+        record = reader.read(offset)
+        key = key_of(reader, record, offset)
+        return key, item_error(key, record)
+
+    def load_error(self, key: Key) -> ItemError:
+        """The failure recorded for the key, where it has no result.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = self.open().errors.read(self.version, key)
+        if found is None or self.is_done(key):
+            raise KeyError(key)
+        return item_error(key, found[2])
+
+    @contextmanager
+    def _noting_damage(self, shelf: Shelf) -> Iterator[None]:
+        """A record that proves damaged is not done from then on."""
+        try:
+            yield
+        except DamagedRecord as error:
+            self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
+            raise
+
+    def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
+        raw = bytes(record.result)
+        try:
+            return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
+        except UnbuildableValue as error:
+            number = reader.line_number(offset)
+            raise UnbuildableValue(f"{reader.path}:{number}, key {quote(key)}: {error}", cls=error.cls) from None
+        except ValueError as error:
+            raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
+
+    def iter_results(self) -> Iterator[tuple[Any, Any]]:
+        """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""
+        shelf = self.open().results
+        with self._noting_damage(shelf):
+            for reader, offset, key, record in shelf.records(self.version):
+                yield key, self._value(reader, offset, record, key)
+
+    def iter_keys(self) -> Iterator[Any]:
+        """The keys of this version that have a result, in the order in which they were saved."""
+        return (key for _, _, key, _ in self.open().results.records(self.version))
+
+    def iter_errors(self) -> Iterator[ItemError]:
+        """The failure of every key of this version that has no result."""
+        for _, _, key, record in self.open().errors.records(self.version):
+            if not self.is_done(key):
+                yield item_error(key, record)
+
+    def is_done(self, key: Key) -> bool:
+        """Whether the key has a result; the store as it was last seen."""
+        return self.store.results.find(self.version, key) is not None
+
+    def has_error(self, key: Key) -> bool:
+        """Whether the key has an error and no result; the store as it was last seen."""
+        return self.store.errors.find(self.version, key) is not None and not self.is_done(key)
+
+    def count(self) -> tuple[int, int]:
+        """(done, failed): how many keys have a result, and how many an error and no result."""
+        store = self.open()
+        return store.results.count(self.version), store.failed_count(self.version)
+
+    def clear(self) -> None:
+        """Forget everything, all versions and files included."""
+        self.open().clear()
+        if self._follows:
+            self._set_version("")
+
+    def forget(self, keys: Iterable[Key]) -> int:
+        """Forget these keys under this version; returns how many were known."""
+        return self.open().forget(self.version, keys, self._session)
+
+
+class Unsaved(Mapping[Any, Any]):
+    """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given."""
+
+    def __init__(self, records: Records) -> None:
+        self._owner = records
+
+    def _records(self) -> Iterator[tuple[Key, Record]]:
+        for _, _, key, record in self._owner.open().unsaved.records(self._owner.version):
+            if not self._owner.is_done(key):
+                yield key, record
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self._records())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._records())
+
+    def __getitem__(self, key: Any) -> Any:
+        for held, record in self._records():
+            if held == key:
+                return record.repr if record.pickle is None else pickle.loads(base64.b64decode(record.pickle))
+        raise KeyError(key)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values that could not be encoded: {quote(list(islice(self, 5)))}>"
+
+
+def item_error(key: Any, record: Record) -> ItemError:
+    """What stands in a failed item's place."""
+    message = record.error or ""
+    shown = f"{record.type}: {message}" if record.type else message
+    return ItemError(
+        f"item {quote(key)} failed: {shown}",
+        key=key,
+        type=record.type,
+        message=message,
+        traceback=record.traceback,
+        attempts=record.attempts,
+    )
+
+
+def _text(text: str) -> bytes:
+    """A JSON string of any text; a lone surrogate becomes a replacement character, since a message is for people."""
+    try:
+        return _encode_json(text)
+    except UnicodeEncodeError:
+        return _encode_json(text.encode("utf-8", "replace").decode())
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # a value's own __repr__ may raise anything
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"

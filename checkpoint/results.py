@@ -1,0 +1,209 @@
+"""What a pass returns, and what a checkpoint holds, read from disk on demand.
+
+`Results` keeps 8 bytes an item, a descriptor of the file, and no value: each access decodes anew.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Generic, TypeVar, overload
+
+from checkpoint.errors import ItemError, ItemsFailed, TooManyErrors, quote
+from checkpoint.keys import plain_key
+from checkpoint.passes import NOT_RUN, Pass
+from checkpoint.records import Records
+
+__all__ = ["KeyedErrors", "KeyedResults", "Results", "finish", "raise_verdict"]
+
+R = TypeVar("R", covariant=True)
+V = TypeVar("V", covariant=True)
+_SHOWN = 20
+
+
+class Results(Sequence[R]):
+    """The results of a pass, in the order of its items; equals a list of the same values.
+
+    It keeps the values it was made with, whatever is cleared, compacted or computed later. Each access reads and
+    decodes anew: keep what you change. Slices are lists. Failed items are `ItemError` objects, where failures were
+    asked for.
+
+    Example:
+        >>> squares = checkpointed("squares")(lambda n: n * n)
+        >>> results = squares.map([3, 3, 5])
+        >>> results == [9, 9, 25], results[-1], results[:2], results.to_dict()
+        (True, 25, [9, 9], {3: 9, 5: 25})
+    """
+
+    __slots__ = ("_errors", "_keys", "_places", "_records", "_results")
+
+    def __init__(self, running: Pass) -> None:
+        self._records = running.records
+        store = running.records.store
+        with store.lock:
+            self._places: array[int] = running.places()
+            self._results, self._errors = store.results.journal.reader, store.errors.journal.reader
+            # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
+            told = not store.results.index.has_loose and NOT_RUN not in self._places
+        self._keys = None if told else list(running.keys)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int, /) -> R: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[R]: ...
+    def __getitem__(self, index: int | slice, /) -> R | list[R]:
+        if isinstance(index, slice):
+            return [self._load(place)[1] for place in self._places[index]]
+        try:
+            place = self._places[index]
+        except IndexError:
+            raise IndexError(f"index {index} is out of range for {len(self)} results") from None
+        return self._load(place)[1]  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[R]:
+        for place in self._places:
+            yield self._load(place)[1]
+
+    def _load(self, place: int) -> tuple[Any, Any]:
+        """(key, value or error) at a place."""
+        if place >= 0:
+            assert self._results is not None
+            return self._records.load_at(self._results, place)
+        if place == NOT_RUN:
+            message = "it was not run, since the pass was ended early"
+            return None, ItemError(message, message=message, type="NotRun")
+        assert self._errors is not None
+        return self._records.load_error_at(self._errors, ~place)
+
+    @property
+    def keys(self) -> list[Any]:
+        """The key of each item, in order."""
+        return list(self._keys) if self._keys is not None else [self._load(place)[0] for place in self._places]
+
+    @property
+    def errors(self) -> dict[Any, ItemError]:
+        """The failures among them, by key."""
+        keys = self._keys or [None] * len(self)
+        failed = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True) if place < 0]
+        return {told if key is None else key: error for key, (told, error) in failed}
+
+    def to_dict(self) -> dict[Any, R]:
+        """The values by key."""
+        return dict(zip(self.keys, self, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, Results)):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # like a list
+
+    def __repr__(self) -> str:
+        shown = [quote(value, 80) for value in self[:_SHOWN]]
+        more = [f"… {len(self) - _SHOWN:,} more"] if len(self) > _SHOWN else []
+        return f"Results([{', '.join(shown + more)}])"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (list, (list(self),))
+
+
+class _Keyed(Mapping[Any, V], Generic[V]):
+    """A read-only mapping by key that reads from disk on demand, and sees what is saved later."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def _items(self) -> Iterator[tuple[Any, V]]:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self._items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._items())
+
+    def __repr__(self) -> str:
+        first = islice(self._items(), 5)
+        shown = ", ".join([f"{quote(key, 40)}: {quote(value, 80)}" for key, value in first])
+        kind = type(self).__name__.removeprefix("Keyed").lower()
+        return f"<{len(self):,} {kind} of checkpoint {self._records.name!r}: {shown}>"
+
+
+class KeyedResults(_Keyed[V]):
+    """The results of a checkpoint by key, in the order in which they were saved."""
+
+    def _items(self) -> Iterator[tuple[Any, V]]:
+        return self._records.iter_results()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._records.iter_keys()
+
+    def __len__(self) -> int:
+        return self._records.count()[0]
+
+    def __getitem__(self, key: Any) -> V:
+        return self._records.load(plain_key(key))  # type: ignore[no-any-return]
+
+    def __contains__(self, key: object) -> bool:
+        self._records.open()
+        return self._records.is_done(plain_key(key))
+
+
+class KeyedErrors(_Keyed[ItemError]):
+    """The failures of a checkpoint by key: of items that have no result."""
+
+    def _items(self) -> Iterator[tuple[Any, ItemError]]:
+        return ((error.key, error) for error in self._records.iter_errors())
+
+    def __getitem__(self, key: Any) -> ItemError:
+        return self._records.load_error(plain_key(key))
+
+
+# --- how a pass ends -------------------------------------------------------------------------------------------------
+
+
+def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
+    """The results of a pass that has run.
+
+    Raises:
+        ItemsFailed: items failed and that was not asked for.
+        TooManyErrors: the pass was ended early.
+    """
+    raise_verdict(running)
+    results: Results[Any] = Results(running)
+    if return_exceptions or not (running.errors.failed or running.kept_aside):
+        return results
+    raise _failed(ItemsFailed, running, results)
+
+
+def raise_verdict(running: Pass) -> None:
+    """Raise `TooManyErrors` where the pass must end."""
+    if running.verdict:
+        raise _failed(TooManyErrors, running, Results(running))
+
+
+def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> ItemsFailed:
+    aside = [running.records.load_error(key) for key in running.kept_aside[:100]]
+    members = [*running.failures, *aside][:100]
+    failed = running.errors.failed + len(running.kept_aside)
+    group = kind(_summary(running, failed), members)
+    group.results = results
+    return group
+
+
+def _summary(running: Pass, failed: int) -> str:
+    counts = ", ".join([f"{count:,} {name}" for name, count in running.errors.by_type.most_common(8)])
+    aside = len(running.kept_aside)
+    of = f" of {running.total:,}" if running.total is not None else ""
+    parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
+    if running.verdict:
+        parts.append(f"the pass was ended early, since {running.verdict}")
+    parts.append(f"{running.completed:,} are done, in {running.records.store.results.journal.path}")
+    parts.append("the same call tries only the rest again")
+    if aside or running.errors.by_type["UnencodableValue"]:
+        parts.append("items whose values could not be stored are not run again by themselves: see .unsaved")
+    return "; ".join(parts)
