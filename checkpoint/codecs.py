@@ -92,7 +92,7 @@ class Codec:
             b'{"a":{"$set":[1,2]}}'
         """
         raw = _plain(value)
-        if raw is not None and not _looks_tagged(raw):
+        if raw is not None and (b"$" not in raw or not _looks_tagged(raw)):
             return raw
         try:
             tagged, unnamed = _with_stack(self._encode_tagged, value)

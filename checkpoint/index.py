@@ -21,13 +21,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from itertools import accumulate
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from checkpoint.journal import CRC_SIZE, Reader, open_safely, parse
+from checkpoint.journal import CRC_SIZE, Reader, is_whole, open_safely, parse
 from checkpoint.keys import Key, identity, key_from_json
 
 __all__ = ["Index", "IndexDamaged", "Place", "Segment"]
@@ -39,6 +39,8 @@ _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
 _LOOSE = 0x8000
 _PROBE = 64
 _MAX_NOTED = 100
+_LONG = 2048  # bytes; of longer lines only the beginning and the end are read
+_MOST_VERSIONS = 80  # that the header has room for
 
 
 class IndexDamaged(Exception):
@@ -118,7 +120,7 @@ class Segment:
         if not 0 <= size <= self.header.entries * _ENTRY.size:
             raise IndexDamaged
         data = os.pread(self._fd, size, self._entries_at + first * _ENTRY.size)
-        if zlib.crc32(data, page & 0xFFFFFFFF) != check:
+        if _checksum(page, data) != check:
             raise IndexDamaged
         return data
 
@@ -134,6 +136,10 @@ class Segment:
 
 
 _HAS_PREAD = hasattr(os, "pread")  # where it is missing (Windows) the journal is read anew each time
+
+
+def _checksum(page: int, data: bytes) -> int:
+    return zlib.crc32(data, page + 1)  # never 0 for an empty page: a block of zeros is what a power cut leaves
 
 
 def _read_header(fd: int) -> _Header | None:
@@ -172,6 +178,10 @@ class _Head(msgspec.Struct, gc=False):
 
 
 _has_crc = attrgetter("crc")
+_forgets = attrgetter("forgotten")
+_beginning = itemgetter(slice(0, len(b'{"key":')))
+_ending = itemgetter(slice(-len(b'"}'), None))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
 
 
@@ -202,9 +212,10 @@ class Index:
     def find(self, version: str, key: Key) -> Place | None:
         """Where the last record of the key under the version is; a line without checksum stands for equal str()."""
         rows = self._rows.get(version)
-        if rows is not None and (row := rows.get(key, -2)) != -2:
+        row = -2 if rows is None else rows.get(key, -2)
+        if row >= 0:
             return self._place(row)
-        segment = self._segment
+        segment = self._segment if row == -2 else None
         if segment is not None and (entry := segment.find(_hash(version, key))) is not None:
             return Place(entry[0], entry[1])
         return self._find_loose(version, key) if self.has_loose else None
@@ -329,7 +340,7 @@ class Index:
     def scan(self, journal: Reader) -> None:
         """Learn what the journal holds beyond `end`, a last line without newline included if it is whole."""
         for offset, block in journal.blocks(self.end):
-            if not self._scan_evenly(offset, block):
+            if block.find(b"\n") > _LONG or not self._scan_evenly(offset, block):
                 self._scan_lines(offset, block)
             self.end = offset + len(block)
         rest = journal.pread(1, self.end)
@@ -339,59 +350,66 @@ class Index:
     def _scan_rest(self, journal: Reader) -> None:
         """A last line without newline: torn or being written, and of no account; unless it is whole."""
         line = journal.line_at(self.end)
-        if not line.endswith(b"}") or self._rest == (self.end, len(line)):
-            return
-        try:
-            parse(line)
-        except ValueError:
-            return
-        self._scan_line(self.end, line)
-        self._rest = (self.end, len(line))
+        if line.endswith(b"}") and self._rest != (self.end, len(line)) and is_whole(line):
+            self._scan_line(self.end, line, 0, len(line))
+            self._rest = (self.end, len(line))
+
+    def _scan_lines(self, offset: int, block: bytes) -> None:
+        start = 0
+        while (stop := block.find(b"\n", start)) >= 0:
+            self._scan_line(offset + start, block, start, stop)
+            start = stop + 1
 
     def _scan_evenly(self, offset: int, block: bytes) -> bool:
         """A block of sound lines of one version and nothing else, at C speed; False, and nothing done, for any other.
 
-        Each line must begin with a key: else two damaged lines might read as one record.
+        Each line must begin with a key and end like a checksum: else two damaged lines might read as one record.
         """
-        lines = block.count(b"\n")
-        if block.count(b'\n{"key":') + block.startswith(b'{"key":') != lines:
-            return False
-        if b'"forgotten"' in block or b'{"key":{' in block or b'{"key":[' in block or self.has_loose:
-            return False
+        lines = block.split(b"\n")
+        lines.pop()
+        count = len(lines)
         try:
             heads = _decode_heads(block)
             digests = bytes.fromhex("".join([head.input for head in heads]))
         except (ValueError, RecursionError):
             return False
+        keys = [head.key for head in heads]
         versions = {head.version for head in heads}
-        if not (len(heads) == lines == len(digests) / 8 and len(versions) == 1 and all(map(_has_crc, heads))):
+        if not (
+            len(heads) == count == len(digests) / 8
+            and len(versions) == 1
+            and not self.has_loose
+            and all(map(_has_crc, heads))
+            and not any(map(_forgets, heads))
+            and _SCALARS.issuperset(map(type, keys))
+            and set(map(_beginning, lines)) == {b'{"key":'}
+            and set(map(_ending, lines)) == {b'"}'}
+        ):
             return False
         (version,) = versions
+        if version != self.latest and not is_whole(lines[0]):
+            return False
         first = len(self._places) // 2
-        places = array("q", bytes(16 * lines))
-        offsets = array("q", accumulate(map(len, block.split(b"\n")), initial=offset - first))
-        places[::2] = offsets[:lines]  # the sum runs on past the last line
+        places = array("q", bytes(16 * count))
+        offsets = array("q", accumulate(map(len, lines), initial=offset - first))
+        places[::2] = offsets[:count]  # the sum runs on past the last line
         inputs = array("q", digests)
         if sys.byteorder == "little":
             inputs.byteswap()
         places[1::2] = inputs
         self._places.extend(places)
-        keys = [head.key for head in heads]
-        self._rows.setdefault(version, {}).update(zip(keys, range(first, first + lines), strict=True))
+        self._rows.setdefault(version, {}).update(zip(keys, range(first, first + count), strict=True))
         self.latest = version
         return True
 
-    def _scan_lines(self, offset: int, block: bytes) -> None:
-        for line in block.split(b"\n")[:-1]:
-            self._scan_line(offset, line)
-            offset += len(line) + 1
-
-    def _scan_line(self, offset: int, line: bytes) -> None:
-        """One line: framing and key; the checksum waits until the value is read."""
-        if not line.strip(b"\r\n\t "):
+    def _scan_line(self, offset: int, block: bytes, start: int, stop: int) -> None:
+        """The line at `offset`, block[start:stop]: framing and key; the checksum waits until the value is read."""
+        if stop - start < _LONG and not block[start:stop].strip(b"\r\t "):
             return
         try:
-            head = _head(line)
+            head = _head(block, start, stop)
+            if head.version != self.latest:
+                parse(block[start:stop])  # a flipped bit must not lead to a version that never was
             key = key_from_json(head.key)
             digest = int(head.input, 16) & 0x7FFFFFFFFFFFFFFF
         except (ValueError, RecursionError) as error:
@@ -405,9 +423,9 @@ class Index:
             self._add_loose(head.version, str(key), offset)
 
     def _note_damage(self, offset: int, why: str) -> None:
-        if len(self.damaged) < _MAX_NOTED:
+        if len(self.damaged) < _MAX_NOTED:  # `check` lists them all
             self.damaged.append((offset, why))
-        self._on_damage(offset, why)
+            self._on_damage(offset, why)
 
     # the file
 
@@ -430,6 +448,8 @@ class Index:
             OSError: it could not be written; nothing changed.
         """
         versions = sorted(self.versions)
+        if len(versions) > _MOST_VERSIONS:
+            raise OSError("too many versions for an index")
         numbers = {version: number for number, version in enumerate(versions)}
         entries = list(self._merged(numbers))
         head, tail = _probes(journal, self.end)
@@ -470,20 +490,31 @@ class Index:
                         yield pack(hashed(version, key), places[2 * row] + row, places[2 * row + 1], number)
 
 
-def _head(line: bytes) -> _Head:
-    """What the index takes of one line.
+def _head(block: bytes, start: int, stop: int) -> _Head:
+    """What the index takes of the line block[start:stop].
 
     Raises:
         ValueError: it is damaged.
     """
-    try:
-        (head,) = _decode_heads(line) if line.startswith(b'{"key":') and line.endswith(b"}") else [None]
-    except (ValueError, RecursionError):
-        head = None
-    if head is not None and (head.crc and b'"crc":"' in line[-CRC_SIZE:]):
-        return head
-    record = parse(line)
+    line = _abridged(block, start, stop) if stop - start > 2 * _LONG else block[start:stop]
+    if line.startswith(b'{"key":') and line[-CRC_SIZE:].startswith(b',"crc":"') and line.endswith(b'"}'):
+        try:
+            (head,) = _decode_heads(line)
+            return head
+        except (ValueError, RecursionError):
+            pass  # what is wrong with it, the whole line tells
+    record = parse(block[start:stop])
     return _Head(record.key, record.version, record.input or "0", record.forgotten, record.crc)
+
+
+def _abridged(block: bytes, start: int, stop: int) -> bytes:
+    """A long line less its result, which the index need not look at; b"" where it has none.
+
+    The names that it is cut at, quotes included, cannot stand within a JSON string.
+    """
+    result = block.find(b',"result":', start, start + _LONG)
+    after = block.rfind(b',"timestamp":"', stop - _LONG, stop)
+    return block[start:result] + block[after:stop] if result > 0 and after > 0 else b""
 
 
 def _renumbered(entry: bytes, numbers: list[int]) -> bytes:
@@ -524,6 +555,6 @@ def _page_table(entries: list[bytes], pages: int) -> bytes:
         last = len(entries)
         if page + 1 < pages:
             last = bisect_left(entries, ((page + 1) << shift).to_bytes(16, "big"), lo=first)
-        table += _PAGE.pack(first, zlib.crc32(b"".join(entries[first:last]), page & 0xFFFFFFFF))
+        table += _PAGE.pack(first, _checksum(page, b"".join(entries[first:last])))
         first = last
     return bytes(table + _PAGE.pack(len(entries), 0))

@@ -33,6 +33,7 @@ __all__ = [
     "Record",
     "fsync",
     "fsync_directory",
+    "is_whole",
     "open_safely",
     "parse",
     "seal",
@@ -124,6 +125,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 _decode_record = msgspec.json.Decoder(Record).decode
+_FOREIGN_FIELDS = frozenset(Record.__struct_fields__) - {"result", "crc"}
 _scalar_key = (str, int, float, bool, type(None))
 
 
@@ -141,6 +143,11 @@ def _crc_holds(line: bytes) -> bool:
     )
 
 
+def _has_checksum(line: bytes) -> bool:
+    """Whether a line without crc ends in its own checksum all the same: the field's name is what was damaged."""
+    return line[-CRC_SIZE:][8:16] == b"%08x" % zlib.crc32(memoryview(line)[:-CRC_SIZE])
+
+
 def parse(line: bytes) -> Record:
     """The record on a line (its newline and a carriage return or BOM around it are read through).
 
@@ -152,7 +159,7 @@ def parse(line: bytes) -> Record:
         record = _decode_record(line)
     except (ValueError, RecursionError) as error:
         return _parse_foreign(line, error)
-    if not record.crc:
+    if not record.crc and not _has_checksum(line):
         return _foreign(record)
     if not _crc_holds(line):
         raise ValueError("its checksum does not match (delete the crc field of a line that you edit by hand)")
@@ -175,14 +182,23 @@ def _parse_foreign(line: bytes, error: Exception) -> Record:
         raise ValueError(f"it is not valid JSON: {also}") from None
     if not isinstance(fields, dict) or "key" not in fields:
         raise ValueError("it is not an object with a key")
-    raw = json.dumps(fields.pop("result", None)).encode()
-    known = {name: value for name, value in fields.items() if name in Record.__struct_fields__ and name != "crc"}
+    known = {name: value for name, value in fields.items() if name in _FOREIGN_FIELDS}
     try:
+        raw = json.dumps(fields.get("result")).encode()
         record = msgspec.convert(known, Record, strict=False)
     except (ValueError, TypeError, RecursionError) as also:
         raise ValueError(f"its fields are of the wrong types: {also}") from None
     record.result = msgspec.Raw(raw)
     return _foreign(record)
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line without its newline is a sound record."""
+    try:
+        parse(line)
+    except ValueError:
+        return False
+    return True
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -280,16 +296,16 @@ class Reader:
 
     def blocks(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of runs of whole lines from `start` on; what follows the last newline is left out."""
-        at, carried = start, [b""]
-        while data := self.pread(_BLOCK, at + sum(map(len, carried))):
+        at, size = start, _BLOCK
+        while data := self.pread(size, at):
             cut = data.rfind(b"\n") + 1
-            if not cut:
-                carried.append(data)
-                continue
-            block = b"".join([*carried, data[:cut]])
-            yield at, block
-            at += len(block)
-            carried = [data[cut:]]
+            if cut:
+                yield at, data[:cut]
+                at, size = at + cut, _BLOCK
+            elif len(data) < size:
+                return
+            else:
+                size *= 4
 
     def tail(self) -> tuple[int, bytes]:
         """(offset, bytes) of what follows the last newline: empty unless the last write was torn."""
@@ -355,12 +371,18 @@ class Journal:
             raise store_error(error, "cannot open for writing", self.path) from error
         try:
             if not existed:
-                fsync_directory(self.path.parent)
+                self._enter_in_directory()
                 self.open()
             self.repair()
         except BaseException:
             self.stop_writing()
             raise
+
+    def _enter_in_directory(self) -> None:
+        try:
+            fsync_directory(self.path.parent)
+        except OSError as error:
+            raise store_error(error, "cannot sync the directory of", self.path) from error
 
     def repair(self) -> bytes:
         """Make the file end in a whole line: complete a record that only lacks its newline, set aside a torn one.
@@ -374,7 +396,7 @@ class Journal:
         assert self.reader is not None
         offset, torn = self.reader.tail()
         try:
-            if torn and _is_whole(torn):
+            if torn and is_whole(torn):
                 os.write(self._writer, b"\n")
                 torn = b""
             elif torn:
@@ -383,6 +405,7 @@ class Journal:
         except OSError as error:
             raise store_error(error, "cannot repair", self.path) from error
         self.in_doubt = False
+        self.dirty = True  # what a killed writer left unsynced counts as saved from here on
         if torn:
             log.warning(
                 "%s ended in a torn record of %d bytes: set aside in %s; its item runs again",
@@ -416,37 +439,39 @@ class Journal:
         writer, start = self._writer, self.end
         assert writer is not None
         # An exception from a signal handler may leave any part of this undone: the next append looks first.
-        self.in_doubt = True
+        self.in_doubt = self.dirty = True
+        written = 0
         try:
             written = os.write(writer, lines)
-            if written != len(lines):
-                _write_all(writer, memoryview(lines)[written:])
+            while written < len(lines):
+                written += os.write(writer, memoryview(lines)[written:])
         except OSError as error:
-            self._cut_back(start)
+            self.in_doubt = not self._cut_back(written)
             raise store_error(error, "cannot write to", self.path) from error
-        self.dirty = True
         place = os.lseek(writer, 0, os.SEEK_CUR)  # with O_APPEND: the end of the file that the write went to
         if place != start + len(lines):
-            start = self._moved(place - len(lines))
+            start = self._moved(place, len(lines))
         self.end = place
         self.in_doubt = False
         return start
 
-    def _cut_back(self, size: int) -> None:
+    def _cut_back(self, written: int) -> bool:
+        """Take our last bytes off again, and nobody else's; False where it fails: the next append repairs first."""
         assert self._writer is not None
         try:
-            os.ftruncate(self._writer, size)
+            if written:
+                os.ftruncate(self._writer, os.lseek(self._writer, 0, os.SEEK_CUR) - written)
         except OSError:
-            return  # in_doubt stays: the next append repairs first, or refuses
-        self.in_doubt = False
+            return False
+        return True
 
-    def _moved(self, start: int) -> int:
+    def _moved(self, place: int, written: int) -> int:
         """Somebody appended lines between ours, which does no harm; or cut the file, which does."""
-        assert self._writer is not None
         assert self.reader is not None
+        start = place - written
         if start > self.end and self.reader.pread(1, start - 1) == b"\n":
             return start
-        os.ftruncate(self._writer, start)
+        self._cut_back(written)
         raise self._lost("was cut" if start < self.end else "got a torn line from another program", start)
 
     def _lost(self, how: str, intact: int) -> JournalLost:
@@ -513,17 +538,6 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether a line without its newline is a record that nothing else is missing from."""
-    if not line.endswith(b"}"):
-        return False
-    try:
-        parse(line)
-    except ValueError:
-        return False
-    return True
 
 
 if hasattr(os, "pread"):

@@ -68,14 +68,16 @@ class Lock:
             fd = open_safely(self.path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise store_error(error, "cannot open the lock", self.path) from error
+        self._fd = fd
         try:
             _lock(fd)
-        except OSError as error:
-            os.close(fd)
+        except BaseException as error:
+            self.release()
+            if not isinstance(error, OSError):
+                raise  # an interrupt: an open descriptor that nobody knows would keep the lock
             if error.errno in _BUSY:
                 raise self._locked() from None
             raise store_error(error, "cannot lock", self.path, "its file system may not support locks") from error
-        self._fd = fd
         self._sign(fd)
 
     def _sign(self, fd: int) -> None:

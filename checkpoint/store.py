@@ -20,6 +20,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +59,7 @@ class Entry(NamedTuple):
     key: Key
     digest: int
     line: bytes
+    forgets: bool = False
 
 
 def check_name(name: Any) -> str:
@@ -99,6 +102,7 @@ class Shelf:
         self.index = Index(self._warn)
         self.lock = lock
         self._index_path = path.with_name(f".{path.stem.lstrip('.')}.index")
+        self._filing = threading.Lock()
 
     def _warn(self, offset: int, why: str) -> None:
         reader = self.journal.reader
@@ -114,14 +118,13 @@ class Shelf:
             self.index.scan(reader)
             self.journal.end = self.index.end
 
-    def reopen(self, *, use_file: bool = True) -> None:
+    def reopen(self) -> None:
         """Read the index file and the journal's tail."""
         self.journal.close()
         self.index = Index(self._warn)
         reader = self.journal.open()
         if reader is not None:
-            if use_file:
-                self.index.load(self._index_path, reader)
+            self.index.load(self._index_path, reader)
             self.index.scan(reader)
             self.journal.end = self.index.end
 
@@ -132,7 +135,7 @@ class Shelf:
         self._learn()
 
     def settle_doubt(self) -> None:
-        """After an exception in the middle of an append: look what came of it."""
+        """After an exception in the middle of an append, or between it and the index: look what came of it."""
         self.journal.repair()
         self._learn()
 
@@ -141,11 +144,6 @@ class Shelf:
         if self.journal.reader is not None:
             self.index.scan(self.journal.reader)
             self.journal.end = self.index.end
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether an exception came between a write and the index."""
-        return self.journal.in_doubt or self.journal.end != self.index.end
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the key's last record is."""
@@ -156,10 +154,11 @@ class Shelf:
 
     def count(self, version: str) -> int:
         """How many keys have a record."""
-        try:
-            return self.index.count(version)
-        except (IndexDamaged, OSError):
-            return self._rebuilt().count(version)
+        with self.lock:
+            try:
+                return self.index.count(version)
+            except (IndexDamaged, OSError):
+                return self._rebuilt().count(version)
 
     def _offsets(self, version: str) -> list[int]:
         try:
@@ -168,18 +167,18 @@ class Shelf:
             return self._rebuilt().offsets(version)
 
     def _rebuilt(self) -> Index:
-        """The index file proved damaged: the journal is read instead; who was writing goes on writing."""
+        """The index file is not to be trusted: the journal is read instead; who was writing goes on writing."""
         with self.lock:
             log.info("%s is damaged; reading %s anew", self._index_path, self.journal.path)
-            writing = self.journal.writable
             try:
                 self._index_path.unlink(missing_ok=True)
             except OSError:
                 pass  # a read-only directory: it is found damaged again next time
-            self.reopen(use_file=False)
-            if writing:
-                self.open_to_write()
-            return self.index
+            index = Index(self._warn)
+            if self.journal.reader is not None:
+                index.scan(self.journal.reader)
+            self.index = index
+            return index
 
     def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
         """The key's last record, with where it is; None where there is none.
@@ -191,10 +190,16 @@ class Shelf:
             place, reader = self.find(version, key), self.journal.reader
         if place is None or reader is None:
             return None
-        record = reader.read(place.offset, key)
-        held = key_of(reader, record, place.offset)
-        if held != (key if record.crc else str(key)):
-            raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
+        try:
+            record = reader.read(place.offset, key)
+            held = key_of(reader, record, place.offset)
+            if held != (key if record.crc else str(key)):
+                raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
+        except DamagedRecord:
+            if self.index.filed == (0, 0):
+                raise
+            self._rebuilt()  # the index file may be of a journal that was edited since
+            return self.read(version, key)
         return reader, place, record
 
     def records(self, version: str) -> Iterator[tuple[Reader, int, Key, Record]]:
@@ -207,17 +212,29 @@ class Shelf:
             offsets, reader, loose = self._offsets(version), self.journal.reader, self.index.has_loose
         if reader is None:
             return
-        exact = set(self._exact_texts(reader, offsets)) if loose else set()
+        exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
         for offset in offsets:
             record = self.read_at(reader, version, offset)
             key = key_of(reader, record, offset)
             if record.crc or key not in exact:
                 yield reader, offset, key, record
 
-    def _exact_texts(self, reader: Reader, offsets: list[int]) -> Iterator[str]:
+    def keys(self, version: str) -> Iterator[Key]:
+        """The keys of the version whose records are sound, in the order of the file."""
+        with self.lock:
+            offsets, reader = self._offsets(version), self.journal.reader
+        if reader is None:
+            return
+        for offset in offsets:
+            try:
+                yield key_of(reader, reader.read(offset), offset)
+            except DamagedRecord as error:
+                log.debug("%s", error)
+
+    def _exact_texts(self, reader: Reader, version: str, offsets: list[int]) -> Iterator[str]:
         """The str() of keys on lines with a checksum, which win over lines without."""
         for offset in offsets:
-            record = reader.read(offset)
+            record = self.read_at(reader, version, offset)
             if record.crc:
                 yield str(key_of(reader, record, offset))
 
@@ -247,13 +264,14 @@ class Shelf:
 
     def write_index(self) -> None:
         """Write the index file. It is only a cache: failing to write it is not an error."""
-        with self.lock:
-            snapshot, reader = self.index.snapshot(), self.journal.reader
-        try:
-            if reader is not None:
-                snapshot.write(self._index_path, reader)
-        except (IndexDamaged, OSError) as error:
-            log.debug("the index %s was not written: %s", self._index_path, error)
+        with self._filing:  # a pass that ends and the thread that tends may both come here
+            with self.lock:
+                snapshot, reader = self.index.snapshot(), self.journal.reader
+            try:
+                if reader is not None:
+                    snapshot.write(self._index_path, reader)
+            except (IndexDamaged, OSError) as error:
+                log.debug("the index %s was not written: %s", self._index_path, error)
 
     def unlink(self) -> None:
         """Delete journal and index; whoever has them open reads on."""
@@ -299,7 +317,7 @@ class Store:
         self.users = 0
         self._shelves = (self.results, self.errors, self.unsaved)
         self._writer = Lock(directory / f".{name}.lock", name)
-        self._passes = 0
+        self._in_pass = False
         self._pass_since = ""
         self._writing = False
         self._forked = False
@@ -359,11 +377,11 @@ class Store:
                 "make a new runner in the child, under another name, or send the results to the parent"
             )
         if self._failure is not None:
-            raise self._failure
+            raise copy(self._failure)  # each carries its own `.unsaved`
 
     def _take_lock(self) -> None:
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            _make_directory(self.directory)
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
         self._writer.acquire()
@@ -392,10 +410,10 @@ class Store:
         self._check_at = clock.monotonic() + _SECOND
 
     def _at_risk(self, shelf: Shelf, error: JournalLost) -> JournalLost:
-        intact, reader = error.intact, shelf.journal.reader
+        reader = shelf.journal.reader
         assert reader is not None
-        if intact:
-            keys = shelf.index.keys_from(_line_start(reader, intact))
+        if reader.is_current():
+            keys = shelf.index.keys_from(reader.tail()[0])
         else:
             lost = Index()
             lost.scan(reader)  # the open descriptor still reads the file that has no name any more
@@ -407,13 +425,14 @@ class Store:
             errno=error.errno,
             strerror=error.strerror,
             filename=error.filename,
-            intact=intact,
+            intact=error.intact,
             keys=keys,
         )
 
     def _fail(self, error: StoreError) -> StoreError:
         """Refuse every later write: what is known of the files no longer holds. The next pass opens them anew."""
         self._failure = error
+        self._check_at = -inf  # the next write looks, and finds it
         return error
 
     def append(self, shelf: Shelf, entries: Iterable[Entry], *, durable: bool = False) -> None:
@@ -428,12 +447,13 @@ class Store:
             journal = shelf.journal
             if not journal.writable:
                 shelf.open_to_write()
-            if shelf.unsettled:
-                shelf.settle_doubt()
             offset = self._write(shelf, b"".join([entry.line for entry in entries]))
-            add = shelf.index.add
-            for version, key, digest, line in entries:
-                add(version, key, offset, digest)
+            index = shelf.index
+            for version, key, digest, line, forgets in entries:
+                if forgets:
+                    index.forget(version, key)
+                else:
+                    index.add(version, key, offset, digest)
                 offset += len(line)
             shelf.index.end = journal.end
             if durable:
@@ -445,16 +465,16 @@ class Store:
             if not self._writing or clock.monotonic() >= self._check_at:
                 self.begin_writing()
             journal, index = shelf.journal, shelf.index
-            if journal.in_doubt or journal.end != index.end:
-                shelf.settle_doubt()
             offset = self._write(shelf, line)
             index.add(version, key, offset, digest)
             index.end = journal.end
 
     def _write(self, shelf: Shelf, lines: bytes) -> int:
         journal = shelf.journal
-        known = journal.end
         try:
+            if journal.in_doubt or journal.end != shelf.index.end:
+                shelf.settle_doubt()
+            known = journal.end
             offset = journal.append(lines)
         except JournalLost as error:
             raise self._fail(self._at_risk(shelf, error)) from None
@@ -491,10 +511,7 @@ class Store:
                 known = [(place, key) for place, key in enumerate(keys) if shelf.find(version, key) is not None]
                 forgotten.update(place for place, _ in known)
                 if known:
-                    lines = [Entry(version, key, 0, _forgetting(version, key, session)) for _, key in known]
-                    self.append(shelf, lines)
-                    for _, key in known:
-                        shelf.index.forget(version, key)
+                    self.append(shelf, [_forgetting(version, key, session) for _, key in known])
         return len(forgotten)
 
     def discard(self, shelf: Shelf, version: str, key: Key, offset: int, session: bytes) -> None:
@@ -507,15 +524,16 @@ class Store:
             if place is None or place.offset != offset:
                 return
             try:
-                self.append(shelf, [Entry(version, key, 0, _forgetting(version, key, session))])
+                self.append(shelf, [_forgetting(version, key, session)])
             except (StoreError, StoreForked) as error:
                 log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
-            shelf.index.forget(version, key)
+                shelf.index.forget(version, key)
 
     def clear(self) -> None:
         """Forget everything: unlink the journals, indexes and meta. The lock file and bytes set aside stay."""
         with self.lock:
-            self._failure = None if not self._forked else self._failure
+            if self._failure is not None:
+                self._start_anew()
             self.begin_writing()
             try:
                 for shelf in self._shelves:
@@ -537,7 +555,7 @@ class Store:
             CheckpointLocked: another pass of this process is running.
         """
         with self.lock:
-            if self._passes:
+            if self._in_pass:
                 raise CheckpointLocked(
                     f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
                     f"{self._pass_since}); finish or close it first, or use another name",
@@ -549,14 +567,14 @@ class Store:
                 )
             if self._failure is not None:
                 self._start_anew()
-            self._passes += 1
+            self._in_pass = True
             self._pass_since = clock.Stamper()().decode()
         try:
             self.refresh()
             yield
         finally:
             with self.lock:
-                self._passes -= 1
+                self._in_pass = False
                 self._stop_writing()
 
     def _start_anew(self) -> None:
@@ -590,12 +608,11 @@ class Store:
     def close(self) -> None:
         """Let go of the lock and every descriptor."""
         with self.lock:
-            if self._forked:
-                self._let_go()
-            else:
+            try:
                 self._stop_writing()
-            for shelf in self._shelves:
-                shelf.journal.close()
+            finally:
+                for shelf in self._shelves:
+                    shelf.journal.close()
 
     # housekeeping, by a thread that lives while something is owed
 
@@ -608,7 +625,7 @@ class Store:
         with self.lock:
             if not self._writing:
                 return False
-            if not self._passes and clock.monotonic() - self._wrote_at >= _SECOND:
+            if not self._in_pass and clock.monotonic() - self._wrote_at >= _SECOND:
                 try:
                     self._stop_writing()
                 except StoreError as error:
@@ -648,20 +665,20 @@ class Store:
             self._meta_owed = False
             self._meta_at = clock.monotonic()
             try:
-                meta = self._compose_meta()
-            except StoreError as error:
-                log.debug("meta was not written: %s", error)
-                return
+                self._replace_meta(json.dumps(self._compose_meta(), indent=1) + "\n")
+            except OSError as error:
+                log.debug("%s was not written: %s", self.meta_path, error)
+
+    def _replace_meta(self, text: str) -> None:
         temporary = self.meta_path.with_name(f".{self.name}_meta.{os.getpid()}.tmp")
+        fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(meta, file, indent=1)
-                file.write("\n")
+                file.write(text)
             os.replace(temporary, self.meta_path)
-        except OSError as error:
+        except BaseException:
             temporary.unlink(missing_ok=True)
-            log.debug("%s was not written: %s", self.meta_path, error)
+            raise
 
     def _compose_meta(self) -> dict[str, Any]:
         version, now = self.latest, clock.Stamper()().decode()
@@ -679,7 +696,7 @@ class Store:
 
     def failed_count(self, version: str) -> int:
         """How many keys have an error and no result."""
-        return sum(self.results.find(version, key) is None for _, _, key, _ in self.errors.records(version))
+        return sum(self.results.find(version, key) is None for key in self.errors.keys(version))
 
     # forks
 
@@ -690,23 +707,25 @@ class Store:
             shelf.lock = self.lock
         self._forked = True
         self._writing = False
-        self._passes = 0
+        self._in_pass = False
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.drop()
 
 
-def _forgetting(version: str, key: Key, session: bytes) -> bytes:
+def _make_directory(path: Path) -> None:
+    """The directory is there, and its name survives a power cut."""
+    missing = [new for new in (path, *path.parents) if not new.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for new in missing:
+        fsync_directory(new.parent)
+
+
+def _forgetting(version: str, key: Key, session: bytes) -> Entry:
     head = b'{"key":%b,"forgotten":true,"timestamp":"%b"' % (key_json(key), clock.Stamper()())
     if version:
         head += b',"version":"%b"' % version.encode()
-    return seal(head + b',"session":"%b"' % session)
-
-
-def _line_start(reader: Reader, place: int) -> int:
-    """Where the line that holds the byte before `place` starts, or `place` itself behind a newline."""
-    size = min(place, 1 << 20)
-    return place - size + reader.pread(size, place - size).rfind(b"\n") + 1
+    return Entry(version, key, 0, seal(head + b',"session":"%b"' % session), forgets=True)
 
 
 def _count_or_none(value: Any) -> int | None:
@@ -716,7 +735,7 @@ def _count_or_none(value: Any) -> int | None:
 # --- one store for each path in a process ----------------------------------------------------------------------------
 
 _stores: dict[tuple[str, str], Store] = {}
-_stores_lock = threading.Lock()
+_stores_lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
 
 
 def open_store(name: str, directory: Path, user: object) -> Callable[[], None]:
@@ -728,8 +747,9 @@ def open_store(name: str, directory: Path, user: object) -> Callable[[], None]:
     with _stores_lock:
         store = _stores.get(path)
         if store is None:
-            store = _stores[path] = Store(name, directory)
+            store = Store(name, directory)
         store.users += 1
+        _stores[path] = store
     user.store = store  # type: ignore[attr-defined]
     return weakref.finalize(user, _detach, path, store)
 
@@ -787,7 +807,7 @@ def _close_all() -> None:
 
 def _after_fork() -> None:
     global _stores_lock, _tend_lock, _tending
-    _stores_lock, _tend_lock, _tending = threading.Lock(), threading.Lock(), None
+    _stores_lock, _tend_lock, _tending = threading.RLock(), threading.Lock(), None
     for store in _stores.values():
         store.after_fork()
     _stores.clear()

@@ -1,0 +1,8 @@
+"""`python -m checkpoint`: the same as the command `checkpoint`."""
+
+import sys
+
+from checkpoint.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What the tests of the storage rooms share: runners that are closed again, a clock that is ticked, a medium for free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint import CheckpointedRunner, clock, store
+
+Opener = Callable[..., CheckpointedRunner]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Opener]:
+    """Opens runners of checkpoint "j" in `tmp_path`, and closes them after the test."""
+    opened: list[CheckpointedRunner] = []
+
+    def open_runner(name: str = "j", directory: Path = tmp_path, **options: Any) -> CheckpointedRunner:
+        runner = CheckpointedRunner(name, directory, **options)
+        opened.append(runner)
+        return runner
+
+    yield open_runner
+    for runner in opened:
+        runner.close()
+
+
+class Ticker:
+    """A monotonic clock that stands still until it is ticked."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+    def tick(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@pytest.fixture
+def ticker(monkeypatch: pytest.MonkeyPatch) -> Ticker:
+    """Time for the store; its thread is left out, so that a test tends the store itself."""
+    ticker = Ticker()
+    monkeypatch.setattr(clock, "monotonic", ticker)
+    monkeypatch.setattr(store, "_tend", lambda _: None)
+    return ticker
+
+
+@pytest.fixture
+def free_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing costs nothing: for tests that open thousands of checkpoints and cause no power cut."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(os, "fdatasync", lambda fd: None, raising=False)
