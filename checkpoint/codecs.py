@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import base64
 import collections
-import copyreg
-import dataclasses
 import enum
 import functools
 import json
@@ -21,19 +19,18 @@ import pathlib
 import re
 import sys
 import threading
-import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from checkpoint.errors import UnbuildableValue, UnencodableValue, quote
+from checkpoint.classes import NAMEDTUPLE, PYDANTIC_PARTS, Record, build, kind_of, name_table, record_of, unbuildable
+from checkpoint.errors import UnbuildableValue, UnencodableValue, quote, quote_error, shorten
 
 __all__ = ["MAX_DEPTH", "Codec", "canonical", "decode_foreign"]
 
@@ -74,7 +71,7 @@ class Codec:
     __slots__ = ("_classes", "_names", "_on_unnamed", "_reported")
 
     def __init__(self, result_type: Any = None, *, on_unnamed: Callable[[type], None] = lambda cls: None) -> None:
-        self._classes, self._names = _name_table(result_type)
+        self._classes, self._names = name_table(result_type)
         self._on_unnamed = on_unnamed
         self._reported: dict[type, object] = {}
 
@@ -99,7 +96,7 @@ class Codec:
         except (UnencodableValue, MemoryError):
             raise
         except Exception as error:  # properties and the like are the user's code, and may raise anything
-            raise UnencodableValue(f"result cannot be stored: {_told(error)}", where="result") from error
+            raise UnencodableValue(f"result cannot be stored: {quote_error(error)}", where="result") from error
         for cls in unnamed:
             mark = object()
             if self._reported.setdefault(cls, mark) is mark:
@@ -153,7 +150,7 @@ class Codec:
             same = _write(_Tagger(self, plain=bool(tagger.unnamed)).tag(back)) == expected
             reason = "it reads back as another value"
         except Exception as error:
-            same, reason = False, _told(error)
+            same, reason = False, quote_error(error)
         if same:
             return raw, tagger.unnamed
         if tagger.unnamed:
@@ -303,17 +300,7 @@ def _guarded(work: Callable[[], Any]) -> Any:
     except Exception as error:
         if type(error) is ValueError:
             raise
-        raise ValueError(f"this is no value that checkpoint wrote: {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    if isinstance(error, (UnbuildableValue, UnencodableValue)):
-        return str(error)
-    return f"{type(error).__name__}: {_cut(str(error))}"
-
-
-def _cut(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        raise ValueError(f"this is no value that checkpoint wrote: {quote_error(error)}") from error
 
 
 # --- from a value to envelopes ---
@@ -352,7 +339,7 @@ def _path(where: _Where) -> str:
     while where is not None:
         where, kind, key = where
         steps.append({"[": f"[{quote(key, 60)}]", ".": f".{key}", "{": "{…}"}[kind])
-    return _cut("result" + "".join(reversed(steps)))
+    return shorten("result" + "".join(reversed(steps)))
 
 
 def _refusal(value: Any, where: _Where, reason: str = "") -> UnencodableValue:
@@ -495,23 +482,9 @@ def _tag_enum(t: _Tagger, value: Any, where: _Where) -> Any:
     return tagged.get("value", name)
 
 
-class _Record(NamedTuple):
-    """The state of one object: what any kind of class holds, and three things that only pydantic has."""
-
-    fields: dict[str, Any]
-    attrs: dict[str, Any]
-    absent: list[str]
-    extra: dict[str, Any] | None = None
-    private: dict[str, Any] | None = None
-    chosen: list[str] | None = None
-
-    def plain(self) -> dict[str, Any]:
-        return {**self.fields, **(self.extra or {}), **self.attrs}
-
-
 def _tag_object(t: _Tagger, value: Any, where: _Where) -> Any:
     cls, is_tuple = type(value), isinstance(value, tuple)
-    record = _record_of(value)
+    record = record_of(value)
     if not t.names(cls) and t.plain:
         return _tag_tuple(t, tuple(record.fields.values()), where) if is_tuple else _tag_dict(t, record.plain(), where)
     if any(name.startswith("$") for name in record.fields):
@@ -520,196 +493,22 @@ def _tag_object(t: _Tagger, value: Any, where: _Where) -> Any:
     for name, part in record.fields.items():
         tagged[name] = t.tag(part, (where, ".", name))
     for name, part in record._asdict().items():
-        if name != "fields" and (part or (name in _PYDANTIC_PARTS and part is not None)):
+        if name != "fields" and (part or (name in PYDANTIC_PARTS and part is not None)):
             tagged[f"${name}"] = t.tag(part, where)
     return tagged
-
-
-def _record_of(value: Any) -> _Record:
-    cls: Any = type(value)
-    names = _fields_of(cls)
-    fields = dict(zip(names, tuple.__iter__(value), strict=True)) if issubclass(cls, tuple) else {}
-    for name in names if not fields else ():
-        try:
-            fields[name] = object.__getattribute__(value, name)
-        except AttributeError:
-            continue
-    absent = [name for name in names if name not in fields]
-    attrs = {name: part for name, part in _held(value) if name not in names}
-    if _kind_of(cls) is not _PYDANTIC:
-        return _Record(fields, attrs, absent)
-    extra, private = value.__pydantic_extra__, value.__pydantic_private__
-    usual = {*fields, *(extra or ())}
-    chosen = None if value.__pydantic_fields_set__ == usual else sorted(value.__pydantic_fields_set__)
-    return _Record(fields, attrs, absent, None if extra == _no_extra(cls) else extra, private, chosen)
-
-
-def _held(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object's __dict__ and slots hold, without what is only remembered: caches are made anew."""
-    cls = type(value)
-    held = dict(getattr(value, "__dict__", {}))
-    for name in copyreg._slotnames(cls):  # type: ignore[attr-defined]  # what pickle uses, mangled names included
-        if not name.startswith(("__pydantic_", "__msgspec_")) and hasattr(value, name):
-            held[name] = getattr(value, name)
-    for name, part in held.items():
-        if name == "_attrs_cached_hash":
-            yield name, None  # a hash of strings differs from run to run; None tells attrs to compute it
-        elif not isinstance(_static(cls, name), functools.cached_property):
-            yield name, part
-
-
-def _static(cls: type, name: str) -> Any:
-    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
-
-
-# --- kinds of classes ---
-
-_Default = Callable[[], Any] | None
-
-
-class _Kind(NamedTuple):
-    """How the classes of one kind are told, what fields they have with which defaults, and how one is built."""
-
-    owns: Callable[[Any], bool]
-    fields: Callable[[Any], dict[str, _Default]]
-    build: Callable[[Any, dict[str, Any], _Record], Any]
-
-
-def _default(value: Any, factory: Any, missing: Any) -> _Default:
-    if factory is not missing:
-        return typing.cast(_Default, factory)
-    return None if value is missing else lambda: value
-
-
-def _fill(made: Any, state: dict[str, Any]) -> Any:
-    for name, part in state.items():
-        object.__setattr__(made, name, part)  # past frozen classes and the user's hooks
-    return made
-
-
-def _build_object(cls: Any, state: dict[str, Any], record: _Record) -> Any:
-    return _fill(object.__new__(cls), state)
-
-
-def _build_namedtuple(cls: Any, state: dict[str, Any], record: _Record) -> Any:
-    made = tuple.__new__(cls, [state.pop(name) for name in cls._fields])
-    return _fill(made, state)
-
-
-def _build_struct(cls: Any, state: dict[str, Any], record: _Record) -> Any:
-    # a Struct has no other constructor than its own; what __post_init__ changes is set back
-    made = cls(**{name: part for name, part in state.items() if name in cls.__struct_fields__})
-    for name, part in state.items():
-        msgspec.structs.force_setattr(made, name, part)
-    return made
-
-
-def _build_pydantic(cls: Any, state: dict[str, Any], record: _Record) -> Any:
-    extra = _no_extra(cls) if record.extra is None else record.extra
-    chosen = [*record.fields, *(extra or ())] if record.chosen is None else record.chosen
-    private = {**_fresh_private(cls), **(record.private or {})} if cls.__private_attributes__ else record.private
-    _fill(made := object.__new__(cls), {"__dict__": state, "__pydantic_fields_set__": set(chosen)})
-    for name, part in (("__pydantic_extra__", extra), ("__pydantic_private__", private)):
-        if getattr(made, name, ...) is not part:  # a root model has them on the class, where an object needs none
-            object.__setattr__(made, name, part)
-    return made
-
-
-def _no_extra(cls: Any) -> dict[str, Any] | None:
-    return {} if cls.model_config.get("extra") == "allow" else None
-
-
-def _fresh_private(cls: Any) -> dict[str, Any]:
-    """What a new object's private attributes hold; some have no default."""
-    fresh = {
-        name: attribute.default_factory() if attribute.default_factory else attribute.get_default()
-        for name, attribute in cls.__private_attributes__.items()
-    }
-    return {name: part for name, part in fresh.items() if type(part).__name__ != "PydanticUndefinedType"}
-
-
-def _dataclass_fields(cls: Any) -> dict[str, _Default]:
-    missing = dataclasses.MISSING
-    return {field.name: _default(field.default, field.default_factory, missing) for field in dataclasses.fields(cls)}
-
-
-def _attrs_fields(cls: Any) -> dict[str, _Default]:
-    missing = sys.modules["attr"].NOTHING
-    return {
-        field.name: None
-        if getattr(field.default, "takes_self", False)
-        else _default(field.default, getattr(field.default, "factory", missing), missing)
-        for field in cls.__attrs_attrs__
-    }
-
-
-def _struct_fields(cls: Any) -> dict[str, _Default]:
-    names, defaults, missing = cls.__struct_fields__, cls.__struct_defaults__, msgspec.NODEFAULT
-    filled = (missing,) * (len(names) - len(defaults)) + defaults
-    return {
-        name: _default(value, value.factory if type(value).__name__ == "Factory" else missing, missing)
-        for name, value in zip(names, filled, strict=True)
-    }
-
-
-def _pydantic_fields(cls: Any) -> dict[str, _Default]:
-    return {
-        name: None if field.is_required() else functools.partial(field.get_default, call_default_factory=True)
-        for name, field in cls.model_fields.items()
-    }
-
-
-def _namedtuple_fields(cls: Any) -> dict[str, _Default]:
-    defaults = cls._field_defaults
-    return {name: _default(defaults.get(name, ...), ..., ...) for name in cls._fields}
-
-
-def _has(name: str, kind: type) -> Callable[[Any], bool]:
-    return lambda cls: isinstance(getattr(cls, name, None), kind)
-
-
-_NAMEDTUPLE = _Kind(
-    lambda cls: issubclass(cls, tuple) and hasattr(cls, "_field_defaults"), _namedtuple_fields, _build_namedtuple
-)
-_PYDANTIC = _Kind(
-    lambda cls: hasattr(cls, "__pydantic_fields_set__") and hasattr(cls, "model_fields"),
-    _pydantic_fields,
-    _build_pydantic,
-)
-_KINDS = (
-    _NAMEDTUPLE,
-    _PYDANTIC,
-    _Kind(lambda cls: issubclass(cls, msgspec.Struct), _struct_fields, _build_struct),
-    _Kind(_has("__dataclass_fields__", dict), _dataclass_fields, _build_object),
-    _Kind(_has("__attrs_attrs__", tuple), _attrs_fields, _build_object),
-)
-_PYDANTIC_PARTS = ("extra", "private", "chosen")
-
-
-@functools.lru_cache(maxsize=1024)
-def _kind_of(cls: Any) -> _Kind | None:
-    if isinstance(cls, enum.EnumMeta):
-        return None
-    return next((kind for kind in _KINDS if kind.owns(cls)), None)
-
-
-@functools.lru_cache(maxsize=1024)
-def _fields_of(cls: Any) -> dict[str, _Default]:
-    kind = _kind_of(cls)
-    return kind.fields(cls) if kind else {}
 
 
 @functools.lru_cache(maxsize=1024)
 def _tagger_of(cls: Any) -> Callable[[_Tagger, Any, _Where], Any]:
     numpy: Any = sys.modules.get("numpy")
-    kind = _kind_of(cls)
+    kind = kind_of(cls)
     if isinstance(cls, enum.EnumMeta):
         return _tag_enum
     if numpy and cls is numpy.ndarray:
         return _tag_ndarray
     if numpy and issubclass(cls, numpy.generic):
         return _tag_npscalar
-    if kind is _NAMEDTUPLE:
+    if kind is NAMEDTUPLE:
         return _tag_object
     if issubclass(cls, tuple(_PLAIN_FORMS)):
         return _tag_refused if kind else _tag_subclass  # fields beside what a list or a dict holds would be lost
@@ -905,14 +704,14 @@ def _revive_enum(codec: Codec, env: dict[str, Any]) -> Any:
     if cls is None:
         return codec._revive(env["value"]) if "value" in env else env["name"]
     if not isinstance(cls, enum.EnumMeta):
-        raise _unbuildable(cls, "was an Enum when this was stored")
+        raise unbuildable(cls, "was an Enum when this was stored")
     if "name" not in env:
         try:
             return cls(codec._revive(env["value"]))
         except (ValueError, TypeError) as error:
-            raise _unbuildable(cls, f"has no member of the stored value: {_told(error)}") from error
+            raise unbuildable(cls, f"has no member of the stored value: {quote_error(error)}") from error
     if env["name"] not in cls._member_map_:
-        raise _unbuildable(cls, f"has no member {quote(env['name'])}, which the stored value is; give it back")
+        raise unbuildable(cls, f"has no member {quote(env['name'])}, which the stored value is; give it back")
     return cls._member_map_[env["name"]]
 
 
@@ -921,110 +720,10 @@ def _revive_object(codec: Codec, env: dict[str, Any]) -> Any:
     cls = codec._classes.get(name)
     more = {key[1:]: codec._revive(part) for key, part in parts if key[:1] == "$"}
     fields = {key: part if type(part) in _SCALARS else codec._revive(part) for key, part in parts if key[:1] != "$"}
-    record = _Record(**{"attrs": {}, "absent": [], **more, "fields": fields})
+    record = Record(**{"attrs": {}, "absent": [], **more, "fields": fields})
     if cls is not None:
-        return _build(cls, record)
+        return build(cls, record)
     return tuple(fields.values()) if tag == "$namedtuple" else record.plain()
-
-
-def _build(cls: Any, record: _Record) -> Any:
-    kind = _kind_of(cls)
-    if kind is None:
-        raise _unbuildable(cls, "was a class with fields when this was stored")
-    known, state = _fields_of(cls), dict(record.attrs)
-    for name in record.fields:
-        if name not in known:
-            raise _unbuildable(cls, f"has no field {quote(name)}, which the stored object has; give it back")
-    for name, default in known.items():
-        if name in record.fields:
-            state[name] = record.fields[name]
-        elif name not in record.absent:
-            if default is None:
-                raise _unbuildable(cls, f"has a field {quote(name)} that the stored object lacks; give it a default")
-            state[name] = default()
-    try:
-        return kind.build(cls, state, record)
-    except Exception as error:
-        raise _unbuildable(cls, f"cannot be built from what is stored: {_told(error)}") from error
-
-
-def _unbuildable(cls: type, what: str) -> UnbuildableValue:
-    return UnbuildableValue(f"{cls.__qualname__} {what}, or set version= to compute these results anew", cls=cls)
-
-
-# --- what an annotation names ---
-
-
-def _name_table(annotation: Any) -> tuple[dict[str, type | None], dict[type, str]]:
-    """(name → class, None where two share it; class → the name it is written under)."""
-    classes: dict[str, type | None] = {}
-    found = dict.fromkeys(_named_classes(annotation))
-    for cls in found:
-        for name in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}"):
-            classes[name] = cls if classes.get(name, cls) is cls else None
-    names = {cls: name for name, cls in reversed(classes.items()) if cls is not None}
-    return classes, names
-
-
-def _named_classes(annotation: Any) -> Iterator[type]:
-    seen: dict[int, Any] = {}  # by identity, and kept: an annotation may be unhashable, or made on the fly
-    pending = [annotation]
-    while pending:
-        part = pending.pop()
-        if id(part) in seen:
-            continue
-        seen[id(part)] = part
-        pending.extend(_inner(part))
-        if isinstance(part, enum.EnumMeta) or (isinstance(part, type) and _kind_of(part)):
-            yield part
-
-
-def _inner(part: Any) -> Iterable[Any]:
-    origin = typing.get_origin(part)
-    if origin in (typing.Literal, typing.ClassVar):
-        return ()
-    if origin is typing.Annotated:
-        return typing.get_args(part)[:1]
-    if origin is not None:
-        return (origin, *typing.get_args(part))
-    if isinstance(part, typing.TypeVar):
-        return (part.__bound__, *part.__constraints__)
-    if isinstance(part, dataclasses.InitVar):
-        return (part.type,)
-    if not isinstance(part, type):
-        return [value for name in ("__supertype__", "__value__") if (value := _quietly(part, name)) is not None]
-    bases = getattr(part, "__orig_bases__", ())
-    kind = _kind_of(part)
-    if kind is _PYDANTIC:
-        return (*bases, *(field.annotation for field in part.model_fields.values()))  # type: ignore[attr-defined]
-    if kind is not None or (issubclass(part, dict) and hasattr(part, "__total__")):
-        return (*bases, *_hints(part))
-    return bases
-
-
-def _quietly(part: Any, name: str) -> Any:
-    try:
-        return getattr(part, name, None)
-    except Exception:  # the value of a lazy alias may be any expression of the user's
-        return None
-
-
-def _hints(cls: type) -> list[Any]:
-    """The types of a class's fields; one that cannot be resolved does not hide the others."""
-    typed = [field.type for field in getattr(cls, "__attrs_attrs__", ()) if not isinstance(field.type, str)]
-    try:
-        return [*typed, *typing.get_type_hints(cls).values()]
-    except Exception:
-        pass
-    for base in cls.__mro__:
-        scope = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
-        names = {**vars(base), base.__name__: base, cls.__name__: cls}
-        for name, hint in (_quietly(base, "__annotations__") or {}).items():
-            try:
-                typed += typing.get_type_hints(SimpleNamespace(__annotations__={name: hint}), scope, names).values()
-            except Exception:
-                continue
-    return typed
 
 
 # --- canonical JSON ---

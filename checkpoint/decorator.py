@@ -436,7 +436,7 @@ class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, R], Gen
 
 
 def _reduced(function: Any) -> Any:
-    """By reference where its name leads back to it; as a copy of its kin where the name leads to that; else by parts."""
+    """By reference where its name leads back to it; as a copy of its kin where it leads to that; else by parts."""
     wrapped, options = function.__wrapped__, function._self_options
     module, name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", "<locals>")
     found: Any = sys.modules.get(module) if module else None

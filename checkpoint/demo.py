@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import os
 import platform
 import shlex
@@ -85,13 +86,13 @@ def measure(item: dict[str, str]) -> Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a SyntaxWarning is the concern of whoever wrote the file
         tree = ast.parse(source)
-    functions = list(_functions(tree))
+    nodes, functions = list(ast.walk(tree)), list(_functions(tree))
     return Module(
         lines=len(source.splitlines()),
         code=_code_lines(source),
         functions=len(functions),
-        classes=sum(isinstance(node, ast.ClassDef) for node in ast.walk(tree)),
-        branches=sum(map(_branches, ast.walk(tree))),
+        classes=sum(isinstance(node, ast.ClassDef) for node in nodes),
+        branches=sum(map(_branches, nodes)),
         hardest=max(functions, key=lambda function: function.complexity, default=None),
     )
 
@@ -216,7 +217,7 @@ def run(directory: Path, source: Path | None = None) -> int:
     except KeyboardInterrupt:
         saved = len(names & _results(directory).keys())
         _end_bar()
-        _say("", f"Interrupted. {saved} of {len(names)} modules are saved. Run the same command again to go on.")
+        _say(f"Interrupted. {saved} of {len(names)} modules are saved. Run the same command again to go on.")
         return 130
 
 
@@ -237,7 +238,7 @@ def _run(directory: Path, source: Path, names: frozenset[str]) -> int:
     saved = len(names & _results(directory).keys())
     rounds: list[Round] = []
     if len(names) - saved >= _WORTH_KILLING:
-        _say(f"First run{_so_far(saved, names)}: killed without warning, part-way")
+        _say(f"First run. {_so_far(saved, names)}It will be killed part-way, without warning.")
         kill_at = saved + round(_KILL_AT * (len(names) - saved))
         rounds.append(_round(directory, source, names, kill_at))
         if not rounds[0].killed:
@@ -245,7 +246,7 @@ def _run(directory: Path, source: Path, names: frozenset[str]) -> int:
         _end_bar()
         saved = len(names & _results(directory).keys())
         _say(f"Killed by {_KILL}. {saved} of {len(names)} results are on disk.", "")
-        _say("Second run: the same call again")
+        _say("Second run, the same call again.")
     elif saved < len(names):
         _say(f"An earlier run has measured {saved} of {len(names)} already. The rest is run.")
     else:
@@ -262,7 +263,7 @@ def _run(directory: Path, source: Path, names: frozenset[str]) -> int:
 
 
 def _so_far(saved: int, names: frozenset[str]) -> str:
-    return f", from the {saved} of {len(names)} that an earlier one has saved" if saved else ""
+    return f"{saved} of {len(names)} are saved from an earlier one. " if saved else ""
 
 
 def _broken(ended: Round) -> int:
@@ -360,7 +361,7 @@ def _prove(directory: Path, names: frozenset[str], rounds: Sequence[Round]) -> b
     if len(rounds) > 1:
         rows += [("run by the killed process", rounds[0].ran.total()), ("run by the next one", last.ran.total())]
     else:
-        rows += [("run by this process", last.ran.total()), ("run in all", len(_calls(directory)))]
+        rows += [("run by this process", last.ran.total())]
     rows += [("run again though saved", len(again))]
     if len(rounds) > 1:
         rows += [("run again, in flight when killed", len(in_flight))]
@@ -400,18 +401,20 @@ def _row(name: str, module: Module) -> tuple[str, ...]:
 def _tell_next(directory: Path, hardest: Sequence[str]) -> None:
     where = _shown(directory)
     journal = os.path.join(where, f"{NAME}_results.jsonl")
-    read = f"from checkpoint import CheckpointedRunner; print(CheckpointedRunner({NAME!r}, {where!r})"
+    read = (
+        f"from checkpoint import CheckpointedRunner; print(CheckpointedRunner({json.dumps(NAME)}, {json.dumps(where)})"
+    )
     python = [_shown(Path(sys.executable)), "-c"]
     first = hardest[0] if hardest else "ast"
     windows = sys.platform == "win32"
     commands = [
         (["more", journal] if windows else ["head", "-n", "3", journal], "the results, one a line"),
-        ([*python, f"{read}.get_result({first!r}))"], "one of them in Python"),
+        ([*python, f"{read}.get_result({json.dumps(first)}))"], "one of them in Python"),
         ([*python, f"{read}.progress())"], "how many there are"),
         (_same_command(directory), "runs nothing again: all is done"),
         (["rmdir", "/s", "/q", where] if windows else ["rm", "-r", where], "to start over"),
     ]
-    _say("", f"Files are in {where}{os.sep}    Try next:")
+    _say("", f"The files are in {where}{os.sep}. Try next:")
     for command, why in commands:
         _say(f"  # {why}", f"  {_quoted(command)}")
 

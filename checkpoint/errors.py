@@ -52,6 +52,8 @@ __all__ = [
     "UnencodableValue",
     "VersionNeeded",
     "quote",
+    "quote_error",
+    "shorten",
 ]
 
 
@@ -61,6 +63,18 @@ def quote(data: object, limit: int = 200) -> str:
         text = repr(data if not isinstance(data, (str, bytes)) else data[: limit + 1])
     except Exception as error:  # a user's __repr__ may do anything; a message must still be made
         text = f"<{type(data).__name__} whose repr raises {type(error).__name__}>"
+    return shorten(text, limit)
+
+
+def quote_error(error: BaseException) -> str:
+    """Another error's type and message, as a message may quote them; one of ours speaks for itself."""
+    if isinstance(error, CheckpointError):
+        return str(error)
+    return f"{type(error).__name__}: {shorten(str(error))}"
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """At most `limit` characters of a text."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

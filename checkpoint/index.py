@@ -177,10 +177,9 @@ class _Head(msgspec.Struct, gc=False):
     crc: str = ""
 
 
-_has_crc = attrgetter("crc")
+_crc = attrgetter("crc")
 _forgets = attrgetter("forgotten")
-_beginning = itemgetter(slice(0, len(b'{"key":')))
-_ending = itemgetter(slice(-len(b'"}'), None))
+_line_crc = itemgetter(slice(-10, -2))
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
 
@@ -363,7 +362,7 @@ class Index:
     def _scan_evenly(self, offset: int, block: bytes) -> bool:
         """A block of sound lines of one version and nothing else, at C speed; False, and nothing done, for any other.
 
-        Each line must begin with a key and end like a checksum: else two damaged lines might read as one record.
+        Each record's checksum must be the one that its line ends with: else two damaged lines might read as one record.
         """
         lines = block.split(b"\n")
         lines.pop()
@@ -379,11 +378,9 @@ class Index:
             len(heads) == count == len(digests) / 8
             and len(versions) == 1
             and not self.has_loose
-            and all(map(_has_crc, heads))
             and not any(map(_forgets, heads))
             and _SCALARS.issuperset(map(type, keys))
-            and set(map(_beginning, lines)) == {b'{"key":'}
-            and set(map(_ending, lines)) == {b'"}'}
+            and b"".join(map(_line_crc, lines)) == "".join(map(_crc, heads)).encode()
         ):
             return False
         (version,) = versions

@@ -1,0 +1,353 @@
+"""The laws of an index: it answers as a dict does, and whatever becomes of its file changes nothing but time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from checkpoint import CheckpointedRunner, DamagedRecord
+from checkpoint.index import Index
+from checkpoint.journal import Reader, seal
+from checkpoint.keys import key_json
+
+Opener = Callable[..., CheckpointedRunner]
+KEYS: list[Any] = [*range(40), *"abcdefgh", ("t", 1), None, -1.5]
+VALUES = {key: [str(key)] * 3 for key in KEYS}
+
+
+def index_of(directory: Path) -> Path:
+    return directory / ".j_results.index"
+
+
+def journal_of(directory: Path) -> Path:
+    return directory / "j_results.jsonl"
+
+
+def fill(directory: Path, values: dict[Any, Any] = VALUES, **options: Any) -> None:
+    """A checkpoint that holds the values, with its index written."""
+    with CheckpointedRunner("j", directory, **options) as runner:
+        for key, value in values.items():
+            runner.save_result(key, value)
+        runner.records.store.results.write_index()
+    assert index_of(directory).exists()
+
+
+def read_all(directory: Path, **options: Any) -> dict[Any, Any]:
+    """Every value, asked for in each way that there is: one by one, all at once, and by what is left to run."""
+    with CheckpointedRunner("j", directory, **options) as runner:
+        assert runner.progress()[0] == len(VALUES)
+        assert [key for key in KEYS if not runner.is_completed(key)] == []
+        assert not runner.is_completed("absent")
+        assert list(runner.iterate([*KEYS, "absent"])) == ["absent"]
+        one_by_one = {key: runner.get_result(key) for key in KEYS}
+        assert runner.get_all_results() == one_by_one
+        return one_by_one
+
+
+# --- the file is only a cache ---------------------------------------------------------------------------------------
+
+
+def test_no_flipped_byte_of_an_index_changes_a_result(tmp_path: Path, free_sync: None) -> None:
+    """Every byte of its header and its page table, and every third of its entries, by two masks."""
+    fill(tmp_path)
+    index, good = index_of(tmp_path), index_of(tmp_path).read_bytes()
+    header = len(good[:4096].rstrip(b" \n")) + 2
+    for place in [*range(header), 4000, 4095, *range(4096, 4200), *range(4200, len(good), 3)]:
+        for mask in (0x01, 0xFF):
+            flipped = bytearray(good)
+            flipped[place] ^= mask
+            index.write_bytes(flipped)
+            with CheckpointedRunner("j", tmp_path) as runner:
+                assert runner.progress()[0] == len(VALUES)
+                assert [key for key in KEYS if not runner.is_completed(key)] == []
+                assert not runner.is_completed("absent")
+    index.write_bytes(bytes(flipped))
+    assert read_all(tmp_path) == VALUES
+
+
+def test_an_index_cut_at_any_byte_changes_no_result(tmp_path: Path, free_sync: None) -> None:
+    """Every truncation length of the entries and of the header's end."""
+    fill(tmp_path)
+    index, good = index_of(tmp_path), index_of(tmp_path).read_bytes()
+    for size in [0, 1, 100, 4095, *range(4096, len(good), 5)]:
+        index.write_bytes(good[:size])
+        assert read_all(tmp_path) == VALUES
+
+
+def _zero(start: int) -> Callable[[Path], None]:
+    def change(index: Path) -> None:
+        data = index.read_bytes()
+        index.write_bytes(data[:start] + bytes(len(data) - start))
+
+    return change
+
+
+def _replace_by_directory(index: Path) -> None:
+    index.unlink()
+    index.mkdir()
+
+
+def _replace_by_link(index: Path) -> None:
+    target = index.with_name("elsewhere")
+    index.rename(target)
+    index.symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda index: index.unlink(), "deleted: it costs nothing but time"),
+        (lambda index: index.write_bytes(b""), "emptied"),
+        (lambda index: index.write_bytes(os.urandom(9000)), "noise"),
+        (lambda index: index.write_bytes(b"{}" + b" " * 4094), "a header that says nothing"),
+        (_zero(0), "zeros, as a power cut leaves them"),
+        (_zero(4096), "a header alone, as a power cut leaves it: the rest had not been written"),
+        (_zero(5000), "zeros from a page on"),
+        (lambda index: index.chmod(0), "unreadable (not for root)"),
+        (_replace_by_directory, "a directory of that name"),
+        (_replace_by_link, "a link, which is not followed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whatever_becomes_of_an_index_changes_no_result(
+    tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    """The results are the same, and the same line again writes the index anew where it can."""
+    fill(tmp_path)
+    change(index_of(tmp_path))
+    assert read_all(tmp_path) == VALUES
+    with CheckpointedRunner("j", tmp_path) as runner:
+        runner.save_result("more", 1)
+        runner.records.store.results.write_index()
+        assert runner.is_completed("more")
+        runner.clear(["more"])
+    assert read_all(tmp_path) == VALUES
+
+
+def test_an_index_that_is_damaged_while_open_changes_no_result(make: Opener, tmp_path: Path) -> None:
+    """Pages are read when they are needed: one that fails its checksum has the journal read instead, in a writer too."""
+    fill(tmp_path)
+    runner = make()
+    runner.save_result("more", 1)
+    with open(index_of(tmp_path), "r+b") as file:
+        file.seek(4096)
+        file.write(bytes(2000))
+    assert [key for key in KEYS if not runner.is_completed(key)] == []
+    assert runner.is_completed("more")
+    runner.save_result("last", 2)
+    assert runner.get_all_results() == {**VALUES, "more": 1, "last": 2}
+
+
+def test_the_index_of_another_journal_is_left_alone(tmp_path: Path) -> None:
+    """A copied directory, a renamed checkpoint, a restored backup: the index is not believed unless it is of this file."""
+    fill(tmp_path / "one")
+    fill(tmp_path / "two", {key: "other" for key in [*range(100), *"xyz"]})
+    shutil.copy(index_of(tmp_path / "two"), index_of(tmp_path / "one"))
+    assert read_all(tmp_path / "one") == VALUES
+
+
+def test_an_older_copy_of_the_index_lacks_nothing(tmp_path: Path) -> None:
+    """What the journal holds beyond it is read from the journal; what was overwritten since is what counts."""
+    fill(tmp_path, {key: "old" for key in KEYS[:30]})
+    older = index_of(tmp_path).read_bytes()
+    fill(tmp_path)
+    index_of(tmp_path).write_bytes(older)
+    assert read_all(tmp_path) == VALUES
+
+
+def test_an_index_of_a_journal_that_has_shrunk_is_not_believed(tmp_path: Path) -> None:
+    """After a power cut the index may know more than the journal holds."""
+    fill(tmp_path)
+    data = journal_of(tmp_path).read_bytes()
+    lines = data.splitlines(keepends=True)
+    for gone in (1, 5, len(lines)):
+        journal_of(tmp_path).write_bytes(b"".join(lines[: len(lines) - gone]))
+        with CheckpointedRunner("j", tmp_path) as runner:
+            assert [key for key in KEYS if runner.is_completed(key)] == KEYS[: len(KEYS) - gone]
+
+
+def test_a_journal_of_the_same_length_is_another_one(tmp_path: Path) -> None:
+    """Neither length nor date tells whether an index is of a journal: its bytes do."""
+    fill(tmp_path)
+    index, size = index_of(tmp_path).read_bytes(), journal_of(tmp_path).stat().st_size
+    other = {key: [str(key)[::-1].upper()] * 3 for key in reversed(KEYS)}
+    fill(tmp_path / "other", other)
+    shutil.copy(journal_of(tmp_path / "other"), journal_of(tmp_path))
+    assert journal_of(tmp_path).stat().st_size == size
+    index_of(tmp_path).write_bytes(index)
+    assert read_all(tmp_path) == other
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_journal_edited_in_the_middle_is_read_anew(tmp_path: Path, one_by_one: bool) -> None:
+    """Lines swapped by hand leave length, beginning and end as they were: no key gets another's value, none is lost."""
+    fill(tmp_path)
+    lines = journal_of(tmp_path).read_bytes().splitlines(keepends=True)
+    short = next(place for place, line in enumerate(lines) if len(line) < len(lines[20]))
+    lines[15], lines[20], lines[short + 3] = lines[20], lines[short + 3], lines[15]
+    journal_of(tmp_path).write_bytes(b"".join(lines))
+    with CheckpointedRunner("j", tmp_path) as runner:
+        if one_by_one:
+            assert {key: runner.get_result(key) for key in KEYS} == VALUES
+        else:
+            assert runner.get_all_results() == VALUES
+
+
+def test_the_index_is_replaced_whole_and_never_through_a_link(make: Opener, tmp_path: Path) -> None:
+    """A link planted where the temporary file goes is not followed: the index stays unwritten, the results safe."""
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    runner = make()
+    runner.save_result("a", 1)
+    link = tmp_path / f".j_results.index.{os.getpid()}.tmp"
+    link.symlink_to(target)
+    runner.records.store.results.write_index()
+    assert target.read_text() == "precious"
+    link.unlink(missing_ok=True)
+    runner.records.store.results.write_index()
+    assert index_of(tmp_path).exists()
+    assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
+
+
+def test_an_index_that_cannot_be_written_is_no_error(make: Opener, tmp_path: Path) -> None:
+    """It is only a cache, with 200 versions too."""
+    for version in range(200):
+        with CheckpointedRunner("j", tmp_path, version=version) as runner:
+            runner.save_result("a", version)
+    runner = make(version=7)
+    runner.records.store.results.write_index()
+    assert runner.get_all_results() == {"a": 7}
+    runner.close()
+    assert make(version=199).get_all_results() == {"a": 199}
+
+
+def test_a_damaged_record_known_only_to_the_index_file_names_its_key(make: Opener, tmp_path: Path) -> None:
+    """The file knows hashes: the key is found by reading the journal."""
+    fill(tmp_path)
+    data = journal_of(tmp_path).read_bytes()
+    place = data.index(b'["17","17","17"]')
+    journal_of(tmp_path).write_bytes(data[: place + 2] + b"x" + data[place + 3 :])
+    runner = make()
+    with pytest.raises(DamagedRecord) as damaged:
+        runner.get_all_results()
+    assert (damaged.value.key, damaged.value.line) == (17, 18)
+    assert runner.get_all_results() == {key: value for key, value in VALUES.items() if key != 17}
+    assert list(runner.iterate(KEYS)) == [17]
+
+
+def test_threads_that_write_an_index_at_once_leave_a_sound_one(make: Opener, tmp_path: Path) -> None:
+    """A pass that ends and the housekeeping may write it together."""
+    runner = make()
+    for key, value in VALUES.items():
+        runner.save_result(key, value)
+    shelf = runner.records.store.results
+    threads = [threading.Thread(target=lambda: [shelf.write_index() for _ in range(10)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runner.close()
+    reader = Reader.open(journal_of(tmp_path))
+    assert reader is not None
+    index = Index()
+    assert index.load(index_of(tmp_path), reader)
+    assert all(index.find("", key) is not None for key in KEYS)
+
+
+# --- it answers as a dict does --------------------------------------------------------------------------------------
+
+keys = st.one_of(
+    st.integers(-3, 3),
+    st.booleans(),
+    st.none(),
+    st.sampled_from([0.0, -0.0, 1.0, 1.5, 2**70, float("inf")]),
+    st.sampled_from(["", "1", "a", "\u2028", "\ud800", "x" * 300]),
+    st.tuples(st.integers(0, 2), st.sampled_from(["1", 1.0, None])),
+)
+records = st.tuples(
+    st.sampled_from(["", "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"]),
+    keys,
+    st.sampled_from(["result", "forgotten"]),
+    st.integers(0, 2**63 - 1),
+)
+
+
+def line_of(version: str, key: Any, kind: str, digest: int, padding: int) -> bytes:
+    head = b'{"key":%b' % key_json(key)
+    head += b',"forgotten":true' if kind == "forgotten" else b',"result":"%b"' % (b"x" * padding)
+    head += b',"timestamp":"2026-01-01T00:00:00Z"'
+    if version:
+        head += b',"version":"%b"' % version.encode()
+    return seal(head + (b',"input":"%016x"' % digest if digest else b""))
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(records, max_size=30),
+    paddings=st.lists(st.sampled_from([0, 100, 1900, 5000]), min_size=1),
+    filed=st.integers(0, 30),
+)
+def test_an_index_answers_as_a_dict_does(
+    tmp_path: Path, rows: list[tuple[str, Any, str, int]], paddings: list[int], filed: int
+) -> None:
+    """Learned one by one, scanned from a journal, or loaded from a file and read on from there: the same answers."""
+    path, file = tmp_path / "journal", tmp_path / "index"
+    lines = [line_of(*row, paddings[place % len(paddings)]) for place, row in enumerate(rows)]
+    model: dict[tuple[str, Any], tuple[int, int]] = {}
+    learned, offset = Index(), 0
+    for (version, key, kind, digest), line in zip(rows, lines, strict=True):
+        if kind == "forgotten":
+            model.pop((version, key), None)
+            learned.forget(version, key)
+        else:
+            model[version, key] = (offset, digest)
+            learned.add(version, key, offset, digest)
+        offset += len(line)
+    path.write_bytes(b"".join(lines[:filed]))
+    reader = Reader.open(path)
+    assert reader is not None
+    partly = Index()
+    partly.scan(reader)
+    partly.write(file, reader)
+    path.write_bytes(b"".join(lines))
+    reader = Reader.open(path)
+    assert reader is not None
+    scanned, loaded = Index(), Index()
+    scanned.scan(reader)
+    loaded.load(file, reader)
+    loaded.scan(reader)
+    loaded.write(file, reader)
+    again = Index()
+    assert again.load(file, reader) == bool(rows)
+    for index in (learned, scanned, loaded, again):
+        for version, key, _, _ in rows:
+            assert index.find(version, key) == model.get((version, key))
+        assert index.find("", "absent") is None
+        for version in ("", "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb", "absent"):
+            places = sorted(place for (held, _), (place, _) in model.items() if held == version)
+            assert index.offsets(version) == places
+            assert index.count(version) == len(places)
+    assert (scanned.latest, loaded.latest, again.latest) == (learned.latest,) * 3
+
+
+def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_path: Path) -> None:
+    """Order in the file decides: who clears a key and then writes its line by hand has a result."""
+    runner = make()
+    runner.save_result(1, "old")
+    runner.clear([1])
+    runner.close()
+    with open(journal_of(tmp_path), "a") as file:
+        file.write('{"key": "1", "result": "by hand"}\n')
+    runner = make()
+    assert runner.get_result(1) == "by hand"
+    runner.records.store.results.write_index()
+    runner.close()
+    assert make().get_result(1) == "by hand"
