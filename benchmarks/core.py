@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import os
 import platform
 import statistics
@@ -127,6 +128,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=5_000, help="how many are saved in a round")
     parser.add_argument("--dir", help="where (default: a temporary directory)")
     arguments = parser.parse_args()
+    logging.getLogger("checkpoint").setLevel(logging.ERROR)  # new keys in each round, as intended
     print(f"Python {platform.python_version()}, msgspec {msgspec.__version__}, {platform.system()} "
           f"{platform.machine()}, {os.cpu_count()} cores; {checkpoint.__file__}")  # fmt: skip
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:

@@ -10,11 +10,11 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
-from types import FunctionType
+from types import FrameType, FunctionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -45,6 +45,7 @@ __all__ = ["AsyncCheckpointedFunction", "CheckpointedFunction", "checkpointed"]
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
+V = TypeVar("V")
 log = logging.getLogger("checkpoint")
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Options:
         check_choice("durability", self.durability, Durability)
         if self.on_change is not None:
             check_choice("on_change", self.on_change, OnChange)
+        if not (self.version is None or callable(self.version)):
+            short_digest(self.version, "version")
 
     def changed(self, changes: Mapping[str, Any]) -> Options:
         """A copy with some of them changed."""
@@ -259,6 +262,28 @@ class _SyncFace(_Face[R]):
             for _ in serial(function, items, running.admit, running.settle):
                 yield from running.take()
                 raise_verdict(running)
+            running.check_drawn()
+
+
+class _Dropping(AsyncIterator[V]):
+    """An async generator whose resources are let go as soon as its consumer drops it.
+
+    Dropped alone, it would be closed by its event loop, some time later: until then the checkpoint would be locked.
+    """
+
+    def __init__(self, outcomes: AsyncGenerator[V, None], opened: ExitStack) -> None:
+        self._outcomes = outcomes
+        self._opened = opened
+
+    async def __anext__(self) -> V:
+        return await anext(self._outcomes)
+
+    async def aclose(self) -> None:
+        """Close the generator."""
+        await self._outcomes.aclose()
+
+    def __del__(self) -> None:
+        self._opened.close()
 
 
 class _AsyncFace(_Face[R]):
@@ -282,13 +307,21 @@ class _AsyncFace(_Face[R]):
                     break
             return finish(running, return_exceptions=return_exceptions)
 
-    async def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
+    def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
         """The `stream` of a plain function: ``async for outcome in f.stream(items)``."""
-        with self._pass(items, options, collect=True) as (function, running):
+        opened = ExitStack()
+        return _Dropping(self._outcomes(opened, items, options), opened)
+
+    async def _outcomes(
+        self, opened: ExitStack, items: Iterable[Any], options: PassOptions
+    ) -> AsyncGenerator[Outcome[R], None]:
+        with opened:
+            function, running = opened.enter_context(self._pass(items, options, collect=True))
             async for _ in serial_async(function, items, running.admit, running.settle):
                 for outcome in running.take():
                     yield outcome
                 raise_verdict(running)
+            running.check_drawn()
 
 
 # --- the proxies -----------------------------------------------------------------------------------------------------
@@ -359,14 +392,22 @@ class _OnInstance(_Face[R]):
         return self._self_parent._self_runners  # type: ignore[no-any-return]
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
-        instance = self._self_instance if self._self_binding in ("function", "instancemethod", "callable") else None
-        if instance is None and self._self_binding == "function":
-            name = _name(self.__wrapped__)
+        function = self.__wrapped__
+        name = _name(function)
+        if self._self_instance is None and self._self_binding == "function":
             raise InvalidFunction(
                 f"{name} is a method: what it works on besides the item is its instance; call .map on one: "
                 f"{name.rpartition('.')[0].rpartition('.')[2] or 'Scorer'}(...).{name.rpartition('.')[2]}.map(items)"
             )
-        return self.__wrapped__, instance
+        if _possible(function) < 1:
+            raise InvalidFunction(f"{name} takes no item; a mapped method takes one besides its instance")
+        return function, None if self._self_binding == "staticmethod" else getattr(function, "__self__", None)
+
+    def options(self, **changes: Any) -> Self:
+        """A copy, bound to the same instance, with any of the decorator's arguments changed, `name` included."""
+        held = getattr(self.__wrapped__, "__self__", None)
+        owner = held if isinstance(held, type) else type(self._self_instance)
+        return self._self_parent.options(**changes).__get__(self._self_instance, owner)  # type: ignore[no-any-return]
 
     def _annotation(self) -> Any:
         return self._self_parent._annotation()
@@ -439,7 +480,8 @@ def _reduced(function: Any) -> Any:
     """By reference where its name leads back to it; as a copy of its kin where it leads to that; else by parts."""
     wrapped, options = function.__wrapped__, function._self_options
     module, name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", "<locals>")
-    found: Any = sys.modules.get(module) if module else None
+    taken_along = module == "__main__" and _is_cloudpickling()
+    found: Any = sys.modules.get(module) if module and not taken_along else None
     for part in name.split("."):
         found = getattr(found, part, None)
     if found is function:
@@ -447,6 +489,19 @@ def _reduced(function: Any) -> Any:
     if isinstance(found, _Unbound) and found.__wrapped__ is wrapped:
         return (_copied, (found, options))
     return (type(function), (wrapped, options))
+
+
+def _is_cloudpickling() -> bool:
+    """Whether cloudpickle asks, which takes the functions of __main__ along: where they arrive, they have no name.
+
+    A reducer is not told who asks, so we look at who called.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if "cloudpickle" in frame.f_globals.get("__name__", ""):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _copied(function: Any, options: Options) -> Any:
@@ -472,7 +527,7 @@ class _Decorator:
     def __call__(self, function: Callable[P, R], /) -> CheckpointedFunction[P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> Any:
         _check(function)
-        kind = AsyncCheckpointedFunction if inspect.iscoroutinefunction(_inner(function)) else CheckpointedFunction
+        kind = AsyncCheckpointedFunction if _is_async(_inner(function)) else CheckpointedFunction
         # Classes that are local to the decorating function have no other place where their names could be looked up.
         return kind(function, self._options, return_annotation(function, sys._getframe(1).f_locals))
 
@@ -546,6 +601,11 @@ def _check(function: Any) -> None:
             f"{_name(inner)} takes {many}; a mapped function takes one item: put what belongs together into the item, "
             "and bind the rest by default values, functools.partial or a method's instance"
         )
+
+
+def _is_async(function: Any) -> bool:
+    """Whether calling it gives a coroutine: a coroutine function, or an object whose class defines `async __call__`."""
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def _is_in_class(function: Any) -> bool:

@@ -25,6 +25,7 @@ Each subclasses the builtin that a caller would expect, carries its parts as att
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,8 @@ class CheckpointError(Exception):
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = {name: getattr(self, name) for name in self._parts}
+        later = [name for name in self.__dict__ if not name.startswith("_")]  # such as `.unsaved`
+        parts = {name: getattr(self, name) for name in (*self._parts, *later)}
         notes = getattr(self, "__notes__", None)
         return (_rebuild, (type(self), self.args[0], parts), {"__notes__": notes} if notes else None)
 
@@ -224,6 +226,28 @@ class ItemError(CheckpointError, RuntimeError):
         return hash((self.key, self.type, self.message))
 
 
+def _portable(exception: Exception) -> Exception:
+    """The exception where it survives pickling, else an `ItemError` that says the same.
+
+    A class with arguments of its own often pickles and does not unpickle, and would take the whole group with it.
+    """
+    try:
+        pickle.loads(pickle.dumps(exception))
+    except Exception:  # both run the class's own code
+        told = ItemError(quote(exception), type=type(exception).__qualname__, message=_text(exception))
+        for note in getattr(exception, "__notes__", ()):
+            told.add_note(str(note))
+        return told
+    return exception
+
+
+def _text(exception: Exception) -> str:
+    try:
+        return str(exception)
+    except Exception:
+        return quote(exception)
+
+
 def _regroup(
     cls: type[ItemsFailed], message: str, members: Sequence[Exception], results: Sequence[Any] | None
 ) -> ItemsFailed:
@@ -252,7 +276,9 @@ class ItemsFailed(CheckpointError, ExceptionGroup[Exception]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         results = None if self.results is None else list(self.results)
-        return (_regroup, (type(self), self.message, self.exceptions, results))
+        members = [_portable(exception) for exception in self.exceptions]
+        notes = getattr(self, "__notes__", None)
+        return (_regroup, (type(self), self.message, members, results), {"__notes__": notes} if notes else None)
 
 
 class TooManyErrors(ItemsFailed):

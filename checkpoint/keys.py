@@ -70,10 +70,15 @@ def _checked_float(key: float) -> float:
     return key
 
 
-def _unusual_key(key: Any) -> Key:
+def _held(value: Any) -> Any:
+    """What a numpy scalar holds; anything else as it is."""
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(key, numpy.generic):
-        held = key.item()
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+
+
+def _unusual_key(key: Any) -> Key:
+    held = _held(key)
+    if held is not key:
         if type(held) in (str, int, float, bool):
             return plain_key(held)
     elif isinstance(key, str):
@@ -146,8 +151,10 @@ def short_digest(value: Any, what: str) -> str:
 
 
 def item_digest(item: Any) -> int:
-    """The digest of an item's content, or 0 where it is not JSON-like."""
+    """The digest of an item's content, or 0 where it is not JSON-like; a numpy scalar counts as what it holds."""
     data = canonical(item)
+    if data is None and (held := _held(item)) is not item:
+        data = canonical(held)
     return 0 if data is None else digest_of(data)
 
 

@@ -7,11 +7,12 @@ synchronous, and nothing else of a pass touches disk or bar. What finished is on
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sized
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from checkpoint.errors import (
     DamagedRecord,
@@ -19,7 +20,9 @@ from checkpoint.errors import (
     InputChanged,
     InvalidKey,
     InvalidOption,
+    ItemError,
     StoreError,
+    UnbuildableValue,
     UnencodableValue,
     quote,
 )
@@ -28,7 +31,7 @@ from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
-from checkpoint.records import Records
+from checkpoint.records import Records, item_error
 from checkpoint.store import Entry, Shelf
 
 __all__ = ["NOT_RUN", "Pass"]
@@ -82,14 +85,18 @@ class Pass:
         self._collect = collect
         self._desc, self._show = desc, progress
         self._bar: Bar | None = None
-        self.total: int | None = len(items) if isinstance(items, Sized) else None
+        self.total: int | None = _length(items)
         self.drawn = 0
         self.completed = 0
         self.errors = ErrorCount(limit or ErrorLimit())
         self.failures: list[Exception] = []
         self.keys: list[Key] = []
         self._one_shot = _is_one_shot(items)
-        self._seen: dict[Key, Any] = {}  # by key: its first place, or what tells whether another item equals its own
+        self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
+        self._seen: dict[Key, int] = {}  # the first place of each key
+        self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
+        self._keyed = 0  # how many items were keyed before anything ran
+        self._known = 0  # how many results there were
         self._redo: set[Key] = set()  # done, but computed from another item
         self._changed = 0
         self._changed_keys: list[Key] = []
@@ -107,32 +114,37 @@ class Pass:
         Raises:
             InvalidKey, DuplicateKey, InputChanged: naming the items.
         """
-        done_before = 0
+        self._known = self._store.results.count(self._version)
         if not self._one_shot:
             for place, item in enumerate(self._items):
                 self._key_first(place, item)
                 if place == _FIRST - 1:
                     self._tell_if_unknown()
-            self.total = len(self.keys)
+            self.total = self._keyed = len(self.keys)
             if self.total < _FIRST:
                 self._tell_if_unknown()
-            done_before = self.completed
+            if self._changed and self._on_change == "error":
+                raise self._input_changed()
         self._store.total = self.total
         self._tell_resumed()
-        self._bar = Bar(self.total, done_before, self._desc, show=self._show)
+        self._bar = Bar(self.total, self.completed, self._desc, show=self._show)
 
     def _key_first(self, place: int, item: Any) -> None:
         key = self._key(place, item)
-        first = self._seen.setdefault(key, place)
-        self.keys.append(key)
-        if first != place:
-            self._refuse_unequal(key, (first, place), self._item_at(first), item)
-            self.completed += key not in self._redo and self.records.is_done(key)
-            return
+        self._meet(key, place, item)
         found = self._store.results.find(self._version, key)
         if found is not None:
-            self._note_change(key, item, found)
+            if self._seen[key] == place:
+                self._note_change(key, item, found)
             self.completed += key not in self._redo
+
+    def _meet(self, key: Key, place: int, item: Any) -> None:
+        """Note the key of the item at the place; an equal item may have it too."""
+        self.keys.append(key)
+        if self._seen.setdefault(key, place) != place:
+            self._refuse_unequal(key, place, item)
+        elif not self._steady:
+            self._kept[key] = _comparable(item)
 
     def _key(self, place: int, item: Any) -> Key:
         try:
@@ -143,19 +155,22 @@ class Pass:
             error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
             raise
 
-    def _item_at(self, place: int) -> Any:
-        return self._items[place] if isinstance(self._items, Sequence) else next(islice(self._items, place, None))
-
-    def _refuse_unequal(self, key: Key, places: tuple[int, int], first: Any, second: Any) -> None:
+    def _refuse_unequal(self, key: Key, place: int, item: Any) -> None:
         """Equal items share one result; unequal ones would get each other's."""
-        if first is second or ((digest := item_digest(first)) and digest == item_digest(second)):
+        first = self._seen[key]
+        if self._steady and self._items[first] is item:  # type: ignore[index]  # a list, a tuple or a range
+            return
+        if _equals(_comparable(self._item_at(first)) if self._steady else self._kept[key], item):
             return
         raise DuplicateKey(
-            f"items {places[0]} and {places[1]} have one key, {quote(key)}, and are not known to be equal: "
-            f"{quote(first)} and {quote(second)}; use a key that tells them apart, or drop one",
+            f"items {first} and {place} have one key, {quote(key)}, and are not known to be equal: "
+            f"{quote(self._item_at(first))} and {quote(item)}; use a key that tells them apart, or drop one",
             key=key,
-            places=places,
+            places=(first, place),
         )
+
+    def _item_at(self, place: int) -> Any:
+        return _Gone() if self._one_shot else next(islice(self._items, place, None), _Gone())
 
     def _note_change(self, key: Key, item: Any, found: Place) -> None:
         """A known key whose item is another one than its result was computed from."""
@@ -166,23 +181,25 @@ class Pass:
             self._changed_keys.append(key)
         if self._on_change == "recompute":
             self._redo.add(key)
-        if self._on_change == "error":
-            raise InputChanged(
-                f"the item of key {quote(key)} is not the one its result was computed from: now {quote(item)}; clear "
-                'the key, or choose on_change="keep" or "recompute"',
-                keys=self._changed_keys,
-            )
+
+    def _input_changed(self) -> InputChanged:
+        return InputChanged(
+            f"{self._changed:,} items are not those that their results were computed from (keys such as "
+            f'{quote(self._changed_keys[:3])}); clear these keys, or choose on_change="keep" or "recompute"',
+            keys=self._changed_keys,
+        )
 
     def _tell_if_unknown(self) -> None:
-        shelves = (self._store.results, self._store.errors)
-        if any(shelf.find(self._version, key) is not None for key in self.keys[:_FIRST] for shelf in shelves):
+        """Another key function makes every item a new one; what this pass made itself tells nothing."""
+        if not (self._known and self.keys):
             return
-        known = self._store.results.count(self._version)
-        if known and self.keys:
+        shelves, first = (self._store.results, self._store.errors), self.keys[:_FIRST]
+        before = [key for key in first if key not in self._made]
+        if not any(shelf.find(self._version, key) is not None for key in before for shelf in shelves):
             log.warning(
                 "checkpoint %r has %d results, and none of the first %d keys is among them (such as %s): if the key "
                 "function has changed, stop now, since everything is computed anew",
-                self.records.name, known, len(self.keys[:_FIRST]), quote(self.keys[0]),
+                self.records.name, self._known, len(first), quote(first[0]),
             )  # fmt: skip
 
     def _tell_resumed(self) -> None:
@@ -220,19 +237,16 @@ class Pass:
     def _draw(self, place: int, item: Any) -> Key:
         """The key of an item that could not be keyed first: unequal items with one key are found at the second one."""
         key = self._key(place, item)
-        self.keys.append(key)
-        first = self._seen.get(key)
-        if first is None:
-            self._seen[key] = (place, _comparable(item))
-        elif not _equals(first[1], item):
-            self._refuse_unequal(key, (first[0], place), _Gone(), item)
+        self._meet(key, place, item)
+        if self.total is not None and place >= self.total:
+            self.total = place + 1  # the length lied, or a list grows while it is mapped
         if place == _FIRST - 1:
             self._tell_if_unknown()
         return key
 
     def _expected(self, place: int, item: Any) -> Key:
         key = self.keys[place]
-        if isinstance(self._items, Sequence):
+        if self._steady:
             return key
         if (again := self._key(place, item)) != key:
             raise DuplicateKey(
@@ -244,39 +258,64 @@ class Pass:
         return key
 
     def _resumed(self, item: Any, key: Key, found: Place) -> Unit | None:
-        made = key in self._made
-        if self._one_shot and not made:
+        made, late = key in self._made, self.drawn > self._keyed
+        if late and not made:
             self._note_change(key, item, found)
+            if self._on_change == "error" and self._changed:
+                raise self._input_changed()
             if key in self._redo:
                 return self._to_run(item, key)
-        if self._one_shot or made:
-            self.completed += 1
-            if self._bar is not None:
-                self._bar.skip(1)
+        if late or made:
+            self._skipped(1)
         if self._collect:
             try:
-                value = self.records.load(key)
+                outcome = Outcome(item, key, self.records.load(key), None, "fresh" if made else "resumed")
             except (DamagedRecord, KeyError) as error:
                 log.warning("%s", error)
+                self._skipped(-1)
                 return self._to_run(item, key)
-            self._outcomes.append(Outcome(item, key, value, None, "fresh" if made else "resumed"))
+            except UnbuildableValue as error:
+                outcome = Outcome(item, key, None, error, "resumed")
+            self._outcomes.append(outcome)
         return None
 
+    def _skipped(self, count: int) -> None:
+        """So many more items prove to be done already."""
+        self.completed += count
+        if self._bar is not None:
+            self._bar.skip(count)
+
     def _to_run(self, item: Any, key: Key) -> Unit | None:
-        store = self._store
+        store, redo = self._store, key in self._redo
         if not store.writing:
-            store.begin_writing()
-            if key not in self._redo and self.records.is_done(key):
-                return None  # another process finished it while this one waited for nothing
-        if not self._retry_failed and store.errors.find(self._version, key) is not None:
+            self._begin_writing()
+            found = store.results.find(self._version, key)
+            if found is not None and not redo:
+                return self._resumed(item, key, found)  # another process finished it just now
+        digest = item_digest(item)
+        failed = None if self._retry_failed else store.errors.find(self._version, key)
+        if failed is not None and (not redo or failed.digest == digest):
             self._stands(item, key)
             return None
-        if store.unsaved.find(self._version, key) is not None:
+        aside = store.unsaved.find(self._version, key)
+        if aside is not None and (not redo or aside.digest == digest):
+            if store.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
+                self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
             self.kept_aside.append(key)
             self._stands(item, key)
             return None
-        digest = self._running[key] = item_digest(item)
+        self._running[key] = digest
         return Unit(item, key, digest)
+
+    def _begin_writing(self) -> None:
+        """Take the lock; what another process saved since the items were keyed is done."""
+        index = self._store.results.index
+        seen = index, index.end
+        self._store.begin_writing()
+        index = self._store.results.index
+        if self._keyed and (index, index.end) != seen:
+            done = sum(key not in self._redo and self.records.is_done(key) for key in self.keys[: self._keyed])
+            self._skipped(done - self.completed)
 
     def _stands(self, item: Any, key: Key) -> None:
         """The item has failed, in this pass or earlier, and is not run again by itself."""
@@ -285,8 +324,19 @@ class Pass:
         if self._bar is not None:
             self._bar.skip(1)
         if self._collect:
-            error = self.records.load_error(key)
-            self._outcomes.append(Outcome(item, key, None, error, "fresh" if fresh else "resumed"))
+            self._outcomes.append(Outcome(item, key, None, self.error_of(key), "fresh" if fresh else "resumed"))
+
+    def error_of(self, key: Key) -> ItemError:
+        """The failure that is recorded for the key, as far as it can be read."""
+        try:
+            found = self._store.errors.read(self._version, key)
+        except DamagedRecord as error:
+            log.warning("%s", error)
+            found = None
+        if found is not None:
+            return item_error(key, found[2])
+        message = "it failed earlier, and how is no longer on disk"
+        return ItemError(f"item {quote(key)} failed: {message}", key=key, message=message)
 
     # settle
 
@@ -296,32 +346,43 @@ class Pass:
         Raises:
             StoreError: it could not be saved, at a second try either; `.unsaved` holds the values.
         """
-        settled = [self._encoded(done) for done in finished]
-        records, store = self.records, self._store
-        results = [entry for _, entry, raw in settled if entry is not None and raw is not None]
-        errors = [entry for _, entry, raw in settled if raw is None and entry is not None]
-        if results:
-            self._append(store.results, results, finished)
-        if errors:
-            self._append(store.errors, errors, finished)
-        for done, _, raw in settled:
-            value = records.decode(raw) if self._collect and raw is not None else None
-            self._count(done, value, raw is not None)
+        ends = [self._encoded(done) for done in finished]
+        store = self._store
+        made = [end for end in ends if end.raw is not None]
+        self._append(store.results, made, {end.done.unit.key: end.value for end in made})
+        self._append(store.errors, [end for end in ends if end.raw is None and end.refused is None], {})
+        for end in ends:
+            if end.refused is not None:
+                end = self._kept_aside(end, end.refused)
+            value = self.records.decode(end.raw) if self._collect and end.raw is not None else None
+            self._count(end.done, value, end.raw is not None)
 
-    def _encoded(self, done: Done) -> tuple[Done, Entry | None, bytes | None]:
-        """(the unit's end, its record, its encoded value or None for a failure)."""
+    def _encoded(self, done: Done) -> _End:
         unit, outcome, records = done.unit, done.outcome, self.records
-        if isinstance(outcome, Success):
-            try:
-                raw = records.encode(outcome.value)
-            except UnencodableValue as error:
-                refused = records.keep_aside(unit.key, outcome.value, error)
-                failure = Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
-                return Done(unit, failure), None, None
-            return done, records.result_entry(unit.key, raw, unit.digest, outcome.elapsed, outcome.attempts), raw
-        return done, records.error_entry(unit.key, outcome, unit.digest), None
+        if not isinstance(outcome, Success):
+            return _End(done, records.error_entry(unit.key, outcome, unit.digest))
+        try:
+            raw = records.encode(outcome.value)
+        except UnencodableValue as error:
+            return _End(done, None, refused=error)
+        entry = records.result_entry(unit.key, raw, unit.digest, outcome.elapsed, outcome.attempts)
+        return _End(done, entry, raw)
 
-    def _append(self, shelf: Shelf, entries: list[Entry], finished: list[Done]) -> None:
+    def _kept_aside(self, end: _End, error: UnencodableValue) -> _End:
+        """The end as a failure: its value cannot be encoded, and was put aside."""
+        unit, outcome = end.done.unit, end.done.outcome
+        try:
+            refused = self.records.keep_aside(unit.key, end.value, error)
+        except StoreError:
+            refused = self.records.keep_aside(unit.key, end.value, error)
+        failure = Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
+        return _End(Done(unit, failure), None)
+
+    def _append(self, shelf: Shelf, ends: list[_End], values: Mapping[Key, Any]) -> None:
+        """Append their records under one write and one sync, at a second try if need be."""
+        entries = [end.entry for end in ends if end.entry is not None]
+        if not entries:
+            return
         power = self.records.power
         try:
             self._store.append(shelf, entries, durable=power)
@@ -329,9 +390,7 @@ class Pass:
             try:
                 self._store.append(shelf, entries, durable=power)
             except StoreError as error:
-                error.unsaved = {
-                    done.unit.key: done.outcome.value for done in finished if isinstance(done.outcome, Success)
-                }
+                error.unsaved = values
                 raise
 
     def _count(self, done: Done, value: Any, succeeded: bool) -> None:
@@ -359,11 +418,11 @@ class Pass:
         unencodable = isinstance(exception, UnencodableValue) and failure.type == "UnencodableValue"
         self.errors.fail(failure.type or "error", unencodable=unencodable)
         if not isinstance(exception, Exception):
-            exception = self.records.load_error(key)
-        exception.__traceback__ = None
+            exception = self.error_of(key)
+        _let_go_of_frames(exception)
         if len(self.failures) < _FIRST:
             if failure.traceback and all(exception is not other for other in self.failures):
-                exception.add_note(f"item {quote(key)}; {failure.traceback.rstrip()}")
+                _add_note(exception, f"item {quote(key)}; {failure.traceback.rstrip()}")
             self.failures.append(exception)
         return exception
 
@@ -380,15 +439,20 @@ class Pass:
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
         """`save_result` or `save_error` was called for the key."""
-        if self._running.pop(key, None) is None:
+        handed_out = self._running.pop(key, None) is not None
+        if not handed_out and (failed or key not in self._failed):
             return
         self._redo.discard(key)
         self._made.add(key)
         if failed:
             self._failed.add(key)
             self.errors.fail("error")
+            return
+        self.completed += 1
+        if key in self._failed:
+            self._failed.discard(key)
+            self.errors.retire("error")
         else:
-            self.completed += 1
             self.errors.succeeded()
 
     def moved_on(self) -> None:
@@ -397,6 +461,18 @@ class Pass:
             self._bar.update(1, self.errors.failed)
 
     # after
+
+    def check_drawn(self) -> None:
+        """Every item was drawn that was there when they were keyed.
+
+        Raises:
+            InvalidOption: there were fewer.
+        """
+        if self.drawn < self._keyed:
+            raise InvalidOption(
+                f"items gave {self._keyed:,} items when they were first read, and {self.drawn:,} the second time; "
+                "pass list(items)"
+            )
 
     @property
     def verdict(self) -> str | None:
@@ -433,19 +509,65 @@ class Pass:
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
                      f"{self.completed:,}" + (f" of {self.total:,}" if self.total is not None else ""))  # fmt: skip
-        self._items, self._seen, self.keys = (), {}, []
+        self._items, self._seen, self._kept, self.keys = (), {}, {}, []
 
 
 NOT_RUN: Final = -(1 << 63)
 """The place of an item that was not run, since the pass was ended early."""
 
 
+class _End(NamedTuple):
+    """How a unit ended, on its way to disk: its record, its encoded value, or why it has none."""
+
+    done: Done
+    entry: Entry | None
+    raw: bytes | None = None
+    refused: UnencodableValue | None = None
+
+    @property
+    def value(self) -> Any:
+        return self.done.outcome.value if isinstance(self.done.outcome, Success) else None
+
+
 def _is_one_shot(items: Any) -> bool:
     try:
-        return iter(items) is items
+        first = iter(items)
     except TypeError:
         hint = "; an async iterator must be collected first" if hasattr(items, "__aiter__") else ""
         raise InvalidOption(f"items is {quote(items)}, which cannot be iterated over{hint}") from None
+    return first is items or first is iter(items)
+
+
+def _length(items: Any) -> int | None:
+    try:
+        return len(items) if isinstance(items, Sized) else None
+    except (TypeError, ValueError, NotImplementedError):
+        return None  # a class that has __len__, and an object of it that has no length
+
+
+def _let_go_of_frames(exception: BaseException) -> None:
+    """Drop the frames of the exception and of all that it leads to: they hold the user's data.
+
+    We do not touch the exception that the caller is handling, which is the context of whatever is raised meanwhile.
+    """
+    seen = {id(sys.exception())}
+    todo: list[BaseException | None] = [exception]
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.with_traceback(None)
+        todo += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            todo += one.exceptions
+
+
+def _add_note(exception: Exception, note: str) -> None:
+    try:
+        exception.add_note(note)
+    except (AttributeError, TypeError):
+        pass  # a frozen dataclass, or __notes__ that are no list
 
 
 class _Gone:

@@ -75,6 +75,12 @@ class ErrorCount:
         self._unencodable += unencodable
         self.by_type[kind] += 1
 
+    def retire(self, kind: str) -> None:
+        """One of the failures of this type has its result after all."""
+        self.failed -= 1
+        self.by_type[kind] -= 1
+        self.by_type += Counter()  # drops what is down to zero
+
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
         limit = self._limit

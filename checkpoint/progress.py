@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 __all__ = ["Bar"]
 
 _LINE_EVERY = 10.0
 _running = 0  # passes; only the outermost shows a bar
+_counting = threading.Lock()
 
 
 class _Lines:
@@ -35,7 +38,7 @@ class _Lines:
 
 
 class Bar:
-    """One pass's bar, or its absence.
+    """One pass's bar, or its absence. Nobody watching (a closed terminal, a broken pipe) never ends a pass.
 
     Args:
         total: how many items there are, or None.
@@ -46,33 +49,50 @@ class Bar:
 
     def __init__(self, total: int | None, done: int, desc: str | None, *, show: bool) -> None:
         global _running
-        _running += 1
+        with _counting:
+            _running += 1
+            outermost = _running == 1
         self._bar: Any = None
         self._closed = False
-        if show and _running == 1 and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
-            self._bar = _draw(total, done, desc)
+        if show and outermost and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
+            with self._watched():
+                self._bar = _draw(total, done, desc)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            if self._bar is not None:
+                self._bar.disable = True  # or tqdm would try once more when it is collected
+            self._bar = None
 
     def update(self, count: int, failed: int) -> None:
         """So many more items have been dealt with; so many have failed in all."""
         if self._bar is None:
             return
-        if failed:
-            self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
-        self._bar.update(count)
+        with self._watched():
+            if failed:
+                self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
+            self._bar.update(count)
 
     def skip(self, count: int) -> None:
         """So many more items needed no work: they count, but not for the rate."""
         if self._bar is not None:
-            self._bar.initial += count
-            self._bar.update(count)
+            with self._watched():
+                self._bar.initial += count
+                self._bar.update(count)
 
     def close(self) -> None:
         """Leave the last line as it stands."""
         global _running
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        with _counting:
             _running -= 1
-            if self._bar is not None:
+        if self._bar is not None:
+            with self._watched():
                 self._bar.close()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
-from checkpoint.errors import ItemError, ItemsFailed, TooManyErrors, quote
+from checkpoint.errors import ItemError, ItemsFailed, JournalLost, TooManyErrors, quote
 from checkpoint.keys import plain_key
 from checkpoint.passes import NOT_RUN, Pass
 from checkpoint.records import Records
@@ -91,9 +91,17 @@ class Results(Sequence[R]):
         failed = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True) if place < 0]
         return {told if key is None else key: error for key, (told, error) in failed}
 
+    def _not_run(self) -> list[Any]:
+        """The keys of items that were not run."""
+        if NOT_RUN not in self._places:
+            return []
+        return [key for key, place in zip(self.keys, self._places, strict=True) if place == NOT_RUN]
+
     def to_dict(self) -> dict[Any, R]:
         """The values by key."""
-        return dict(zip(self.keys, self, strict=True))
+        keys = self._keys or [None] * len(self)
+        pairs = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True)]
+        return {told if self._keys is None else key: value for key, (told, value) in pairs}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, (list, Results)):
@@ -172,9 +180,18 @@ def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
     Raises:
         ItemsFailed: items failed and that was not asked for.
         TooManyErrors: the pass was ended early.
+        InvalidOption: the items were fewer when they were read again.
+        JournalLost: results of this pass were cleared while it ran.
     """
     raise_verdict(running)
+    running.check_drawn()
     results: Results[Any] = Results(running)
+    if lost := results._not_run():
+        raise JournalLost(
+            f"{len(lost):,} results were cleared while the pass ran, those of keys {quote(lost[:3])} among them; run "
+            "the same line again to compute them anew",
+            keys=lost[:100],
+        )
     if return_exceptions or not (running.errors.failed or running.kept_aside):
         return results
     raise _failed(ItemsFailed, running, results)
@@ -187,7 +204,7 @@ def raise_verdict(running: Pass) -> None:
 
 
 def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> ItemsFailed:
-    aside = [running.records.load_error(key) for key in running.kept_aside[:100]]
+    aside = [running.error_of(key) for key in running.kept_aside[:100]]
     members = [*running.failures, *aside][:100]
     failed = running.errors.failed + len(running.kept_aside)
     group = kind(_summary(running, failed), members)

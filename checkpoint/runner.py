@@ -194,6 +194,7 @@ class CheckpointedRunner:
                 if running.admit(item) is not None:
                     yield running, item
                     running.moved_on()
+            running.check_drawn()
 
     @contextmanager
     def start_pass(self, items: Iterable[Any], key_of: KeyFunction, **options: Any) -> Iterator[Pass]:

@@ -48,6 +48,7 @@ SCHEMA_VERSION = "2.0.0"
 log = logging.getLogger("checkpoint")
 
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9 ._\-]*")
+_NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 _SECOND = 1.0
 _META_EVERY = 30.0
 
@@ -219,15 +220,16 @@ class Shelf:
             if record.crc or key not in exact:
                 yield reader, offset, key, record
 
-    def keys(self, version: str) -> Iterator[Key]:
-        """The keys of the version whose records are sound, in the order of the file."""
+    def sound(self, version: str) -> Iterator[tuple[Key, Record]]:
+        """(key, record) of every key whose record is sound, in the order of the file: to count without raising."""
         with self.lock:
             offsets, reader = self._offsets(version), self.journal.reader
         if reader is None:
             return
         for offset in offsets:
             try:
-                yield key_of(reader, reader.read(offset), offset)
+                record = reader.read(offset)
+                yield key_of(reader, record, offset), record
             except DamagedRecord as error:
                 log.debug("%s", error)
 
@@ -696,7 +698,13 @@ class Store:
 
     def failed_count(self, version: str) -> int:
         """How many keys have an error and no result."""
-        return sum(self.results.find(version, key) is None for key in self.errors.keys(version))
+        return sum(not self.is_retired(version, key, error) for key, error in self.errors.sound(version))
+
+    def is_retired(self, version: str, key: Key, error: Record) -> bool:
+        """Whether a result retires the key's error; one without checksum stands for any key of equal str()."""
+        if self.results.find(version, key) is not None:
+            return True
+        return not error.crc and self.results.find(version, _key_spelled(str(key))) is not None
 
     # forks
 
@@ -726,6 +734,18 @@ def _forgetting(version: str, key: Key, session: bytes) -> Entry:
     if version:
         head += b',"version":"%b"' % version.encode()
     return Entry(version, key, 0, seal(head + b',"session":"%b"' % session), forgets=True)
+
+
+def _key_spelled(text: str) -> Key:
+    """The number, bool or None whose str() this is, or else the text."""
+    for read in (int, float, _NAMED.__getitem__):
+        try:
+            key: Key = read(text)
+        except (ValueError, KeyError):
+            continue
+        if str(key) == text:
+            return key
+    return text
 
 
 def _count_or_none(value: Any) -> int | None:

@@ -23,7 +23,7 @@ def version_of(given: Any, function: Any, instance: Any) -> Any:
     Args:
         given: the decorator's `version=`: a JSON value, or a function of the bound instance that returns one.
         function: the function, bound or not.
-        instance: what it is bound to, or None.
+        instance: what it is bound to, or None; for a class method, its class.
 
     Raises:
         VersionNeeded: the method reads attributes that are not JSON-like.
@@ -35,7 +35,7 @@ def version_of(given: Any, function: Any, instance: Any) -> Any:
                 "version= is a function of the bound instance, and there is none; give the value itself"
             )
         return given(instance)
-    if given is not None or instance is None:
+    if given is not None or instance is None or isinstance(instance, type):
         return given
     return _of_instance(function, instance)
 

@@ -1,4 +1,4 @@
-"""What the tests of the storage rooms share: runners that are closed again, a clock that is ticked, a medium for free."""
+"""What the tests of the storage rooms share: runners that are closed, a clock that is ticked, a medium for free."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[
 
 
 def run_module(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python -m checkpoint` with these arguments."""
     command = [sys.executable, "-m", "checkpoint", *arguments]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
 

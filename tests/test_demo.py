@@ -154,7 +154,7 @@ def test_an_interrupted_demo_ends_its_child_and_goes_on_later(
         COMMAND, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     ) as process:  # fmt: skip
-        results = CheckpointedRunner("stdlib", tmp_path / demo.DIRECTORY)
+        results = CheckpointedRunner("stdlib", tmp_path / demo.DIRECTORY, version=demo.PYTHON)
         until = time.monotonic() + 60
         while not results.get_all_results() and time.monotonic() < until:
             pass
@@ -187,7 +187,7 @@ def test_a_file_that_is_no_python_is_told_and_does_not_stop_the_rest(
     source, directory = make_source(tmp_path / "source", 5), tmp_path / "files"
     assert demo.run(directory, source) == 0
     told = capfd.readouterr().out
-    assert re.search(r"(?m)^  failed +1$", told)
+    assert re.search(r"(?m)^ +failed +1$", told)
     assert "  broken: SyntaxError: " in told
     assert len(saved_keys(directory)) == 5
     assert demo.run(directory, source) == 0

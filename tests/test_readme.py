@@ -1,0 +1,140 @@
+"""The README is run: every block of Python, with what it prints, and its commands by `.ci/run`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import checkpoint
+from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, checkpointed
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]),
+    "PYTHONUTF8": "1",
+    "PYTHONWARNINGS": "error",
+}
+ENVIRONMENT.pop("CHECKPOINT_DIR", None)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its text, the line it begins at, and the text block right after it, if any."""
+
+    language: str
+    text: str
+    line: int
+    printed: str | None
+
+
+def read_blocks(text: str) -> list[Block]:
+    """The fenced blocks of a Markdown text, in order."""
+    found = list(re.finditer(r"^```(\w+)\n(.*?)^```$\n?", text, re.MULTILINE | re.DOTALL))
+    blocks = []
+    for block, after in zip(found, [*found[1:], None], strict=True):
+        follows = after is not None and after[1] == "text" and not text[block.end() : after.start()].strip()
+        printed = after[2] if after is not None and follows else None
+        blocks.append(Block(block[1], block[2], text.count("\n", 0, block.start()) + 1, printed))
+    return blocks
+
+
+BLOCKS = read_blocks(README)
+PYTHON = [pytest.param(block, id=f"README.md:{block.line}") for block in BLOCKS if block.language == "python"]
+
+
+@pytest.mark.parametrize("block", PYTHON)
+def test_every_python_block_runs_by_itself_and_prints_what_is_shown(block: Block, tmp_path: Path) -> None:
+    """As a script in an empty directory, with warnings as errors; a resumed run succeeds too."""
+    script = tmp_path / "block.py"
+    script.write_text(block.text, encoding="utf-8")
+    for run in ("first", "resumed"):
+        ended = subprocess.run(
+            [sys.executable, script.name], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
+            encoding="utf-8", timeout=120,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        if run == "first":
+            assert ended.stdout == (block.printed or "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the bash found first may be that of another system")
+def test_the_two_commands_are_single_lines_that_ci_runs() -> None:
+    """The README has exactly two shell blocks of one line; `.ci/run` takes them from there, so none can drift."""
+    commands = [block.text.strip() for block in BLOCKS if block.language == "bash"]
+    assert len(commands) == 2
+    for command, end in zip(commands, ("checkpoint demo", "pytest -q"), strict=True):
+        assert "\n" not in command
+        assert command.startswith("python3 -m venv .venv")
+        assert command.endswith(end)
+    listed = subprocess.run(
+        ["bash", ".ci/run", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=True,
+    )
+    assert listed.stdout.splitlines() == commands
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Files that the README points to exist, and so do its sections."""
+    targets = set(re.findall(r"\]\(([^)]+)\)", README))
+    sections = {
+        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", README)
+    }
+    missing = [
+        target
+        for target in targets
+        if not (target[1:] in sections if target.startswith("#") else (ROOT / target).exists())
+    ]
+    assert missing == []
+
+
+def test_every_promise_names_its_test() -> None:
+    """Each row of the table of promises links to a test file."""
+    rows = README.partition("\n## Promises\n")[2].partition("\n## ")[0].splitlines()
+    rows = [row for row in rows if row.startswith("|")][2:]
+    assert len(rows) > 10
+    assert [row for row in rows if "](tests/test_" not in row] == []
+
+
+def arguments_of(function: Any) -> list[str]:
+    """The names of a function's arguments, less self and what stands for others."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+
+
+def test_the_api_tables_name_every_argument_and_nothing_else() -> None:
+    """Signatures in the README are those of the code."""
+    flat = " ".join(README.split())
+    for name, function in {
+        "checkpointed": checkpointed,
+        "CheckpointedRunner": CheckpointedRunner,
+        "iterate": CheckpointedRunner.iterate,
+        "save_result": CheckpointedRunner.save_result,
+        "save_error": CheckpointedRunner.save_error,
+        "iterate_with_progress": BatchCheckpointedRunner.iterate_with_progress,
+        "iterate_batches": BatchCheckpointedRunner.iterate_batches,
+    }.items():
+        shown = re.search(rf"`{name}\(([^`]*)\)`", flat)
+        assert shown is not None, name
+        names = [part.split("=")[0].strip() for part in shown[1].split(",") if part.strip() != "*"]
+        assert names == arguments_of(function), name
+    decorated = checkpointed("any")(lambda item: item)
+    for name in re.findall(r"`f\.(\w+)", README):
+        assert hasattr(type(decorated), name), name
+
+
+def test_every_public_name_is_importable_and_the_readme_uses_no_other() -> None:
+    """What the README's blocks import from `checkpoint` is public."""
+    used = set(re.findall(r"(?m)^from checkpoint import (.+)$", README))
+    assert {name.strip() for line in used for name in line.split(",")} <= set(checkpoint.__all__)
