@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 
     class _Bound(Generic[P, R]):
         __wrapped__: Callable[P, R]
+
+    class _Parts:
+        __wrapped__: Any
+        _self_options: Options
+        _self_runners: dict[Any, CheckpointedRunner]
+        _self_annotation: Any
         _self_parent: Any
         _self_instance: Any
         _self_binding: str
@@ -70,6 +76,9 @@ else:
     class _Bound(wrapt.BoundFunctionWrapper):
         def __class_getitem__(cls, _):
             return cls
+
+    # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
+    _Parts = object
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -125,12 +134,8 @@ class PassOptions(TypedDict, total=False):
     retry_failed: bool
 
 
-class _Face(Generic[R]):
+class _Face(Generic[R], _Parts):
     """What every decorated function has, bound or not, of either kind."""
-
-    if TYPE_CHECKING:
-        _self_options: Options
-        _self_runners: dict[Any, CheckpointedRunner]
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         """(what is called with an item, the instance it is bound to or None)."""
@@ -334,10 +339,6 @@ def _plain(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 class _Unbound(_Face[R]):
     """What only the decorated function itself has."""
 
-    if TYPE_CHECKING:
-        __wrapped__: Any
-        _self_annotation: Any
-
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         function = self.__wrapped__
         if _required(function) > 1:
@@ -373,15 +374,11 @@ class _Unbound(_Face[R]):
     def __repr__(self) -> str:
         return f"<checkpointed {self._self_options.name!r} {_name(self.__wrapped__)}>"
 
+    __str__ = __repr__
+
 
 class _OnInstance(_Face[R]):
     """What only its bound twin has."""
-
-    if TYPE_CHECKING:
-        __wrapped__: Any
-        _self_parent: Any
-        _self_instance: Any
-        _self_binding: str
 
     @property
     def _self_options(self) -> Options:  # type: ignore[override]

@@ -238,7 +238,7 @@ def _run(directory: Path, source: Path, names: frozenset[str]) -> int:
     saved = len(names & _results(directory).keys())
     rounds: list[Round] = []
     if len(names) - saved >= _WORTH_KILLING:
-        _say(f"First run. {_so_far(saved, names)}It will be killed part-way, without warning.")
+        _say(f"First run of measure.map(modules). {_so_far(saved, names)}It will be killed part-way.")
         kill_at = saved + round(_KILL_AT * (len(names) - saved))
         rounds.append(_round(directory, source, names, kill_at))
         if not rounds[0].killed:
@@ -250,7 +250,7 @@ def _run(directory: Path, source: Path, names: frozenset[str]) -> int:
     elif saved < len(names):
         _say(f"An earlier run has measured {saved} of {len(names)} already. The rest is run.")
     else:
-        _say(f"An earlier run has measured all {saved} already. The same call again:")
+        _say(f"An earlier run has measured all {saved} already. measure.map(modules), once more:")
     rounds.append(_round(directory, source, names))
     if rounds[-1].status:
         return _broken(rounds[-1])

@@ -272,6 +272,7 @@ class ItemsFailed(CheckpointError, ExceptionGroup[Exception]):
         ExceptionGroup.__init__(self, message, members)
 
     def derive(self, excs: Sequence[Exception], /) -> ItemsFailed:  # type: ignore[override]  # split() keeps the type
+        """A part of it, as `split` and ``except*`` make."""
         return type(self)(self.message, excs)
 
     def __reduce__(self) -> tuple[Any, ...]:

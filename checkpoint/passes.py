@@ -493,6 +493,16 @@ class Pass:
                 places.append(NOT_RUN if found is None else ~found.offset)
         return places
 
+    def tell_interrupted(self) -> None:
+        """Say what a user who pressed Ctrl-C wants to know."""
+        if self._bar is not None:
+            self._bar.close()  # its last line stays readable
+        total = "" if self.total is None else f" of {self.total:,}"
+        log.warning(
+            "checkpoint %r: interrupted with %s%s done, all of them saved; run the same line again for the rest",
+            self.records.name, f"{self.completed:,}", total,
+        )  # fmt: skip
+
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
         if self._bar is not None:

@@ -6,6 +6,7 @@ and one at the end, so that a log stays readable. tqdm draws it; it is imported 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -107,7 +108,17 @@ def _draw(total: int | None, done: int, desc: str | None) -> Any:
     class Quiet(tqdm):  # type: ignore[type-arg,unused-ignore]
         monitor_interval = 0  # no thread of tqdm's: a live thread makes a user's fork warn
 
+    if not _has_width(sys.stderr):
+        options.update(dynamic_ncols=False, ncols=100, nrows=25)
     if sys.stderr.isatty():
         return Quiet(**options)
-    options.update(file=_Lines(sys.stderr), mininterval=_LINE_EVERY, dynamic_ncols=False, ncols=100)
+    options.update(file=_Lines(sys.stderr), mininterval=_LINE_EVERY)
     return Quiet(**options)
+
+
+def _has_width(stream: TextIO) -> bool:
+    """Whether it tells a width; a terminal of a container or of a script is often 0 columns wide."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (AttributeError, OSError, ValueError):
+        return False

@@ -78,7 +78,7 @@ class Records:
         self.power = power
         codec = Codec(result_type, on_unnamed=self._on_unnamed)
         self.encode, self.decode = codec.encode, codec.decode
-        self._follows = version is LATEST
+        self._latest = self._follows = version is LATEST
         digest = "" if version is None or self._follows else short_digest(version, "version")
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
@@ -86,15 +86,20 @@ class Records:
         if digest:
             self.store.versions.setdefault(digest, version)
         self._set_version(digest)
-        self.follow()
+        self._follow()
 
     def _set_version(self, digest: str) -> None:
         self.version = digest
         field = b',"version":"%b"' % digest.encode() if digest else b""
         self._fields = (field, b',"session":"%b"' % self._session)
 
-    def follow(self) -> None:
-        """Where no version was named: go over to that of the last record, and say so."""
+    def pin(self) -> None:
+        """A pass begins: stay with the version of the last record as it is now."""
+        self._follow()
+        self._follows = False
+
+    def _follow(self) -> None:
+        """Where no version was named: go over to that of the last record, and say so; until something is saved."""
         latest = self.store.latest
         if not self._follows or latest == self.version:
             return
@@ -118,6 +123,8 @@ class Records:
         if self._detach is None:
             raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
         self.store.refresh()
+        if self._follows:
+            self._follow()
         return self.store
 
     def close(self) -> None:
@@ -172,6 +179,7 @@ class Records:
     def _result_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None
     ) -> bytes:
+        self._follows = False
         version, session = self._fields
         known = b',"input":"%016x"' % digest if digest else b""
         if elapsed is not None:
@@ -184,6 +192,7 @@ class Records:
         )
 
     def _error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
+        self._follows = False
         version, session = self._fields
         parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
         if failure.type is not None:
@@ -325,7 +334,8 @@ class Records:
     def clear(self) -> None:
         """Forget everything, all versions and files included."""
         self.open().clear()
-        if self._follows:
+        if self._latest:
+            self._follows = True
             self._set_version("")
 
     def forget(self, keys: Iterable[Key]) -> int:

@@ -200,11 +200,14 @@ class CheckpointedRunner:
     def start_pass(self, items: Iterable[Any], key_of: KeyFunction, **options: Any) -> Iterator[Pass]:
         """One pass over items, from keying them to letting go of the lock; the options are those of `Pass`."""
         with self.records.open().a_pass():
-            self.records.follow()
+            self.records.pin()
             running = self._pass = Pass(self.records, items, key_of, **options)
             try:
                 running.prepare()
                 yield running
+            except KeyboardInterrupt:
+                running.tell_interrupted()
+                raise
             finally:
                 self._pass, self._last = None, (running.completed, running.total)
                 running.close()

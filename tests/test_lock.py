@@ -426,6 +426,7 @@ for key in running:
     def body():
         try:
             refused(lambda: runner.save_result(key, "child"))
+            refused(lambda: list(runner.iterate(range(6))))
             running.close()
             refused(lambda: list(runner.iterate(range(6))))
             assert list(runner.iterate(range(key))) == []

@@ -108,6 +108,8 @@ Maker = Callable[..., Mapper]
 
 @pytest.fixture(params=KINDS)
 def mapper(request: pytest.FixtureRequest) -> Maker:
+    """Makes a `Mapper` of each kind."""
+
     def make(body: Callable[[Any], Any], name: str = "m", **options: Any) -> Mapper:
         return Mapper(request.param, name, body, **options)
 
@@ -115,6 +117,7 @@ def mapper(request: pytest.FixtureRequest) -> Maker:
 
 
 def square(n: int) -> int:
+    """A function of one item."""
     return n * n
 
 
@@ -229,7 +232,7 @@ def test_an_async_iterator_of_items_is_refused_with_the_fix(mapper: Maker) -> No
         yield 1
 
     with pytest.raises(InvalidOption, match="collected first"):
-        mapper(square).map(items())  # type: ignore[arg-type]
+        mapper(square).map(items())
 
 
 def test_an_unknown_option_is_refused(mapper: Maker) -> None:
@@ -275,7 +278,12 @@ def test_a_length_that_lies_changes_no_result(mapper: Maker, kind: type[LyingLen
 def test_a_list_that_grows_while_it_is_mapped_is_mapped_to_its_end(mapper: Maker) -> None:
     """A work list: what is appended meanwhile is run too, duplicates included, and counted."""
     items = [1, 2]
-    m = mapper(lambda n: items.extend([n + 2, 1] if n < 4 else []) or n)
+
+    def body(n: int) -> int:
+        items.extend([n + 2, 1] if n < 4 else [])
+        return n
+
+    m = mapper(body)
     assert m.map(items) == items == [1, 2, 3, 1, 4, 1, 5, 1]
     assert m.calls == [1, 2, 3, 4, 5]
     assert m.f.runner.progress() == (8, 8)
@@ -380,7 +388,7 @@ def test_values_are_let_go_when_they_are_on_disk(mapper: Maker) -> None:
     "items",
     [
         [{"id": 1, "x": 1}, {"id": 2}, {"id": 1, "x": 2}],
-        tuple([{"id": 1, "x": 1}, {"id": 2}, {"id": 1, "x": 2}]),
+        ({"id": 1, "x": 1}, {"id": 2}, {"id": 1, "x": 2}),
         Again([{"id": 1, "x": 1}, {"id": 2}, {"id": 1, "x": 2}]),
     ],
     ids=["list", "tuple", "re-readable"],
@@ -453,6 +461,7 @@ def test_a_pass_that_knows_none_of_its_first_100_keys_says_so(
 
 
 def before_and_after() -> tuple[list[dict[str, int]], list[dict[str, int]]]:
+    """Three items, and the same with the last two changed."""
     return [{"id": i, "x": 1} for i in range(3)], [{"id": i, "x": 1 + (i > 0)} for i in range(3)]
 
 
@@ -644,6 +653,7 @@ class Frozen(Exception):
 
 
 def failing(n: int) -> int:
+    """Fails for what is odd."""
     if n % 2:
         raise ValueError(f"odd: {n}")
     return n
@@ -690,11 +700,12 @@ def test_the_originals_carry_their_key_and_their_traceback_as_text(mapper: Maker
 def test_the_exception_that_the_caller_is_handling_keeps_its_traceback(mapper: Maker) -> None:
     """It is the context of whatever the function raises meanwhile, and none of ours."""
     m = mapper(failing)
+    outer = OSError("the caller's")
     try:
-        raise OSError("the caller's")
-    except OSError as outer:
+        raise outer
+    except OSError:
         m.map([1], return_exceptions=True)
-        assert outer.__traceback__ is not None
+    assert outer.__traceback__ is not None
 
 
 @pytest.mark.parametrize(
@@ -1027,7 +1038,7 @@ def test_two_passes_at_once_are_refused() -> None:
     next(stream)
     with pytest.raises(CheckpointLocked, match="finish or close it first"):
         f.map([1])
-    stream.close()
+    del stream
     assert f.map([1, 2], progress=False) == [1, 4]
 
 
@@ -1130,9 +1141,13 @@ def test_what_a_stream_yields_is_on_disk_before(mapper: Maker) -> None:
 def test_an_exception_of_the_consumer_lets_go_of_the_lock() -> None:
     """As `break` does."""
     m = Mapper("function", "thrown", square)
+
+    def consume() -> None:
+        for outcome in m.f.stream([1, 2], progress=False):
+            raise ZeroDivisionError(outcome)
+
     with pytest.raises(ZeroDivisionError):
-        for _ in m.f.stream([1, 2], progress=False):
-            1 // 0  # noqa: B018
+        consume()
     assert m.map([1, 2]) == [1, 4]
 
 

@@ -1,0 +1,325 @@
+"""Laws of keys: what names an item, and what tells two of them apart."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import json
+import math
+import tempfile
+import uuid
+from collections import namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from checkpoint import CheckpointedRunner, InvalidKey, InvalidOption
+from checkpoint.keys import (
+    identity,
+    item_digest,
+    key_from_json,
+    key_function,
+    key_json,
+    plain_key,
+    short_digest,
+)
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec=None))
+    | st.sampled_from([0, 0.0, -0.0, 1, 1.0, True, False, "1", "", 2**63, float(2**63), -(2**63) - 1, math.inf])
+)
+KEYS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6)
+
+
+# --- equality --------------------------------------------------------------------------------------------------------
+
+
+@given(KEYS, KEYS)
+@example(1, True)
+@example(0, -0.0)
+@example(2**53 + 1, float(2**53))
+@example(10**300, 1e300)
+@example(("a", "b"), ("a,b",))
+@example((), ((),))
+@example("1", 1)
+@example("\ud800", "?")
+def test_identities_are_equal_as_keys_are_in_a_dict(a: Any, b: Any) -> None:
+    """`identity(a) == identity(b)` if and only if `a == b`."""
+    assert (identity(a) == identity(b)) is (a == b)
+
+
+@given(st.lists(KEYS, max_size=8))
+def test_identities_count_as_a_dict_does(keys: list[Any]) -> None:
+    """As many different ones as a dict has keys."""
+    assert len({identity(key) for key in keys}) == len(dict.fromkeys(keys))
+
+
+@given(KEYS)
+@example(-0.0)
+@example((1, ("x", None), 2.5, True))
+@example(2**64)
+@example("\udc00\U0001f600 ")
+@example("$tuple")
+def test_a_key_reads_back_as_it_was_written(key: Any) -> None:
+    """Same value, same type at every depth, same sign of zero; as strict JSON on one line."""
+    raw = key_json(key)
+    back = key_from_json(msgspec.json.decode(raw))
+    assert repr(back) == repr(key)
+    assert b"\n" not in raw
+    json.loads(raw, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@given(st.lists(KEYS, max_size=5))
+def test_keys_survive_a_restart(keys: list[Any]) -> None:
+    """What is done is done under any equal key, after the files are read anew."""
+    with tempfile.TemporaryDirectory() as directory:
+        with CheckpointedRunner("k", directory) as runner:
+            for key in keys:
+                runner.save_result(key, repr(key))
+            want = runner.get_all_results()
+        with CheckpointedRunner("k", directory) as runner:
+            assert runner.get_all_results() == want == {key: repr(key) for key in keys}
+
+
+# --- what a key may be -----------------------------------------------------------------------------------------------
+
+
+class Text(str):
+    """A str of another class."""
+
+
+class Colour(enum.StrEnum):
+    """Strings with names."""
+
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    """Ints with names."""
+
+    LOW = 1
+
+
+class Temperature(float):
+    """A float of another class."""
+
+
+Pair = namedtuple("Pair", "a b")
+
+HELD = [
+    (Text("a"), "a", "a subclass of str"),
+    (Colour.RED, "red", "a StrEnum"),
+    (Level.LOW, 1, "an IntEnum"),
+    (Temperature(0.5), 0.5, "a subclass of float"),
+    (Pair(1, Text("b")), (1, "b"), "a namedtuple, and what it holds"),
+    (np.int64(3), 3, "a numpy int"),
+    (np.uint8(3), 3, "a small numpy int"),
+    (np.float64(0.5), 0.5, "a numpy float that is a float"),
+    (np.float32(0.5), 0.5, "a numpy float that is none"),
+    (np.bool_(True), True, "a numpy bool"),
+    (np.str_("a"), "a", "a numpy str"),
+    ((np.int64(1), (np.str_("b"),)), (1, ("b",)), "numpy scalars inside a tuple"),
+]
+
+
+@pytest.mark.parametrize(("given_key", "want", "reason"), HELD, ids=[reason for *_, reason in HELD])
+def test_subclasses_and_numpy_scalars_are_what_they_hold(given_key: Any, want: Any, reason: str) -> None:
+    """As exact builtins, at every depth."""
+    got = plain_key(given_key)
+    assert (got, type(got)) == (want, type(want))
+    assert repr(got) == repr(want)
+
+
+INVALID = [
+    (uuid.UUID(int=1), "a UUID"),
+    (datetime.datetime(2026, 1, 1), "a datetime"),
+    (datetime.date(2026, 1, 1), "a date"),
+    (b"a", "bytes: which text they are is unknown"),
+    ([1], "a list"),
+    ({1}, "a set"),
+    (frozenset({1}), "a frozenset"),
+    ({"a": 1}, "a dict"),
+    (object(), "an object"),
+    (math.nan, "NaN equals nothing, itself included"),
+    (np.float64("nan"), "a numpy NaN too"),
+    ((1, math.nan), "NaN inside a tuple"),
+    (1j, "a complex"),
+    (decimal.Decimal(1), "a Decimal"),
+    (Path("a"), "a path"),
+    ((1, [2]), "a list inside a tuple"),
+    (np.datetime64("2026-01-01"), "a numpy date"),
+    (np.array([1]), "an array"),
+    (10**5000, "an int that Python itself refuses to print"),
+    (..., "an Ellipsis"),
+]
+
+
+@pytest.mark.parametrize(("key", "reason"), INVALID, ids=[reason for _, reason in INVALID])
+def test_anything_else_is_no_key(key: Any, reason: str) -> None:
+    """`InvalidKey`, with the key itself, and the conversion to write where a function or a field gave it."""
+    with pytest.raises(InvalidKey) as caught:
+        plain_key(key)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(InvalidKey, match=r"str\(\.\.\.\)"):
+        key_function(lambda _: key)(None)
+    with pytest.raises(InvalidKey, match=r"write key=lambda x: str\(x\['id'\]\)"):
+        key_function("id")({"id": key})
+    with pytest.raises(InvalidKey, match=r"write key=lambda x: str\(x\.id\)"):
+        key_function("id")(Thing(key))
+
+
+@dataclass
+class Thing:
+    """An item with an attribute."""
+
+    id: Any
+
+
+# --- from item to key ------------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=300) | st.integers())
+def test_a_short_item_is_its_own_key_and_a_long_one_is_hashed(item: Any) -> None:
+    """At most 200 bytes: itself; else `h1:` and 128 bits in hex."""
+    key = key_function(None)(item)
+    if len(identity(item)) <= 200:
+        assert key == item
+    else:
+        assert key.startswith("h1:")
+        assert len(key) == 3 + 32
+
+
+OWN = [
+    ("x" * 199, None, "199 bytes and a tag: its own key"),
+    ("x" * 200, "h1:", "longer"),
+    ({"a": 1}, "h1:", "a dict has no key of its own"),
+    ([1, 2], "h1:", "nor has a list"),
+    ((1, "a"), None, "a tuple of keys is a key"),
+    ((1, [2]), "h1:", "a tuple with a list inside is JSON-like"),
+    (None, None, "None is a key"),
+]
+
+
+@pytest.mark.parametrize(("item", "prefix", "reason"), OWN, ids=[reason for *_, reason in OWN])
+def test_an_item_without_a_key_is_named_by_itself_or_by_its_content(item: Any, prefix: str | None, reason: str) -> None:
+    """The same on every run."""
+    key = key_function(None)(item)
+    assert key == item if prefix is None else (key.startswith(prefix) and len(key) == 35)
+
+
+def test_the_hash_of_an_item_is_the_same_in_every_release() -> None:
+    """A changed spelling would compute everything anew."""
+    assert key_function(None)({"text": "é", "n": [1, 2.5, None]}) == "h1:bebd86101e5ddce0daa7abab9004b7dc"
+    assert item_digest({"text": "é"}) == 0x1FA48472D9036146
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), min_size=2))
+def test_dicts_are_named_by_content_whatever_the_order_of_their_keys(item: dict[str, Any]) -> None:
+    """The order in which a dict was built is no content."""
+    turned = dict(reversed(item.items()))
+    assert key_function(None)(turned) == key_function(None)(item)
+    assert item_digest(turned) == item_digest(item) != 0
+
+
+@pytest.mark.parametrize(
+    ("item", "suggestion"),
+    [
+        (object(), "key=lambda x: str(x)"),
+        (Thing(1), "key='id'"),
+        ({"when": datetime.date(2026, 1, 1)}, "key=lambda x: str(x[…])"),
+        (uuid.UUID(int=1), "key=lambda x: str(x)"),
+    ],
+    ids=["an object", "a dataclass", "a dict", "a UUID"],
+)
+def test_an_item_that_is_not_json_like_needs_a_key(item: Any, suggestion: str) -> None:
+    """The message says which to write."""
+    with pytest.raises(InvalidKey) as caught:
+        key_function(None)(item)
+    assert suggestion in str(caught.value)
+
+
+def test_a_nan_item_needs_a_key() -> None:
+    """Its text could be hashed, but it equals nothing."""
+    with pytest.raises(InvalidKey, match="NaN"):
+        key_function(None)(math.nan)
+
+
+class Record(Mapping[str, int]):
+    """A mapping with an attribute of its own."""
+
+    key = "attribute"
+
+    def __getitem__(self, name: str) -> int:
+        return {"id": 7}[name]
+
+    def __iter__(self) -> Any:
+        return iter(["id"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_a_field_is_looked_up_in_a_mapping_and_then_as_an_attribute() -> None:
+    """A mapping's own item wins over an attribute of that name."""
+    assert key_function("id")({"id": 1}) == 1
+    assert key_function("id")(Record()) == 7
+    assert key_function("key")(Record()) == "attribute"
+    assert key_function("id")(Thing("x")) == "x"
+
+
+@pytest.mark.parametrize("item", [{"a": 1}, Thing(1), 5, "text", None], ids=repr)
+def test_a_missing_field_is_named_with_the_item(item: Any) -> None:
+    """And not filed under one key for all."""
+    with pytest.raises(InvalidKey, match="no field 'missing'"):
+        key_function("missing")(item)
+
+
+@pytest.mark.parametrize("key", [5, ["id"], b"id", object()], ids=repr)
+def test_a_key_option_of_another_kind_is_refused(key: Any) -> None:
+    """A function, a field's name, or None."""
+    with pytest.raises(InvalidOption, match="give a function"):
+        key_function(key)
+
+
+# --- digests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("item", "same"),
+    [(np.int64(3), 3), (np.float32(0.5), 0.5), (np.str_("a"), "a"), (np.bool_(True), True)],
+    ids=["int", "float", "str", "bool"],
+)
+def test_a_numpy_scalar_has_the_digest_of_what_it_holds(item: Any, same: Any) -> None:
+    """Each read of an array makes other objects: they are equal items all the same."""
+    assert item_digest(item) == item_digest(same) != 0
+
+
+@pytest.mark.parametrize("item", [object(), {1, 2}, Thing(1), np.array([1]), datetime.date(2026, 1, 1)], ids=repr)
+def test_what_is_not_json_like_has_no_digest(item: Any) -> None:
+    """0: nothing is known of it, and nothing is claimed."""
+    assert item_digest(item) == 0
+
+
+def test_unlike_items_have_unlike_digests() -> None:
+    """Where `str` of them differs, results may."""
+    items = [1, 1.0, True, "1", None, [1], (1,), {"a": 1}, {"a": 1.0}, -0.0, 0.0, 0, ""]
+    assert len({item_digest(item) for item in items}) == len(items)
+
+
+@pytest.mark.parametrize("version", [object(), {1, 2}, b"x", [object()], datetime.date(2026, 1, 1)], ids=repr)
+def test_a_version_is_a_json_value(version: Any) -> None:
+    """Anything else is refused, and quoted."""
+    with pytest.raises(InvalidOption, match="version is"):
+        short_digest(version, "version")
