@@ -5,6 +5,7 @@ A wrapt proxy, and its twin for bound methods, carry the extra attributes; every
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
@@ -630,6 +631,10 @@ def _possible(function: Any) -> int:
 def return_annotation(function: Any, local: Mapping[str, Any]) -> Any:
     """The function's return annotation, its names looked up in its module and in `local`; None where that fails."""
     inner = inspect.unwrap(_inner(function))
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    if not inspect.isroutine(inner):
+        inner = inspect.unwrap(type(inner).__call__)
     annotation = getattr(inner, "__annotations__", {}).get("return")
     if not isinstance(annotation, str):
         return annotation

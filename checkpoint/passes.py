@@ -545,7 +545,7 @@ def _is_one_shot(items: Any) -> bool:
     except TypeError:
         hint = "; an async iterator must be collected first" if hasattr(items, "__aiter__") else ""
         raise InvalidOption(f"items is {quote(items)}, which cannot be iterated over{hint}") from None
-    return first is items or first is iter(items)
+    return first is items or (not isinstance(items, Sized) and first is iter(items))
 
 
 def _length(items: Any) -> int | None:

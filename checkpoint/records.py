@@ -12,6 +12,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -76,7 +77,7 @@ class Records:
     def __init__(self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any) -> None:
         self.name = name
         self.power = power
-        codec = Codec(result_type, on_unnamed=self._on_unnamed)
+        codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name))
         self.encode, self.decode = codec.encode, codec.decode
         self._latest = self._follows = version is LATEST
         digest = "" if version is None or self._follows else short_digest(version, "version")
@@ -106,13 +107,6 @@ class Records:
         self._set_version(latest)
         shown = quote(self.store.versions[latest]) if latest in self.store.versions else latest or "None"
         log.info("checkpoint %r: reading version %s, that of the last record", self.name, shown)
-
-    def _on_unnamed(self, cls: type) -> None:
-        log.warning(
-            "checkpoint %r: results hold objects of class %s, which come back as plain JSON; to get the class back, "
-            "annotate the function's return (-> %s) or pass result_type=%s",
-            self.name, cls.__qualname__, cls.__name__, cls.__name__,
-        )  # fmt: skip
 
     def open(self) -> Store:
         """The store, up to date with what others wrote.
@@ -267,18 +261,23 @@ class Records:
 
     def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
         """(key, failure) at a place that a pass found."""
-        record = reader.read(offset)
-        key = key_of(reader, record, offset)
-        return key, item_error(key, record)
+        shelf = self.store.errors
+        with self._noting_damage(shelf):
+            record = shelf.read_at(reader, self.version, offset)
+            key = key_of(reader, record, offset)
+            return key, item_error(key, record)
 
     def load_error(self, key: Key) -> ItemError:
         """The failure recorded for the key, where it has no result.
 
         Raises:
             KeyError: there is none.
+            DamagedRecord: its bytes are not those that were written.
         """
-        found = self.open().errors.read(self.version, key)
-        if found is None or self.is_done(key):
+        store = self.open()
+        with self._noting_damage(store.errors):
+            found = store.errors.read(self.version, key)
+        if found is None or store.is_retired(self.version, key, found[2]):
             raise KeyError(key)
         return item_error(key, found[2])
 
@@ -314,9 +313,11 @@ class Records:
 
     def iter_errors(self) -> Iterator[ItemError]:
         """The failure of every key of this version that has no result."""
-        for _, _, key, record in self.open().errors.records(self.version):
-            if not self.is_done(key):
-                yield item_error(key, record)
+        store = self.open()
+        with self._noting_damage(store.errors):
+            for _, _, key, record in store.errors.records(self.version):
+                if not store.is_retired(self.version, key, record):
+                    yield item_error(key, record)
 
     def is_done(self, key: Key) -> bool:
         """Whether the key has a result; the store as it was last seen."""
@@ -382,6 +383,14 @@ def item_error(key: Any, record: Record) -> ItemError:
         traceback=record.traceback,
         attempts=record.attempts,
     )
+
+
+def _tell_unnamed(name: str, cls: type) -> None:
+    log.warning(
+        "checkpoint %r: results hold objects of class %s, which come back as plain JSON; to get the class back, "
+        "annotate the function's return (-> %s) or pass result_type=%s",
+        name, cls.__qualname__, cls.__name__, cls.__name__,
+    )  # fmt: skip
 
 
 def _text(text: str) -> bytes:

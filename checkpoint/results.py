@@ -45,7 +45,8 @@ class Results(Sequence[R]):
             self._places: array[int] = running.places()
             self._results, self._errors = store.results.journal.reader, store.errors.journal.reader
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
-            told = not store.results.index.has_loose and NOT_RUN not in self._places
+            loose = store.results.index.has_loose or store.errors.index.has_loose
+            told = not loose and NOT_RUN not in self._places
         self._keys = None if told else list(running.keys)
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """What is done, and with what: three journals under one lock, shared by everyone in the process who names them.
 
 The promise: what `append` has returned for is there at the next opening, and is found by its key; who only reads never
-waits and never writes; whoever writes holds the lock. Opening reads the index files and the journals' tails.
+waits; whoever writes holds the lock. Opening reads the index files and the journals' tails.
 
     NAME_results.jsonl   what succeeded          .NAME_*.index    rebuildable
     NAME_errors.jsonl    what failed             .NAME.lock       who writes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import functools
 import inspect
 import os
@@ -69,6 +70,18 @@ assigned = checkpointed("assigned")(raw)
 async def coroutine(n: int) -> int:
     """Multiplies, later."""
     return n * 2
+
+
+@dataclasses.dataclass
+class Point:
+    """A class of values."""
+
+    x: int
+
+
+def make_point(x: int, extra: int = 0) -> Point:
+    """Makes one."""
+    return Point(x)
 
 
 class Scorer:
@@ -166,6 +179,19 @@ def test_functions_of_other_kinds_can_be_mapped() -> None:
     for place, function in enumerate(later):
         mapped = checkpointed(f"later{place}")(function)
         assert asyncio.run(mapped.map([1, 2], progress=False)) == [2, 4]
+
+
+def test_what_a_partial_or_an_object_returns_is_rebuilt_too() -> None:
+    """The annotation is that of the function inside."""
+
+    class Maker:
+        def __call__(self, n: int) -> Point:
+            return Point(n)
+
+    for name, function in (("partial", functools.partial(make_point, extra=1)), ("object", Maker())):
+        mapped: Any = checkpointed(name)(function)
+        assert mapped.map([1], progress=False) == [Point(1)]
+    assert checkpointed("cached")(functools.lru_cache(make_point)).map([1], progress=False) == [Point(1)]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -568,7 +594,7 @@ def test_options_make_a_copy_and_leave_the_function() -> None:
 
     f = checkpointed("one")(body)
     g = f.options(name="two", key=lambda n: f"k{n}")
-    assert (f.map([1], progress=False), g.map([1], progress=False)) == ([1], [1])
+    assert f.map([1], progress=False) == g.map([1], progress=False) == [1]
     assert calls == [1, 1]
     assert (list(f.results), list(g.results)) == ([1], ["k1"])
     assert f.options().map([1], progress=False) == [1]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint import (
@@ -287,6 +287,69 @@ def test_a_list_that_grows_while_it_is_mapped_is_mapped_to_its_end(mapper: Maker
     assert m.map(items) == items == [1, 2, 3, 1, 4, 1, 5, 1]
     assert m.calls == [1, 2, 3, 4, 5]
     assert m.f.runner.progress() == (8, 8)
+
+
+STEP = st.tuples(
+    st.lists(st.integers(0, 5), max_size=6),  # the items
+    st.frozensets(st.integers(0, 5), max_size=4),  # which of them fail
+    st.sampled_from([list, tuple, iter, Again]),
+    st.booleans(),  # retry_failed
+    st.sampled_from(["map", "stream"]),
+    st.sampled_from([None, "reopen", "clear all"]) | st.frozensets(st.integers(0, 5), min_size=1, max_size=2),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passes_do_what_a_dict_would(kind: str) -> None:
+    """Any passes, over any items, failing anywhere: executions, results, errors and counts are those of the model."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(STEP, max_size=5))
+    def law(steps: list[Any]) -> None:
+        failing_now: set[int] = set()
+        run = itertools.count()
+
+        def body(n: int) -> int:
+            if n in failing_now:
+                raise ValueError(n)
+            return next(run)
+
+        m = Mapper(kind, "model", body, version=1)
+        m.f.clear()
+        done: dict[int, int] = {}
+        failed: set[int] = set()
+        ran = 0
+        for items, fails, shape, retry, face, then in steps:
+            failing_now.clear()
+            failing_now.update(fails)
+            to_run = [n for n in dict.fromkeys(items) if n not in done and (retry or n not in failed)]
+            for n in to_run:
+                if n not in fails:
+                    done[n], ran = ran, ran + 1
+            failed = (failed | set(to_run)) - done.keys()
+            if face == "map":
+                got = list(m.map(shape(items), retry_failed=retry, return_exceptions=True))
+            else:
+                outcomes = m.stream(shape(items), retry_failed=retry)
+                got = [outcome.value if outcome.ok else outcome.error for outcome in outcomes]
+                fresh = {outcome.key for outcome in outcomes if outcome.source == "fresh"}
+                assert fresh == set(to_run)
+            assert m.taken() == to_run
+            assert [None if isinstance(value, Exception) else value for value in got] == [done.get(n) for n in items]
+            assert dict(m.f.results) == done
+            assert set(m.f.errors) == failed
+            total = None if shape is iter else len(items)
+            assert m.f.runner.progress() == (sum(n in done for n in items), total)
+            if then == "reopen":
+                m.f.runner.close()
+            elif then == "clear all":
+                m.f.clear()
+                done, failed = {}, set()
+            elif then:
+                m.f.clear(then)
+                done, failed = {n: value for n, value in done.items() if n not in then}, failed - then
+
+    law()
 
 
 # --- reading twice ---------------------------------------------------------------------------------------------------
