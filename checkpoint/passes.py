@@ -32,7 +32,8 @@ from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
 from checkpoint.records import Records, item_error
-from checkpoint.store import Entry, Shelf
+from checkpoint.shelf import Shelf
+from checkpoint.store import Entry
 
 __all__ = ["NOT_RUN", "Pass"]
 

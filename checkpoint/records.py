@@ -33,7 +33,8 @@ from checkpoint.errors import (
 from checkpoint.journal import Reader, Record, seal
 from checkpoint.keys import Key, key_json, plain_key, short_digest
 from checkpoint.outcomes import Failure
-from checkpoint.store import Entry, Shelf, Store, key_of, open_store
+from checkpoint.shelf import Shelf, key_of
+from checkpoint.store import Entry, Store, open_store
 
 __all__ = ["LATEST", "Latest", "Records", "Unsaved", "item_error"]
 

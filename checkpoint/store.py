@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 from checkpoint import clock
 from checkpoint.errors import (
     CheckpointLocked,
-    DamagedRecord,
     InvalidName,
     InvalidOption,
     JournalLost,
@@ -37,12 +36,13 @@ from checkpoint.errors import (
     StoreForked,
     quote,
 )
-from checkpoint.index import Index, IndexDamaged, Place
-from checkpoint.journal import Journal, Reader, Record, fsync_directory, open_safely, seal, store_error
-from checkpoint.keys import Key, key_from_json, key_json
+from checkpoint.index import Index
+from checkpoint.journal import Journal, Record, fsync_directory, open_safely, seal, store_error
+from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
+from checkpoint.shelf import Shelf
 
-__all__ = ["SCHEMA_VERSION", "Entry", "Shelf", "Store", "check_name", "open_store", "resolve_directory"]
+__all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "open_store", "resolve_directory"]
 
 SCHEMA_VERSION = "2.0.0"
 log = logging.getLogger("checkpoint")
@@ -85,214 +85,6 @@ def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
     if not isinstance(checkpoint_dir, (str, os.PathLike)) or not os.fspath(checkpoint_dir):
         raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}; give a directory's path")
     return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
-
-
-# --- one journal and its index ---------------------------------------------------------------------------------------
-
-
-class Shelf:
-    """One journal with its index: records by key.
-
-    Args:
-        path: the journal's.
-        lock: the store's: whoever opens files anew holds it.
-    """
-
-    def __init__(self, path: Path, lock: threading.RLock) -> None:
-        self.journal = Journal(path)
-        self.index = Index(self._warn)
-        self.lock = lock
-        self._index_path = path.with_name(f".{path.stem.lstrip('.')}.index")
-        self._filing = threading.Lock()
-
-    def _warn(self, offset: int, why: str) -> None:
-        reader = self.journal.reader
-        number = reader.line_number(offset) if reader else 0
-        log.warning("%s:%d: damaged line skipped: %s; its bytes stay in the file", self.journal.path, number, why)
-
-    def refresh(self) -> None:
-        """Learn what others wrote since; start anew where the file is another one or shorter."""
-        reader = self.journal.reader
-        if reader is None or not reader.is_current() or reader.size() < self.index.end:
-            self.reopen()
-        elif reader.size() > self.index.end:
-            self.index.scan(reader)
-            self.journal.end = self.index.end
-
-    def reopen(self) -> None:
-        """Read the index file and the journal's tail."""
-        self.journal.close()
-        self.index = Index(self._warn)
-        reader = self.journal.open()
-        if reader is not None:
-            self.index.load(self._index_path, reader)
-            self.index.scan(reader)
-            self.journal.end = self.index.end
-
-    def open_to_write(self) -> None:
-        """Repair the end of the journal and learn what is there; call it under the lock."""
-        self.refresh()
-        self.journal.open_to_write()
-        self._learn()
-
-    def settle_doubt(self) -> None:
-        """After an exception in the middle of an append, or between it and the index: look what came of it."""
-        self.journal.repair()
-        self._learn()
-
-    def _learn(self) -> None:
-        """Read on: what was appended, or repaired, is in the file but not yet in the index."""
-        if self.journal.reader is not None:
-            self.index.scan(self.journal.reader)
-            self.journal.end = self.index.end
-
-    def find(self, version: str, key: Key) -> Place | None:
-        """Where the key's last record is."""
-        try:
-            return self.index.find(version, key)
-        except (IndexDamaged, OSError):
-            return self._rebuilt().find(version, key)
-
-    def count(self, version: str) -> int:
-        """How many keys have a record."""
-        with self.lock:
-            try:
-                return self.index.count(version)
-            except (IndexDamaged, OSError):
-                return self._rebuilt().count(version)
-
-    def _offsets(self, version: str) -> list[int]:
-        try:
-            return self.index.offsets(version)
-        except (IndexDamaged, OSError):
-            return self._rebuilt().offsets(version)
-
-    def _rebuilt(self) -> Index:
-        """The index file is not to be trusted: the journal is read instead; who was writing goes on writing."""
-        with self.lock:
-            log.info("%s is damaged; reading %s anew", self._index_path, self.journal.path)
-            try:
-                self._index_path.unlink(missing_ok=True)
-            except OSError:
-                pass  # a read-only directory: it is found damaged again next time
-            index = Index(self._warn)
-            if self.journal.reader is not None:
-                index.scan(self.journal.reader)
-            self.index = index
-            return index
-
-    def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
-        """The key's last record, with where it is; None where there is none.
-
-        Raises:
-            DamagedRecord: its bytes are not those that were written.
-        """
-        with self.lock:
-            place, reader = self.find(version, key), self.journal.reader
-        if place is None or reader is None:
-            return None
-        try:
-            record = reader.read(place.offset, key)
-            held = key_of(reader, record, place.offset)
-            if held != (key if record.crc else str(key)):
-                raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
-        except DamagedRecord:
-            if self.index.filed == (0, 0):
-                raise
-            self._rebuilt()  # the index file may be of a journal that was edited since
-            return self.read(version, key)
-        return reader, place, record
-
-    def records(self, version: str) -> Iterator[tuple[Reader, int, Key, Record]]:
-        """(reader, offset, key, record) of every key, in the order of the file; the reader keeps them readable.
-
-        Raises:
-            DamagedRecord: at the first record whose bytes are not those that were written.
-        """
-        with self.lock:
-            offsets, reader, loose = self._offsets(version), self.journal.reader, self.index.has_loose
-        if reader is None:
-            return
-        exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
-        for offset in offsets:
-            record = self.read_at(reader, version, offset)
-            key = key_of(reader, record, offset)
-            if record.crc or key not in exact:
-                yield reader, offset, key, record
-
-    def sound(self, version: str) -> Iterator[tuple[Key, Record]]:
-        """(key, record) of every key whose record is sound, in the order of the file: to count without raising."""
-        with self.lock:
-            offsets, reader = self._offsets(version), self.journal.reader
-        if reader is None:
-            return
-        for offset in offsets:
-            try:
-                record = reader.read(offset)
-                yield key_of(reader, record, offset), record
-            except DamagedRecord as error:
-                log.debug("%s", error)
-
-    def _exact_texts(self, reader: Reader, version: str, offsets: list[int]) -> Iterator[str]:
-        """The str() of keys on lines with a checksum, which win over lines without."""
-        for offset in offsets:
-            record = self.read_at(reader, version, offset)
-            if record.crc:
-                yield str(key_of(reader, record, offset))
-
-    def read_at(self, reader: Reader, version: str, offset: int) -> Record:
-        """The record at an offset that this index gave.
-
-        Raises:
-            DamagedRecord: with the key, which is not done from now on.
-        """
-        try:
-            return reader.read(offset)
-        except DamagedRecord as error:
-            with self.lock:
-                found = self.index.key_at(version, offset)
-                if found is None and reader is self.journal.reader:
-                    found = self._rebuilt().key_at(version, offset)  # the file of the index knows hashes only
-            if found is None:
-                raise
-            raise reader.damaged(offset, error.why, key=found[0]) from None
-
-    def write_index_if_worth(self, growth: float, rows: int, size: int) -> None:
-        """Write the index file, once what it lacks is large in itself and by comparison."""
-        filed, covered = self.index.filed
-        lacks, lacking = self.index.recent, self.index.end - covered
-        if (lacks > rows or lacking > size) and (lacks > growth * filed or lacking > growth * covered):
-            self.write_index()
-
-    def write_index(self) -> None:
-        """Write the index file. It is only a cache: failing to write it is not an error."""
-        with self._filing:  # a pass that ends and the thread that tends may both come here
-            with self.lock:
-                snapshot, reader = self.index.snapshot(), self.journal.reader
-            try:
-                if reader is not None:
-                    snapshot.write(self._index_path, reader)
-            except (IndexDamaged, OSError) as error:
-                log.debug("the index %s was not written: %s", self._index_path, error)
-
-    def unlink(self) -> None:
-        """Delete journal and index; whoever has them open reads on."""
-        self.journal.close()
-        self.index = Index(self._warn)
-        self.journal.path.unlink(missing_ok=True)
-        self._index_path.unlink(missing_ok=True)
-
-
-def key_of(reader: Reader, record: Record, offset: int) -> Key:
-    """The key on a record: as text where the line stands for any key of equal str()."""
-    try:
-        key = key_from_json(record.key)
-    except ValueError as error:
-        raise reader.damaged(offset, str(error)) from None
-    return key if record.crc else str(key)
-
-
-# --- the store -------------------------------------------------------------------------------------------------------
 
 
 class Store:
