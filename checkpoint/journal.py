@@ -210,9 +210,11 @@ class Reader:
     Whoever keeps a reader keeps the bytes: what replaces or unlinks the file does not touch them.
     """
 
+    _fd = -1  # an interrupt may come before there is one
+
     def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
         self._fd = fd
+        self.path = path
 
     @classmethod
     def open(cls, path: Path) -> Reader | None:
@@ -225,7 +227,8 @@ class Reader:
             raise store_error(error, "cannot open", path) from error
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
     def size(self) -> int:
         """Bytes in the file."""
@@ -521,9 +524,9 @@ class Journal:
 
     def stop_writing(self) -> None:
         """Close for appending; reading goes on."""
-        if self._writer is not None:
-            os.close(self._writer)
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            os.close(writer)
 
     def close(self) -> None:
         """Let go of the file; `open` starts anew."""

@@ -373,9 +373,9 @@ class Pass:
         """The end as a failure: its value cannot be encoded, and was put aside."""
         unit, outcome = end.done.unit, end.done.outcome
         try:
-            refused = self.records.keep_aside(unit.key, end.value, error)
+            refused = self.records.keep_aside(unit.key, end.value, unit.digest, error)
         except StoreError:
-            refused = self.records.keep_aside(unit.key, end.value, error)
+            refused = self.records.keep_aside(unit.key, end.value, unit.digest, error)
         failure = Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
         return _End(Done(unit, failure), None)
 

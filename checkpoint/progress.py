@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -16,8 +17,7 @@ from typing import Any, TextIO
 __all__ = ["Bar"]
 
 _LINE_EVERY = 10.0
-_running = 0  # passes; only the outermost shows a bar
-_counting = threading.Lock()
+_open: weakref.WeakSet[Bar] = weakref.WeakSet()  # those of running passes; only the outermost shows a bar
 
 
 class _Lines:
@@ -49,10 +49,8 @@ class Bar:
     """
 
     def __init__(self, total: int | None, done: int, desc: str | None, *, show: bool) -> None:
-        global _running
-        with _counting:
-            _running += 1
-            outermost = _running == 1
+        outermost = not _open
+        _open.add(self)
         self._bar: Any = None
         self._closed = False
         if show and outermost and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
@@ -86,12 +84,10 @@ class Bar:
 
     def close(self) -> None:
         """Leave the last line as it stands."""
-        global _running
         if self._closed:
             return
         self._closed = True
-        with _counting:
-            _running -= 1
+        _open.discard(self)
         if self._bar is not None:
             with self._watched():
                 self._bar.close()

@@ -145,7 +145,7 @@ class Records:
         try:
             raw = self.encode(value)
         except UnencodableValue as error:
-            raise self.keep_aside(key, value, error) from None
+            raise self.keep_aside(key, value, digest, error) from None
         line = self._result_line(key, raw, digest)
         try:
             if self._detach is None:
@@ -204,9 +204,9 @@ class Records:
         parts.append(session)
         return seal(b"".join(parts))
 
-    def keep_aside(self, key: Key, value: Any, error: UnencodableValue) -> UnencodableValue:
+    def keep_aside(self, key: Key, value: Any, digest: int, error: UnencodableValue) -> UnencodableValue:
         """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
-        kept = self._aside_line(key, value, str(error))
+        kept = self._aside_line(key, value, digest, str(error))
         located = UnencodableValue(
             f"the result for key {quote(key)} was not saved: {error}. The value was kept: see .unsaved, and "
             "save_result it in a form that can be stored; or clear([key]) to run the item again",
@@ -214,24 +214,25 @@ class Records:
             key=key,
         )
         failure = Failure(str(located), "UnencodableValue")
-        entries = [Entry(self.version, key, 0, self._error_line(key, failure, 0))]
+        entries = [Entry(self.version, key, digest, self._error_line(key, failure, digest))]
         try:
-            self.open().append(self.store.unsaved, [Entry(self.version, key, 0, kept)], durable=self.power)
+            self.open().append(self.store.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
             self.store.append(self.store.errors, entries, durable=self.power)
         except StoreError as failed:
             failed.unsaved = {key: value}
             raise
         return located
 
-    def _aside_line(self, key: Key, value: Any, why: str) -> bytes:
+    def _aside_line(self, key: Key, value: Any, digest: int, why: str) -> bytes:
         version, session = self._fields
         try:
             held = b'"pickle":%b' % _encode_json(base64.b64encode(pickle.dumps(value)).decode())
         except Exception:  # pickling runs the value's own code, which may raise anything
             held = b'"repr":%b' % _text(_safe_repr(value))
+        known = b',"input":"%016x"' % digest if digest else b""
         return seal(
-            b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b'
-            % (key_json(key), held, _text(why), self._stamp(), version, session)
+            b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b%b'
+            % (key_json(key), held, _text(why), self._stamp(), version, known, session)
         )
 
     # loading
@@ -255,7 +256,7 @@ class Records:
     def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
         """(key, decoded result) at a place that a pass found."""
         shelf = self.store.results
-        with self._noting_damage(shelf):
+        with self._noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
             return key, self._value(reader, offset, record, key)
@@ -263,7 +264,7 @@ class Records:
     def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
         """(key, failure) at a place that a pass found."""
         shelf = self.store.errors
-        with self._noting_damage(shelf):
+        with self._noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
             return key, item_error(key, record)
@@ -283,12 +284,13 @@ class Records:
         return item_error(key, found[2])
 
     @contextmanager
-    def _noting_damage(self, shelf: Shelf) -> Iterator[None]:
-        """A record that proves damaged is not done from then on."""
+    def _noting_damage(self, shelf: Shelf, reader: Reader | None = None) -> Iterator[None]:
+        """A record that proves damaged is not done from then on; one in a file that was replaced is past that."""
         try:
             yield
         except DamagedRecord as error:
-            self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
+            if reader is None or reader is shelf.journal.reader:
+                self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
             raise
 
     def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:

@@ -348,28 +348,33 @@ class Store:
         Raises:
             CheckpointLocked: another pass of this process is running.
         """
-        with self.lock:
-            if self._in_pass:
-                raise CheckpointLocked(
-                    f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
-                    f"{self._pass_since}); finish or close it first, or use another name",
-                    errno=errno.EWOULDBLOCK,
-                    strerror="locked",
-                    filename=str(self.results.journal.path),
-                    pid=os.getpid(),
-                    since=self._pass_since,
-                )
-            if self._failure is not None:
-                self._start_anew()
-            self._in_pass = True
-            self._pass_since = clock.Stamper()().decode()
+        entered = False
         try:
+            with self.lock:
+                if self._in_pass:
+                    raise self._pass_running()
+                if self._failure is not None:
+                    self._start_anew()
+                self._pass_since = clock.Stamper()().decode()
+                entered = self._in_pass = True  # in one step: Ctrl-C never leaves a pass that nobody ends
             self.refresh()
             yield
         finally:
-            with self.lock:
-                self._in_pass = False
-                self._stop_writing()
+            if entered:
+                with self.lock:
+                    self._in_pass = False
+                    self._stop_writing()
+
+    def _pass_running(self) -> CheckpointLocked:
+        return CheckpointLocked(
+            f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
+            f"{self._pass_since}); finish or close it first, or use another name",
+            errno=errno.EWOULDBLOCK,
+            strerror="locked",
+            filename=str(self.results.journal.path),
+            pid=os.getpid(),
+            since=self._pass_since,
+        )
 
     def _start_anew(self) -> None:
         self._failure = None

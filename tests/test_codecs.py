@@ -34,6 +34,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import checkpoint
 from checkpoint import codecs
 from checkpoint.codecs import MAX_DEPTH, Codec, canonical, decode_foreign
 from checkpoint.errors import UnbuildableValue, UnencodableValue
@@ -405,7 +406,7 @@ def test_numpy_is_imported_for_an_array_alone() -> None:
         'k.decode(b\'{"$npscalar":1.5,"dtype":"<f8"}\')\n'
         "assert 'numpy' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=pathlib.Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=pathlib.Path(checkpoint.__file__).parents[1])
 
 
 def test_a_missing_numpy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
+import checkpoint
 from checkpoint import (
     CheckpointedFunction,
     CheckpointedRunner,
@@ -32,7 +33,7 @@ from checkpoint import (
     checkpointed,
 )
 
-SOURCE = Path(__file__).parent.parent
+SOURCE = Path(checkpoint.__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tqdm.std
 
+import checkpoint
 from checkpoint import BatchCheckpointedRunner, InvalidKey, ItemsFailed, checkpointed, progress
 from checkpoint.progress import Bar
 
@@ -187,7 +188,7 @@ def test_a_stream_that_breaks_ends_no_pass(monkeypatch: pytest.MonkeyPatch, cloc
         return n
 
     assert checkpointed("f")(body).map(range(5)) == [0, 1, 2, 3, 4]
-    assert progress._running == 0
+    assert not progress._open
 
 
 def test_an_abandoned_pass_leaves_room_for_the_next_bar(bars: list[Any], log: Log) -> None:
@@ -263,7 +264,7 @@ def test_a_real_terminal_shows_the_last_state_after_an_exception(tmp_path: Path)
         "checkpointed('f')(lambda n: n).map(items())\n"
     )
     controller, terminal = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parent.parent), "TERM": "xterm"}
     child = subprocess.Popen([sys.executable, "-c", script], stderr=terminal, cwd=tmp_path, env=environment)
     os.close(terminal)
     shown = b""
