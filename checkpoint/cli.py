@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="checkpoint",
-        description="Look at resumable jobs from the command line.",
+        description="Resumable maps: see a job killed and resumed.",
         epilog="examples:\n  checkpoint demo\n  checkpoint demo --help\n  python -m checkpoint demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

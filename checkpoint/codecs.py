@@ -57,8 +57,8 @@ class Codec:
 
     Args:
         result_type: an annotation. The classes it names, at any depth, are built again by decode.
-        on_unnamed: called once for each class that `result_type` does not name, and whose objects therefore come
-            back as plain data.
+        on_unnamed: called once with the name of each class that `result_type` does not name, and whose objects
+            therefore come back as plain data: when the first is written, or read by who names other classes.
 
     Example:
         >>> codec = Codec()
@@ -70,10 +70,10 @@ class Codec:
 
     __slots__ = ("_classes", "_names", "_on_unnamed", "_reported")
 
-    def __init__(self, result_type: Any = None, *, on_unnamed: Callable[[type], None] = lambda cls: None) -> None:
+    def __init__(self, result_type: Any = None, *, on_unnamed: Callable[[str], None] = lambda name: None) -> None:
         self._classes, self._names = name_table(result_type)
         self._on_unnamed = on_unnamed
-        self._reported: dict[type, object] = {}
+        self._reported: dict[str, object] = {}
 
     def encode(self, value: Any) -> bytes:
         """One line of strict JSON, without a newline, that decode turns into the same value.
@@ -98,9 +98,7 @@ class Codec:
         except Exception as error:  # properties and the like are the user's code, and may raise anything
             raise UnencodableValue(f"result cannot be stored: {quote_error(error)}", where="result") from error
         for cls in unnamed:
-            mark = object()
-            if self._reported.setdefault(cls, mark) is mark:
-                self._on_unnamed(cls)
+            self._report(self._name_of(cls))
         return bytes(tagged)
 
     def decode(self, raw: bytes) -> Any:
@@ -170,6 +168,16 @@ class Codec:
         if type(plain) is list:
             return [part if type(part) in _SCALARS else self._revive(part) for part in plain]
         return plain
+
+    def _report(self, name: str) -> None:
+        mark = object()
+        if self._reported.setdefault(name, mark) is mark:
+            self._on_unnamed(name)
+
+    def _report_read(self, name: str) -> None:
+        """Who names no class at all wants plain data; who names others may have renamed this one."""
+        if self._classes:
+            self._report(name)
 
     def _name_of(self, cls: type) -> str:
         """The name to write; a class that the table does not name never takes a name that the table gives away."""
@@ -702,6 +710,7 @@ def _revive_path(codec: Codec, env: dict[str, Any]) -> pathlib.PurePath:
 def _revive_enum(codec: Codec, env: dict[str, Any]) -> Any:
     cls: Any = codec._classes.get(env["$enum"])
     if cls is None:
+        codec._report_read(str(env["$enum"]))
         return codec._revive(env["value"]) if "value" in env else env["name"]
     if not isinstance(cls, enum.EnumMeta):
         raise unbuildable(cls, "was an Enum when this was stored")
@@ -723,6 +732,7 @@ def _revive_object(codec: Codec, env: dict[str, Any]) -> Any:
     record = Record(**{"attrs": {}, "absent": [], **more, "fields": fields})
     if cls is not None:
         return build(cls, record)
+    codec._report_read(str(name))
     return tuple(fields.values()) if tag == "$namedtuple" else record.plain()
 
 

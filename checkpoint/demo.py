@@ -358,6 +358,8 @@ def _prove(directory: Path, names: frozenset[str], rounds: Sequence[Round]) -> b
         ("  failed", len(failed)),
         ("  lost", len(lost)),
     ]
+    if before := len(rounds[0].saved & names):
+        rows += [("saved by an earlier run", before)]
     if len(rounds) > 1:
         rows += [("run by the killed process", rounds[0].ran.total()), ("run by the next one", last.ran.total())]
     else:

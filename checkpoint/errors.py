@@ -52,6 +52,7 @@ __all__ = [
     "UnbuildableValue",
     "UnencodableValue",
     "VersionNeeded",
+    "plural",
     "quote",
     "quote_error",
     "shorten",
@@ -72,6 +73,11 @@ def quote_error(error: BaseException) -> str:
     if isinstance(error, CheckpointError):
         return str(error)
     return f"{type(error).__name__}: {shorten(str(error))}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun: "1 item", "1,200 items"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def shorten(text: str, limit: int = 200) -> str:

@@ -236,7 +236,16 @@ def _own_key(item: Any) -> Key:
 
 
 def _suggestion(item: Any) -> str:
+    """The conversion to write: one that is the same on the next run."""
     fields = list(getattr(item, "__dataclass_fields__", ())) or list(getattr(type(item), "model_fields", ()))
     if isinstance(item, Mapping):
         return "key=lambda x: str(x[…]) with a field that tells the items apart"
-    return f"key={fields[0]!r} (a field that tells the items apart)" if fields else "key=lambda x: str(x)"
+    if isinstance(item, (set, frozenset)):
+        return "key=lambda x: tuple(sorted(x))"
+    if fields:
+        return f"key={fields[0]!r} (a field that tells the items apart)"
+    if all(getattr(type(item), name) is getattr(object, name) for name in ("__str__", "__repr__")):
+        return (
+            "key=lambda x: … with something that tells the items apart and is the same on the next run, such as an id"
+        )
+    return "key=str"

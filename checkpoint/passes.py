@@ -24,6 +24,7 @@ from checkpoint.errors import (
     StoreError,
     UnbuildableValue,
     UnencodableValue,
+    plural,
     quote,
 )
 from checkpoint.index import Place
@@ -128,7 +129,16 @@ class Pass:
                 raise self._input_changed()
         self._store.total = self.total
         self._tell_resumed()
+        if any(self._would_run(key) for key in self._seen):
+            self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         self._bar = Bar(self.total, self.completed, self._desc, show=self._show)
+
+    def _would_run(self, key: Key) -> bool:
+        """Whether an item that was keyed first will be run, as far as can be told without its content."""
+        if key not in self._redo and self.records.is_done(key):
+            return False
+        stands = not self._retry_failed and self._store.errors.find(self._version, key) is not None
+        return not stands and self._store.unsaved.find(self._version, key) is None
 
     def _key_first(self, place: int, item: Any) -> None:
         key = self._key(place, item)
@@ -142,6 +152,11 @@ class Pass:
     def _meet(self, key: Key, place: int, item: Any) -> None:
         """Note the key of the item at the place; an equal item may have it too."""
         self.keys.append(key)
+        if self._on_change != "keep" and not item_digest(item):
+            raise InvalidOption(
+                f"on_change={self._on_change!r} needs items whose changes can be told, and item {place} is "
+                f"{quote(item)}, a {type(item).__name__}, not a JSON-like value; map dicts, or leave on_change out"
+            )
         if self._seen.setdefault(key, place) != place:
             self._refuse_unequal(key, place, item)
         elif not self._steady:
@@ -185,7 +200,7 @@ class Pass:
 
     def _input_changed(self) -> InputChanged:
         return InputChanged(
-            f"{self._changed:,} items are not those that their results were computed from (keys such as "
+            f"{plural(self._changed, 'item')} changed since their results were computed (keys such as "
             f'{quote(self._changed_keys[:3])}); clear these keys, or choose on_change="keep" or "recompute"',
             keys=self._changed_keys,
         )
@@ -198,9 +213,9 @@ class Pass:
         before = [key for key in first if key not in self._made]
         if not any(shelf.find(self._version, key) is not None for key in before for shelf in shelves):
             log.warning(
-                "checkpoint %r has %d results, and none of the first %d keys is among them (such as %s): if the key "
-                "function has changed, stop now, since everything is computed anew",
-                self.records.name, self._known, len(first), quote(first[0]),
+                "checkpoint %r has %s, and none for any of the first %s (such as %s): if the key function has changed, "
+                "stop now, since everything is computed anew",
+                self.records.name, plural(self._known, "result"), plural(len(first), "key"), quote(first[0]),
             )  # fmt: skip
 
     def _tell_resumed(self) -> None:
@@ -423,7 +438,7 @@ class Pass:
         _let_go_of_frames(exception)
         if len(self.failures) < _FIRST:
             if failure.traceback and all(exception is not other for other in self.failures):
-                _add_note(exception, f"item {quote(key)}; {failure.traceback.rstrip()}")
+                _add_note(exception, f"item {quote(key)}\n{_places_of(failure.traceback)}".rstrip())
             self.failures.append(exception)
         return exception
 
@@ -513,9 +528,8 @@ class Pass:
             kept = "kept; on_change='recompute' or clear(keys) computes them anew"
             fate = kept if self._on_change == "keep" else "computed anew"
             log.warning(
-                "checkpoint %r: %d items differ from those that their results were computed from (keys such as %s): "
-                "the results are %s",
-                name, self._changed, quote(self._changed_keys[:3]), fate,
+                "checkpoint %r: %s changed since their results were computed (keys such as %s): the results are %s",
+                name, plural(self._changed, "item"), quote(self._changed_keys[:3]), fate,
             )  # fmt: skip
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
@@ -554,6 +568,14 @@ def _length(items: Any) -> int | None:
         return len(items) if isinstance(items, Sized) else None
     except (TypeError, ValueError, NotImplementedError):
         return None  # a class that has __len__, and an object of it that has no length
+
+
+def _places_of(traceback: str) -> str:
+    """The frames of a plain traceback, less the message around them, where it is of one exception alone."""
+    first, _, rest = traceback.partition("\n")
+    frames = [line for line in rest.splitlines() if line.startswith("  ")]
+    alone = first.startswith("Traceback") and traceback.count("Traceback (most recent") == 1 and " | " not in traceback
+    return "\n".join(frames) if alone else traceback
 
 
 def _let_go_of_frames(exception: BaseException) -> None:

@@ -388,11 +388,11 @@ def item_error(key: Any, record: Record) -> ItemError:
     )
 
 
-def _tell_unnamed(name: str, cls: type) -> None:
+def _tell_unnamed(checkpoint: str, name: str) -> None:
     log.warning(
-        "checkpoint %r: results hold objects of class %s, which come back as plain JSON; to get the class back, "
-        "annotate the function's return (-> %s) or pass result_type=%s",
-        name, cls.__qualname__, cls.__name__, cls.__name__,
+        "checkpoint %r: results hold objects of class %s, which no annotation names and which therefore come back as "
+        "plain JSON; to get the class back, annotate the function's return (-> %s) or pass result_type=%s",
+        checkpoint, name, name, name,
     )  # fmt: skip
 
 

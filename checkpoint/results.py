@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
-from checkpoint.errors import ItemError, ItemsFailed, JournalLost, TooManyErrors, quote
+from checkpoint.errors import ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
 from checkpoint.keys import plain_key
 from checkpoint.passes import NOT_RUN, Pass
 from checkpoint.records import Records
@@ -215,13 +215,19 @@ def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> It
 
 def _summary(running: Pass, failed: int) -> str:
     counts = ", ".join([f"{count:,} {name}" for name, count in running.errors.by_type.most_common(8)])
-    aside = len(running.kept_aside)
     of = f" of {running.total:,}" if running.total is not None else ""
     parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
     if running.verdict:
         parts.append(f"the pass was ended early, since {running.verdict}")
-    parts.append(f"{running.completed:,} are done, in {running.records.store.results.journal.path}")
-    parts.append("the same call tries only the rest again")
-    if aside or running.errors.by_type["UnencodableValue"]:
-        parts.append("items whose values could not be stored are not run again by themselves: see .unsaved")
+    path = running.records.store.results.journal.path
+    done = plural(running.completed, "item")
+    parts.append(f"{done} {'is' if running.completed == 1 else 'are'} done, in {path}")
+    unwritten = len(running.kept_aside) + running.errors.by_type["UnencodableValue"]
+    if unwritten < failed or running.verdict:
+        parts.append("the same call tries only the rest again")
+    if unwritten:
+        parts.append(
+            f"the values of {unwritten:,} could not be written and are in .unsaved: fix the function, then "
+            "f.clear(f.unsaved) and run the same line again"
+        )
     return "; ".join(parts)

@@ -19,6 +19,7 @@ from checkpoint.keys import Key, key_from_json
 __all__ = ["Shelf", "key_of"]
 
 log = logging.getLogger("checkpoint")
+_SHOWN = 10
 
 
 class Shelf:
@@ -31,15 +32,28 @@ class Shelf:
 
     def __init__(self, path: Path, lock: threading.RLock) -> None:
         self.journal = Journal(path)
-        self.index = Index(self._warn)
+        self.index = Index(self._note)
         self.lock = lock
         self._index_path = path.with_name(f".{path.stem.lstrip('.')}.index")
+        self._damage: list[tuple[int, str]] = []  # found by a scan, and not told yet
         self._filing = threading.Lock()
 
-    def _warn(self, offset: int, why: str) -> None:
+    def _note(self, offset: int, why: str) -> None:
+        self._damage.append((offset, why))
+
+    def _tell_damage(self) -> None:
+        """One warning for all the damage of one scan: it comes with each opening, since the bytes stay."""
+        damage, self._damage = self._damage, []
         reader = self.journal.reader
-        number = reader.line_number(offset) if reader else 0
-        log.warning("%s:%d: damaged line skipped: %s; its bytes stay in the file", self.journal.path, number, why)
+        if not damage or reader is None:
+            return
+        numbers = [reader.line_number(offset) for offset, _ in damage[:_SHOWN]]
+        where, why = f"{self.journal.path}:{numbers[0]}", damage[0][1]
+        if len(damage) == 1:
+            log.warning("%s: damaged line skipped: %s; its bytes stay in the file", where, why)
+            return
+        others = ", ".join(map(str, numbers[1:])) + (", …" if len(damage) > _SHOWN else "")
+        log.warning("%s: damaged line skipped: %s; so are lines %s; their bytes stay in the file", where, why, others)
 
     def refresh(self) -> None:
         """Learn what others wrote since; start anew where the file is another one or shorter."""
@@ -47,18 +61,16 @@ class Shelf:
         if reader is None or not reader.is_current() or reader.size() < self.index.end:
             self.reopen()
         elif reader.size() > self.index.end:
-            self.index.scan(reader)
-            self.journal.end = self.index.end
+            self._learn()
 
     def reopen(self) -> None:
         """Read the index file and the journal's tail."""
         self.journal.close()
-        self.index = Index(self._warn)
+        self.index = Index(self._note)
         reader = self.journal.open()
         if reader is not None:
             self.index.load(self._index_path, reader)
-            self.index.scan(reader)
-            self.journal.end = self.index.end
+            self._learn()
 
     def open_to_write(self) -> None:
         """Repair the end of the journal and learn what is there; call it under the lock."""
@@ -76,6 +88,7 @@ class Shelf:
         if self.journal.reader is not None:
             self.index.scan(self.journal.reader)
             self.journal.end = self.index.end
+            self._tell_damage()
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the key's last record is."""
@@ -106,10 +119,11 @@ class Shelf:
                 self._index_path.unlink(missing_ok=True)
             except OSError:
                 pass  # a read-only directory: it is found damaged again next time
-            index = Index(self._warn)
+            index = Index(self._note)
             if self.journal.reader is not None:
                 index.scan(self.journal.reader)
             self.index = index
+            self._tell_damage()
             return index
 
     def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
@@ -209,7 +223,7 @@ class Shelf:
     def unlink(self) -> None:
         """Delete journal and index; whoever has them open reads on."""
         self.journal.close()
-        self.index = Index(self._warn)
+        self.index = Index(self._note)
         self.journal.path.unlink(missing_ok=True)
         self._index_path.unlink(missing_ok=True)
 

@@ -87,6 +87,12 @@ def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
     return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
 
 
+class _Running:
+    """A pass, for as long as its frame holds this."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Store:
     """One checkpoint on disk. Get it by `open_store`: there is one for each path in a process.
 
@@ -111,7 +117,7 @@ class Store:
         self.users = 0
         self._shelves = (self.results, self.errors, self.unsaved)
         self._writer = Lock(directory / f".{name}.lock", name)
-        self._in_pass = False
+        self._running: weakref.ref[_Running] | None = None
         self._pass_since = ""
         self._writing = False
         self._forked = False
@@ -348,22 +354,26 @@ class Store:
         Raises:
             CheckpointLocked: another pass of this process is running.
         """
-        entered = False
+        with self.lock:
+            if self._in_pass:
+                raise self._pass_running()
+            if self._failure is not None:
+                self._start_anew()
+            self._pass_since = clock.Stamper()().decode()
+            running = _Running()
+            self._running = weakref.ref(running)
         try:
-            with self.lock:
-                if self._in_pass:
-                    raise self._pass_running()
-                if self._failure is not None:
-                    self._start_anew()
-                self._pass_since = clock.Stamper()().decode()
-                entered = self._in_pass = True  # in one step: Ctrl-C never leaves a pass that nobody ends
             self.refresh()
             yield
         finally:
-            if entered:
-                with self.lock:
-                    self._in_pass = False
-                    self._stop_writing()
+            with self.lock:
+                self._running = None
+                self._stop_writing()
+
+    @property
+    def _in_pass(self) -> bool:
+        """A pass is over when its frame is: Ctrl-C between any two lines never leaves one that nobody ends."""
+        return self._running is not None and self._running() is not None
 
     def _pass_running(self) -> CheckpointLocked:
         return CheckpointLocked(
@@ -512,7 +522,7 @@ class Store:
             shelf.lock = self.lock
         self._forked = True
         self._writing = False
-        self._in_pass = False
+        self._running = None
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.drop()

@@ -519,9 +519,9 @@ def test_a_pass_that_knows_none_of_its_first_100_keys_says_so(
     m = mapper(square)
     m.map(range(3))
     m.map(shape([2, *range(100, 250)]))
-    assert "none of the first" not in caplog.text
+    assert "none for any of the first" not in caplog.text
     m.map(shape(range(300, 450)))
-    assert caplog.text.count("none of the first 100 keys") == 1
+    assert caplog.text.count("none for any of the first 100 keys") == 1
 
 
 # --- a changed input -------------------------------------------------------------------------------------------------
@@ -535,7 +535,7 @@ def before_and_after() -> tuple[list[dict[str, int]], list[dict[str, int]]]:
 @pytest.mark.parametrize("shape", [list, iter], ids=["re-readable", "one-shot"])
 @pytest.mark.parametrize(
     ("on_change", "want", "said"),
-    [(None, [1, 1, 1], "2 items differ"), ("keep", [1, 1, 1], "2 items differ"), ("recompute", [1, 2, 2], "anew")],
+    [(None, [1, 1, 1], "2 items changed"), ("keep", [1, 1, 1], "2 items changed"), ("recompute", [1, 2, 2], "anew")],
 )
 def test_a_changed_item_obeys_on_change_and_is_reported(
     mapper: Maker,
@@ -556,6 +556,15 @@ def test_a_changed_item_obeys_on_change_and_is_reported(
     assert m.f.runner.progress()[0] == 3
     if on_change == "recompute":
         assert m.map(after) == want
+        assert m.calls == []
+
+
+def test_on_change_is_not_promised_for_items_whose_changes_cannot_be_told(mapper: Maker) -> None:
+    """Asking for it with such items is an error before anything runs, and not silence."""
+    for on_change in ("recompute", "error"):
+        m = mapper(lambda item: 1, key=str, on_change=on_change)
+        with pytest.raises(InvalidOption, match=r"item 1 is .*Path.*leave on_change out"):
+            m.map(["a", Path("b")])
         assert m.calls == []
 
 
@@ -735,7 +744,7 @@ def test_failures_do_not_stop_the_rest(mapper: Maker) -> None:
     assert len(m.calls) == 6
     assert not isinstance(error, TooManyErrors)
     path = str(Path("checkpoints/m_results.jsonl").resolve())
-    for part in ("3 of 6 items failed", "3 ValueError", "3 are done", path, "the same call tries only the rest"):
+    for part in ("3 of 6 items failed", "3 ValueError", "3 items are done", path, "the same call tries only the rest"):
         assert part in str(error)
     assert [str(one) for one in error.exceptions] == ["odd: 1", "odd: 3", "odd: 5"]
     assert error.results is not None
@@ -919,7 +928,7 @@ def test_an_unencodable_value_is_kept_aside_and_not_paid_for_again(mapper: Maker
     assert isinstance(error, UnencodableValue)
     assert "result['deep'][0]" in error.where
     assert error.key == 1
-    assert "see .unsaved" in str(caught.value)
+    assert "f.clear(f.unsaved) and run the same line again" in str(caught.value)
     m.taken()
     with pytest.raises(ItemsFailed) as caught:
         m.map([0, 1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -124,8 +125,8 @@ def mypy(snippet: Path) -> Checked:
     pytest.importorskip("mypy", reason="mypy is not installed")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(snippet.parent)]
     done = subprocess.run(
-        [*command, "--config-file", str(_config(snippet)), str(snippet)], capture_output=True, text=True,
-        cwd=Path(checkpoint.__file__).parent.parent,
+        [*command, "--config-file", str(_config(snippet)), str(snippet)],
+        capture_output=True, text=True, cwd=snippet.parent, env=_environment(),
     )  # fmt: skip
     checked = Checked()
     for line in done.stdout.splitlines():
@@ -136,6 +137,12 @@ def mypy(snippet: Path) -> Checked:
             checked.errors[int(match[1])] = match[3]
     assert checked.types, done.stdout + done.stderr
     return checked
+
+
+def _environment() -> dict[str, str]:
+    """Where the package is not installed, mypy is told where it is; a directory of installed ones it knows."""
+    source = Path(checkpoint.__file__).parent.parent
+    return dict(os.environ) if source.name == "site-packages" else {**os.environ, "MYPYPATH": str(source)}
 
 
 def _config(snippet: Path) -> Path:
