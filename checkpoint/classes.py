@@ -222,7 +222,7 @@ def build(cls: Any, record: Record) -> Any:
     kind = kind_of(cls)
     if kind is None:
         raise unbuildable(cls, "was a class with fields when this was stored")
-    known, state = _fields_of(cls), dict(record.attrs)
+    known, state, defaults = _fields_of(cls), dict(record.attrs), dict[str, Callable[[], Any]]()
     for name in record.fields:
         if name not in known:
             raise unbuildable(cls, f"has no field {quote(name)}, which the stored object has; give it back")
@@ -232,8 +232,9 @@ def build(cls: Any, record: Record) -> Any:
         elif name not in record.absent:
             if default is None:
                 raise unbuildable(cls, f"has a field {quote(name)} that the stored object lacks; give it a default")
-            state[name] = default()
+            defaults[name] = default
     try:
+        state.update({name: default() for name, default in defaults.items()})
         return kind.build(cls, state, record)
     except Exception as error:
         raise unbuildable(cls, f"cannot be built from what is stored: {quote_error(error)}") from error

@@ -32,7 +32,7 @@ import msgspec
 from checkpoint.classes import NAMEDTUPLE, PYDANTIC_PARTS, Record, build, kind_of, name_table, record_of, unbuildable
 from checkpoint.errors import UnbuildableValue, UnencodableValue, quote, quote_error, shorten
 
-__all__ = ["MAX_DEPTH", "Codec", "canonical", "decode_foreign"]
+__all__ = ["MAX_DEPTH", "Codec", "canonical", "decode_foreign", "with_stack"]
 
 MAX_DEPTH = 200
 """How many containers may stand inside one another: what any reader can walk under Python's default stack limit."""
@@ -92,7 +92,7 @@ class Codec:
         if raw is not None and (b"$" not in raw or not _looks_tagged(raw)):
             return raw
         try:
-            tagged, unnamed = _with_stack(self._encode_tagged, value)
+            tagged, unnamed = with_stack(self._encode_tagged, value)
         except (UnencodableValue, MemoryError):
             raise
         except Exception as error:  # properties and the like are the user's code, and may raise anything
@@ -118,7 +118,7 @@ class Codec:
         if not _looks_tagged(raw):
             try:
                 return _read(raw)
-            except Exception:
+            except (ValueError, RecursionError):
                 pass  # too many digits or too short a stack for this reader; what is truly wrong, the next one tells
         return _guarded(lambda: self._revive(_parse(raw)))
 
@@ -222,7 +222,7 @@ def canonical(item: Any) -> bytes | None:
             raw = _write_sorted(item)
             if not _looks_tagged(raw):
                 return raw
-        return bytes(_with_stack(lambda: _write(_canonical(item, 0))))
+        return bytes(with_stack(lambda: _write(_canonical(item, 0))))
     except Exception:
         return None
 
@@ -237,8 +237,8 @@ def _plain(value: Any) -> bytes | None:
         # marshal refuses all but exact builtins, and takes buffers for bytes, which no decoded value is
         if _freeze(value, _FREEZE) == _freeze(_read(raw), _FREEZE) and (len(raw) <= 2 * MAX_DEPTH or _is_shallow(raw)):
             return raw
-    except Exception:
-        pass  # whatever it is, the tagged path looks at it part by part, and tells
+    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
+        pass  # what the encoders refuse with: the tagged path looks at the value part by part, and tells
     return None
 
 
@@ -277,8 +277,13 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _with_stack(work: Callable[..., Any], *args: Any) -> Any:
-    """What `work` returns; on a fresh stack where the caller's is too short, so that depth alone never decides."""
+def with_stack(work: Callable[..., Any], *args: Any) -> Any:
+    """What `work` returns; on a fresh stack where the caller's is too short, so that the caller's depth never decides.
+
+    Raises:
+        RecursionError: the caller's stack is too short even to start a thread.
+        ValueError: the data are too deep for any stack.
+    """
     try:
         return work(*args)
     except RecursionError:
@@ -288,6 +293,8 @@ def _with_stack(work: Callable[..., Any], *args: Any) -> Any:
     def run() -> None:
         try:
             outcome.append((work(*args), None))
+        except RecursionError:
+            outcome.append((None, ValueError("it is nested too deep")))
         except BaseException as error:
             outcome.append((None, error))
 
@@ -302,8 +309,8 @@ def _with_stack(work: Callable[..., Any], *args: Any) -> Any:
 
 def _guarded(work: Callable[[], Any]) -> Any:
     try:
-        return _with_stack(work)
-    except (UnbuildableValue, MemoryError):
+        return with_stack(work)
+    except (UnbuildableValue, MemoryError, RecursionError):
         raise
     except Exception as error:
         if type(error) is ValueError:
@@ -717,7 +724,7 @@ def _revive_enum(codec: Codec, env: dict[str, Any]) -> Any:
     if "name" not in env:
         try:
             return cls(codec._revive(env["value"]))
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # an Enum may have a _missing_ of its own
             raise unbuildable(cls, f"has no member of the stored value: {quote_error(error)}") from error
     if env["name"] not in cls._member_map_:
         raise unbuildable(cls, f"has no member {quote(env['name'])}, which the stored value is; give it back")

@@ -39,7 +39,7 @@ from checkpoint.policies import Durability, ErrorLimit, OnChange, check_choice
 from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import check_name, resolve_directory
-from checkpoint.versions import version_of
+from checkpoint.versions import moved_attributes, version_of
 
 __all__ = ["AsyncCheckpointedFunction", "CheckpointedFunction", "checkpointed"]
 
@@ -202,6 +202,8 @@ class _Face(Generic[R], _Parts):
             raise InvalidOption(f"there is no option {quote(unknown[0])} here; the options are {known}")
         options = self._self_options
         desc = given.get("desc")
+        function, instance = self._target()
+        before = version_of(options.version, function, instance)
         with self.runner.start_pass(
             items,
             key_function(options.key),
@@ -212,7 +214,13 @@ class _Face(Generic[R], _Parts):
             progress=given.get("progress", True),
             desc=options.name if desc is None else desc,
         ) as running:
-            yield self._target()[0], running
+            yield function, running
+        if moved := moved_attributes(before, options.version, function, instance):
+            log.warning(
+                "checkpoint %r: %s changes self.%s while it runs, which its results are taken to depend on: the next "
+                "map computes them anew; name what they depend on: @checkpointed(…, version=lambda self: …)",
+                options.name, _name(function), ", self.".join(moved),
+            )  # fmt: skip
 
 
 class _SyncFace(_Face[R]):
@@ -247,7 +255,7 @@ class _SyncFace(_Face[R]):
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.
         """
         with self._pass(items, options) as (function, running):
-            for _ in serial(function, items, running.admit, running.settle):
+            for _ in serial(function, running.items, running.admit, running.settle):
                 if running.verdict:
                     break
             return finish(running, return_exceptions=return_exceptions)
@@ -265,7 +273,7 @@ class _SyncFace(_Face[R]):
             TooManyErrors: as in `map`.
         """
         with self._pass(items, options, collect=True) as (function, running):
-            for _ in serial(function, items, running.admit, running.settle):
+            for _ in serial(function, running.items, running.admit, running.settle):
                 yield from running.take()
                 raise_verdict(running)
             running.check_drawn()
@@ -308,7 +316,7 @@ class _AsyncFace(_Face[R]):
     ) -> Results[Any]:
         """The `map` of a plain function, awaited: ``await f.map(items)``."""
         with self._pass(items, options) as (function, running):
-            async for _ in serial_async(function, items, running.admit, running.settle):
+            async for _ in serial_async(function, running.items, running.admit, running.settle):
                 if running.verdict:
                     break
             return finish(running, return_exceptions=return_exceptions)
@@ -323,7 +331,7 @@ class _AsyncFace(_Face[R]):
     ) -> AsyncGenerator[Outcome[R], None]:
         with opened:
             function, running = opened.enter_context(self._pass(items, options, collect=True))
-            async for _ in serial_async(function, items, running.admit, running.settle):
+            async for _ in serial_async(function, running.items, running.admit, running.settle):
                 for outcome in running.take():
                     yield outcome
                 raise_verdict(running)

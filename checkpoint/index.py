@@ -409,7 +409,7 @@ class Index:
                 parse(block[start:stop])  # a flipped bit must not lead to a version that never was
             key = key_from_json(head.key)
             digest = int(head.input, 16) & 0x7FFFFFFFFFFFFFFF
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self._note_damage(offset, str(error))
             return
         if head.forgotten:

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from checkpoint.clock import Stamper
+from checkpoint.codecs import with_stack
 from checkpoint.errors import DamagedRecord, JournalLost, StoreError, quote
 
 __all__ = [
@@ -78,13 +79,27 @@ def fsync_directory(path: Path) -> None:
 
 def open_safely(path: Path, flags: int) -> int:
     """Open one of our own dot-files: never through a symlink, closed in children, permissions by the umask."""
-    return os.open(path, flags | _CLOEXEC | _BINARY | _NOFOLLOW, 0o666)
+    return _open(path, flags | _NOFOLLOW)
+
+
+def _open(path: Path, flags: int) -> int:
+    """A descriptor above those of stdin, stdout and stderr: where these are closed, what others print goes there."""
+    fd = os.open(path, flags | _CLOEXEC | _BINARY, 0o666)
+    if fd > 2 or os.name == "nt":
+        return fd
+    import fcntl
+
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
 
 
 def store_error(error: OSError, doing: str, path: Path, advice: str = "", **parts: Any) -> StoreError:
     """The `StoreError` for a failed system call, with its errno and file name."""
-    reason = error.strerror or str(error)
-    number = error.errno or errno.EIO
+    if error.errno is None:
+        raise error  # no system call's: a TimeoutError that the user's signal handler raised, for one
+    reason, number = error.strerror or str(error), error.errno
     hint = advice or _ADVICE.get(number, "")
     message = f"{doing} {path}: {reason} (errno {number})" + (f"; {hint}" if hint else "")
     return StoreError(message, errno=number, strerror=reason, filename=str(path), **parts)
@@ -154,10 +169,13 @@ def parse(line: bytes) -> Record:
     Raises:
         ValueError: it is damaged; the message says how.
     """
-    line = line.rstrip(b"\r\n").removeprefix(_BOM)
+    return with_stack(_parse, line.rstrip(b"\r\n").removeprefix(_BOM))  # type: ignore[no-any-return]
+
+
+def _parse(line: bytes) -> Record:
     try:
         record = _decode_record(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return _parse_foreign(line, error)
     if not record.crc and not _has_checksum(line):
         return _foreign(record)
@@ -178,7 +196,7 @@ def _parse_foreign(line: bytes, error: Exception) -> Record:
         raise ValueError(f"it is not valid JSON: {error}")
     try:
         fields = json.loads(line)
-    except (ValueError, RecursionError) as also:
+    except ValueError as also:
         raise ValueError(f"it is not valid JSON: {also}") from None
     if not isinstance(fields, dict) or "key" not in fields:
         raise ValueError("it is not an object with a key")
@@ -186,7 +204,7 @@ def _parse_foreign(line: bytes, error: Exception) -> Record:
     try:
         raw = json.dumps(fields.get("result")).encode()
         record = msgspec.convert(known, Record, strict=False)
-    except (ValueError, TypeError, RecursionError) as also:
+    except (ValueError, TypeError) as also:
         raise ValueError(f"its fields are of the wrong types: {also}") from None
     record.result = msgspec.Raw(raw)
     return _foreign(record)
@@ -220,7 +238,7 @@ class Reader:
     def open(cls, path: Path) -> Reader | None:
         """The file at `path`, or None where there is none yet."""
         try:
-            return cls(path, os.open(path, os.O_RDONLY | _CLOEXEC | _BINARY))
+            return cls(path, _open(path, os.O_RDONLY))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -367,9 +385,8 @@ class Journal:
         if self._writer is not None:
             return
         existed = self.open() is not None
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _CLOEXEC | _BINARY
         try:
-            self._writer = os.open(self.path, flags, 0o666)
+            self._writer = _open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
             raise store_error(error, "cannot open for writing", self.path) from error
         try:
@@ -449,7 +466,8 @@ class Journal:
             while written < len(lines):
                 written += os.write(writer, memoryview(lines)[written:])
         except OSError as error:
-            self.in_doubt = not self._cut_back(written)
+            if error.errno is not None:
+                self.in_doubt = not self._cut_back(written)
             raise store_error(error, "cannot write to", self.path) from error
         place = os.lseek(writer, 0, os.SEEK_CUR)  # with O_APPEND: the end of the file that the write went to
         if place != start + len(lines):

@@ -34,13 +34,14 @@ Key = str | int | float | bool | None | tuple[Any, ...]
 KeyFunction = Callable[[Any], Any]
 
 _LONGEST_OWN_KEY = 200  # bytes; a longer item is named by its digest, so that the journal stays readable
+_DEEPEST_KEY = 20
 _MOST_DIGITS = 4300  # Python's own limit for int <-> str
 _codec = Codec()
 _encode = msgspec.json.Encoder().encode
 _exact = frozenset({str, int, bool, type(None)})
 
 
-def plain_key(key: Any) -> Key:
+def plain_key(key: Any, depth: int = 0) -> Key:
     """The key as an exact builtin: subclasses and numpy scalars become what they hold.
 
     Raises:
@@ -53,9 +54,11 @@ def plain_key(key: Any) -> Key:
         return _checked_int(key)
     if kind is float:
         return _checked_float(key)
+    if depth > _DEEPEST_KEY:
+        raise InvalidKey(f"a key is a tuple more than {_DEEPEST_KEY} levels deep; use its hash as the key", key=key)
     if kind is tuple:
-        return tuple([plain_key(part) for part in key])
-    return _unusual_key(key)
+        return tuple([plain_key(part, depth + 1) for part in key])
+    return _unusual_key(key, depth)
 
 
 def _checked_int(key: int) -> int:
@@ -76,7 +79,7 @@ def _held(value: Any) -> Any:
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
 
 
-def _unusual_key(key: Any) -> Key:
+def _unusual_key(key: Any, depth: int) -> Key:
     held = _held(key)
     if held is not key:
         if type(held) in (str, int, float, bool):
@@ -88,7 +91,7 @@ def _unusual_key(key: Any) -> Key:
     elif isinstance(key, float):
         return _checked_float(float.__float__(key))
     elif isinstance(key, tuple):
-        return tuple([plain_key(part) for part in tuple.__iter__(key)])
+        return tuple([plain_key(part, depth + 1) for part in tuple.__iter__(key)])
     raise InvalidKey(
         f"a key is {quote(key)}, a {type(key).__name__}; keys are str, int, float, bool, None and tuples of those",
         key=key,
@@ -213,6 +216,10 @@ def _field(item: Any, name: str) -> Any:
     try:
         return getattr(item, name)
     except AttributeError:
+        pass
+    try:
+        return item[name]  # a row of a database or of a numpy array is no Mapping
+    except (LookupError, TypeError, ValueError):
         raise InvalidKey(
             f"{quote(item)} has no field {name!r}; name a field that every item has, or write key=lambda x: …", key=None
         ) from None
@@ -242,6 +249,8 @@ def _suggestion(item: Any) -> str:
         return "key=lambda x: str(x[…]) with a field that tells the items apart"
     if isinstance(item, (set, frozenset)):
         return "key=lambda x: tuple(sorted(x))"
+    if hasattr(item, "tobytes"):  # the str() of a large array leaves most of it out
+        return "key=lambda x: hashlib.sha256(x.tobytes()).hexdigest(), or an id"
     if fields:
         return f"key={fields[0]!r} (a field that tells the items apart)"
     if all(getattr(type(item), name) is getattr(object, name) for name in ("__str__", "__repr__")):

@@ -57,6 +57,7 @@ class Pass:
         desc: what stands before it.
 
     Attributes:
+        items: what is to be drawn from.
         total: how many items there are, or None.
         drawn: how many have been drawn.
         errors: what has failed, counted.
@@ -80,7 +81,8 @@ class Pass:
         self.records = records
         self._store = records.store
         self._version = records.version
-        self._items = items
+        # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
+        self.items = list(items) if type(items) is list else items
         self._key_of = key_of
         self._on_change = on_change
         self._retry_failed = retry_failed
@@ -118,7 +120,7 @@ class Pass:
         """
         self._known = self._store.results.count(self._version)
         if not self._one_shot:
-            for place, item in enumerate(self._items):
+            for place, item in enumerate(self.items):
                 self._key_first(place, item)
                 if place == _FIRST - 1:
                     self._tell_if_unknown()
@@ -167,6 +169,10 @@ class Pass:
             return self._key_of(item)  # type: ignore[no-any-return]
         except InvalidKey as error:
             raise InvalidKey(f"item {place}: {error}", key=error.key) from None
+        except StopIteration:
+            raise InvalidKey(
+                f"the key function raised StopIteration for item {place}, {quote(item)}", key=None
+            ) from None
         except Exception as error:
             error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
             raise
@@ -174,7 +180,7 @@ class Pass:
     def _refuse_unequal(self, key: Key, place: int, item: Any) -> None:
         """Equal items share one result; unequal ones would get each other's."""
         first = self._seen[key]
-        if self._steady and self._items[first] is item:  # type: ignore[index]  # a list, a tuple or a range
+        if self._steady and self.items[first] is item:  # type: ignore[index]  # a list, a tuple or a range
             return
         if _equals(_comparable(self._item_at(first)) if self._steady else self._kept[key], item):
             return
@@ -186,7 +192,7 @@ class Pass:
         )
 
     def _item_at(self, place: int) -> Any:
-        return _Gone() if self._one_shot else next(islice(self._items, place, None), _Gone())
+        return _Gone() if self._one_shot else next(islice(self.items, place, None), _Gone())
 
     def _note_change(self, key: Key, item: Any, found: Place) -> None:
         """A known key whose item is another one than its result was computed from."""
@@ -534,7 +540,7 @@ class Pass:
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
                      f"{self.completed:,}" + (f" of {self.total:,}" if self.total is not None else ""))  # fmt: skip
-        self._items, self._seen, self._kept, self.keys = (), {}, {}, []
+        self.items, self._seen, self._kept, self.keys = (), {}, {}, []
 
 
 NOT_RUN: Final = -(1 << 63)
@@ -566,7 +572,7 @@ def _is_one_shot(items: Any) -> bool:
 def _length(items: Any) -> int | None:
     try:
         return len(items) if isinstance(items, Sized) else None
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError, OverflowError):
         return None  # a class that has __len__, and an object of it that has no length
 
 

@@ -142,14 +142,14 @@ class Records:
             UnencodableValue: it was kept aside instead.
             StoreError: it is not on disk; `.unsaved` holds it.
         """
+        if self._follows or self._detach is None:
+            self.open()
         try:
             raw = self.encode(value)
         except UnencodableValue as error:
             raise self.keep_aside(key, value, digest, error) from None
         line = self._result_line(key, raw, digest)
         try:
-            if self._detach is None:
-                self.open()
             if self.power:
                 self.store.append(self.store.results, [Entry(self.version, key, digest, line)], durable=True)
             else:
@@ -301,7 +301,11 @@ class Records:
             number = reader.line_number(offset)
             raise UnbuildableValue(f"{reader.path}:{number}, key {quote(key)}: {error}", cls=error.cls) from None
         except ValueError as error:
-            raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
+            if not record.crc:
+                raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
+            # The bytes are those that were written: it is this process that lacks what it takes to read them.
+            number = reader.line_number(offset)
+            raise UnbuildableValue(f"{reader.path}:{number}, key {quote(key)}: {error}") from None
 
     def iter_results(self) -> Iterator[tuple[Any, Any]]:
         """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""
@@ -391,7 +395,8 @@ def item_error(key: Any, record: Record) -> ItemError:
 def _tell_unnamed(checkpoint: str, name: str) -> None:
     log.warning(
         "checkpoint %r: results hold objects of class %s, which no annotation names and which therefore come back as "
-        "plain JSON; to get the class back, annotate the function's return (-> %s) or pass result_type=%s",
+        "plain JSON; to get a dataclass, NamedTuple, Enum, attrs, msgspec or pydantic class back, annotate the "
+        "function's return (-> %s) or pass result_type=%s; a subclass of dict, str and the like comes back as that",
         checkpoint, name, name, name,
     )  # fmt: skip
 

@@ -190,7 +190,7 @@ class CheckpointedRunner:
     ) -> Iterator[tuple[Pass, T]]:
         """(pass, item) for each item to run; `save_result` and `save_error` settle it."""
         with self.start_pass(items, key_function(key_fn), progress=show, desc=desc) as running:
-            for item in items:
+            for item in running.items:
                 if running.admit(item) is not None:
                     yield running, item
                     running.moved_on()

@@ -84,7 +84,10 @@ def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
         checkpoint_dir = os.environ.get("CHECKPOINT_DIR") or "checkpoints"
     if not isinstance(checkpoint_dir, (str, os.PathLike)) or not os.fspath(checkpoint_dir):
         raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}; give a directory's path")
-    return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
+    try:
+        return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
+    except ValueError as error:
+        raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}: {error}") from None
 
 
 class _Running:
@@ -199,8 +202,9 @@ class Store:
         if not self.meta_path.exists():
             self._write_meta()
 
-    def _check_places(self) -> None:
-        if clock.monotonic() < self._check_at:
+    def _check_places(self, *, at_once: bool = False) -> None:
+        """Notice a journal that was cut, deleted or replaced: once a second, and before writing ends."""
+        if clock.monotonic() < self._check_at and not at_once:
             return
         for shelf in self._shelves:
             try:
@@ -400,6 +404,7 @@ class Store:
             return
         try:
             if self._failure is None:
+                self._check_places(at_once=True)
                 for shelf in self._shelves:
                     self._sync(shelf.journal)
                     shelf.write_index_if_worth(growth=0.1, rows=10_000, size=4 << 20)
@@ -429,6 +434,9 @@ class Store:
         """Sync what was written, keep meta and index from falling far behind; False once nothing is owed."""
         try:
             self._sync_aside()
+            with self.lock:
+                if self._writing and self._failure is None:
+                    self._check_places()
         except StoreError as error:
             log.error("%s", error)
         with self.lock:
@@ -584,11 +592,12 @@ def open_store(name: str, directory: Path, user: object) -> Callable[[], None]:
 def _detach(path: tuple[str, str], store: Store) -> None:
     with _stores_lock:
         store.users -= 1
-        last = store.users == 0
-        if last and _stores.get(path) is store:
+        if store.users:
+            return
+    store.close()  # before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again
+    with _stores_lock:
+        if not store.users and _stores.get(path) is store:
             del _stores[path]
-    if last:
-        store.close()
 
 
 # --- the thread that tends -------------------------------------------------------------------------------------------

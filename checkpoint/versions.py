@@ -1,12 +1,14 @@
 """What a result depends on besides its item: the version that the user named, or a method's instance.
 
-A bound method's result depends on its instance: by default on the attributes that are JSON-like. Where it reads others,
-nobody can tell whether they are the same, so the user is asked to name the version.
+A bound method's result depends on its instance and its class. By default its version is made of the instance's
+attributes that are JSON-like, of the class attributes that the method reads, and of which class overrides a method that
+it calls. Where it reads others, nobody can tell whether they are the same, so the user is asked to name the version.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from types import CodeType
 from typing import Any
 
@@ -14,7 +16,7 @@ from checkpoint.codecs import canonical
 from checkpoint.errors import InvalidOption, VersionNeeded
 from checkpoint.keys import digest_of
 
-__all__ = ["version_of"]
+__all__ = ["moved_attributes", "version_of"]
 
 
 def version_of(given: Any, function: Any, instance: Any) -> Any:
@@ -35,28 +37,58 @@ def version_of(given: Any, function: Any, instance: Any) -> Any:
                 "version= is a function of the bound instance, and there is none; give the value itself"
             )
         return given(instance)
-    if given is not None or instance is None or isinstance(instance, type):
+    if given is not None or instance is None:
         return given
-    return _of_instance(function, instance)
+    return _of_bound(getattr(function, "__func__", function), instance)
 
 
-def _of_instance(function: Any, instance: Any) -> Any:
-    """The digests of the instance's JSON-like attributes: digests, since an attribute may be a secret."""
-    attributes = dict(_attributes(instance))
+def moved_attributes(before: Any, given: Any, function: Any, instance: Any) -> list[str]:
+    """The attributes by which the default version of a bound method differs from what it was before a pass."""
+    if given is not None or instance is None:
+        return []
+    try:
+        after = version_of(given, function, instance)
+    except VersionNeeded:
+        return []  # something that cannot be told, such as a client, came while it ran; the next map says so
+    old, new = ((version or {"instance": {}})["instance"] for version in (before, after))
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+
+def _of_bound(function: Any, instance: Any) -> Any:
+    """Digests of what it depends on: digests, since an attribute may be a secret."""
+    cls = instance if isinstance(instance, type) else type(instance)
+    read = _names_read(function, cls)
+    own = {} if instance is cls else dict(_attributes(instance))
+    attributes = {**_read_of_class(cls, read), **own}
     encoded = {name: canonical(value) for name, value in attributes.items()}
-    unknown = [name for name, data in encoded.items() if data is None]
-    if unknown:
-        read = _names_read(function, type(instance))
-        if needed := sorted(read.intersection(unknown)):
-            owner, name = type(instance).__name__, needed[0]
-            kind = type(attributes[name]).__name__
-            raise VersionNeeded(
-                f"{owner}.{function.__name__} reads self.{name}, a {kind}: whether it is the same next time cannot be "
-                "told; name what the results depend on: "
-                f"@checkpointed(…, version=lambda self: {_suggestion(encoded)})"
-            )
+    if needed := sorted(name for name, data in encoded.items() if data is None and name in read):
+        name, kind = needed[0], type(attributes[needed[0]]).__name__
+        raise VersionNeeded(
+            f"{cls.__name__}.{function.__name__} reads self.{name}, a {kind}: whether it is the same next time cannot "
+            "be told; name what the results depend on: "
+            f"@checkpointed(…, version=lambda self: {_suggestion(encoded)})"
+        )
     told = {name: f"{digest_of(data):016x}" for name, data in encoded.items() if data is not None}
+    told.update({name: f"of {owner}" for name, owner in _overridden(function, cls, read)})
     return {"instance": told} if told else None
+
+
+def _read_of_class(cls: type, read: set[str]) -> dict[str, Any]:
+    """The class's own data that the method reads; what is no plain data there is code, which is read for names."""
+    found = {name: _static(cls, name) for name in read if not name.startswith("__")}
+    return {name: value for name, value in found.items() if canonical(value) is not None and value is not None}
+
+
+def _overridden(function: Any, cls: type, read: set[str]) -> list[tuple[str, str]]:
+    """(method, class) for each method that the function names and that a subclass of its own class overrides."""
+    home = next((base for base in cls.__mro__ if function.__name__ in vars(base)), cls)
+    below = cls.__mro__[: cls.__mro__.index(home)]
+    owners = [(name, next((base for base in below if name in vars(base)), None)) for name in sorted(read)]
+    return [(name, owner.__qualname__) for name, owner in owners if owner is not None and callable(vars(owner)[name])]
+
+
+def _static(cls: type, name: str) -> Any:
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def _suggestion(encoded: dict[str, bytes | None]) -> str:
@@ -65,7 +97,9 @@ def _suggestion(encoded: dict[str, bytes | None]) -> str:
 
 
 def _attributes(instance: Any) -> Iterator[tuple[str, Any]]:
-    yield from getattr(instance, "__dict__", {}).items()
+    for name, value in getattr(instance, "__dict__", {}).items():
+        if not isinstance(_static(type(instance), name), cached_property):  # made anew when it is asked for
+            yield name, value
     for cls in type(instance).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -83,11 +117,11 @@ def _names_read(function: Any, cls: type) -> set[str]:
         names |= found
         todo += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
         for name in found:
-            todo += _codes(getattr(cls, name, None))
+            todo += _codes(_static(cls, name))
     return names
 
 
 def _codes(member: Any) -> list[CodeType]:
-    part = member.fget if isinstance(member, property) else member
+    part = member.fget if isinstance(member, property) else getattr(member, "func", member)
     code = getattr(getattr(part, "__func__", part), "__code__", None)
     return [code] if isinstance(code, CodeType) else []

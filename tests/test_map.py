@@ -279,18 +279,31 @@ def test_a_length_that_lies_changes_no_result(mapper: Maker, kind: type[LyingLen
     assert mapper(square).map(kind(claimed, [1, 2, 3])) == [1, 4, 9]
 
 
-def test_a_list_that_grows_while_it_is_mapped_is_mapped_to_its_end(mapper: Maker) -> None:
-    """A work list: what is appended meanwhile is run too, duplicates included, and counted."""
-    items = [1, 2]
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda items: items.sort(), "put in another order"),
+        (lambda items: items.pop(0), "a work list that is emptied from the front"),
+        (lambda items: items.insert(0, 9), "something is put in front"),
+        (lambda items: items.append(9), "it grows"),
+        (lambda items: items.clear(), "it is emptied"),
+    ],
+)
+def test_a_list_is_mapped_as_it_was_whatever_the_function_does_to_it(
+    mapper: Maker, change: Callable[[list[int]], Any], reason: str
+) -> None:
+    """Each result is that of its own item, returned and on disk."""
+    items = [3, 1, 2]
 
     def body(n: int) -> int:
-        items.extend([n + 2, 1] if n < 4 else [])
-        return n
+        if items:
+            change(items)
+        return n * 10
 
     m = mapper(body)
-    assert m.map(items) == items == [1, 2, 3, 1, 4, 1, 5, 1]
-    assert m.calls == [1, 2, 3, 4, 5]
-    assert m.f.runner.progress() == (8, 8)
+    assert m.map(items) == [30, 10, 20], reason
+    assert dict(m.f.results) == {3: 30, 1: 10, 2: 20}
+    assert m.calls == [3, 1, 2]
 
 
 STEP = st.tuples(
