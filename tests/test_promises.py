@@ -53,7 +53,16 @@ def counted(path: Path) -> Counter[int]:
     return Counter(map(int, path.read_bytes().split())) if path.exists() else Counter()
 
 
-@pytest.mark.parametrize(("size", "total", "kills"), [(300, 3000, 14), (4096, 2000, 14), (100_000, 400, 12)])
+@pytest.mark.parametrize(
+    ("size", "total", "kills"),
+    [
+        (300, 3000, 14),
+        (4096, 2000, 14),
+        (100_000, 400, 12),
+        pytest.param(300, 60_000, 200, marks=pytest.mark.soak),
+        pytest.param(100_000, 4000, 200, marks=pytest.mark.soak),
+    ],
+)
 def test_a_killed_job_loses_and_redoes_nothing_that_was_acknowledged(
     tmp_path: Path, size: int, total: int, kills: int
 ) -> None:

@@ -86,7 +86,12 @@ def test_a_caller_deep_in_the_stack_harms_no_record(short: int) -> None:
     for _ in range(150):
         value = [value]
     calls: list[int] = []
-    function = checkpointed("deep")(lambda n: calls.append(n) or value)  # type: ignore[func-returns-value]
+
+    @checkpointed("deep")
+    def function(n: int) -> Any:
+        calls.append(n)
+        return value
+
     function.map([1, 2], progress=False)
     before = Path("checkpoints/deep_results.jsonl").read_bytes()
     levels = frames_left() - short
