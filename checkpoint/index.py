@@ -15,13 +15,14 @@ import heapq
 import os
 import struct
 import sys
+import threading
 import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from itertools import accumulate
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,9 +178,7 @@ class _Head(msgspec.Struct, gc=False):
     crc: str = ""
 
 
-_crc = attrgetter("crc")
 _forgets = attrgetter("forgotten")
-_line_crc = itemgetter(slice(-10, -2))
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
 
@@ -191,6 +190,7 @@ class Index:
         end: how many bytes of the journal it covers.
         latest: the version of the last record.
         damaged: (offset, why) of lines that could not be read, the first 100.
+        has_loose: whether there are lines without checksum, which stand for any key of equal str().
     """
 
     def __init__(self, on_damage: Callable[[int, str], None] = lambda offset, why: None) -> None:
@@ -198,13 +198,31 @@ class Index:
         self._segment: Segment | None = None
         # A key's row number leads to its place: its offset less the row number (which lets a block's offsets be summed
         # up in C), and the item's digest. One array: an interrupt never leaves half a place.
-        self._rows: dict[str, dict[Key, int]] = {}
+        self._hashed: dict[str, dict[Key, int]] = {}
+        self._unhashed: list[tuple[str, list[Key], int]] = []  # version, keys, and the row of the first
+        self._hashing = threading.Lock()
         self._loose: dict[str, dict[str, int]] = {}
         self._places = array("q")
         self._rest = (0, 0)
         self.end = 0
         self.latest = ""
+        self.has_loose = False
         self.damaged: list[tuple[int, str]] = []
+
+    @property
+    def _rows(self) -> dict[str, dict[Key, int]]:
+        """By version, the row of each recent key. Opening reads keys; hashing them waits for the first question."""
+        if self._unhashed:
+            with self._hashing:
+                for version, keys, first in self._unhashed:
+                    rows = self._hashed.setdefault(version, {})
+                    rows.update(zip(keys, range(first, first + len(keys)), strict=True))
+                self._unhashed = []  # only now: other threads wait for all of them
+        return self._hashed
+
+    def after_fork(self) -> None:
+        """In a forked child: the lock may have been held by a thread that is not here."""
+        self._hashing = threading.Lock()
 
     # looking up
 
@@ -218,11 +236,6 @@ class Index:
         if segment is not None and (entry := segment.find(_hash(version, key))) is not None:
             return Place(entry[0], entry[1])
         return self._find_loose(version, key) if self.has_loose else None
-
-    @property
-    def has_loose(self) -> bool:
-        """Whether there are lines without checksum."""
-        return bool(self._loose) or (self._segment is not None and self._segment.header.loose > 0)
 
     def _place(self, row: int) -> Place | None:
         return None if row < 0 else Place(self._places[2 * row] + row, self._places[2 * row + 1])
@@ -303,7 +316,7 @@ class Index:
         """What is known at this moment, to be written by another thread while this one learns on."""
         copy = Index()
         copy._segment = self._segment
-        copy._rows = {version: rows.copy() for version, rows in self._rows.items()}
+        copy._hashed = {version: rows.copy() for version, rows in self._rows.items()}
         copy._loose = {version: rows.copy() for version, rows in self._loose.items()}
         copy._places = self._places  # rows are only ever added
         copy.end, copy.latest, copy.damaged = self.end, self.latest, list(self.damaged)
@@ -333,6 +346,7 @@ class Index:
     def _add_loose(self, version: str, text: str, offset: int) -> None:
         row = len(self._places) // 2
         self._places.extend((offset - row, 0))
+        self.has_loose = True
         self._loose.setdefault(version, {})[text] = row
         self.latest = version
 
@@ -380,7 +394,7 @@ class Index:
             and not self.has_loose
             and not any(map(_forgets, heads))
             and _SCALARS.issuperset(map(type, keys))
-            and b"".join(map(_line_crc, lines)) == "".join(map(_crc, heads)).encode()
+            and b"".join([line[-10:-2] for line in lines]) == "".join([head.crc for head in heads]).encode()
         ):
             return False
         (version,) = versions
@@ -395,7 +409,7 @@ class Index:
             inputs.byteswap()
         places[1::2] = inputs
         self._places.extend(places)
-        self._rows.setdefault(version, {}).update(zip(keys, range(first, first + count), strict=True))
+        self._unhashed.append((version, keys, first))
         self.latest = version
         return True
 
@@ -433,6 +447,7 @@ class Index:
             return False
         self._segment = segment
         self.end, self.latest = segment.header.covered, segment.header.latest
+        self.has_loose = segment.header.loose > 0
         self.damaged = list(segment.header.damaged)
         for offset, why in self.damaged:
             self._on_damage(offset, why)

@@ -248,6 +248,7 @@ class Store:
         entries = list(entries)
         with self.lock:
             self.begin_writing()
+            self._wrote_at = clock.monotonic()
             journal = shelf.journal
             if not journal.writable:
                 shelf.open_to_write()
@@ -266,12 +267,13 @@ class Store:
     def append_one(self, shelf: Shelf, version: str, key: Key, digest: int, line: bytes) -> None:
         """`append` for one record that need not be durable: the per-item path, told flat because it is hot."""
         with self.lock:
-            if not self._writing or clock.monotonic() >= self._check_at:
+            now = self._wrote_at = clock.monotonic()
+            if not self._writing or now >= self._check_at:
                 self.begin_writing()
-            journal, index = shelf.journal, shelf.index
             offset = self._write(shelf, line)
+            index = shelf.index
             index.add(version, key, offset, digest)
-            index.end = journal.end
+            index.end = shelf.journal.end
 
     def _write(self, shelf: Shelf, lines: bytes) -> int:
         journal = shelf.journal
@@ -280,24 +282,23 @@ class Store:
                 shelf.settle_doubt()
             known = journal.end
             offset = journal.append(lines)
-        except JournalLost as error:
-            raise self._fail(self._at_risk(shelf, error)) from None
         except StoreError as error:
-            raise self._unwritable(journal, error) from error
+            raise self._unwritten(shelf, error) from error.__cause__
         if offset != known:
             self._learn_foreign(shelf)
         self._meta_owed = True
-        self._wrote_at = clock.monotonic()
         return offset
+
+    def _unwritten(self, shelf: Shelf, error: StoreError) -> StoreError:
+        """A full disk passes; a file that was cut, or an I/O error, means that nobody knows what is on the medium."""
+        if isinstance(error, JournalLost):
+            return self._fail(self._at_risk(shelf, error))
+        return self._fail(error) if error.errno == errno.EIO else error
 
     def _learn_foreign(self, shelf: Shelf) -> None:
         """Another program appended lines before ours: they count too."""
         if shelf.journal.reader is not None:
             shelf.index.scan(shelf.journal.reader)
-
-    def _unwritable(self, journal: Journal, error: StoreError) -> StoreError:
-        """A full disk passes; an I/O error means that nobody knows what is on the medium."""
-        return self._fail(error) if error.errno == errno.EIO else error
 
     def _sync(self, journal: Journal) -> None:
         try:
@@ -407,7 +408,7 @@ class Store:
                 self._check_places(at_once=True)
                 for shelf in self._shelves:
                     self._sync(shelf.journal)
-                    shelf.write_index_if_worth(growth=0.1, rows=10_000, size=4 << 20)
+                    shelf.write_index_if_worth(growth=0.25, rows=10_000, size=4 << 20)
                 if self._meta_owed:
                     self._write_meta()
         finally:
@@ -528,6 +529,7 @@ class Store:
         self.lock = threading.RLock()
         for shelf in self._shelves:
             shelf.lock = self.lock
+            shelf.index.after_fork()
         self._forked = True
         self._writing = False
         self._running = None
