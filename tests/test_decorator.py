@@ -310,6 +310,10 @@ def test_class_and_static_methods_are_mapped_in_either_order_of_decorators(name:
     method = getattr(holder, name)
     want = ["Scorer:x"] if name.startswith("class") else ["x"]
     assert [method("x")] == want
+    if name == "class_inside" and sys.version_info >= (3, 13):  # from there on @classmethod tells nobody the class
+        with pytest.raises(InvalidFunction, match="@checkpointed stands above @classmethod"):
+            method.map(["x"], progress=False)
+        return
     assert method.map(["x"], progress=False) == want
     assert method.runner.records.version == ""
     assert getattr(Scorer("b"), name).map(["x"], progress=False) == want

@@ -264,7 +264,12 @@ def test_a_real_terminal_shows_the_last_state_after_an_exception(tmp_path: Path)
         "checkpointed('f')(lambda n: n).map(items())\n"
     )
     controller, terminal = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parent.parent), "TERM": "xterm"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(checkpoint.__file__).parent.parent),
+        "TERM": "xterm",
+        "PYTHON_COLORS": "0",
+    }
     child = subprocess.Popen([sys.executable, "-c", script], stderr=terminal, cwd=tmp_path, env=environment)
     os.close(terminal)
     shown = b""
