@@ -18,6 +18,9 @@ monotonic: Clock = time.monotonic
 perf_counter: Clock = time.perf_counter
 
 
+_LAST = 253402300799999  # the last millisecond of the year 9999; a clock may be set to anything
+
+
 class Stamper:
     """UTC ISO 8601 timestamps with milliseconds, such as b"2026-03-01T12:00:00.123Z".
 
@@ -32,13 +35,13 @@ class Stamper:
     def __init__(self, clock: Clock = now) -> None:
         self._clock = clock
         # One tuple, replaced whole: threads share a stamper without a lock.
-        self._last: tuple[int, bytes] = (-1, b"")
+        self._last: tuple[int | None, bytes] = (None, b"")
 
     def __call__(self) -> bytes:
         moment = int(self._clock() * 1000)
         last, stamp = self._last
         if moment != last:
-            second, fraction = divmod(moment, 1000)
+            second, fraction = divmod(min(max(moment, 0), _LAST), 1000)
             stamp = time.strftime(f"%Y-%m-%dT%H:%M:%S.{fraction:03d}Z", time.gmtime(second)).encode()
             self._last = (moment, stamp)
         return stamp

@@ -41,7 +41,7 @@ _write = msgspec.json.Encoder().encode
 _write_sorted = msgspec.json.Encoder(order="sorted").encode
 _read = msgspec.json.Decoder().decode
 _freeze = marshal.dumps
-_FREEZE = 2  # the last version of marshal that spends no time on finding references
+_FREEZE = 2  # marshal's last version without references: its bytes depend on the value alone, never on sharing
 _NOT_PLAIN = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)  # what the encoders refuse with
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -91,7 +91,8 @@ class Codec:
         """
         try:  # what _plain does, told flat for short values: this is the per-item path
             raw = _write(value)
-            if _freeze(value, _FREEZE) and _read(raw) == value and len(raw) <= 2 * MAX_DEPTH and b"$" not in raw:
+            frozen = _freeze(value, _FREEZE)
+            if frozen == _freeze(_read(raw), _FREEZE) and len(raw) <= 2 * MAX_DEPTH and b"$" not in raw:
                 return raw
         except _NOT_PLAIN:
             pass
@@ -241,9 +242,8 @@ def _plain(value: Any) -> bytes | None:
     """The JSON of a value that is exactly JSON, else None; the caller looks for what looks like an envelope."""
     try:
         raw = _write(value)
-        # Of exact builtins, the only ones that read back equal are those that read back the same: JSON spells True, 1
-        # and 1.0 in three ways. marshal refuses all others, but for buffers, which equal nothing that JSON holds.
-        if _freeze(value, _FREEZE) and _read(raw) == value and (len(raw) <= 2 * MAX_DEPTH or _is_shallow(raw)):
+        # marshal refuses all but exact builtins, and takes buffers (np.str_ is one) for bytes: no decoded value is that
+        if _freeze(value, _FREEZE) == _freeze(_read(raw), _FREEZE) and (len(raw) <= 2 * MAX_DEPTH or _is_shallow(raw)):
             return raw
     except _NOT_PLAIN:
         pass  # the tagged path looks at the value part by part, and tells

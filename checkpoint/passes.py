@@ -101,6 +101,7 @@ class Pass:
         self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
         self._keyed = 0  # how many items were keyed before anything ran
         self._known = 0  # how many results there were
+        self._counted: tuple[object, int] = (None, 0)  # the index, and its end, when `completed` was counted
         self._redo: set[Key] = set()  # done, but computed from another item
         self._changed = 0
         self._changed_keys: list[Key] = []
@@ -119,6 +120,7 @@ class Pass:
             InvalidKey, DuplicateKey, InputChanged: naming the items.
         """
         self._known = self._store.results.count(self._version)
+        self._counted = self._index_now()
         if not self._one_shot:
             for place, item in enumerate(self.items):
                 self._key_first(place, item)
@@ -130,6 +132,8 @@ class Pass:
             if self._changed and self._on_change == "error":
                 raise self._input_changed()
         self._store.total = self.total
+        self.records.open()  # keying may have taken a while
+        self._recount()
         self._tell_resumed()
         if any(self._would_run(key) for key in self._seen):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
@@ -309,33 +313,48 @@ class Pass:
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         store, redo = self._store, key in self._redo
+        digest = item_digest(item)
+        if self._failed_before(key, digest, redo):
+            self._stands(item, key)
+            return None
         if not store.writing:
             self._begin_writing()
             found = store.results.find(self._version, key)
             if found is not None and not redo:
                 return self._resumed(item, key, found)  # another process finished it just now
-        digest = item_digest(item)
-        failed = None if self._retry_failed else store.errors.find(self._version, key)
-        if failed is not None and (not redo or failed.digest == digest):
-            self._stands(item, key)
-            return None
-        aside = store.unsaved.find(self._version, key)
-        if aside is not None and (not redo or aside.digest == digest):
-            if store.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
-                self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
-            self.kept_aside.append(key)
-            self._stands(item, key)
-            return None
+            if self._failed_before(key, digest, redo):
+                self._stands(item, key)
+                return None
         self._running[key] = digest
         return Unit(item, key, digest)
 
+    def _failed_before(self, key: Key, digest: int, redo: bool) -> bool:
+        """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
+        store = self._store
+        failed = None if self._retry_failed else store.errors.find(self._version, key)
+        if failed is not None and (not redo or failed.digest == digest):
+            return True
+        aside = store.unsaved.find(self._version, key)
+        if aside is None or (redo and aside.digest != digest):
+            return False
+        if store.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
+            self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
+        self.kept_aside.append(key)
+        return True
+
     def _begin_writing(self) -> None:
-        """Take the lock; what another process saved since the items were keyed is done."""
-        index = self._store.results.index
-        seen = index, index.end
+        """Take the lock; from here on nobody else saves anything."""
         self._store.begin_writing()
+        self._recount()
+
+    def _index_now(self) -> tuple[object, int]:
         index = self._store.results.index
-        if self._keyed and (index, index.end) != seen:
+        return index, index.end
+
+    def _recount(self) -> None:
+        """What another process saved since the items were keyed is done."""
+        if self._keyed and self._index_now() != self._counted:
+            self._counted = self._index_now()
             done = sum(key not in self._redo and self.records.is_done(key) for key in self.keys[: self._keyed])
             self._skipped(done - self.completed)
 

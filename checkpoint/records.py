@@ -81,6 +81,7 @@ class Records:
         codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name))
         self.encode, self.decode = codec.encode, codec.decode
         self._latest = self._follows = version is LATEST
+        self._pinned = False
         digest = "" if version is None or self._follows else short_digest(version, "version")
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
@@ -96,9 +97,14 @@ class Records:
         self._fields = (field, b',"session":"%b"' % self._session)
 
     def pin(self) -> None:
-        """A pass begins: stay with the version of the last record as it is now."""
-        self._follow()
-        self._follows = False
+        """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
+        if self._follows:
+            self._follow()
+        self._pinned = True
+
+    def unpin(self) -> None:
+        """The pass is over."""
+        self._pinned = False
 
     def _follow(self) -> None:
         """Where no version was named: go over to that of the last record, and say so; until something is saved."""
@@ -118,7 +124,7 @@ class Records:
         if self._detach is None:
             raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
         self.store.refresh()
-        if self._follows:
+        if self._follows and not self._pinned:
             self._follow()
         return self.store
 
@@ -154,14 +160,16 @@ class Records:
                 self.store.append(self.store.results, [Entry(self.version, key, digest, line)], durable=True)
             else:
                 self.store.append_one(self.store.results, self.version, key, digest, line)
+            self._follows = False
         except StoreError as error:
             error.unsaved = {key: value}
             raise
 
     def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
         """The failure is on disk for the key when this returns."""
-        entry = self.error_entry(key, failure, digest)
-        self.open().append(self.store.errors, [entry], durable=self.power)
+        store = self.open()
+        store.append(store.errors, [self.error_entry(key, failure, digest)], durable=self.power)
+        self._follows = False
 
     def result_entry(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> Entry:
         """The record of an encoded result."""
@@ -174,7 +182,6 @@ class Records:
     def _result_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None
     ) -> bytes:
-        self._follows = False
         version, session = self._fields
         known = b',"input":"%016x"' % digest if digest else b""
         if elapsed is not None:
@@ -187,7 +194,6 @@ class Records:
         )
 
     def _error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
-        self._follows = False
         version, session = self._fields
         parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
         if failure.type is not None:
@@ -218,6 +224,7 @@ class Records:
         try:
             self.open().append(self.store.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
             self.store.append(self.store.errors, entries, durable=self.power)
+            self._follows = False
         except StoreError as failed:
             failed.unsaved = {key: value}
             raise

@@ -210,6 +210,7 @@ class CheckpointedRunner:
                 raise
             finally:
                 self._pass, self._last = None, (running.completed, running.total)
+                self.records.unpin()
                 running.close()
 
     # closing

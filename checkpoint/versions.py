@@ -7,9 +7,10 @@ it calls. Where it reads others, nobody can tell whether they are the same, so t
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Iterator
-from functools import cached_property
-from types import CodeType
+from functools import cached_property, lru_cache
+from types import CodeType, MemberDescriptorType
 from typing import Any
 
 from checkpoint.codecs import canonical
@@ -84,7 +85,11 @@ def _overridden(function: Any, cls: type, read: set[str]) -> list[tuple[str, str
     home = next((base for base in cls.__mro__ if function.__name__ in vars(base)), cls)
     below = cls.__mro__[: cls.__mro__.index(home)]
     owners = [(name, next((base for base in below if name in vars(base)), None)) for name in sorted(read)]
-    return [(name, owner.__qualname__) for name, owner in owners if owner is not None and callable(vars(owner)[name])]
+    return [
+        (name, owner.__qualname__)
+        for name, owner in owners
+        if owner is not None and canonical(vars(owner)[name]) is None
+    ]
 
 
 def _static(cls: type, name: str) -> Any:
@@ -97,31 +102,47 @@ def _suggestion(encoded: dict[str, bytes | None]) -> str:
 
 
 def _attributes(instance: Any) -> Iterator[tuple[str, Any]]:
-    for name, value in getattr(instance, "__dict__", {}).items():
+    """What the instance's own dict and slots hold, past the user's hooks."""
+    try:
+        held = object.__getattribute__(instance, "__dict__")
+    except AttributeError:
+        held = {}
+    for name, value in held.items():
         if not isinstance(_static(type(instance), name), cached_property):  # made anew when it is asked for
             yield name, value
     for cls in type(instance).__mro__:
-        slots = cls.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(instance, name):
-                yield name, getattr(instance, name)
+        for name, member in vars(cls).items():
+            if isinstance(member, MemberDescriptorType) and not name.endswith("__"):
+                try:
+                    yield name, member.__get__(instance)
+                except AttributeError:
+                    continue
 
 
 def _names_read(function: Any, cls: type) -> set[str]:
-    """The names that the method's code mentions, and the code of the class's other methods that it names."""
+    """The attributes that the method's code reads, and the code of the class's methods that it names, at any depth."""
     names: set[str] = set()
-    todo = [function.__code__]
+    todo = _codes(function)
     while todo:
-        code = todo.pop()
-        found = set(code.co_names) - names
+        found, inner = _read_by(todo.pop())
+        todo += inner
+        for name in found - names:
+            for base in cls.__mro__:  # not the first one alone: it may call the others by super()
+                todo += _codes(vars(base).get(name))
         names |= found
-        todo += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-        for name in found:
-            todo += _codes(_static(cls, name))
     return names
 
 
+@lru_cache(maxsize=1024)
+def _read_by(code: CodeType) -> tuple[frozenset[str], tuple[CodeType, ...]]:
+    """(the attributes that the code reads, the code within it)."""
+    reads = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+    names = frozenset(str(step.argval) for step in dis.get_instructions(code) if step.opname in reads)
+    return names, tuple(constant for constant in code.co_consts if isinstance(constant, CodeType))
+
+
 def _codes(member: Any) -> list[CodeType]:
+    """The code behind a function, a method, a property, a cached property or a partial method."""
     part = member.fget if isinstance(member, property) else getattr(member, "func", member)
     code = getattr(getattr(part, "__func__", part), "__code__", None)
     return [code] if isinstance(code, CodeType) else []

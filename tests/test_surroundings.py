@@ -314,3 +314,147 @@ def test_a_method_that_changes_what_it_depends_on_is_told(caplog: pytest.LogCapt
     Parent().counting.map([1], progress=False)
     assert "Parent.counting changes self.asked while it runs" in caplog.text
     assert "version=lambda self" in caplog.text
+
+
+class Deep:
+    factor = 2
+
+    def base(self, item: int) -> int:
+        return item * self.factor
+
+    @property
+    def extra(self) -> int:
+        return 1
+
+    @classmethod
+    def more(cls) -> int:
+        return 1
+
+
+class Middle(Deep):
+    def base(self, item: int) -> int:
+        return super().base(item)
+
+    @checkpointed("by-super")
+    def by_super(self, item: int) -> int:
+        return self.base(item)
+
+    @checkpointed("by-property")
+    def by_property(self, item: int) -> int:
+        return item + self.extra
+
+    @checkpointed("by-class-method")
+    def by_class_method(self, item: int) -> int:
+        return item + self.more()
+
+
+class Leaf(Middle):
+    factor = 10
+
+    @property
+    def extra(self) -> int:
+        return 10
+
+    @classmethod
+    def more(cls) -> int:
+        return 10
+
+
+class Slotted:
+    __slots__ = ("__hidden",)
+
+    def __init__(self, hidden: int) -> None:
+        self.__hidden = hidden
+
+    @checkpointed("by-slot")
+    def by_slot(self, item: int) -> int:
+        return item * self.__hidden
+
+
+@pytest.mark.parametrize("method", ["by_super", "by_property", "by_class_method"])
+def test_what_is_reached_through_super_and_descriptors_counts_too(method: str) -> None:
+    """Whatever kind of member it is, and however it is reached."""
+    assert getattr(Middle(), method).map([1], progress=False) == [2]
+    assert getattr(Leaf(), method).map([1], progress=False) == [10 if method == "by_super" else 11]
+
+
+def test_private_slots_tell_instances_apart() -> None:
+    """Their names are mangled, and they are state all the same."""
+    assert Slotted(2).by_slot.map([1], progress=False) == [2]
+    assert Slotted(10).by_slot.map([1], progress=False) == [10]
+
+
+def test_a_name_that_is_not_read_from_an_object_needs_no_version() -> None:
+    """A global, or an import, may be called as an attribute is."""
+
+    class Dumper:
+        def __init__(self) -> None:
+            self.json = object()
+
+        @checkpointed("dumper")
+        def dump(self, item: int) -> str:
+            import json
+
+            return json.dumps(item)
+
+    assert Dumper().dump.map([1], progress=False) == ["1"]
+
+
+def test_failures_that_stand_need_no_lock() -> None:
+    """Where nothing is run, another writer is in nobody's way."""
+
+    @checkpointed("stands")
+    def function(n: int) -> int:
+        if n == 2:
+            raise ValueError("two")
+        return n
+
+    function.map([1, 2], progress=False, return_exceptions=True)
+    program = (
+        "from checkpoint import CheckpointedRunner\nrunner = CheckpointedRunner('stands')\n"
+        "items = runner.iterate([1, 78])\nnext(items)\nprint('held', flush=True)\ninput()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        found = function.map([1, 2], progress=False, retry_failed=False, return_exceptions=True)
+        assert found[0] == 1
+        assert "two" in str(found[1])
+        with pytest.raises(CheckpointLocked):
+            function.map([1, 2], progress=False)
+        other.communicate(b"\n")
+
+
+def test_a_pass_of_a_runner_made_by_hand_that_saves_nothing_does_not_bind_it() -> None:
+    """It goes on following the version of the last record."""
+    with CheckpointedRunner("bound", version=None) as first:
+        first.save_result(2, 2)
+    late = CheckpointedRunner("bound")
+    assert list(late.iterate([2])) == []
+    with CheckpointedRunner("bound", version="y") as other:
+        other.save_result(9, 9)
+    assert late.get_result(9) == 9
+
+
+@pytest.mark.parametrize("value", [{numpy.str_("a"): 1}, [{numpy.str_("a"): []}], [numpy.float64(1)]], ids=repr)
+def test_a_numpy_scalar_never_reads_back_as_a_plain_one(value: Any) -> None:
+    """Equal, and a buffer for marshal, is not the same."""
+    with CheckpointedRunner("scalars") as runner:
+        runner.save_result(1, value)
+        back = runner.get_result(1)
+    assert back == value
+    (mine,), (theirs,) = back, value
+    while type(theirs) is dict:
+        (mine,), (theirs,) = mine, theirs
+    assert type(mine) is type(theirs)
+
+
+@pytest.mark.parametrize("moment", [-0.0015, -5.0, 0.0, 1e12, 1e18, 1795000000.5])
+def test_whatever_the_clock_says_a_record_has_a_timestamp(moment: float) -> None:
+    """Clocks jump: order in the file decides."""
+    from checkpoint.clock import Stamper
+
+    assert len(Stamper(lambda: moment)()) == len(b"2026-03-01T12:00:00.123Z")
