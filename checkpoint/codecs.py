@@ -44,6 +44,7 @@ _freeze = marshal.dumps
 _FREEZE = 2  # marshal's last version without references: its bytes depend on the value alone, never on sharing
 _NOT_PLAIN = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)  # what the encoders refuse with
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_SHORT = 2 * MAX_DEPTH  # bytes, of which so many pairs of brackets may be made at most
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 _MANY_DIGITS = re.compile(rb"[0-9]{640}")  # the lowest limit that sys.set_int_max_str_digits takes
@@ -92,7 +93,7 @@ class Codec:
         try:  # what _plain does, told flat for short values: this is the per-item path
             raw = _write(value)
             frozen = _freeze(value, _FREEZE)
-            if frozen == _freeze(_read(raw), _FREEZE) and len(raw) <= 2 * MAX_DEPTH and b"$" not in raw:
+            if frozen == _freeze(_read(raw), _FREEZE) and len(raw) <= _SHORT and b"$" not in raw:
                 return raw
         except _NOT_PLAIN:
             pass
@@ -243,7 +244,7 @@ def _plain(value: Any) -> bytes | None:
     try:
         raw = _write(value)
         # marshal refuses all but exact builtins, and takes buffers (np.str_ is one) for bytes: no decoded value is that
-        if _freeze(value, _FREEZE) == _freeze(_read(raw), _FREEZE) and (len(raw) <= 2 * MAX_DEPTH or _is_shallow(raw)):
+        if _freeze(value, _FREEZE) == _freeze(_read(raw), _FREEZE) and (len(raw) <= _SHORT or _is_shallow(raw)):
             return raw
     except _NOT_PLAIN:
         pass  # the tagged path looks at the value part by part, and tells

@@ -329,9 +329,10 @@ class Index:
         row = len(self._places) // 2
         # The place first, the key last: another thread, or a forked child, never finds a key without its place.
         self._places.extend((offset - row, digest))
-        rows = self._rows.get(version)
+        hashed = self._rows if self._unhashed else self._hashed
+        rows = hashed.get(version)
         if rows is None:
-            rows = self._rows[version] = {}
+            rows = hashed[version] = {}
         rows[key] = row
         self.latest = version
         if self.has_loose:

@@ -146,7 +146,7 @@ _scalar_key = (str, int, float, bool, type(None))
 
 def seal(head: bytes) -> bytes:
     """The line for a record's fields (compact JSON without its closing brace): its checksum and the newline added."""
-    return b'%b,"crc":"%08x"}\n' % (head, zlib.crc32(head))
+    return head + b',"crc":"%08x"}\n' % zlib.crc32(head)
 
 
 def _crc_holds(line: bytes) -> bool:

@@ -95,6 +95,7 @@ class Records:
         self.version = digest
         field = b',"version":"%b"' % digest.encode() if digest else b""
         self._fields = (field, b',"session":"%b"' % self._session)
+        self._plain_fields = b"".join(self._fields)
 
     def pin(self) -> None:
         """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
@@ -182,16 +183,16 @@ class Records:
     def _result_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None
     ) -> bytes:
-        version, session = self._fields
-        known = b',"input":"%016x"' % digest if digest else b""
-        if elapsed is not None:
-            known += b',"elapsed":%.6g' % elapsed
-        if attempts is not None:
-            known += b',"attempts":%d' % attempts
-        return seal(
-            b'{"key":%b,"result":%b,"timestamp":"%b"%b%b%b'
-            % (key_json(key), raw, self._stamp(), version, known, session)
-        )
+        fields = self._plain_fields
+        if digest or elapsed is not None or attempts is not None:
+            version, session = self._fields
+            known = b',"input":"%016x"' % digest if digest else b""
+            if elapsed is not None:
+                known += b',"elapsed":%.6g' % elapsed
+            if attempts is not None:
+                known += b',"attempts":%d' % attempts
+            fields = version + known + session
+        return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, self._stamp(), fields))
 
     def _error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
         version, session = self._fields
