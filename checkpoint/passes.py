@@ -107,7 +107,7 @@ class Pass:
         self._changed_keys: list[Key] = []
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
         self.kept_aside: list[Key] = []
-        self._made: set[Key] = set()  # in this pass, where outcomes are collected
+        self._made: set[Key] = set()  # settled in this pass, well or not
         self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
         self._outcomes: list[Outcome[Any]] = []
 
