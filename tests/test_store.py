@@ -450,11 +450,16 @@ with CheckpointedRunner("j", sys.argv[1]) as runner:
 
 
 def interrupted(real: Callable[..., Any], nth: int, *, after: bool) -> Callable[..., Any]:
-    """The function, but for its nth call, which raises KeyboardInterrupt before or after it does its work."""
+    """The function, but for its nth call, which raises KeyboardInterrupt before or after it does its work.
+
+    Only the main thread's calls count: Python raises it nowhere else.
+    """
     calls = 0
 
     def function(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
+        if threading.current_thread() is not threading.main_thread():
+            return real(*arguments, **named)
         calls += 1
         if calls == nth and not after:
             raise KeyboardInterrupt
