@@ -83,6 +83,36 @@ def saving(directory: Path, count: int) -> None:
         print(f"  {name:<22} {statistics.median(values):6.1f} × os.write   ({min(values):.1f} to {max(values):.1f})")
 
 
+def saving_durably(directory: Path, count: int) -> None:
+    """`save_result` at durability "power", against `os.write` and `os.fdatasync` of the same line."""
+    runner = CheckpointedRunner("power", directory, durability="power")
+    runner.save_result("warm", RESULT)
+    line = (directory / "power_results.jsonl").read_bytes()
+    bare = os.open(directory / "bare-power.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    sync = getattr(os, "fdatasync", os.fsync)
+    ratios, floor = [], []
+    for number in range(ROUNDS):
+
+        def write() -> None:
+            for _ in range(count):
+                os.write(bare, line)
+                sync(bare)
+
+        def save(number: int = number) -> None:
+            for index in range(count):
+                runner.save_result((number, index), RESULT)
+
+        unit = timed(write)
+        floor.append(unit / count)
+        ratios.append(timed(save) / unit)
+    runner.close()
+    os.close(bare)
+    print(f"\nThe same at durability power (os.write and fdatasync: {statistics.median(floor) * 1e6:.0f} µs)")
+    print(
+        f"  save_result            {statistics.median(ratios):6.2f} × that   ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
 def fill(directory: Path, name: str, keys: list[str], result: object) -> Path:
     with CheckpointedRunner(name, directory) as runner:
         for key in keys:
@@ -142,6 +172,7 @@ def main() -> int:
           f"{platform.machine()}, {os.cpu_count()} cores; {checkpoint.__file__}")  # fmt: skip
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         saving(Path(directory), arguments.items)
+        saving_durably(Path(directory), max(1, arguments.items // 25))
         opening(Path(directory), "short", arguments.records, RESULT)
         opening(Path(directory), "long", max(1, arguments.records // 500), {"text": "x" * 100_000})
     return 0

@@ -229,12 +229,12 @@ class Pass:
             )  # fmt: skip
 
     def _tell_resumed(self) -> None:
-        done, failed = self.records.count()
-        if not (done or failed):
+        if self._one_shot:
+            done, failed = self.records.count()
+        else:
+            done, failed = self.completed, sum(self.records.has_error(key) for key in self._seen)
+        if not (self._known or done or failed):
             return
-        if not self._one_shot:
-            done = self.completed
-            failed = sum(self.records.has_error(key) for key in set(self.keys))
         total = "unknown" if self.total is None else f"{self.total:,}"
         log.info("resuming %r: %s done, %s failed, %s in total", self.records.name, f"{done:,}", f"{failed:,}", total)
 
@@ -265,7 +265,7 @@ class Pass:
         key = self._key(place, item)
         self._meet(key, place, item)
         if self.total is not None and place >= self.total:
-            self.total = place + 1  # the length lied, or a list grows while it is mapped
+            self.total = place + 1  # the length lied
         if place == _FIRST - 1:
             self._tell_if_unknown()
         return key
