@@ -2,10 +2,12 @@
 
 from checkpoint.decorator import AsyncCheckpointedFunction, CheckpointedFunction, checkpointed
 from checkpoint.errors import (
+    BrokenWorkers,
     CheckpointError,
     CheckpointLocked,
     DamagedRecord,
     DuplicateKey,
+    ExtraNeeded,
     InputChanged,
     InvalidFunction,
     InvalidKey,
@@ -14,15 +16,19 @@ from checkpoint.errors import (
     ItemError,
     ItemsFailed,
     JournalLost,
+    RefusedValue,
     StoreClosed,
     StoreError,
     StoreForked,
     TooManyErrors,
     UnbuildableValue,
     UnencodableValue,
+    UnguardedMain,
     VersionNeeded,
+    WorkerDied,
 )
 from checkpoint.outcomes import Outcome
+from checkpoint.policies import Rate, Retry
 from checkpoint.records import LATEST
 from checkpoint.results import Results
 from checkpoint.runner import BatchCheckpointedRunner, CheckpointedRunner
@@ -31,12 +37,14 @@ __all__ = [
     "LATEST",
     "AsyncCheckpointedFunction",
     "BatchCheckpointedRunner",
+    "BrokenWorkers",
     "CheckpointError",
     "CheckpointLocked",
     "CheckpointedFunction",
     "CheckpointedRunner",
     "DamagedRecord",
     "DuplicateKey",
+    "ExtraNeeded",
     "InputChanged",
     "InvalidFunction",
     "InvalidKey",
@@ -46,13 +54,18 @@ __all__ = [
     "ItemsFailed",
     "JournalLost",
     "Outcome",
+    "Rate",
+    "RefusedValue",
     "Results",
+    "Retry",
     "StoreClosed",
     "StoreError",
     "StoreForked",
     "TooManyErrors",
     "UnbuildableValue",
     "UnencodableValue",
+    "UnguardedMain",
     "VersionNeeded",
+    "WorkerDied",
     "checkpointed",
 ]

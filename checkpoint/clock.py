@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock", "Stamper", "monotonic", "now", "perf_counter"]
+__all__ = ["Clock", "Stamper", "monotonic", "now", "perf_counter", "sleep"]
 
 Clock = Callable[[], float]
 
 now: Clock = time.time
 monotonic: Clock = time.monotonic
 perf_counter: Clock = time.perf_counter
+sleep: Callable[[float], None] = time.sleep
 
 
 _LAST = 253402300799999  # the last millisecond of the year 9999; a clock may be set to anything

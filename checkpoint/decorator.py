@@ -11,10 +11,13 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from hashlib import blake2b
+from operator import attrgetter
 from types import FrameType, FunctionType
 from typing import (
     TYPE_CHECKING,
@@ -30,26 +33,44 @@ from typing import (
     overload,
 )
 
-from checkpoint.engines import serial, serial_async
+from checkpoint.calls import Call
+from checkpoint.engines import Spread, Workers, asynchronous, concurrent, serial
 from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, ItemError, quote
 from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
-from checkpoint.policies import Durability, ErrorLimit, OnChange, check_choice
+from checkpoint.policies import (
+    Durability,
+    ErrorLimit,
+    OnChange,
+    Rate,
+    Retry,
+    check_choice,
+    check_count,
+    check_seconds,
+    check_validate,
+    rates_of,
+    retry_of,
+)
 from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.runner import CheckpointedRunner
+from checkpoint.schedule import Schedule
 from checkpoint.store import check_name, resolve_directory
 from checkpoint.versions import moved_attributes, version_of
+from checkpoint.workers import Given, Processes, Report, Threads, refuse_while_importing_main
 
 __all__ = ["AsyncCheckpointedFunction", "CheckpointedFunction", "checkpointed"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
-V = TypeVar("V")
+T = TypeVar("T")
 log = logging.getLogger("checkpoint")
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar as _TypeVar
+
+    V = _TypeVar("V", default=R)  # what a call returns: of a function of batches, more than one result
 
     class _Function(Generic[P, R]):
         __wrapped__: Callable[P, R]
@@ -69,6 +90,8 @@ if TYPE_CHECKING:
         _self_binding: str
 else:
     import wrapt
+
+    V = TypeVar("V")
 
     class _Function(wrapt.FunctionWrapper):
         def __class_getitem__(cls, _):
@@ -94,6 +117,11 @@ class Options:
     checkpoint_dir: str | os.PathLike[str] | None = None
     version: Any = None
     on_change: OnChange | None = None
+    batch_size: int | None = None
+    retry: int | Retry | None = None
+    rate: str | Rate | Sequence[str | Rate] | None = None
+    timeout: float | None = None
+    validate: Callable[[Any], Any] | None = None
     durability: Durability = "process"
     result_type: Any = None
 
@@ -105,6 +133,12 @@ class Options:
         check_choice("durability", self.durability, Durability)
         if self.on_change is not None:
             check_choice("on_change", self.on_change, OnChange)
+        check_count("batch_size", self.batch_size)
+        retry_of(self.retry)
+        rates_of(self.rate)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout, positive=True)
+        check_validate(self.validate)
         if not (self.version is None or callable(self.version)):
             short_digest(self.version, "version")
 
@@ -123,16 +157,128 @@ class PassOptions(TypedDict, total=False):
     """What `map` and `stream` take besides the items.
 
     Attributes:
+        workers: how many calls are made at once: threads for a plain function, tasks of the event loop for a coroutine
+            function. Default 1: in the caller's own thread; for processes, the number of CPUs.
+        executor: "processes" for worker processes, or any `concurrent.futures.Executor`; not for coroutine functions.
+        chunksize: how many calls a worker is handed at a time, for functions that take microseconds; default 1.
+            Failures, retries and records stay per item.
         progress: whether a bar is shown; default True.
         desc: what stands before it; default the checkpoint's name.
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
         retry_failed: whether items that failed earlier are run again (default), or stand in their places.
+        grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
     """
 
+    workers: int | None
+    executor: Literal["processes"] | Executor | None
+    chunksize: int | None
     progress: bool
     desc: str | None
     max_errors: int | float | None
     retry_failed: bool
+    grace: float
+
+
+class _Work:
+    """What an engine needs for one pass.
+
+    Attributes:
+        running: the pass.
+    """
+
+    def __init__(self, face: Any, function: Callable[[Any], Any], running: Pass, given: PassOptions) -> None:
+        options = face._self_options
+        self.running = running
+        self._given = given
+        self._timeout = options.timeout
+        self._call = Call(
+            function,
+            _name(function),
+            batch_size=options.batch_size,
+            validate=options.validate,
+            retry=retry_of(options.retry),
+            timeout=options.timeout,
+            travels=_Inner(face),
+        )
+        self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))
+
+    def _spread(self, workers: int) -> Spread:
+        return Spread(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))
+
+    def run(self) -> Iterator[None]:
+        """Make the calls: here, on threads, on processes, or on an executor."""
+        executor, workers = self._given.get("executor"), self._given.get("workers")
+        if executor is None and workers in (None, 1):
+            return serial(self.running, self._call, self._schedule, self._spread(1))
+        hire: Callable[[Report], Workers] = partial(Threads, self._call, workers or 1)
+        if executor == "processes":
+            workers = workers or os.cpu_count() or 1
+            hire = partial(Processes, self._call, workers, timeout=self._timeout)
+        elif executor is not None:
+            workers = workers or getattr(executor, "_max_workers", None) or os.cpu_count() or 1
+            hire = partial(Given, self._call, executor)
+        return concurrent(self.running, self._call, self._schedule, self._spread(workers or 1), hire)
+
+    def run_async(self, opened: ExitStack) -> AsyncIterator[None]:
+        """Make the calls on tasks of the event loop that runs."""
+        spread = self._spread(self._given.get("workers") or 1)
+        return asynchronous(self.running, self._call, self._schedule, spread, opened)
+
+
+def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> None:
+    """Refuse what an engine cannot do, before anything is read.
+
+    Raises:
+        InvalidOption: saying what can.
+    """
+    executor, timeout = given.get("executor"), options.timeout
+    check_count("workers", given.get("workers"))
+    check_count("chunksize", given.get("chunksize"))
+    check_seconds("grace", given.get("grace", 10.0))
+    several = (given.get("chunksize") or 1) > 1
+    if is_async and (executor is not None or several):
+        what = "executor" if executor is not None else "chunksize"
+        raise InvalidOption(
+            f"{what}= is for plain functions; a coroutine function runs on its event loop: use workers="
+        )
+    if not (executor is None or executor == "processes" or callable(getattr(executor, "submit", None))):
+        raise InvalidOption(
+            f'executor is {quote(executor)}; give "processes", an object with `submit` as concurrent.futures.Executor '
+            "has, or leave it out for threads (workers=8)"
+        )
+    if several and options.batch_size is not None:
+        raise InvalidOption("chunksize= goes with functions of one item; with batch_size= a batch is handed over whole")
+    if timeout is None or is_async:
+        return
+    if executor != "processes":
+        raise InvalidOption(
+            f"timeout={timeout:g} cannot be kept here: nothing can stop a thread, nor what runs on an executor that "
+            'was given. Use executor="processes", a coroutine function, or the timeout of the client that is called'
+        )
+    if several:
+        raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
+
+
+class _Inner:
+    """The inner function, on its way to a worker: its own name would lead to what is decorated."""
+
+    def __init__(self, face: Any) -> None:
+        self._face = face
+
+    def __reduce__(self) -> Any:
+        face = self._face
+        if isinstance(face, _OnInstance):
+            return (attrgetter("__wrapped__"), (face,))
+        reduced = _reduced(face)
+        if isinstance(reduced, str):
+            return (attrgetter("__wrapped__"), (face,))
+        if reduced[0] is _copied:
+            return (attrgetter("__wrapped__"), (reduced[1][0],))
+        return (_itself, (face.__wrapped__,))
+
+
+def _itself(function: Any) -> Any:
+    return function
 
 
 class _Face(Generic[R], _Parts):
@@ -156,11 +302,16 @@ class _Face(Generic[R], _Parts):
         place = (directory, "" if version is None else short_digest(version, "version"), os.getpid())
         runner = self._self_runners.get(place)
         if runner is None or runner.closed:
-            result_type = options.result_type if options.result_type is not None else self._annotation()
+            result_type = options.result_type if options.result_type is not None else self._returned(options)
             runner = self._self_runners[place] = CheckpointedRunner(
                 options.name, directory, version=version, durability=options.durability, result_type=result_type
             )
         return runner
+
+    def _returned(self, options: Options) -> Any:
+        """The annotation of one result."""
+        annotation = self._annotation()
+        return annotation if options.batch_size is None else _element(annotation)
 
     @property
     def results(self) -> Mapping[Any, R]:
@@ -194,13 +345,15 @@ class _Face(Generic[R], _Parts):
 
     @contextmanager
     def _pass(
-        self, items: Iterable[Any], given: PassOptions, *, collect: bool = False
-    ) -> Iterator[tuple[Callable[[Any], Any], Pass]]:
-        """(the function, a pass over the items)."""
+        self, items: Iterable[Any], given: PassOptions, *, collect: bool = False, is_async: bool = False
+    ) -> Iterator[_Work]:
+        """A pass over the items, and what it takes to run it."""
         if unknown := sorted(given.keys() - PassOptions.__annotations__.keys()):
             known = ", ".join(PassOptions.__annotations__)
             raise InvalidOption(f"there is no option {quote(unknown[0])} here; the options are {known}")
         options = self._self_options
+        refuse_while_importing_main(options.name)
+        _check_spread(options, given, is_async=is_async)
         desc = given.get("desc")
         function, instance = self._target()
         before = version_of(options.version, function, instance)
@@ -214,7 +367,7 @@ class _Face(Generic[R], _Parts):
             progress=given.get("progress", True),
             desc=options.name if desc is None else desc,
         ) as running:
-            yield function, running
+            yield _Work(self, function, running, given)
         if moved := moved_attributes(before, options.version, function, instance):
             log.warning(
                 "checkpoint %r: %s changes self.%s while it runs, which its results are taken to depend on: the next "
@@ -254,11 +407,10 @@ class _SyncFace(_Face[R]):
             CheckpointLocked: another process writes this checkpoint, or another pass is running.
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.
         """
-        with self._pass(items, options) as (function, running):
-            for _ in serial(function, running.items, running.admit, running.settle):
-                if running.verdict:
-                    break
-            return finish(running, return_exceptions=return_exceptions)
+        with self._pass(items, options) as work:
+            for _ in work.run():
+                pass
+            return finish(work.running, return_exceptions=return_exceptions)
 
     def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> Iterator[Outcome[R]]:
         """Yield an `Outcome` for each item as it completes, resumed ones included; `items` may be endless.
@@ -272,24 +424,26 @@ class _SyncFace(_Face[R]):
         Raises:
             TooManyErrors: as in `map`.
         """
-        with self._pass(items, options, collect=True) as (function, running):
-            for _ in serial(function, running.items, running.admit, running.settle):
+        with self._pass(items, options, collect=True) as work:
+            running = work.running
+            for _ in work.run():
                 yield from running.take()
-                raise_verdict(running)
+            yield from running.take()
+            raise_verdict(running)
             running.check_drawn()
 
 
-class _Dropping(AsyncIterator[V]):
+class _Dropping(AsyncIterator[T]):
     """An async generator whose resources are let go as soon as its consumer drops it.
 
     Dropped alone, it would be closed by its event loop, some time later: until then the checkpoint would be locked.
     """
 
-    def __init__(self, outcomes: AsyncGenerator[V, None], opened: ExitStack) -> None:
+    def __init__(self, outcomes: AsyncGenerator[T, None], opened: ExitStack) -> None:
         self._outcomes = outcomes
         self._opened = opened
 
-    async def __anext__(self) -> V:
+    async def __anext__(self) -> T:
         return await anext(self._outcomes)
 
     async def aclose(self) -> None:
@@ -315,11 +469,10 @@ class _AsyncFace(_Face[R]):
         self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
     ) -> Results[Any]:
         """The `map` of a plain function, awaited: ``await f.map(items)``."""
-        with self._pass(items, options) as (function, running):
-            async for _ in serial_async(function, running.items, running.admit, running.settle):
-                if running.verdict:
-                    break
-            return finish(running, return_exceptions=return_exceptions)
+        with self._pass(items, options, is_async=True) as work, ExitStack() as opened:
+            async for _ in work.run_async(opened):
+                pass
+            return finish(work.running, return_exceptions=return_exceptions)
 
     def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
         """The `stream` of a plain function: ``async for outcome in f.stream(items)``."""
@@ -330,11 +483,14 @@ class _AsyncFace(_Face[R]):
         self, opened: ExitStack, items: Iterable[Any], options: PassOptions
     ) -> AsyncGenerator[Outcome[R], None]:
         with opened:
-            function, running = opened.enter_context(self._pass(items, options, collect=True))
-            async for _ in serial_async(function, running.items, running.admit, running.settle):
+            work = opened.enter_context(self._pass(items, options, collect=True, is_async=True))
+            running = work.running
+            async for _ in work.run_async(opened):
                 for outcome in running.take():
                     yield outcome
-                raise_verdict(running)
+            for outcome in running.take():
+                yield outcome
+            raise_verdict(running)
             running.check_drawn()
 
 
@@ -422,45 +578,45 @@ class _OnInstance(_Face[R]):
         return (getattr, (self._self_instance, self.__wrapped__.__name__))
 
 
-class BoundCheckpointedFunction(_OnInstance[R], _SyncFace[R], _Bound[P, R], Generic[P, R]):
+class BoundCheckpointedFunction(_OnInstance[R], _SyncFace[R], _Bound[P, V], Generic[P, R, V]):
     """A plain decorated function, bound to an instance."""
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> V: ...
 
 
-class BoundAsyncCheckpointedFunction(_OnInstance[R], _AsyncFace[R], _Bound[P, R], Generic[P, R]):
+class BoundAsyncCheckpointedFunction(_OnInstance[R], _AsyncFace[R], _Bound[P, V], Generic[P, R, V]):
     """A decorated coroutine function, bound to an instance."""
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, V]: ...
 
 
-class CheckpointedFunction(_Unbound[R], _SyncFace[R], _Function[P, R], Generic[P, R]):
+class CheckpointedFunction(_Unbound[R], _SyncFace[R], _Function[P, V], Generic[P, R, V]):
     """What `checkpointed` makes of a function: it is called as ever, and has `.map` and its like."""
 
     __bound_function_wrapper__ = BoundCheckpointedFunction
 
-    def __init__(self, wrapped: Callable[P, R], options: Options, annotation: Any = None) -> None:
+    def __init__(self, wrapped: Callable[P, V], options: Options, annotation: Any = None) -> None:
         super().__init__(wrapped, _plain)
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> V: ...
 
         @overload
         def __get__(self, instance: None, owner: Any) -> Self: ...
         @overload
         def __get__(
-            self: CheckpointedFunction[Concatenate[Any, Q], R], instance: object, owner: Any
-        ) -> BoundCheckpointedFunction[Q, R]: ...
+            self: CheckpointedFunction[Concatenate[Any, Q], R, V], instance: object, owner: Any
+        ) -> BoundCheckpointedFunction[Q, R, V]: ...
         def __get__(self, instance: Any, owner: Any) -> Any: ...
 
 
-class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, R], Generic[P, R]):
+class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, V], Generic[P, R, V]):
     """What `checkpointed` makes of a coroutine function: `.map` is awaited."""
 
     __bound_function_wrapper__ = BoundAsyncCheckpointedFunction
@@ -471,14 +627,14 @@ class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, R], Gen
 
     if TYPE_CHECKING:
 
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, V]: ...
 
         @overload
         def __get__(self, instance: None, owner: Any) -> Self: ...
         @overload
         def __get__(
-            self: AsyncCheckpointedFunction[Concatenate[Any, Q], R], instance: object, owner: Any
-        ) -> BoundAsyncCheckpointedFunction[Q, R]: ...
+            self: AsyncCheckpointedFunction[Concatenate[Any, Q], R, V], instance: object, owner: Any
+        ) -> BoundAsyncCheckpointedFunction[Q, R, V]: ...
         def __get__(self, instance: Any, owner: Any) -> Any: ...
 
 
@@ -535,9 +691,43 @@ class _Decorator:
         _check(function)
         kind = AsyncCheckpointedFunction if _is_async(_inner(function)) else CheckpointedFunction
         # Classes that are local to the decorating function have no other place where their names could be looked up.
-        return kind(function, self._options, return_annotation(function, sys._getframe(1).f_locals))
+        annotation = return_annotation(function, sys._getframe(1).f_locals)
+        return kind(function, self._options, annotation)
 
 
+if TYPE_CHECKING:
+
+    class _BatchDecorator:
+        """The same with `batch_size`: the function takes a list, and a result is one of the list that it returns."""
+
+        @overload
+        def __call__(
+            self, function: Callable[P, Coroutine[Any, Any, Sequence[R]]], /
+        ) -> AsyncCheckpointedFunction[P, R, Sequence[R]]: ...
+        @overload
+        def __call__(self, function: Callable[P, Sequence[R]], /) -> CheckpointedFunction[P, R, Sequence[R]]: ...
+        def __call__(self, function: Any, /) -> Any: ...
+
+
+class _Arguments(TypedDict, total=False):
+    """What `checkpointed` takes besides the name and `batch_size`."""
+
+    key: str | KeyFunction | None
+    checkpoint_dir: str | os.PathLike[str] | None
+    version: Any
+    on_change: OnChange | None
+    retry: int | Retry | None
+    rate: str | Rate | Sequence[str | Rate] | None
+    timeout: float | None
+    validate: Callable[[Any], Any] | None
+    durability: Durability
+    result_type: Any
+
+
+@overload
+def checkpointed(name: str, *, batch_size: None = None, **options: Unpack[_Arguments]) -> _Decorator: ...
+@overload
+def checkpointed(name: str, *, batch_size: int, **options: Unpack[_Arguments]) -> _BatchDecorator: ...
 def checkpointed(
     name: str,
     *,
@@ -545,9 +735,14 @@ def checkpointed(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     version: Any = None,
     on_change: OnChange | None = None,
+    batch_size: int | None = None,
+    retry: int | Retry | None = None,
+    rate: str | Rate | Sequence[str | Rate] | None = None,
+    timeout: float | None = None,
+    validate: Callable[[Any], Any] | None = None,
     durability: Durability = "process",
     result_type: Any = None,
-) -> _Decorator:
+) -> Any:
     """Make a per-item function a resumable mapper: the function stays as it is, and gets `.map`.
 
     Args:
@@ -559,9 +754,18 @@ def checkpointed(
             function of the bound instance that returns one. A method's default is its instance's JSON-like attributes.
         on_change: what to do where the item of a known key has changed: "keep" its result (default; it is said),
             "recompute" it, or "error".
+        batch_size: the function takes a list of at most so many items, and returns a list with one value for each. Each
+            is a result, or has failed, by itself; a batch that fails is tried again item by item. Default: one item.
+        retry: how many attempts a call gets, the first included, or a `Retry`. Default: one.
+        rate: how many calls may start in a span of time: "500/min", a `Rate`, or several of these. Default: any.
+        timeout: seconds that a call may take: coroutines are cancelled, processes killed. On threads, where nothing can
+            be stopped, `map` refuses it. Default: any.
+        validate: a function of the value that returns False or raises where the value is no result (empty, refused, cut
+            short): the item has failed then. Values that are saved already are not validated again.
         durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
             every record.
-        result_type: an annotation that names classes to rebuild; default the function's return annotation.
+        result_type: an annotation that names classes to rebuild; default the function's return annotation, of a
+            function of batches that of its list's elements.
 
     Raises:
         InvalidName, InvalidOption: an argument is wrong.
@@ -576,7 +780,20 @@ def checkpointed(
         >>> square(4)
         16
     """
-    return _Decorator(Options(name, key, checkpoint_dir, version, on_change, durability, result_type))
+    return _Decorator(
+        Options(
+            name, key, checkpoint_dir, version, on_change, batch_size, retry, rate, timeout, validate, durability,
+            result_type,
+        )
+    )  # fmt: skip
+
+
+def _element(annotation: Any) -> Any:
+    """The annotation of a list's elements."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _element(arguments[0])
+    return arguments[0] if arguments else None
 
 
 def _inner(function: Any) -> Any:

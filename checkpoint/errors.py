@@ -13,6 +13,11 @@
     ├── DamagedRecord        ValueError       a record whose bytes are not those that were written
     ├── StoreClosed          ValueError       used after close()
     ├── StoreForked          RuntimeError     a forked child used its parent's open checkpoint
+    ├── RefusedValue         ValueError       `validate` refused what the function returned
+    ├── WorkerDied           RuntimeError     an item killed the worker process that ran it, time and again
+    ├── BrokenWorkers        RuntimeError     worker processes could not start, or a given executor broke
+    ├── UnguardedMain        RuntimeError     a worker that imports the main module came upon a map
+    ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
     │   └── JournalLost      OSError          a journal was cut, deleted or replaced while open
@@ -33,10 +38,12 @@ if TYPE_CHECKING:
     from typing import Self
 
 __all__ = [
+    "BrokenWorkers",
     "CheckpointError",
     "CheckpointLocked",
     "DamagedRecord",
     "DuplicateKey",
+    "ExtraNeeded",
     "InputChanged",
     "InvalidFunction",
     "InvalidKey",
@@ -45,13 +52,16 @@ __all__ = [
     "ItemError",
     "ItemsFailed",
     "JournalLost",
+    "RefusedValue",
     "StoreClosed",
     "StoreError",
     "StoreForked",
     "TooManyErrors",
     "UnbuildableValue",
     "UnencodableValue",
+    "UnguardedMain",
     "VersionNeeded",
+    "WorkerDied",
     "plural",
     "quote",
     "quote_error",
@@ -182,6 +192,28 @@ class StoreClosed(CheckpointError, ValueError):
 
 class StoreForked(CheckpointError, RuntimeError):
     """A forked child cannot write through what its parent opened."""
+
+
+class RefusedValue(CheckpointError, ValueError):
+    """`validate` returned False for what the function returned: it is a failure, and not a result."""
+
+
+class WorkerDied(CheckpointError, RuntimeError):
+    """An item's worker process died each time the item was run. `.exitcode` is the last one: −9 for SIGKILL."""
+
+    exitcode: int | None = None
+
+
+class BrokenWorkers(CheckpointError, RuntimeError):
+    """Workers are gone or could not start; what they were at is not marked as failed, and runs again next time."""
+
+
+class UnguardedMain(CheckpointError, RuntimeError):
+    """A worker process imports the main module, and that runs a map: put it under ``if __name__ == "__main__":``."""
+
+
+class ExtraNeeded(CheckpointError, ImportError):
+    """What was asked for needs a package that is not installed; the message names the extra that brings it."""
 
 
 class StoreError(CheckpointError, OSError):

@@ -6,7 +6,7 @@ An *item* is the user's; its *key* identifies it; a *unit* is what one call work
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 __all__ = ["Done", "Failure", "Outcome", "Success", "Unit", "describe_exception"]
@@ -25,7 +25,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """The function returned `value` after `elapsed` seconds, at the `attempts`-th attempt."""
+    """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt."""
 
     value: Any
     elapsed: float | None = None
@@ -40,8 +40,8 @@ class Failure:
         message: `str(exception)`.
         type: the exception's type name, qualified unless it is a builtin.
         traceback: plain text: file, line and code; never locals or arguments.
-        elapsed: seconds.
-        attempts: how many calls were made.
+        elapsed: seconds that the last call took; of a batch, an item's share.
+        attempts: how many calls were made; those that only told to come again later (Retry-After) do not count.
     """
 
     message: str
@@ -50,6 +50,14 @@ class Failure:
     elapsed: float | None = None
     attempts: int | None = None
     exception: BaseException | None = field(default=None, compare=False)
+
+    def counted(self, attempts: int) -> Failure:
+        """The same, after so many attempts."""
+        return replace(self, attempts=attempts)
+
+    def without_exception(self) -> Failure:
+        """The same, in plain text only."""
+        return replace(self, exception=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,19 @@
 """The meeting of what is on disk and what is run: admit → engine → settle, told once.
 
 A pass is one run over items. `admit` decides which of them are run; `settle` saves what finished. Both are plain and
-synchronous, and nothing else of a pass touches disk or bar. What finished is on disk before anyone sees it.
+synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
+remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Mapping, Sized
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -79,7 +82,9 @@ class Pass:
         desc: str | None = None,
     ) -> None:
         self.records = records
+        self.name = records.name
         self._store = records.store
+        self._lock = threading.Lock()
         self._version = records.version
         # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
         self.items = list(items) if type(items) is list else items
@@ -94,6 +99,7 @@ class Pass:
         self.completed = 0
         self.errors = ErrorCount(limit or ErrorLimit())
         self.failures: list[Exception] = []
+        self._handled = sys.exception()
         self.keys: list[Key] = []
         self._one_shot = _is_one_shot(items)
         self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
@@ -109,7 +115,9 @@ class Pass:
         self.kept_aside: list[Key] = []
         self._made: set[Key] = set()  # settled in this pass, well or not
         self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
-        self._outcomes: list[Outcome[Any]] = []
+        self._waiting: dict[Key, list[Any]] = {}  # items that wait for their equal, which runs
+        self._owed: list[_End] = []  # what finished and is not on disk yet
+        self._outcomes: deque[Outcome[Any]] = deque()
 
     # before anything is paid for
 
@@ -247,6 +255,10 @@ class Pass:
             InvalidKey, DuplicateKey, InputChanged: for input that could not be keyed first.
             CheckpointLocked, StoreError: it could not be saved, so it is not run.
         """
+        with self._lock:
+            return self._admit(item)
+
+    def _admit(self, item: Any) -> Unit | None:
         place = self.drawn
         self.drawn += 1
         key = self._draw(place, item) if place >= len(self.keys) else self._expected(place, item)
@@ -254,6 +266,7 @@ class Pass:
             self._stands(item, key)
             return None
         if key in self._running:
+            self._waiting.setdefault(key, []).append(item)
             return None
         found = self._store.results.find(self._version, key)
         if found is None or key in self._redo:
@@ -385,18 +398,42 @@ class Pass:
         """Save what finished, all under one write and one sync, then count it.
 
         Raises:
-            StoreError: it could not be saved, at a second try either; `.unsaved` holds the values.
+            StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
-        ends = [self._encoded(done) for done in finished]
-        store = self._store
-        made = [end for end in ends if end.raw is not None]
-        self._append(store.results, made, {end.done.unit.key: end.value for end in made})
-        self._append(store.errors, [end for end in ends if end.raw is None and end.refused is None], {})
-        for end in ends:
-            if end.refused is not None:
-                end = self._kept_aside(end, end.refused)
-            value = self.records.decode(end.raw) if self._collect and end.raw is not None else None
-            self._count(end.done, value, end.raw is not None)
+        self._owed += map(self._encoded, finished)
+        owed = self._owed
+        try:
+            self._save(self._store.results, [end for end in owed if end.raw is not None])
+            self._save(self._store.errors, [end for end in owed if end.raw is None and end.refused is None])
+            for end in [end for end in owed if end.refused is not None]:
+                self._keep_aside(end)
+        except StoreError as error:
+            error.unsaved = {end.done.unit.key: end.value for end in self._owed if end.has_value}
+            raise
+
+    def _save(self, shelf: Shelf, ends: list[_End]) -> None:
+        entries = [end.entry for end in ends if end.entry is not None]
+        if entries:
+            self._store.append(shelf, entries, durable=self.records.power)
+            self._settled(ends)
+
+    def _keep_aside(self, end: _End) -> None:
+        """Its value cannot be encoded: it is put aside, and the item is a failure."""
+        unit, outcome = end.done.unit, end.done.outcome
+        assert end.refused is not None
+        refused = self.records.keep_aside(unit.key, end.value, unit.digest, end.refused)
+        failure = Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
+        self._settled([end], failure)
+
+    def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
+        """They are on disk, as they ended or as that failure: count them, and let those see them who wait."""
+        decode = self.records.decode
+        values = [decode(end.raw) if self._collect and end.raw is not None else None for end in ends]
+        gone = set(map(id, ends))
+        with self._lock:
+            self._owed = [end for end in self._owed if id(end) not in gone]
+            for end, value in zip(ends, values, strict=True):
+                self._count(end.done.unit, failure or end.done.outcome, value)
 
     def _encoded(self, done: Done) -> _End:
         unit, outcome, records = done.unit, done.outcome, self.records
@@ -409,48 +446,33 @@ class Pass:
         entry = records.result_entry(unit.key, raw, unit.digest, outcome.elapsed, outcome.attempts)
         return _End(done, entry, raw)
 
-    def _kept_aside(self, end: _End, error: UnencodableValue) -> _End:
-        """The end as a failure: its value cannot be encoded, and was put aside."""
-        unit, outcome = end.done.unit, end.done.outcome
-        try:
-            refused = self.records.keep_aside(unit.key, end.value, unit.digest, error)
-        except StoreError:
-            refused = self.records.keep_aside(unit.key, end.value, unit.digest, error)
-        failure = Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
-        return _End(Done(unit, failure), None)
-
-    def _append(self, shelf: Shelf, ends: list[_End], values: Mapping[Key, Any]) -> None:
-        """Append their records under one write and one sync, at a second try if need be."""
-        entries = [end.entry for end in ends if end.entry is not None]
-        if not entries:
-            return
-        power = self.records.power
-        try:
-            self._store.append(shelf, entries, durable=power)
-        except StoreError:
-            try:
-                self._store.append(shelf, entries, durable=power)
-            except StoreError as error:
-                error.unsaved = values
-                raise
-
-    def _count(self, done: Done, value: Any, succeeded: bool) -> None:
-        unit, outcome = done.unit, done.outcome
+    def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         key = unit.key
         self._running.pop(key, None)
         self._redo.discard(key)
         self._made.add(key)
         error: Exception | None = None
-        if succeeded:
+        if isinstance(outcome, Success):
             self.completed += 1
             self.errors.succeeded()
         else:
-            assert isinstance(outcome, Failure)
             error = self._failure(key, outcome)
         if self._bar is not None:
             self._bar.update(1, self.errors.failed)
         if self._collect:
             self._outcomes.append(Outcome(unit.item, key, value, error, "fresh"))
+        if key in self._waiting:
+            self._count_equals(key, value, error)
+
+    def _count_equals(self, key: Key, value: Any, error: Exception | None) -> None:
+        """What waited for its equal shares its end."""
+        for item in self._waiting.pop(key):
+            if error is None:
+                self._skipped(1)
+            elif self._bar is not None:
+                self._bar.skip(1)
+            if self._collect:
+                self._outcomes.append(Outcome(item, key, value, error, "fresh"))
 
     def _failure(self, key: Key, failure: Failure) -> Exception:
         """Count it; the first ones are kept as they were raised, without the frames that hold the user's data."""
@@ -460,17 +482,18 @@ class Pass:
         self.errors.fail(failure.type or "error", unencodable=unencodable)
         if not isinstance(exception, Exception):
             exception = self.error_of(key)
-        _let_go_of_frames(exception)
+        _let_go_of_frames(exception, self._handled)
         if len(self.failures) < _FIRST:
             if failure.traceback and all(exception is not other for other in self.failures):
                 _add_note(exception, f"item {quote(key)}\n{_places_of(failure.traceback)}".rstrip())
             self.failures.append(exception)
         return exception
 
-    def take(self) -> list[Outcome[Any]]:
-        """The outcomes since the last time, for `stream`."""
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
+    def take(self) -> Iterator[Outcome[Any]]:
+        """The outcomes that nobody has taken yet, for `stream`."""
+        outcomes = self._outcomes
+        while outcomes:
+            yield outcomes.popleft()
 
     # by hand
 
@@ -480,21 +503,23 @@ class Pass:
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
         """`save_result` or `save_error` was called for the key."""
-        handed_out = self._running.pop(key, None) is not None
-        if not handed_out and (failed or key not in self._failed):
-            return
-        self._redo.discard(key)
-        self._made.add(key)
-        if failed:
-            self._failed.add(key)
-            self.errors.fail("error")
-            return
-        self.completed += 1
-        if key in self._failed:
-            self._failed.discard(key)
-            self.errors.retire("error")
-        else:
-            self.errors.succeeded()
+        with self._lock:
+            handed_out = self._running.pop(key, None) is not None
+            equals = len(self._waiting.pop(key, ()))
+            if not handed_out and (failed or key not in self._failed):
+                return
+            self._redo.discard(key)
+            self._made.add(key)
+            if failed:
+                self._failed.add(key)
+                self.errors.fail("error")
+                return
+            self.completed += 1 + equals
+            if key in self._failed:
+                self._failed.discard(key)
+                self.errors.retire("error")
+            else:
+                self.errors.succeeded()
 
     def moved_on(self) -> None:
         """The next item is asked for."""
@@ -559,7 +584,7 @@ class Pass:
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
                      f"{self.completed:,}" + (f" of {self.total:,}" if self.total is not None else ""))  # fmt: skip
-        self.items, self._seen, self._kept, self.keys = (), {}, {}, []
+        self.items, self._seen, self._kept, self.keys, self._handled = (), {}, {}, [], None
 
 
 NOT_RUN: Final = -(1 << 63)
@@ -573,6 +598,10 @@ class _End(NamedTuple):
     entry: Entry | None
     raw: bytes | None = None
     refused: UnencodableValue | None = None
+
+    @property
+    def has_value(self) -> bool:
+        return isinstance(self.done.outcome, Success)
 
     @property
     def value(self) -> Any:
@@ -603,12 +632,12 @@ def _places_of(traceback: str) -> str:
     return "\n".join(frames) if alone else traceback
 
 
-def _let_go_of_frames(exception: BaseException) -> None:
+def _let_go_of_frames(exception: BaseException, handled: BaseException | None) -> None:
     """Drop the frames of the exception and of all that it leads to: they hold the user's data.
 
     We do not touch the exception that the caller is handling, which is the context of whatever is raised meanwhile.
     """
-    seen = {id(sys.exception())}
+    seen = {id(handled)}
     todo: list[BaseException | None] = [exception]
     while todo:
         one = todo.pop()

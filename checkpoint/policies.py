@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+import random
+import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple, get_args
 
+from checkpoint import clock
 from checkpoint.errors import InvalidOption, quote
 
-__all__ = ["Durability", "ErrorCount", "ErrorLimit", "OnChange", "check_choice"]
+__all__ = [
+    "Again",
+    "Durability",
+    "ErrorCount",
+    "ErrorLimit",
+    "OnChange",
+    "Rate",
+    "Retry",
+    "check_choice",
+    "check_count",
+    "check_seconds",
+    "check_validate",
+    "rates_of",
+    "retry_of",
+]
 
 Durability = Literal["process", "power"]
 OnChange = Literal["keep", "recompute", "error"]
@@ -21,6 +42,274 @@ def check_choice(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise InvalidOption(f"{name} is {quote(value)}; it is one of {', '.join(map(repr, allowed))}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `InvalidOption` unless the value is None or an int of 1 or more."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InvalidOption(f"{name} is {quote(value)}; give an int of 1 or more")
+
+
+def check_seconds(name: str, value: object, *, positive: bool = False) -> None:
+    """Raise `InvalidOption` unless the value is a number of seconds: 0 or more, or more than 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value > 0 if positive else value >= 0):  # type: ignore[operator]
+        raise InvalidOption(f"{name} is {quote(value)}; give a number of seconds{' above 0' if positive else ''}")
+
+
+def check_validate(validate: object) -> None:
+    """Raise `InvalidOption` unless it is None or a plain function."""
+    if validate is None:
+        return
+    if not callable(validate) or inspect.iscoroutinefunction(validate):
+        raise InvalidOption(
+            f"validate is {quote(validate)}; give a plain function of the value, which returns False or raises where "
+            "the value is no result"
+        )
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+_RETRIED = frozenset([408, 409, 429, *range(500, 600)])
+_PAUSING = frozenset([429, 503])
+
+
+class Again(NamedTuple):
+    """An exception says that the call may be made once more.
+
+    Attributes:
+        after: in so many seconds, by its Retry-After; None where it has none.
+        pause: whether nothing else is to be called until then.
+    """
+
+    after: float | None = None
+    pause: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Which failures are tried again, how often, and after how long. It never makes a worker wait.
+
+    The wait before attempt n + 1 is exponential with full jitter: a random part of ``wait * 2 ** (n - 1)`` seconds, at
+    most of `max_wait` (Brooker, "Exponential Backoff And Jitter", AWS 2015). An exception that carries a Retry-After,
+    as ``.retry_after``, ``.headers`` or ``.response.headers``, is tried again after that time, and this costs no
+    attempt; when its HTTP status is 429 or 503 nothing else is called until then. After ten such waits without a
+    success in between, or 15 minutes of them, it counts as any other failure.
+
+    Args:
+        attempts: how many calls there are at most, the first included.
+        on: exception types that are tried again besides HTTP 408, 409, 429 and 5xx; or a function of the exception that
+            decides alone. Default: OSError and TimeoutError, also as the explicit cause (``raise … from``) of another
+            exception, unless an HTTP status tells otherwise.
+        wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
+        max_wait: seconds.
+
+    Raises:
+        InvalidOption: an argument is wrong.
+
+    Example:
+        >>> Retry(attempts=5, on=(ConnectionError, TimeoutError), wait=0.5, max_wait=30).attempts
+        5
+    """
+
+    attempts: int = 3
+    on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], object] | None = None
+    wait: float | Callable[[int], float] = 1.0
+    max_wait: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.attempts is None:
+            raise InvalidOption("attempts is None; give an int of 1 or more")
+        check_count("attempts", self.attempts)
+        check_seconds("max_wait", self.max_wait)
+        if not callable(self.wait):
+            check_seconds("wait", self.wait)
+        if self.on is None or _are_types(self.on):
+            return
+        if isinstance(self.on, (type, tuple, list)) or not callable(self.on):
+            raise InvalidOption(
+                f"Retry's on is {quote(self.on)}; give exception types, such as on=(ConnectionError, TimeoutError), or "
+                "a function of the exception"
+            )
+
+    def judge(self, exception: Exception) -> Again | None:
+        """Whether the exception is one to try again after, and what it says of when."""
+        status, after = _status_of(exception), _retry_after_of(exception)
+        chosen = self._is_chosen(exception, status)
+        if after is not None and (chosen or not _decides(self.on)):
+            return Again(after, status in _PAUSING)
+        return Again() if chosen else None
+
+    def _is_chosen(self, exception: Exception, status: int | None) -> bool:
+        if _decides(self.on):
+            return bool(self.on(exception))  # type: ignore[operator,misc]
+        if status is not None:
+            return status in _RETRIED
+        if self.on is not None:
+            return isinstance(exception, self.on)  # type: ignore[arg-type]
+        return any(isinstance(one, OSError) for one in _with_causes(exception))  # TimeoutError is one
+
+    def delay(self, made: int) -> float:
+        """Seconds to wait after so many attempts were made."""
+        if callable(self.wait):
+            return max(0.0, float(self.wait(made)))
+        return random.uniform(0.0, min(self.max_wait, self.wait * 2.0 ** min(made - 1, 64)))
+
+
+def retry_of(given: int | Retry | None) -> Retry | None:
+    """The policy that the `retry` option names.
+
+    Raises:
+        InvalidOption: it names none.
+    """
+    if given is None or isinstance(given, Retry):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InvalidOption(f"retry is {quote(given)}; give the number of attempts (retry=3), or Retry(attempts=3, …)")
+    return Retry(given)
+
+
+def _are_types(on: object) -> bool:
+    kinds = on if isinstance(on, tuple) else (on,)
+    return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+
+
+def _decides(on: object) -> bool:
+    return on is not None and not _are_types(on)
+
+
+def _with_causes(exception: BaseException) -> Iterable[BaseException]:
+    """The exception and what it was raised from: clients wrap the operating system's errors in their own."""
+    seen: set[int] = set()
+    one: BaseException | None = exception
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__
+
+
+def _asked(thing: object, name: str) -> Any:
+    """An attribute, or None; a property of somebody's exception may raise anything."""
+    try:
+        return getattr(thing, name, None)
+    except Exception:
+        return None
+
+
+def _status_of(exception: BaseException) -> int | None:
+    """The HTTP status that the exception tells, as requests, httpx, aiohttp, urllib, openai and others do."""
+    response = _asked(exception, "response")
+    for thing, name in (
+        (exception, "status_code"),
+        (response, "status_code"),
+        (exception, "status"),
+        (response, "status"),
+        (exception, "code"),
+    ):
+        status = _asked(thing, name)
+        if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
+            return int(status)
+    return None
+
+
+def _retry_after_of(exception: BaseException) -> float | None:
+    """The seconds of its Retry-After: a number, or an HTTP date (RFC 9110, section 10.2.3)."""
+    told = _asked(exception, "retry_after")
+    if told is None:
+        for thing in (_asked(exception, "response"), exception):
+            headers = _asked(thing, "headers")
+            try:
+                told = next((headers[name] for name in ("retry-after", "Retry-After") if name in headers), None)
+            except Exception:  # headers of any kind, or none
+                told = None
+            if told is not None:
+                break
+    if isinstance(told, timedelta):
+        told = told.total_seconds()
+    if isinstance(told, str):
+        told = _seconds_of(told)
+    if isinstance(told, bool) or not isinstance(told, (int, float)) or not math.isfinite(told):
+        return None
+    return max(0.0, float(told))
+
+
+def _seconds_of(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    import email.utils  # only here: it takes longer to import than all of this package
+
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() - clock.now()
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+# --- rates -----------------------------------------------------------------------------------------------------------
+
+_UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0,
+          "d": 86400.0, "day": 86400.0}  # fmt: skip
+_RATE = re.compile(r"\s*([\d_,]*\.?\d+)\s*(?:/|per)\s*([a-z]+?)s?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """In no span of `per` seconds do calls start whose costs add up to more than `limit`; retries count.
+
+    Args:
+        limit: calls, or whatever `cost` counts (tokens …).
+        per: seconds.
+        cost: what one item costs, as a function of it; default 1 a call. A batch costs the sum of its items.
+
+    Raises:
+        InvalidOption: an argument is wrong.
+
+    Example:
+        >>> rate = [Rate(500, per=60), Rate(200_000, per=60, cost=lambda doc: len(doc["text"]) / 4)]
+        >>> rate[0] == Rate(500)
+        True
+    """
+
+    limit: float
+    per: float = 60.0
+    cost: Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.limit, (int, float)) and not isinstance(self.limit, bool)
+        if not number or not 0 < self.limit < math.inf or (self.cost is None and self.limit < 1):
+            hint = "; for less than one call, make `per` longer" if number and 0 < self.limit < 1 else ""
+            raise InvalidOption(f"a rate's limit is {quote(self.limit)}; give a number of 1 or more{hint}")
+        check_seconds("a rate's per", self.per, positive=True)
+        if self.cost is not None and not callable(self.cost):
+            raise InvalidOption(f"a rate's cost is {quote(self.cost)}; give a function of the item")
+
+
+def rates_of(given: str | Rate | Iterable[str | Rate] | None) -> tuple[Rate, ...]:
+    """The policies that the `rate` option names: "500/min", a `Rate`, or several of these.
+
+    Raises:
+        InvalidOption: it names none.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, (str, Rate)):
+        given = (given,)
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, (str, Rate)) for one in given):
+        raise InvalidOption(f'rate is {quote(given)}; give "500/min", Rate(500, per=60), or a list of several')
+    return tuple([one if isinstance(one, Rate) else _parsed(one) for one in given])
+
+
+def _parsed(text: str) -> Rate:
+    found = _RATE.fullmatch(text)
+    per = _UNITS.get(found[2].lower()) if found else None
+    if found is None or per is None:
+        raise InvalidOption(f'rate is {quote(text)}; write "500/min", with s, min, h or day, or Rate(500, per=60)')
+    limit = float(found[1].replace(",", "").replace("_", ""))
+    return Rate(int(limit) if limit.is_integer() else limit, per)
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

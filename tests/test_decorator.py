@@ -254,7 +254,7 @@ def test_one_item_may_stand_in_any_shape_of_one_argument() -> None:
 def test_a_bare_decorator_is_told_to_take_a_name() -> None:
     """`@checkpointed` without one."""
     with pytest.raises(InvalidName, match=r"write @checkpointed\("):
-        checkpointed(raw)  # type: ignore[arg-type]
+        checkpointed(raw)  # type: ignore[call-overload]
 
 
 OPTIONS = [

@@ -33,7 +33,7 @@ PARTS: dict[str, Any] = {
     "key": ("a", 1), "places": (0, 3), "keys": [1, 2], "where": "result[0]", "cls": int, "path": "x_results.jsonl",
     "line": 3, "offset": 120, "why": "checksum", "errno": 28, "strerror": "full", "filename": "x", "pid": 7,
     "host": "h", "since": "2026", "intact": 5, "type": "ValueError", "message": "odd", "traceback": "…", "attempts": 2,
-    "name": "../x",
+    "name": "../x", "exitcode": -9,
 }  # fmt: skip
 PLAIN = [cls for cls in CLASSES if not issubclass(cls, ItemsFailed)]
 
@@ -192,7 +192,7 @@ def test_no_message_quotes_more_than_200_characters_of_an_item(tmp_path: Path, m
         lambda: f.map([{"no": big}]),
         lambda: g.map([{"id": big, "x": 2}]),
         lambda: checkpointed(big),
-        lambda: checkpointed("n", key=[big]),  # type: ignore[arg-type]
+        lambda: checkpointed("n", key=[big]),  # type: ignore[call-overload]
         lambda: f.map([{"id": Noisy()}]),
         lambda: f.map([1], bogus=big),
         lambda: f.map([1], max_errors=big),

@@ -72,7 +72,7 @@ class Mapper:
             return run(item)
 
         class Holder:
-            @checkpointed(name, **options)
+            @checkpointed(name, **options)  # type: ignore[untyped-decorator]  # options of any kind
             def method(self, item: Any) -> Any:
                 return run(item)
 

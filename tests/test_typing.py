@@ -15,7 +15,8 @@ import pytest
 import checkpoint
 
 PRELUDE = """\
-from checkpoint import Results, checkpointed
+from collections.abc import Sequence
+from checkpoint import CheckpointedFunction, Rate, Results, Retry, checkpointed
 
 class Summary: ...
 
@@ -27,7 +28,19 @@ def f(doc: dict[str, str], strict: bool = False) -> Summary:
 async def af(n: int) -> str:
     return str(n)
 
+@checkpointed("batch", batch_size=8, retry=Retry(5), rate=["9/s", Rate(9)], validate=bool)
+def bf(docs: list[int]) -> list[float]:
+    return []
+
+@checkpointed("abatch", batch_size=8)
+async def abf(docs: list[int]) -> list[float]:
+    return []
+
 class Scorer:
+    @checkpointed("bmethod", batch_size=2)
+    def scores(self, texts: list[str]) -> list[float]:
+        return []
+
     @checkpointed("method")
     def score(self, text: str) -> float:
         return 0.5
@@ -46,6 +59,7 @@ class Scorer:
     def plain(text: str) -> bytes:
         return b""
 
+annotated: CheckpointedFunction[[dict[str, str], bool], Summary]
 docs: list[dict[str, str]] = []
 scorer = Scorer()
 async def main() -> None:
@@ -73,6 +87,13 @@ REVEALED = [
     ("await scorer.ascore.map(['x'])", "Results[float]", "a coroutine method"),
     ("Scorer.make.map(['x'])", "Results[int]", "a class method"),
     ("Scorer.plain.map(['x'])", "Results[bytes]", "a static method"),
+    ("f.map(docs, workers=8, executor='processes', chunksize=64, grace=5)", "Results[Summary]", "engines are known"),
+    ("bf([1])", "Sequence[float]", "a function of batches is called with a list"),
+    ("bf.map([1])", "Results[float]", "and its results are those of items"),
+    ("next(bf.stream([1])).value", "float | None", "in a stream too"),
+    ("await abf.map([1])", "Results[float]", "a coroutine function of batches"),
+    ("await abf([1])", "Sequence[float]", "which is called with a list too"),
+    ("scorer.scores.map(['x'])", "Results[float]", "a method of batches"),
     ("checkpointed('lambda')(lambda n: 1).map([1])", "Results[int]", "a lambda"),
 ]
 WRONG = [
@@ -85,6 +106,9 @@ WRONG = [
     ("scorer.score(scorer, 'x')", "self is bound"),
     ("f.results['a'] = Summary()", "results are read only"),
     ("checkpointed('n', durability='often')", "a choice that is none"),
+    ("f.map(docs, executor='gpu')", "an executor that is none"),
+    ("checkpointed('n', retry='3')", "a policy that is none"),
+    ("checkpointed('n', batch_size=2)(len)", "a function of batches that returns no list"),
     ("checkpointed()", "a name is needed"),
     ("for _ in af.stream([1]): ...", "an asynchronous stream in a plain loop"),
     ("r: Results[str] = f.map(docs)", "results of another type"),

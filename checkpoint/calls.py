@@ -1,0 +1,355 @@
+"""One call of the user's function, wherever it is made: what comes back is an answer, and never an exception.
+
+A `Call` is what workers are given. Where it arrives by pickle, in another process, it answers in bytes that always can
+be read here: what cannot travel is replaced by what says so.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from checkpoint import clock
+from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidFunction, RefusedValue, quote, quote_error
+from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.policies import Again, Retry
+
+__all__ = ["Answer", "Call", "Failed", "Fatal", "Unreadable", "failed", "portable_bytes", "unpack"]
+
+
+class Failed(NamedTuple):
+    """The call raised, or its value was refused.
+
+    Attributes:
+        failure: what is recorded of it.
+        again: whether the exception says that it may be tried again, and when.
+    """
+
+    failure: Failure
+    again: Again | None = None
+
+
+class Fatal(NamedTuple):
+    """The call raised what is no Exception (SystemExit …): it ends the pass."""
+
+    exception: BaseException
+
+
+Answer = Any
+"""(value, elapsed) for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
+
+
+class Call:
+    """How the function is called.
+
+    Args:
+        function: it takes an item, or a list of items.
+        name: what it is called in messages.
+        batch_size: how many items it takes at most, in a list; None: one, and no list.
+        validate: False or an exception makes a value a failure.
+        retry: which exceptions say that the call may be made again.
+        timeout: seconds that a coroutine may take.
+        travels: what is pickled in the function's place, and arrives as it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        name: str = "the function",
+        *,
+        batch_size: int | None = None,
+        validate: Callable[[Any], Any] | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        travels: Any = None,
+    ) -> None:
+        self.function = function
+        self._travels = function if travels is None else travels
+        self.name = name
+        self.batch_size = batch_size
+        self.batch = batch_size is not None
+        self.timeout = timeout
+        self._validate = validate
+        self._retry = retry
+        self._plain = batch_size is None and validate is None
+        self._shipped: bytes | None = None
+
+    def one(self, given: Any) -> Answer:
+        """The answer for one item, or one batch."""
+        started = clock.perf_counter()
+        try:
+            value = self.function(given)
+            if not self._plain:
+                return self._checked(value, given, started)
+        except Exception as error:
+            return self.failed(error, clock.perf_counter() - started)
+        except BaseException as error:
+            return Fatal(error)
+        return (value, clock.perf_counter() - started)
+
+    def many(self, given: list[Any]) -> list[Answer]:
+        """The answers for several, one after the other; what comes after a `Fatal` one is not called."""
+        answers = []
+        for one in given:
+            answer = self.one(one)
+            answers.append(answer)
+            if type(answer) is Fatal:
+                break
+        return answers
+
+    async def awaited(self, given: Any) -> Answer:
+        """The answer of a coroutine function for one item, or one batch."""
+        started = clock.perf_counter()
+        try:
+            if self.timeout is None:
+                value = await self.function(given)
+            else:
+                value = await self._in_time(given)
+            if not self._plain:
+                return self._checked(value, given, started)
+        except Exception as error:
+            return self.failed(error, clock.perf_counter() - started)
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            if type(error).__name__ == "CancelledError":  # the function cancelled itself
+                return self.failed(error, clock.perf_counter() - started)
+            return Fatal(error)
+        return (value, clock.perf_counter() - started)
+
+    async def _in_time(self, given: Any) -> Any:
+        import asyncio
+
+        limit = asyncio.timeout(self.timeout)
+        try:
+            async with limit:
+                return await self.function(given)
+        except TimeoutError:
+            if limit.expired():
+                raise out_of_time(self.timeout) from None
+            raise
+
+    def failed(self, error: BaseException, elapsed: float | None = None, *, skip: int = 1) -> Failed:
+        """The answer of a call that raised; the first `skip` frames are ours."""
+        again = None
+        if self._retry is not None and isinstance(error, Exception):
+            try:
+                again = self._retry.judge(error)
+            except Exception as broken:  # the user's `on`
+                error = broken
+        return Failed(describe_exception(error, elapsed=elapsed, skip=skip), again)
+
+    def _checked(self, value: Any, given: Any, started: float) -> Answer:
+        elapsed = clock.perf_counter() - started
+        if not self.batch:
+            return self._validated(value, elapsed)
+        values = self._split(value, len(given))
+        return [self._validated(one, elapsed / len(given)) for one in values]
+
+    def _validated(self, value: Any, elapsed: float) -> Answer:
+        if self._validate is None:
+            return (value, elapsed)
+        try:
+            verdict = self._validate(value)
+            if verdict is not None and not verdict:
+                raise RefusedValue(f"validate returned {quote(verdict)} for {quote(value)}")
+        except Exception as error:
+            return self.failed(error, elapsed)
+        return (value, elapsed)
+
+    def _split(self, value: Any, count: int) -> list[Any]:
+        """The values of a batch, one for each item.
+
+        Raises:
+            InvalidFunction: there are more or fewer, or it is no list.
+        """
+        has_length = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+        if not has_length or isinstance(value, (str, bytes, bytearray, Mapping)):
+            raise InvalidFunction(
+                f"{self.name} was given a list of {count} items and returned {quote(value)}, a {type(value).__name__}; "
+                "with batch_size it returns a list with one value for each item"
+            )
+        if len(value) != count:
+            raise InvalidFunction(
+                f"{self.name} was given a list of {count} items and returned a list of {len(value)}; with batch_size "
+                "it returns one value for each item, in their order"
+            )
+        return list(value)
+
+    # travelling
+
+    def shipped(self) -> bytes:
+        """Its pickle; by cloudpickle where the standard one cannot.
+
+        Raises:
+            BrokenWorkers, ExtraNeeded: neither can.
+        """
+        if self._shipped is None:
+            self._shipped = portable_bytes(self._parts(), self.name)
+        return self._shipped
+
+    def shipped_whole(self) -> bytes:
+        """Its pickle with the code of __main__ taken along, for a worker that has not got it."""
+        return _cloudpickle(self._parts(), self.name)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return (self._travels, self.name, self.batch_size, self._validate, self._retry)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (arrived, (self.shipped(),))
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the task that runs was asked to end, and this is how it ends."""
+    import asyncio  # only here: who has no coroutines need not wait for it
+
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def out_of_time(timeout: float | None) -> TimeoutError:
+    """The error of a call that took too long."""
+    return TimeoutError(f"no result within {timeout:g} s, and the call was ended (timeout={timeout:g})")
+
+
+def failed(error: BaseException, again: Again | None = None) -> Failed:
+    """The answer for a call that could not be made, or not be brought back."""
+    return Failed(describe_exception(error), again)
+
+
+# --- to and from other processes -------------------------------------------------------------------------------------
+
+
+class Arrived:
+    """A call in another process: it answers in bytes."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def many(self, given: list[Any]) -> bytes:
+        """The answers, packed."""
+        return pack(self.call.many(given))
+
+
+@lru_cache(maxsize=4)
+def arrived(shipped: bytes) -> Arrived:
+    """What a shipped call becomes; it is built once a process."""
+    function, name, batch_size, validate, retry = pickle.loads(shipped)
+    return Arrived(Call(function, name, batch_size=batch_size, validate=validate, retry=retry))
+
+
+class Unreadable:
+    """Stands for a value that could not travel from its worker.
+
+    Attributes:
+        text: the value's repr, where the worker could not pickle it.
+        pickled: its pickle, where that could not be read here.
+    """
+
+    def __init__(self, text: str, pickled: bytes | None = None) -> None:
+        self.text, self.pickled = text, pickled
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def portable_bytes(value: Any, name: str) -> bytes:
+    """A pickle; by cloudpickle where the standard one cannot."""
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # pickling runs the value's own code
+        return _cloudpickle(value, name, error)
+
+
+def _cloudpickle(value: Any, name: str, why: Exception | None = None) -> bytes:
+    try:
+        import cloudpickle
+    except ImportError:
+        told = f": {quote_error(why)}" if why else ""
+        raise ExtraNeeded(
+            f"{name} cannot be sent to worker processes by the standard pickle{told}; install "
+            "checkpoint-map[processes], "
+            "which brings cloudpickle, or move it to the top level of an importable module",
+            name="cloudpickle",
+        ) from why
+    try:
+        return cloudpickle.dumps(value)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise BrokenWorkers(
+            f"{name} cannot be sent to worker processes: {quote_error(error)}; make what it refers to inside of it, or "
+            "use threads: leave executor= out"
+        ) from error
+
+
+def pack(answers: list[Answer]) -> bytes:
+    """Answers as bytes that can be read where they go."""
+    whole = [_portable(answer) for answer in answers]
+    try:
+        return pickle.dumps(whole, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return pickle.dumps([_packed(answer) for answer in whole], pickle.HIGHEST_PROTOCOL)
+
+
+class _Apart(NamedTuple):
+    """An answer whose value is pickled by itself."""
+
+    pickled: bytes
+    elapsed: float
+
+
+def _portable(answer: Answer) -> Answer:
+    if type(answer) is Failed:
+        failure, again = answer
+        if failure.exception is not None and not _travels(failure.exception):
+            answer = Failed(failure.without_exception(), again)
+    elif type(answer) is Fatal and not _travels(answer.exception):
+        answer = Fatal(SystemExit(f"the function raised {quote(answer.exception)}"))
+    elif type(answer) is list:
+        answer = [_portable(one) for one in answer]
+    return answer
+
+
+def _travels(exception: BaseException) -> bool:
+    """Whether it can be read where it goes: a class with arguments of its own often pickles, and does not unpickle."""
+    try:
+        return type(pickle.loads(pickle.dumps(exception))) is type(exception)
+    except Exception:
+        return False
+
+
+def _packed(answer: Answer) -> Answer:
+    if type(answer) is list:
+        return [_packed(one) for one in answer]
+    if type(answer) is not tuple:
+        return answer
+    value, elapsed = answer
+    try:
+        return _Apart(portable_bytes(value, "its result"), elapsed)
+    except Exception as error:
+        shown = f"<{quote(value)}, which its worker could not send: {quote_error(error.__cause__ or error)}>"
+        return (Unreadable(shown), elapsed)
+
+
+def unpack(packed: bytes | list[Answer]) -> list[Answer]:
+    """The answers that a worker gave, in bytes or as they are.
+
+    Raises:
+        Exception: whatever unpickling raises.
+    """
+    if isinstance(packed, list):
+        return packed
+    return [_unpacked(answer) for answer in pickle.loads(packed)]
+
+
+def _unpacked(answer: Answer) -> Answer:
+    if type(answer) is list:
+        return [_unpacked(one) for one in answer]
+    if type(answer) is not _Apart:
+        return answer
+    try:
+        return (pickle.loads(answer.pickled), answer.elapsed)
+    except Exception as error:
+        shown = f"<a result that cannot be unpickled here: {quote_error(error)}>"
+        return (Unreadable(shown, answer.pickled), answer.elapsed)

@@ -1,0 +1,114 @@
+"""SIGINT and SIGTERM during a pass: the first lets what runs finish, the second stops at once.
+
+Only in the main thread, and only over Python's default handlers (asyncio's own counts as one): who has set a handler
+keeps it. The handlers are put back in any case.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+__all__ = ["Interrupts"]
+
+log = logging.getLogger("checkpoint")
+_WATCHED = ("SIGINT", "SIGTERM")
+
+
+class Interrupts:
+    """A context in which signals are caught.
+
+    Args:
+        name: of the checkpoint.
+        grace: seconds between the first signal and what the second one would do.
+        wake: called when the first has come, from the handler: it must be as careful as one.
+        at_once: called in the place of raising at the second one; None: raise where the main thread is.
+
+    Attributes:
+        asked: whether the first one has come.
+        over: whether the second has, or the time is up.
+    """
+
+    def __init__(
+        self, name: str, grace: float, wake: Callable[[], None], at_once: Callable[[], object] | None = None
+    ) -> None:
+        self._name = name
+        self._grace = grace
+        self._wake = wake
+        self._at_once = at_once
+        self._before: dict[int, Any] = {}
+        self._signal = 0
+        self._ended = _thread.allocate_lock()
+        self.asked = False
+        self.over = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for name in _WATCHED:
+                number = getattr(signal, name, None)
+                before = signal.getsignal(number) if number is not None else None
+                if number is not None and _is_default(name, before):
+                    self._before[number] = before
+                    signal.signal(number, self._on_signal)
+        self._ended.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.release()
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, before)
+        self._before = {}
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.over or (self.asked and self._at_once is None):
+            self.over = True
+            raise self.as_exception()
+        self._signal = number
+        if self.asked:
+            self.over = True
+            assert self._at_once is not None
+            self._at_once()
+            return
+        self.asked = True
+        # Not `threading.Thread`: it takes locks that the interrupted code may hold.
+        _thread.start_new_thread(self._count_down, (number,))
+        self._wake()
+
+    def as_exception(self) -> BaseException:
+        """What a pass that was interrupted raises."""
+        if self._signal == getattr(signal, "SIGTERM", None):
+            return SystemExit(128 + self._signal)
+        return KeyboardInterrupt()
+
+    def _count_down(self, number: int) -> None:
+        again = "Ctrl-C again" if number == signal.SIGINT else f"a second {signal.Signals(number).name}"
+        log.warning(
+            "checkpoint %r: stopping: what runs may finish within %g s, and is saved; %s stops at once",
+            self._name, self._grace, again,
+        )  # fmt: skip
+        if not self._ended.acquire(timeout=min(self._grace, threading.TIMEOUT_MAX)):
+            _signal_main_thread(number)
+        else:
+            self._ended.release()
+
+
+def _signal_main_thread(number: int) -> None:
+    if hasattr(signal, "pthread_kill"):
+        ident = threading.main_thread().ident
+        assert ident is not None
+        signal.pthread_kill(ident, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
+
+
+def _is_default(name: str, handler: Any) -> bool:
+    if handler is (signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL):
+        return True
+    method = getattr(handler, "func", None)  # asyncio.run sets a partial of its runner's method
+    return getattr(method, "__name__", "") == "_on_sigint" and getattr(method, "__module__", "") == "asyncio.runners"

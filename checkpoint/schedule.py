@@ -1,0 +1,259 @@
+"""When the next call may start: retries that wait, permits of rates, and pauses. What changes during a pass is here.
+
+A waiting item is an entry in a heap, never a worker that sleeps. Nothing here waits: whoever drives asks `take`, and
+how long until asking again makes sense. It is not shared between threads without a lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+from checkpoint import clock
+from checkpoint.errors import InvalidOption, quote
+from checkpoint.outcomes import Unit
+from checkpoint.policies import Again, Rate, Retry
+
+__all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedule"]
+
+MOST_WAITS = 10
+"""So many waits for a Retry-After, without a success between them, are taken as no attempt."""
+
+PATIENCE = 15 * 60.0
+"""Seconds of such waits."""
+
+MOST_LATER = 32
+"""Retries that may wait, besides as many as there are workers, before nothing else is begun."""
+
+
+class Attempt:
+    """One call to be made, and what became of it so far: an item, or a batch of them.
+
+    Attributes:
+        units: what it works on.
+        made: how many attempts were made that count.
+        deaths: how many workers died of it.
+        alone: it travels alone, since something died or broke of it and others.
+        began: when the last call was let go, on the monotonic clock.
+    """
+
+    __slots__ = ("alone", "began", "costs", "deaths", "made", "units")
+
+    def __init__(self, units: list[Unit], *, alone: bool = False) -> None:
+        self.units = units
+        self.made = 0
+        self.deaths = 0
+        self.alone = alone
+        self.began = 0.0
+        self.costs: list[float] | None = None
+
+
+class _Permits:
+    """What one rate has let go in the last `per` seconds."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self._taken: deque[tuple[float, float]] = deque()  # (when, cost)
+        self._sum = 0.0
+
+    def cost_of(self, units: list[Unit]) -> float:
+        """What a call on the units costs.
+
+        Raises:
+            InvalidOption: more than the limit, or what is no number: it would never start.
+        """
+        rate = self.rate
+        if rate.cost is None:
+            return 1.0
+        total = 0.0
+        for unit in units:
+            cost = rate.cost(unit.item)
+            if not isinstance(cost, (int, float)) or not cost >= 0:
+                raise InvalidOption(
+                    f"the cost that a rate's function gave for the item is {quote(cost)}; give a number"
+                )
+            total += cost
+        if total > rate.limit:
+            raise InvalidOption(
+                f"the cost of the call is {total:,.6g}, over the rate's limit of {rate.limit:,} in {rate.per:g} s: "
+                "it could never start"
+            )
+        return total
+
+    def wait(self, cost: float, now: float) -> float:
+        """Seconds until so much may be taken; 0 for at once."""
+        taken, per = self._taken, self.rate.per
+        while taken and taken[0][0] + per <= now:
+            self._sum -= taken.popleft()[1]
+        if not taken:
+            self._sum = 0.0  # what floats add up to drifts
+        over = self._sum + cost - self.rate.limit
+        if over <= 0:
+            return 0.0
+        for when, gone in taken:
+            over -= gone
+            if over <= 1e-9 * self.rate.limit:
+                return max(when + per - now, 1e-6)
+        return 0.0
+
+    def take(self, cost: float, now: float) -> None:
+        self._taken.append((now, cost))
+        self._sum += cost
+
+
+class Schedule:
+    """What is to be called, in which order, and when.
+
+    Args:
+        retry: which failures are tried again; None: none.
+        rates: all of them must permit a call.
+        now: seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self, retry: Retry | None = None, rates: Iterable[Rate] = (), *, now: clock.Clock | None = None
+    ) -> None:
+        self._retry = retry
+        self._rates = [_Permits(rate) for rate in rates]
+        self._now = now or clock.monotonic
+        self._ready: deque[Attempt] = deque()
+        self._later: list[tuple[float, int, Attempt]] = []
+        self._order = count()
+        self._paused_until = -math.inf
+        self._waits = 0  # for a Retry-After, since the last success
+        self._first_wait: float | None = None
+        self._last_wait = -math.inf  # when it ended, or will
+
+    @property
+    def ready(self) -> int:
+        """How many calls wait for nothing but a worker, a permit or the end of a pause."""
+        return len(self._ready)
+
+    def has_room(self, ready: int) -> bool:
+        """Whether more may be added: fewer than so many are ready, and not too many wait for a retry."""
+        return len(self._ready) < ready and len(self._later) < ready + MOST_LATER
+
+    def add(self, attempt: Attempt) -> None:
+        """To be called as soon as may be, after those that were added before."""
+        self._ready.append(attempt)
+
+    def take(self, *, first: bool = True) -> Attempt | None:
+        """The next call that may start now, its permits taken; None: see `wait`.
+
+        Args:
+            first: whether it is the first of its task: one that travels alone is no other.
+
+        Raises:
+            BadCost: what the call costs cannot be told, or is too much.
+        """
+        ready = self._ready
+        if self._later:
+            self._wake()
+        if not ready or (self._paused_until > -math.inf and self._now() < self._paused_until):
+            return None
+        if ready[0].alone and not first:
+            return None
+        if self._rates and not self._permitted(ready[0]):
+            return None
+        return ready.popleft()
+
+    def _wake(self) -> None:
+        now, later = self._now(), self._later
+        due = []
+        while later and later[0][0] <= now:
+            due.append(heapq.heappop(later)[2])
+        self._ready.extendleft(reversed(due))
+
+    def _permitted(self, attempt: Attempt) -> bool:
+        now = self._now()
+        costs = self._costs(attempt)
+        if any(permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)):
+            return False
+        for permits, cost in zip(self._rates, costs, strict=True):
+            permits.take(cost, now)
+        return True
+
+    def _costs(self, attempt: Attempt) -> list[float]:
+        if attempt.costs is None:
+            try:
+                attempt.costs = [permits.cost_of(attempt.units) for permits in self._rates]
+            except Exception as error:
+                self._ready.popleft()
+                raise BadCost(attempt, error) from error
+        return attempt.costs
+
+    def wait(self) -> float | None:
+        """Seconds until `take` may give something; None: not before something is added."""
+        now = self._now()
+        moments = [self._later[0][0]] if self._later else []
+        if self._ready:
+            moments.append(max(self._paused_until, now + self._longest_wait(self._ready[0], now)))
+        return max(0.0, max(min(moments), self._paused_until) - now) if moments else None
+
+    def _longest_wait(self, attempt: Attempt, now: float) -> float:
+        costs = attempt.costs or [0.0] * len(self._rates)
+        return max([permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)], default=0.0)
+
+    def let_go(self, attempt: Attempt) -> None:
+        """The call starts now."""
+        attempt.began = self._now()
+
+    def succeeded(self) -> None:
+        """A call returned: whoever was asked to wait for was worth it."""
+        if self._waits:
+            self._waits, self._first_wait = 0, None
+
+    def again(self, attempt: Attempt, why: Again | None) -> bool:
+        """Whether the failed call is made once more; it is scheduled if so."""
+        retry = self._retry
+        if retry is None or why is None:
+            attempt.made += 1
+            return False
+        now = self._now()
+        if why.after is not None and self._is_patient(attempt, why.after, now):
+            if why.pause:
+                self._paused_until = max(self._paused_until, now + why.after)
+            self._put(attempt, now + why.after)
+            return True
+        attempt.made += 1
+        if attempt.made >= retry.attempts or (why.after or 0.0) > PATIENCE:
+            return False
+        self._put(attempt, now + max(retry.delay(attempt.made), why.after or 0.0))
+        return True
+
+    def _is_patient(self, attempt: Attempt, after: float, now: float) -> bool:
+        """Whether the wait costs no attempt. Calls that were under way when a wait began all tell of the same one."""
+        begins = attempt.began >= self._last_wait
+        first = now if self._first_wait is None else self._first_wait
+        if self._waits + begins > MOST_WAITS or now + after - first > PATIENCE:
+            return False
+        self._waits += begins
+        self._first_wait = first
+        self._last_wait = max(self._last_wait, now + after)
+        return True
+
+    def at_once(self, attempt: Attempt) -> None:
+        """To be called before anything that was not yet: it was called before."""
+        self._ready.appendleft(attempt)
+
+    def _put(self, attempt: Attempt, due: float) -> None:
+        heapq.heappush(self._later, (due, next(self._order), attempt))
+
+    def drop(self) -> list[Attempt]:
+        """Nothing more is called: what was left."""
+        left: list[Any] = [*self._ready, *(entry[2] for entry in self._later)]
+        self._ready.clear()
+        self._later.clear()
+        return left
+
+
+class BadCost(Exception):
+    """What a call costs could not be told: `.attempt`, which is scheduled no more, and `.error`."""
+
+    def __init__(self, attempt: Attempt, error: Exception) -> None:
+        super().__init__(str(error))
+        self.attempt, self.error = attempt, error
