@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -165,18 +166,20 @@ class Call:
         Raises:
             InvalidFunction: there are more or fewer, or it is no list.
         """
-        has_length = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-        if not has_length or isinstance(value, (str, bytes, bytearray, Mapping)):
+        is_list = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+        is_table = hasattr(value, "columns")  # of pandas, polars or Arrow: it counts rows and gives columns
+        if not is_list or is_table or isinstance(value, (str, bytes, bytearray, Mapping)):
             raise InvalidFunction(
                 f"{self.name} was given a list of {count} items and returned {quote(value)}, a {type(value).__name__}; "
                 "with batch_size it returns a list with one value for each item"
             )
-        if len(value) != count:
+        values = list(value)
+        if len(values) != count:
             raise InvalidFunction(
-                f"{self.name} was given a list of {count} items and returned a list of {len(value)}; with batch_size "
+                f"{self.name} was given a list of {count} items and returned a list of {len(values)}; with batch_size "
                 "it returns one value for each item, in their order"
             )
-        return list(value)
+        return values
 
     # travelling
 
@@ -205,8 +208,10 @@ def _is_cancelled(error: BaseException) -> bool:
     """Whether the task that runs was asked to end, and this is how it ends."""
     import asyncio  # only here: who has no coroutines need not wait for it
 
+    if not isinstance(error, asyncio.CancelledError):
+        return False
     task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return task is not None and task.cancelling() > 0
 
 
 def out_of_time(timeout: float | None) -> TimeoutError:
@@ -299,11 +304,21 @@ class _Apart(NamedTuple):
     elapsed: float
 
 
+class _FailedApart(NamedTuple):
+    """A `Failed` whose exception is pickled by itself: a class with arguments of its own often cannot be unpickled."""
+
+    failed: Failed
+    pickled: bytes
+
+
 def _portable(answer: Answer) -> Answer:
     if type(answer) is Failed:
         failure, again = answer
-        if failure.exception is not None and not _travels(failure.exception):
-            answer = Failed(failure.without_exception(), again)
+        told = Failed(failure.without_exception(), again)
+        try:
+            answer = _FailedApart(told, pickle.dumps(failure.exception, pickle.HIGHEST_PROTOCOL))
+        except Exception:  # pickling runs the exception's own code
+            answer = told
     elif type(answer) is Fatal and not _travels(answer.exception):
         answer = Fatal(SystemExit(f"the function raised {quote(answer.exception)}"))
     elif type(answer) is list:
@@ -312,7 +327,7 @@ def _portable(answer: Answer) -> Answer:
 
 
 def _travels(exception: BaseException) -> bool:
-    """Whether it can be read where it goes: a class with arguments of its own often pickles, and does not unpickle."""
+    """Whether it can be read where it goes."""
     try:
         return type(pickle.loads(pickle.dumps(exception))) is type(exception)
     except Exception:
@@ -346,6 +361,8 @@ def unpack(packed: bytes | list[Answer]) -> list[Answer]:
 def _unpacked(answer: Answer) -> Answer:
     if type(answer) is list:
         return [_unpacked(one) for one in answer]
+    if type(answer) is _FailedApart:
+        return _with_exception(*answer)
     if type(answer) is not _Apart:
         return answer
     try:
@@ -353,3 +370,15 @@ def _unpacked(answer: Answer) -> Answer:
     except Exception as error:
         shown = f"<a result that cannot be unpickled here: {quote_error(error)}>"
         return (Unreadable(shown, answer.pickled), answer.elapsed)
+
+
+def _with_exception(told: Failed, pickled: bytes) -> Failed:
+    """The same with its exception, where that has come through as it was."""
+    failure = told.failure
+    try:
+        exception = pickle.loads(pickled)
+        if str(exception) == failure.message and type(exception).__name__ == str(failure.type).rpartition(".")[2]:
+            return told._replace(failure=replace(failure, exception=exception))
+    except Exception:  # unpickling runs the exception's own code
+        pass
+    return told

@@ -40,6 +40,8 @@ MAX_DEPTH = 200
 _write = msgspec.json.Encoder().encode
 _write_sorted = msgspec.json.Encoder(order="sorted").encode
 _read = msgspec.json.Decoder().decode
+_write_lines = msgspec.json.Encoder().encode_lines
+_read_lines = msgspec.json.Decoder().decode_lines
 _freeze = marshal.dumps
 _FREEZE = 2  # marshal's last version without references: its bytes depend on the value alone, never on sharing
 _NOT_PLAIN = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)  # what the encoders refuse with
@@ -109,6 +111,27 @@ class Codec:
         for cls in unnamed:
             self._report(self._name_of(cls))
         return bytes(tagged)
+
+    def encode_all(self, values: list[Any]) -> list[bytes | UnencodableValue]:
+        """What `encode` gives for each, or raises: checked all at once, which costs a third of one by one."""
+        if len(values) == 1:
+            return [self._encoded(values[0])]
+        try:
+            lines = _write_lines(values)
+            if b"$" not in lines and _freeze(values, _FREEZE) == _freeze(_read_lines(lines), _FREEZE):
+                raws = lines.split(b"\n")
+                raws.pop()
+                if max(map(len, raws), default=0) <= _SHORT or all(map(_is_shallow, raws)):
+                    return raws  # type: ignore[return-value]
+        except _NOT_PLAIN:
+            pass
+        return [self._encoded(value) for value in values]
+
+    def _encoded(self, value: Any) -> bytes | UnencodableValue:
+        try:
+            return self.encode(value)
+        except UnencodableValue as error:
+            return error
 
     def decode(self, raw: bytes) -> Any:
         """The value that encode wrote as these bytes.

@@ -319,8 +319,11 @@ class _Face(Generic[R], _Parts):
         return KeyedResults(self.runner.records)
 
     @property
-    def errors(self) -> Mapping[Any, ItemError]:
-        """The failures of items that have no result, by key, read from disk on demand."""
+    def errors(self) -> KeyedErrors:
+        """The failures of items that have no result, by key, read from disk on demand.
+
+        `.causes()` groups them by type and place, and ``print(f.errors)`` shows that.
+        """
         return KeyedErrors(self.runner.records)
 
     @property

@@ -30,6 +30,8 @@ __all__ = ["Desk", "Spread", "Workers", "asynchronous", "concurrent", "serial"]
 _END: Final = object()
 _UNSEEN = 64  # items that are drawn before an event loop has its turn
 _MOST_DEATHS = 3
+_SWIFT = 0.001  # seconds
+_LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
 
 
 class Desk(Protocol):
@@ -38,11 +40,15 @@ class Desk(Protocol):
     Attributes:
         name: the checkpoint's.
         items: what is drawn from.
+        waits_for_medium: whether `settle` returns only once what it saved is on the medium.
         verdict: why the pass must end now, or None.
     """
 
     name: str
     items: Iterable[Any]
+
+    @property
+    def waits_for_medium(self) -> bool: ...
 
     @property
     def verdict(self) -> str | None: ...
@@ -270,6 +276,9 @@ class _Coordinator:
         self._late: list[Done] = []  # finished after the store failed
         self._with_desk = 0  # how many the desk has and could not save
         self._all_drawn = False
+        self._dealing = threading.Lock()
+        self._is_swift = False  # whether settling took no time worth mentioning when it was last done
+        self._is_due = False  # whether something in the schedule waits for its time
         self.failure: BaseException | None = None
         self.stopped = False
         self.waits = False
@@ -318,6 +327,22 @@ class _Coordinator:
         """The answers to a task, from any thread."""
         self._inbox.put((task, answers))
 
+    def deal_at_once(self, task: Task, answers: Any) -> bool:
+        """Deal with the answers in the caller's thread, if that takes no time worth mentioning.
+
+        An event loop settles by itself while the last time took less than a millisecond, and the desk need not wait for
+        a medium: handing over to a thread and back would take longer. It never waits for the coordinator.
+        """
+        if not self._is_swift or not self._dealing.acquire(blocking=False):
+            return False
+        try:
+            self._deal([(task, answers)], last=False)
+        finally:
+            self._dealing.release()
+        if self._is_due:
+            self._inbox.put(_LOOK)  # the thread waits for something else, or not at all
+        return True
+
     def stop(self) -> None:
         """Start nothing more."""
         with self._lock:
@@ -336,10 +361,9 @@ class _Coordinator:
         more = True
         while more:
             reports, more = self._next()
-            try:
+            with self._dealing:
                 self._deal(reports, last=not more)
-            except BaseException as error:  # told to who draws, who raises it
-                self._fail(error)
+            reports = []  # what is settled is let go of
             self._wake()
 
     def _next(self) -> tuple[list[tuple[Task, Any]], bool]:
@@ -351,13 +375,20 @@ class _Coordinator:
         try:
             report = self._inbox.get(timeout=wait)
             while report is not None:
-                reports.append(report)
+                if report is not _LOOK:
+                    reports.append(report)
                 report = self._inbox.get_nowait()
         except Empty:
             return reports, True
         return reports, False
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
+        try:
+            self._have_settled(reports, last=last)
+        except BaseException as error:  # told to who draws, who raises it
+            self._fail(error)
+
+    def _have_settled(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
         with self._lock:
             finished = [done for task, answers in reports for done in self._judged(task, answers)]
         if self.waits:
@@ -371,6 +402,7 @@ class _Coordinator:
         with self._lock:
             self.stopped = self.stopped or self._desk.verdict is not None
             self._start()
+            self._is_due = self._running < self._slots and self._schedule.wait() is not None
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         judge = self._judge
@@ -389,11 +421,13 @@ class _Coordinator:
         return judge.dones(task, answers)
 
     def _settle(self, finished: list[Done]) -> None:
+        began = clock.perf_counter()
         try:
             self._desk.settle(finished)
         except StoreError:
-            self.waits, self._with_desk = True, len(finished)
+            self.waits, self._with_desk, self._is_swift = True, len(finished), False
         else:
+            self._is_swift = clock.perf_counter() - began < _SWIFT and not self._desk.waits_for_medium
             self._settled(len(finished))
 
     def _settle_again(self) -> None:
@@ -535,14 +569,24 @@ async def asynchronous(
             loop.call_soon_threadsafe(look)
 
     async def wait(timeout: float | None = None) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), timeout)
+        if timeout is None:
+            await woken.wait()
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), timeout)
         woken.clear()
 
     stopping = Interrupts(desk.name, spread.grace, wake, lambda: loop.call_soon_threadsafe(consumer.cancel))
     interrupts = opened.enter_context(stopping)
     coordinator = _Coordinator(desk, call, schedule, spread, wake)
-    tasks.report = coordinator.report
+
+    def report(task: Task, answers: Any) -> None:
+        if coordinator.deal_at_once(task, answers):
+            woken.set()
+        else:
+            coordinator.report(task, answers)
+
+    tasks.report = report
     opened.callback(coordinator.close)
     opened.callback(tasks.close)
     coordinator.begin(tasks)

@@ -246,7 +246,8 @@ class JournalLost(StoreError):
 class ItemError(CheckpointError, RuntimeError):
     """One item's failure, as it was recorded: what stands in a failed item's place.
 
-    `.key`; `.type`, the exception's type name; `.message`; `.traceback`, plain text or None; `.attempts` or None.
+    `.key`; `.type`, the exception's type name; `.message`; `.traceback`, plain text or None; `.attempts` or None;
+    `.elapsed`, seconds that the last call took, or None.
     """
 
     key: object = None
@@ -254,6 +255,7 @@ class ItemError(CheckpointError, RuntimeError):
     message: str = ""
     traceback: str | None = None
     attempts: int | None = None
+    elapsed: float | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ItemError):

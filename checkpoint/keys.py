@@ -155,6 +155,11 @@ def short_digest(value: Any, what: str) -> str:
 
 def item_digest(item: Any) -> int:
     """The digest of an item's content, or 0 where it is not JSON-like; a numpy scalar counts as what it holds."""
+    if type(item) is str or type(item) is int:  # their canonical spelling is their JSON
+        try:
+            return digest_of(_encode(item))
+        except (UnicodeEncodeError, OverflowError, ValueError):
+            pass  # one that only the codec's envelope holds
     data = canonical(item)
     if data is None and (held := _held(item)) is not item:
         data = canonical(held)

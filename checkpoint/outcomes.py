@@ -1,5 +1,7 @@
 """The nouns that travel: what a pass works on, and what comes of it. Frozen, slotted, picklable.
 
+Those that are made for every item are structs of msgspec, which are made four times as fast as dataclasses.
+
 An *item* is the user's; its *key* identifies it; a *unit* is what one call works on; an *outcome* is how that went.
 """
 
@@ -9,13 +11,14 @@ import traceback
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
+import msgspec
+
 __all__ = ["Done", "Failure", "Outcome", "Success", "Unit", "describe_exception"]
 
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(msgspec.Struct, frozen=True):
     """One call's worth of work: an item with its key, and the digest of its content (0 where there is none)."""
 
     item: Any
@@ -23,8 +26,7 @@ class Unit:
     digest: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Success:
+class Success(msgspec.Struct, frozen=True):
     """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt."""
 
     value: Any
@@ -60,8 +62,7 @@ class Failure:
         return replace(self, exception=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """A unit and how it ended: what an engine hands to `settle`."""
 
     unit: Unit

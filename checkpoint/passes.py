@@ -15,7 +15,9 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+import msgspec
 
 from checkpoint.errors import (
     DamagedRecord,
@@ -36,7 +38,6 @@ from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
 from checkpoint.records import Records, item_error
-from checkpoint.shelf import Shelf
 from checkpoint.store import Entry
 
 __all__ = ["NOT_RUN", "Pass"]
@@ -347,6 +348,8 @@ class Pass:
         failed = None if self._retry_failed else store.errors.find(self._version, key)
         if failed is not None and (not redo or failed.digest == digest):
             return True
+        if not store.unsaved.index.end:
+            return False
         aside = store.unsaved.find(self._version, key)
         if aside is None or (redo and aside.digest != digest):
             return False
@@ -400,68 +403,80 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
-        self._owed += map(self._encoded, finished)
-        owed = self._owed
+        ends = self._encoded(finished)
+        if self._owed:
+            ends, self._owed = self._owed + ends, []
+        made = [end for end in ends if end.raw is not None]
+        groups = [made] if len(made) == len(ends) else [made, *_apart(ends)]
         try:
-            self._save(self._store.results, [end for end in owed if end.raw is not None])
-            self._save(self._store.errors, [end for end in owed if end.raw is None and end.refused is None])
-            for end in [end for end in owed if end.refused is not None]:
-                self._keep_aside(end)
+            while groups:
+                self._save(groups[0])
+                del groups[0]
         except StoreError as error:
-            error.unsaved = {end.done.unit.key: end.value for end in self._owed if end.has_value}
+            self._owed = [end for group in groups for end in group]
+            error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
             raise
 
-    def _save(self, shelf: Shelf, ends: list[_End]) -> None:
-        entries = [end.entry for end in ends if end.entry is not None]
-        if entries:
-            self._store.append(shelf, entries, durable=self.records.power)
-            self._settled(ends)
+    def _save(self, ends: list[_End]) -> None:
+        """Save ends of one kind: results, failures, or one value that was refused."""
+        if not ends:
+            return
+        if ends[0].refused is not None:
+            self._settled(ends, self._kept_aside(ends[0]))
+            return
+        shelf = self._store.errors if ends[0].raw is None else self._store.results
+        self._store.append(shelf, [end.entry for end in ends], durable=self.records.power)
+        self._settled(ends)
 
-    def _keep_aside(self, end: _End) -> None:
+    def _encoded(self, finished: list[Done]) -> list[_End]:
+        records = self.records
+        raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
+        ends = []
+        for done in finished:
+            unit, outcome = done.unit, done.outcome
+            if isinstance(outcome, Failure):
+                ends.append(_End(unit, outcome, records.error_entry(unit.key, outcome, unit.digest)))
+            elif isinstance(raw := next(raws), bytes):
+                entry = records.result_entry(unit.key, raw, unit.digest, outcome.elapsed, outcome.attempts)
+                ends.append(_End(unit, outcome, entry, raw))
+            else:
+                ends.append(_End(unit, outcome, _NONE, refused=raw))
+        return ends
+
+    def _kept_aside(self, end: _End) -> Failure:
         """Its value cannot be encoded: it is put aside, and the item is a failure."""
-        unit, outcome = end.done.unit, end.done.outcome
+        unit, outcome = end.unit, end.outcome
         assert end.refused is not None
-        refused = self.records.keep_aside(unit.key, end.value, unit.digest, end.refused)
-        failure = Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
-        self._settled([end], failure)
+        assert isinstance(outcome, Success)
+        refused = self.records.keep_aside(unit.key, outcome.value, unit.digest, end.refused)
+        return Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
 
     def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
         """They are on disk, as they ended or as that failure: count them, and let those see them who wait."""
-        decode = self.records.decode
-        values = [decode(end.raw) if self._collect and end.raw is not None else None for end in ends]
-        gone = set(map(id, ends))
+        decode = self.records.decode if self._collect else None
         with self._lock:
-            self._owed = [end for end in self._owed if id(end) not in gone]
-            for end, value in zip(ends, values, strict=True):
-                self._count(end.done.unit, failure or end.done.outcome, value)
-
-    def _encoded(self, done: Done) -> _End:
-        unit, outcome, records = done.unit, done.outcome, self.records
-        if not isinstance(outcome, Success):
-            return _End(done, records.error_entry(unit.key, outcome, unit.digest))
-        try:
-            raw = records.encode(outcome.value)
-        except UnencodableValue as error:
-            return _End(done, None, refused=error)
-        entry = records.result_entry(unit.key, raw, unit.digest, outcome.elapsed, outcome.attempts)
-        return _End(done, entry, raw)
+            for end in ends:
+                value = None if decode is None or end.raw is None else decode(end.raw)
+                self._count(end.unit, failure or end.outcome, value)
+            if self._bar is not None:
+                self._bar.update(len(ends), self.errors.failed)
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         key = unit.key
         self._running.pop(key, None)
-        self._redo.discard(key)
         self._made.add(key)
+        if self._redo:
+            self._redo.discard(key)
         error: Exception | None = None
-        if isinstance(outcome, Success):
+        if type(outcome) is Success:
             self.completed += 1
-            self.errors.succeeded()
+            self.errors.run += 1
         else:
+            assert isinstance(outcome, Failure)
             error = self._failure(key, outcome)
-        if self._bar is not None:
-            self._bar.update(1, self.errors.failed)
         if self._collect:
             self._outcomes.append(Outcome(unit.item, key, value, error, "fresh"))
-        if key in self._waiting:
+        if self._waiting and key in self._waiting:
             self._count_equals(key, value, error)
 
     def _count_equals(self, key: Key, value: Any, error: Exception | None) -> None:
@@ -541,6 +556,11 @@ class Pass:
             )
 
     @property
+    def waits_for_medium(self) -> bool:
+        """Whether `settle` returns only once what it saved is on the medium."""
+        return self.records.power
+
+    @property
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
         return self.errors.verdict() if self.errors.failed else None
@@ -587,25 +607,26 @@ class Pass:
         self.items, self._seen, self._kept, self.keys, self._handled = (), {}, {}, [], None
 
 
+_NONE: Final = Entry("", None, 0, b"")
+
 NOT_RUN: Final = -(1 << 63)
 """The place of an item that was not run, since the pass was ended early."""
 
 
-class _End(NamedTuple):
+class _End(msgspec.Struct):
     """How a unit ended, on its way to disk: its record, its encoded value, or why it has none."""
 
-    done: Done
-    entry: Entry | None
+    unit: Unit
+    outcome: Success | Failure
+    entry: Entry
     raw: bytes | None = None
     refused: UnencodableValue | None = None
 
-    @property
-    def has_value(self) -> bool:
-        return isinstance(self.done.outcome, Success)
 
-    @property
-    def value(self) -> Any:
-        return self.done.outcome.value if isinstance(self.done.outcome, Success) else None
+def _apart(ends: list[_End]) -> list[list[_End]]:
+    """The failures among them, and each that was refused by itself."""
+    failed = [end for end in ends if end.raw is None and end.refused is None]
+    return [failed, *([end] for end in ends if end.refused is not None)]
 
 
 def _is_one_shot(items: Any) -> bool:

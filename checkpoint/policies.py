@@ -9,8 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Literal, NamedTuple, get_args
+from datetime import UTC, timedelta
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from checkpoint import clock
 from checkpoint.errors import InvalidOption, quote
@@ -33,6 +33,7 @@ __all__ = [
 
 Durability = Literal["process", "power"]
 OnChange = Literal["keep", "recompute", "error"]
+T = TypeVar("T")
 
 _ENOUGH_FOR_A_FRACTION = 100
 
@@ -52,9 +53,19 @@ def check_count(name: str, value: object) -> None:
 
 def check_seconds(name: str, value: object, *, positive: bool = False) -> None:
     """Raise `InvalidOption` unless the value is a number of seconds: 0 or more, or more than 0."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (value > 0 if positive else value >= 0):  # type: ignore[operator]
+    if not _is_number(value) or not (value > 0 if positive else value >= 0):  # type: ignore[operator]
         raise InvalidOption(f"{name} is {quote(value)}; give a number of seconds{' above 0' if positive else ''}")
+
+
+def _check_finite(name: str, value: object, *, positive: bool = False) -> None:
+    """`check_seconds`, and a span that ends."""
+    check_seconds(name, value, positive=positive)
+    if value == math.inf:
+        raise InvalidOption(f"{name} is inf; give a number of seconds that end")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_validate(validate: object) -> None:
@@ -92,15 +103,15 @@ class Retry:
 
     The wait before attempt n + 1 is exponential with full jitter: a random part of ``wait * 2 ** (n - 1)`` seconds, at
     most of `max_wait` (Brooker, "Exponential Backoff And Jitter", AWS 2015). An exception that carries a Retry-After,
-    as ``.retry_after``, ``.headers`` or ``.response.headers``, is tried again after that time, and this costs no
+    as ``.retry_after``, ``.response.headers`` or ``.headers``, is tried again after that time, and this costs no
     attempt; when its HTTP status is 429 or 503 nothing else is called until then. After ten such waits without a
-    success in between, or 15 minutes of them, it counts as any other failure.
+    success in between, or 15 minutes of them, it counts as any other failure. What an exception was raised from
+    (``raise … from``) speaks for it where it says nothing itself: clients are wrapped.
 
     Args:
         attempts: how many calls there are at most, the first included.
         on: exception types that are tried again besides HTTP 408, 409, 429 and 5xx; or a function of the exception that
-            decides alone. Default: OSError and TimeoutError, also as the explicit cause (``raise … from``) of another
-            exception, unless an HTTP status tells otherwise.
+            decides alone. Default: OSError and TimeoutError, unless an HTTP status tells otherwise.
         wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
         max_wait: seconds.
 
@@ -123,37 +134,47 @@ class Retry:
         check_count("attempts", self.attempts)
         check_seconds("max_wait", self.max_wait)
         if not callable(self.wait):
-            check_seconds("wait", self.wait)
+            _check_finite("wait", self.wait)
         if self.on is None or _are_types(self.on):
             return
-        if isinstance(self.on, (type, tuple, list)) or not callable(self.on):
+        decides = callable(self.on) and not inspect.iscoroutinefunction(self.on)
+        if isinstance(self.on, (type, tuple, list)) or not decides:
             raise InvalidOption(
                 f"Retry's on is {quote(self.on)}; give exception types, such as on=(ConnectionError, TimeoutError), or "
-                "a function of the exception"
+                "a plain function of the exception"
             )
 
     def judge(self, exception: Exception) -> Again | None:
         """Whether the exception is one to try again after, and what it says of when."""
-        status, after = _status_of(exception), _retry_after_of(exception)
-        chosen = self._is_chosen(exception, status)
-        if after is not None and (chosen or not _decides(self.on)):
-            return Again(after, status in _PAUSING)
-        return Again() if chosen else None
+        chain = _with_causes(exception)
+        status, after = _first(map(_status_of, chain)), _first(map(_retry_after_of, chain))
+        if not self._is_chosen(exception, chain, status, after):
+            return None
+        return Again(after, after is not None and status in _PAUSING)
 
-    def _is_chosen(self, exception: Exception, status: int | None) -> bool:
-        if _decides(self.on):
-            return bool(self.on(exception))  # type: ignore[operator,misc]
-        if status is not None:
-            return status in _RETRIED
-        if self.on is not None:
-            return isinstance(exception, self.on)  # type: ignore[arg-type]
-        return any(isinstance(one, OSError) for one in _with_causes(exception))  # TimeoutError is one
+    def _is_chosen(
+        self, exception: Exception, chain: list[BaseException], status: int | None, after: float | None
+    ) -> bool:
+        on: Any = OSError if self.on is None else self.on  # TimeoutError is one
+        if not _are_types(on):
+            return bool(on(exception))
+        if after is not None or status in _RETRIED:
+            return True
+        if status is not None and self.on is None:
+            return False
+        return any(isinstance(one, on) for one in chain)
 
     def delay(self, made: int) -> float:
-        """Seconds to wait after so many attempts were made."""
-        if callable(self.wait):
-            return max(0.0, float(self.wait(made)))
-        return random.uniform(0.0, min(self.max_wait, self.wait * 2.0 ** min(made - 1, 64)))
+        """Seconds to wait after so many attempts were made.
+
+        Raises:
+            Exception: what the function for `wait` raises, or `InvalidOption` where it returns no span that ends.
+        """
+        if not callable(self.wait):
+            return random.uniform(0.0, min(self.max_wait, self.wait * 2.0 ** min(made - 1, 64)))
+        seconds = max(float(self.wait(made)), 0.0)
+        _check_finite(f"what Retry's wait({made}) returned", seconds)
+        return seconds
 
 
 def retry_of(given: int | Retry | None) -> Retry | None:
@@ -174,18 +195,18 @@ def _are_types(on: object) -> bool:
     return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
 
 
-def _decides(on: object) -> bool:
-    return on is not None and not _are_types(on)
-
-
-def _with_causes(exception: BaseException) -> Iterable[BaseException]:
+def _with_causes(exception: BaseException) -> list[BaseException]:
     """The exception and what it was raised from: clients wrap the operating system's errors in their own."""
-    seen: set[int] = set()
+    chain: list[BaseException] = []
     one: BaseException | None = exception
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
+    while one is not None and not any(one is other for other in chain):
+        chain.append(one)
         one = one.__cause__
+    return chain
+
+
+def _first(told: Iterable[T | None]) -> T | None:
+    return next((one for one in told if one is not None), None)
 
 
 def _asked(thing: object, name: str) -> Any:
@@ -214,48 +235,58 @@ def _status_of(exception: BaseException) -> int | None:
 
 def _retry_after_of(exception: BaseException) -> float | None:
     """The seconds of its Retry-After: a number, or an HTTP date (RFC 9110, section 10.2.3)."""
-    told = _asked(exception, "retry_after")
-    if told is None:
-        for thing in (_asked(exception, "response"), exception):
-            headers = _asked(thing, "headers")
-            try:
-                told = next((headers[name] for name in ("retry-after", "Retry-After") if name in headers), None)
-            except Exception:  # headers of any kind, or none
-                told = None
-            if told is not None:
-                break
+    told = [_asked(exception, "retry_after")]
+    told += [_header_of(thing, "retry-after") for thing in (_asked(exception, "response"), exception)]
+    return _first(map(_seconds_of, told))
+
+
+def _header_of(thing: object, name: str) -> Any:
+    try:
+        headers = dict(thing.headers)  # type: ignore[attr-defined]
+        return next((value for key, value in headers.items() if key.lower() == name), None)
+    except Exception:  # headers of any kind, or none
+        return None
+
+
+def _seconds_of(told: Any) -> float | None:
     if isinstance(told, timedelta):
         told = told.total_seconds()
-    if isinstance(told, str):
-        told = _seconds_of(told)
-    if isinstance(told, bool) or not isinstance(told, (int, float)) or not math.isfinite(told):
+    if not isinstance(told, str) and not _is_number(told):
         return None
-    return max(0.0, float(told))
-
-
-def _seconds_of(text: str) -> float | None:
     try:
-        return float(text)
-    except ValueError:
-        pass
+        seconds = float(told)
+    except (ValueError, OverflowError):
+        seconds = _seconds_until(str(told))
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _seconds_until(date: str) -> float:
+    """Seconds until an HTTP date; NaN where it is none."""
     import email.utils  # only here: it takes longer to import than all of this package
 
     try:
-        return email.utils.parsedate_to_datetime(text).timestamp() - clock.now()
-    except (ValueError, TypeError, OverflowError):
-        return None
+        moment = email.utils.parsedate_to_datetime(date)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # asctime's form names no zone
+        return moment.timestamp() - clock.now()
+    except Exception:  # the parser meets anything, and is not always ready for it
+        return math.nan
 
 
 # --- rates -----------------------------------------------------------------------------------------------------------
 
-_UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "m": 60.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0,
-          "d": 86400.0, "day": 86400.0}  # fmt: skip
-_RATE = re.compile(r"\s*([\d_,]*\.?\d+)\s*(?:/|per)\s*([a-z]+?)s?\s*", re.IGNORECASE)
+_UNITS = {
+    1.0: "s sec secs second seconds",
+    60.0: "m min mins minute minutes",
+    3600.0: "h hr hrs hour hours",
+    86400.0: "d day days",
+}
+_SECONDS = {unit: seconds for seconds, units in _UNITS.items() for unit in units.split()}
+_RATE = re.compile(r"\s*((?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?)\s*(?:/|per\b)\s*([a-z]+)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """In no span of `per` seconds do calls start whose costs add up to more than `limit`; retries count.
+    """In no span of `per` seconds of a pass do calls start whose costs add up to more than `limit`; retries count.
 
     Args:
         limit: calls, or whatever `cost` counts (tokens …).
@@ -276,13 +307,13 @@ class Rate:
     cost: Callable[[Any], float] | None = None
 
     def __post_init__(self) -> None:
-        number = isinstance(self.limit, (int, float)) and not isinstance(self.limit, bool)
+        number = _is_number(self.limit)
         if not number or not 0 < self.limit < math.inf or (self.cost is None and self.limit < 1):
             hint = "; for less than one call, make `per` longer" if number and 0 < self.limit < 1 else ""
             raise InvalidOption(f"a rate's limit is {quote(self.limit)}; give a number of 1 or more{hint}")
-        check_seconds("a rate's per", self.per, positive=True)
-        if self.cost is not None and not callable(self.cost):
-            raise InvalidOption(f"a rate's cost is {quote(self.cost)}; give a function of the item")
+        _check_finite("a rate's per", self.per, positive=True)
+        if self.cost is not None and (not callable(self.cost) or inspect.iscoroutinefunction(self.cost)):
+            raise InvalidOption(f"a rate's cost is {quote(self.cost)}; give a plain function of the item")
 
 
 def rates_of(given: str | Rate | Iterable[str | Rate] | None) -> tuple[Rate, ...]:
@@ -302,7 +333,7 @@ def rates_of(given: str | Rate | Iterable[str | Rate] | None) -> tuple[Rate, ...
 
 def _parsed(text: str) -> Rate:
     found = _RATE.fullmatch(text)
-    per = _UNITS.get(found[2].lower()) if found else None
+    per = _SECONDS.get(found[2].lower()) if found else None
     if found is None or per is None:
         raise InvalidOption(f'rate is {quote(text)}; write "500/min", with s, min, h or day, or Rate(500, per=60)')
     limit = float(found[1].replace(",", "").replace("_", ""))

@@ -54,6 +54,7 @@ class Latest:
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
 
+_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%016x","elapsed":%.6g,"attempts":%d%b'
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -70,7 +71,7 @@ class Records:
     Attributes:
         store: shared with everyone in the process who names the same files.
         version: the version's short digest, "" for none.
-        encode, decode: the codec's: a value's JSON and back.
+        encode, encode_all, decode: the codec's: a value's JSON and back.
     """
 
     store: Store
@@ -79,7 +80,7 @@ class Records:
         self.name = name
         self.power = power
         codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name))
-        self.encode, self.decode = codec.encode, codec.decode
+        self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
         self._pinned = False
         digest = "" if version is None or self._follows else short_digest(version, "version")
@@ -174,7 +175,19 @@ class Records:
 
     def result_entry(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> Entry:
         """The record of an encoded result."""
-        return Entry(self.version, key, digest, self._result_line(key, raw, digest, elapsed, attempts))
+        if not digest or elapsed is None or attempts is None:
+            return Entry(self.version, key, digest, self._result_line(key, raw, digest, elapsed, attempts))
+        head = _RESULT % (
+            key_json(key),
+            raw,
+            self._stamp(),
+            self._fields[0],
+            digest,
+            elapsed,
+            attempts,
+            self._fields[1],
+        )
+        return Entry(self.version, key, digest, seal(head))
 
     def error_entry(self, key: Key, failure: Failure, digest: int) -> Entry:
         """The record of a failure."""
@@ -397,6 +410,7 @@ def item_error(key: Any, record: Record) -> ItemError:
         message=message,
         traceback=record.traceback,
         attempts=record.attempts,
+        elapsed=record.elapsed,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
+from checkpoint.causes import Cause, causes_of, summarize
 from checkpoint.errors import ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
 from checkpoint.keys import plain_key
 from checkpoint.passes import NOT_RUN, Pass
@@ -170,6 +171,13 @@ class KeyedErrors(_Keyed[ItemError]):
 
     def __getitem__(self, key: Any) -> ItemError:
         return self._records.load_error(plain_key(key))
+
+    def causes(self) -> list[Cause]:
+        """The failures grouped by type and by where they came from, the most frequent first."""
+        return causes_of(self.values())
+
+    def __str__(self) -> str:
+        return summarize(self.causes())
 
 
 # --- how a pass ends -------------------------------------------------------------------------------------------------

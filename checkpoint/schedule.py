@@ -7,18 +7,24 @@ how long until asking again makes sense. It is not shared between threads withou
 from __future__ import annotations
 
 import heapq
+import logging
 import math
+import numbers
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from checkpoint import clock
-from checkpoint.errors import InvalidOption, quote
+from checkpoint.errors import InvalidOption, quote, quote_error
 from checkpoint.outcomes import Unit
 from checkpoint.policies import Again, Rate, Retry
 
 __all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedule"]
+
+log = logging.getLogger("checkpoint")
 
 MOST_WAITS = 10
 """So many waits for a Retry-After, without a success between them, are taken as no attempt."""
@@ -29,8 +35,11 @@ PATIENCE = 15 * 60.0
 MOST_LATER = 32
 """Retries that may wait, besides as many as there are workers, before nothing else is begun."""
 
+_LONGEST = 3600.0  # seconds after which to look again in any case: what waits on locks takes no span of any length
+_TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
 
-class Attempt:
+
+class Attempt(msgspec.Struct, eq=False):
     """One call to be made, and what became of it so far: an item, or a batch of them.
 
     Attributes:
@@ -41,15 +50,12 @@ class Attempt:
         began: when the last call was let go, on the monotonic clock.
     """
 
-    __slots__ = ("alone", "began", "costs", "deaths", "made", "units")
-
-    def __init__(self, units: list[Unit], *, alone: bool = False) -> None:
-        self.units = units
-        self.made = 0
-        self.deaths = 0
-        self.alone = alone
-        self.began = 0.0
-        self.costs: list[float] | None = None
+    units: list[Unit]
+    alone: bool = False
+    made: int = 0
+    deaths: int = 0
+    began: float = 0.0
+    costs: list[float] | None = None
 
 
 class _Permits:
@@ -71,12 +77,12 @@ class _Permits:
             return 1.0
         total = 0.0
         for unit in units:
-            cost = rate.cost(unit.item)
-            if not isinstance(cost, (int, float)) or not cost >= 0:
+            cost: Any = rate.cost(unit.item)
+            if not isinstance(cost, numbers.Real) or not float(cost) >= 0:
                 raise InvalidOption(
-                    f"the cost that a rate's function gave for the item is {quote(cost)}; give a number"
+                    f"the cost that a rate's function gave for the item is {quote(cost)}; give a number of 0 or more"
                 )
-            total += cost
+            total += float(cost)
         if total > rate.limit:
             raise InvalidOption(
                 f"the cost of the call is {total:,.6g}, over the rate's limit of {rate.limit:,} in {rate.per:g} s: "
@@ -86,19 +92,20 @@ class _Permits:
 
     def wait(self, cost: float, now: float) -> float:
         """Seconds until so much may be taken; 0 for at once."""
-        taken, per = self._taken, self.rate.per
+        taken, per, limit = self._taken, self.rate.per, self.rate.limit * (1 + _TOLERANCE)
         while taken and taken[0][0] + per <= now:
             self._sum -= taken.popleft()[1]
         if not taken:
             self._sum = 0.0  # what floats add up to drifts
-        over = self._sum + cost - self.rate.limit
+        over = self._sum + cost - limit
         if over <= 0:
             return 0.0
+        due = now
         for when, gone in taken:
-            over -= gone
-            if over <= 1e-9 * self.rate.limit:
-                return max(when + per - now, 1e-6)
-        return 0.0
+            over, due = over - gone, when + per
+            if over <= 0:
+                break
+        return max(due - now, 1e-6)
 
     def take(self, cost: float, now: float) -> None:
         self._taken.append((now, cost))
@@ -131,6 +138,7 @@ class Schedule:
     @property
     def ready(self) -> int:
         """How many calls wait for nothing but a worker, a permit or the end of a pause."""
+        self._wake()
         return len(self._ready)
 
     def has_room(self, ready: int) -> bool:
@@ -151,8 +159,7 @@ class Schedule:
             BadCost: what the call costs cannot be told, or is too much.
         """
         ready = self._ready
-        if self._later:
-            self._wake()
+        self._wake()
         if not ready or (self._paused_until > -math.inf and self._now() < self._paused_until):
             return None
         if ready[0].alone and not first:
@@ -162,8 +169,10 @@ class Schedule:
         return ready.popleft()
 
     def _wake(self) -> None:
-        now, later = self._now(), self._later
-        due = []
+        later = self._later
+        if not later:
+            return
+        now, due = self._now(), []
         while later and later[0][0] <= now:
             due.append(heapq.heappop(later)[2])
         self._ready.extendleft(reversed(due))
@@ -186,13 +195,19 @@ class Schedule:
                 raise BadCost(attempt, error) from error
         return attempt.costs
 
-    def wait(self) -> float | None:
-        """Seconds until `take` may give something; None: not before something is added."""
-        now = self._now()
+    def wait(self, least: int = 1) -> float | None:
+        """Seconds until `take` may give something; None: not before something is added.
+
+        Args:
+            least: how many calls must be ready before the next one is taken.
+        """
+        ready, now = self.ready, self._now()
         moments = [self._later[0][0]] if self._later else []
-        if self._ready:
-            moments.append(max(self._paused_until, now + self._longest_wait(self._ready[0], now)))
-        return max(0.0, max(min(moments), self._paused_until) - now) if moments else None
+        if ready and ready >= least:
+            moments.append(now + self._longest_wait(self._ready[0], now))
+        if not moments:
+            return None
+        return min(max(min(moments) - now, self._paused_until - now, 0.0), _LONGEST)
 
     def _longest_wait(self, attempt: Attempt, now: float) -> float:
         costs = attempt.costs or [0.0] * len(self._rates)
@@ -200,11 +215,12 @@ class Schedule:
 
     def let_go(self, attempt: Attempt) -> None:
         """The call starts now."""
-        attempt.began = self._now()
+        if self._retry is not None:
+            attempt.began = self._now()
 
     def succeeded(self) -> None:
         """A call returned: whoever was asked to wait for was worth it."""
-        if self._waits:
+        if self._first_wait is not None:
             self._waits, self._first_wait = 0, None
 
     def again(self, attempt: Attempt, why: Again | None) -> bool:
@@ -220,9 +236,15 @@ class Schedule:
             self._put(attempt, now + why.after)
             return True
         attempt.made += 1
-        if attempt.made >= retry.attempts or (why.after or 0.0) > PATIENCE:
+        after = why.after or 0.0
+        if attempt.made >= retry.attempts or after > PATIENCE:
             return False
-        self._put(attempt, now + max(retry.delay(attempt.made), why.after or 0.0))
+        try:
+            after = max(retry.delay(attempt.made), after)
+        except Exception as error:  # the user's `wait`: what was called is not lost for it
+            log.warning("Retry's wait failed, and the call is not tried again: %s", quote_error(error))
+            return False
+        self._put(attempt, now + after)
         return True
 
     def _is_patient(self, attempt: Attempt, after: float, now: float) -> bool:
@@ -242,13 +264,6 @@ class Schedule:
 
     def _put(self, attempt: Attempt, due: float) -> None:
         heapq.heappush(self._later, (due, next(self._order), attempt))
-
-    def drop(self) -> list[Attempt]:
-        """Nothing more is called: what was left."""
-        left: list[Any] = [*self._ready, *(entry[2] for entry in self._later)]
-        self._ready.clear()
-        self._later.clear()
-        return left
 
 
 class BadCost(Exception):

@@ -23,7 +23,9 @@ from contextlib import contextmanager
 from copy import copy
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from checkpoint import clock
 from checkpoint.errors import (
@@ -53,7 +55,7 @@ _SECOND = 1.0
 _META_EVERY = 30.0
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True):
     """A record to append: what the index needs, and its line."""
 
     version: str
@@ -239,28 +241,28 @@ class Store:
         self._check_at = -inf  # the next write looks, and finds it
         return error
 
-    def append(self, shelf: Shelf, entries: Iterable[Entry], *, durable: bool = False) -> None:
+    def append(self, shelf: Shelf, entries: list[Entry], *, durable: bool = False) -> None:
         """Append records under one write, and one sync where `durable`.
 
         Raises:
             StoreError: none of them is on disk.
         """
-        entries = list(entries)
         with self.lock:
-            self.begin_writing()
-            self._wrote_at = clock.monotonic()
-            journal = shelf.journal
+            now = self._wrote_at = clock.monotonic()
+            if not self._writing or now >= self._check_at:
+                self.begin_writing()
+            journal, index = shelf.journal, shelf.index
             if not journal.writable:
                 shelf.open_to_write()
+                index = shelf.index
             offset = self._write(shelf, b"".join([entry.line for entry in entries]))
-            index = shelf.index
-            for version, key, digest, line, forgets in entries:
-                if forgets:
-                    index.forget(version, key)
+            for entry in entries:
+                if entry.forgets:
+                    index.forget(entry.version, entry.key)
                 else:
-                    index.add(version, key, offset, digest)
-                offset += len(line)
-            shelf.index.end = journal.end
+                    index.add(entry.version, entry.key, offset, entry.digest)
+                offset += len(entry.line)
+            index.end = journal.end
             if durable:
                 self._sync(journal)
 

@@ -97,7 +97,7 @@ class Threads:
         many, report, get, batch = self._call.many, self._report, self._tasks.get, self._call.batch
         while (task := get()) is not None:
             report(task, many(inputs_of(task, batch=batch)))
-            task = None
+            task = None  # what is settled is let go of
 
     def close(self) -> None:
         """Let the threads end once they are done; nobody waits for them."""
@@ -150,8 +150,11 @@ class Tasks:
 
         loop, awaited, batch = asyncio.get_running_loop(), self._call.awaited, self._call.batch
         while True:
-            answers = [await awaited(given) for given in inputs_of(task, batch=batch)]
-            self.report(task, answers)
+            self.report(task, [await awaited(given) for given in inputs_of(task, batch=batch)])
+            task = []  # what is settled is let go of
+            if self._waiting:
+                task = self._waiting.popleft()
+                continue
             idle = loop.create_future()
             self._idle.append(idle)
             task = await idle

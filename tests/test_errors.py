@@ -33,7 +33,7 @@ PARTS: dict[str, Any] = {
     "key": ("a", 1), "places": (0, 3), "keys": [1, 2], "where": "result[0]", "cls": int, "path": "x_results.jsonl",
     "line": 3, "offset": 120, "why": "checksum", "errno": 28, "strerror": "full", "filename": "x", "pid": 7,
     "host": "h", "since": "2026", "intact": 5, "type": "ValueError", "message": "odd", "traceback": "…", "attempts": 2,
-    "name": "../x", "exitcode": -9,
+    "name": "../x", "exitcode": -9, "elapsed": 0.5,
 }  # fmt: skip
 PLAIN = [cls for cls in CLASSES if not issubclass(cls, ItemsFailed)]
 
