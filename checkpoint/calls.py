@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidFunction, RefusedValue, quote, quote_error
+from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidFunction, RefusedValue, plural, quote, quote_error
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.policies import Again, Retry
 
@@ -91,12 +91,12 @@ class Call:
         return (value, clock.perf_counter() - started)
 
     def many(self, given: list[Any]) -> list[Answer]:
-        """The answers for several, one after the other; what comes after a `Fatal` one is not called."""
+        """The answers for several, one after the other: fewer where one of them says that no more is to be called."""
         answers = []
         for one in given:
             answer = self.one(one)
             answers.append(answer)
-            if type(answer) is Fatal:
+            if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
                 break
         return answers
 
@@ -166,18 +166,18 @@ class Call:
         Raises:
             InvalidFunction: there are more or fewer, or it is no list.
         """
+        given = f"{self.name} was given a list of {plural(count, 'item')} and returned"
         is_list = hasattr(value, "__len__") and hasattr(value, "__getitem__")
         is_table = hasattr(value, "columns")  # of pandas, polars or Arrow: it counts rows and gives columns
         if not is_list or is_table or isinstance(value, (str, bytes, bytearray, Mapping)):
             raise InvalidFunction(
-                f"{self.name} was given a list of {count} items and returned {quote(value)}, a {type(value).__name__}; "
+                f"{given} {quote(value)}, a {type(value).__name__}; "
                 "with batch_size it returns a list with one value for each item"
             )
         values = list(value)
         if len(values) != count:
             raise InvalidFunction(
-                f"{self.name} was given a list of {count} items and returned a list of {len(values)}; with batch_size "
-                "it returns one value for each item, in their order"
+                f"{given} a list of {len(values)}; with batch_size it returns one value for each item, in their order"
             )
         return values
 
@@ -250,7 +250,7 @@ class Unreadable:
 
     Attributes:
         text: the value's repr, where the worker could not pickle it.
-        pickled: its pickle, where that could not be read here.
+        pickled: the pickle that came, where it could not be read here.
     """
 
     def __init__(self, text: str, pickled: bytes | None = None) -> None:
@@ -289,12 +289,17 @@ def _cloudpickle(value: Any, name: str, why: Exception | None = None) -> bytes:
 
 
 def pack(answers: list[Answer]) -> bytes:
-    """Answers as bytes that can be read where they go."""
+    """Answers as bytes that can be read where they go: one that cannot does not keep others from it."""
     whole = [_portable(answer) for answer in answers]
     try:
-        return pickle.dumps(whole, pickle.HIGHEST_PROTOCOL)
-    except Exception:
-        return pickle.dumps([_packed(answer) for answer in whole], pickle.HIGHEST_PROTOCOL)
+        if all(type(answer) is tuple and type(answer[0]) in _PLAIN for answer in whole):
+            return pickle.dumps(whole, pickle.HIGHEST_PROTOCOL)
+    except Exception:  # something deep inside
+        pass
+    return pickle.dumps([_packed(answer) for answer in whole], pickle.HIGHEST_PROTOCOL)
+
+
+_PLAIN = frozenset({dict, list, tuple, str, bytes, int, float, bool, type(None)})
 
 
 class _Apart(NamedTuple):

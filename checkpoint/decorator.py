@@ -212,10 +212,10 @@ class _Work:
             return serial(self.running, self._call, self._schedule, self._spread(1))
         hire: Callable[[Report], Workers] = partial(Threads, self._call, workers or 1)
         if executor == "processes":
-            workers = workers or os.cpu_count() or 1
+            workers = workers or _cpus()
             hire = partial(Processes, self._call, workers, timeout=self._timeout)
         elif executor is not None:
-            workers = workers or getattr(executor, "_max_workers", None) or os.cpu_count() or 1
+            workers = workers or getattr(executor, "_max_workers", None) or _cpus()
             hire = partial(Given, self._call, executor)
         return concurrent(self.running, self._call, self._schedule, self._spread(workers or 1), hire)
 
@@ -223,6 +223,11 @@ class _Work:
         """Make the calls on tasks of the event loop that runs."""
         spread = self._spread(self._given.get("workers") or 1)
         return asynchronous(self.running, self._call, self._schedule, spread, opened)
+
+
+def _cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> None:
@@ -248,6 +253,8 @@ def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> No
         )
     if several and options.batch_size is not None:
         raise InvalidOption("chunksize= goes with functions of one item; with batch_size= a batch is handed over whole")
+    if several and options.rate is not None:
+        raise InvalidOption("rate= counts calls as they start, and a chunk is handed over whole: leave chunksize= out")
     if timeout is None or is_async:
         return
     if executor != "processes":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -162,6 +163,8 @@ class _Judge:
     def dones(self, task: Task, answers: list[Answer]) -> list[Done]:
         """What is to be settled of a task's answers."""
         finished: list[Done] = []
+        for attempt in reversed(task[len(answers) :]):
+            self._schedule.at_once(attempt)  # not called, since one before it said so
         for attempt, answer in zip(task, answers, strict=False):
             kind = type(answer)
             if kind is tuple:
@@ -202,7 +205,7 @@ class _Judge:
 
     def _alone(self, attempt: Attempt, unit: Unit) -> Attempt:
         alone = Attempt([unit], alone=True)
-        alone.made, alone.deaths, alone.began = attempt.made, attempt.deaths, attempt.began
+        alone.made, alone.deaths, alone.waits, alone.began = attempt.made, attempt.deaths, attempt.waits, attempt.began
         return alone
 
     def _split(self, attempt: Attempt) -> None:
@@ -278,7 +281,7 @@ class _Coordinator:
         self._all_drawn = False
         self._dealing = threading.Lock()
         self._is_swift = False  # whether settling took no time worth mentioning when it was last done
-        self._is_due = False  # whether something in the schedule waits for its time
+        self._looks_at = inf  # when the thread looks at the schedule by itself
         self.failure: BaseException | None = None
         self.stopped = False
         self.waits = False
@@ -314,6 +317,7 @@ class _Coordinator:
             for attempt in self._batches.add(unit):
                 self._schedule.add(attempt)
             self._start()
+            self._have_looked()
 
     def all_drawn(self) -> None:
         """No more will come: what waits for others to fill a batch or a chunk goes as it is."""
@@ -322,6 +326,21 @@ class _Coordinator:
             for attempt in self._batches.add(None, flush=True):
                 self._schedule.add(attempt)
             self._start()
+            self._have_looked()
+
+    def _due(self) -> float | None:
+        """When something may start that could not just now, on the monotonic clock; under the lock."""
+        if self.stopped or self.waits or self._running >= self._slots:
+            return None
+        wait = self._schedule.wait(1 if self._all_drawn else self._chunksize)
+        return None if wait is None else clock.monotonic() + wait
+
+    def _have_looked(self) -> None:
+        """See that the thread looks at the schedule in time; under the lock, by others than it."""
+        due = self._due()
+        if due is not None and due < self._looks_at:
+            self._looks_at = due
+            self._inbox.put(_LOOK)
 
     def report(self, task: Task, answers: Any) -> None:
         """The answers to a task, from any thread."""
@@ -339,8 +358,8 @@ class _Coordinator:
             self._deal([(task, answers)], last=False)
         finally:
             self._dealing.release()
-        if self._is_due:
-            self._inbox.put(_LOOK)  # the thread waits for something else, or not at all
+        with self._lock:
+            self._have_looked()
         return True
 
     def stop(self) -> None:
@@ -369,8 +388,9 @@ class _Coordinator:
     def _next(self) -> tuple[list[tuple[Task, Any]], bool]:
         """All reports that are there, at least one unless something else is due; and whether there will be more."""
         with self._lock:
-            idle = self.stopped or self.waits or self._running >= self._slots
-            wait = None if idle else self._schedule.wait()
+            due = self._due()
+            self._looks_at = inf if due is None else due
+        wait = None if due is None else max(0.0, due - clock.monotonic())
         reports: list[tuple[Task, Any]] = []
         try:
             report = self._inbox.get(timeout=wait)
@@ -383,28 +403,35 @@ class _Coordinator:
         return reports, False
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
+        """Have settled what finished, and start what may start."""
         try:
-            self._have_settled(reports, last=last)
+            with self._lock:
+                finished = [done for task, answers in reports for done in self._judged(task, answers)]
+            if self.waits:
+                self._late += finished
+            elif finished:
+                self._settle(finished)
         except BaseException as error:  # told to who draws, who raises it
             self._fail(error)
-
-    def _have_settled(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
-        with self._lock:
-            finished = [done for task, answers in reports for done in self._judged(task, answers)]
-        if self.waits:
-            self._late += finished
-        elif finished:
-            self._settle(finished)
         with self._lock:
             self._running -= len(reports)
-        if self.waits and (last or self._running == 0):
-            self._settle_again()
-        with self._lock:
-            self.stopped = self.stopped or self._desk.verdict is not None
-            self._start()
-            self._is_due = self._running < self._slots and self._schedule.wait() is not None
+        try:
+            if self.waits and (last or self._running == 0):
+                self._settle_again()
+            with self._lock:
+                self.stopped = self.stopped or self._desk.verdict is not None
+                self._start()
+        except BaseException as error:
+            self._fail(error)
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
+        try:
+            return self._dones(task, answers)
+        except Exception as error:  # of a policy of the user's: what else finished is settled all the same
+            self._fail(error)
+            return []
+
+    def _dones(self, task: Task, answers: Any) -> list[Done]:
         judge = self._judge
         if type(answers) is bytes:
             try:
@@ -416,7 +443,7 @@ class _Coordinator:
         if type(answers) is Broken:
             self._fail(answers.error)
             return []
-        if type(answers[-1]) is Fatal:
+        if answers and type(answers[-1]) is Fatal:
             self._fail(answers.pop().exception)
         return judge.dones(task, answers)
 
@@ -451,7 +478,11 @@ class _Coordinator:
             if not task:
                 return
             self._running += 1
-            self._workers.start(task, self._running)
+            try:
+                self._workers.start(task, self._running)
+            except BaseException:
+                self._running -= 1
+                raise
 
     def _next_task(self) -> Task:
         """The calls that make the next task; none where one that is not full may wait for more."""

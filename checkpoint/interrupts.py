@@ -44,10 +44,12 @@ class Interrupts:
         self._before: dict[int, Any] = {}
         self._signal = 0
         self._ended = _thread.allocate_lock()
+        self._last_word = _thread.allocate_lock()  # held while the time's end is signalled, and when it ends in time
         self.asked = False
         self.over = False
 
     def __enter__(self) -> Self:
+        self._ended.acquire()
         if threading.current_thread() is threading.main_thread():
             for name in _WATCHED:
                 number = getattr(signal, name, None)
@@ -55,21 +57,28 @@ class Interrupts:
                 if number is not None and _is_default(name, before):
                     self._before[number] = before
                     signal.signal(number, self._on_signal)
-        self._ended.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.release()
+        with self._last_word:
+            self._ended.release()
+        if threading.current_thread() is threading.main_thread():
+            self._put_back()
+
+    def _put_back(self) -> None:
         for number, before in self._before.items():
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, before)
-        self._before = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._ended.locked():  # another thread has ended it, which cannot put handlers back
+            self._as_before(number, frame)
+            return
+        self._signal = number
         if self.over or (self.asked and self._at_once is None):
             self.over = True
+            self._put_back()  # what is raised here may come out anywhere, the way out included
             raise self.as_exception()
-        self._signal = number
         if self.asked:
             self.over = True
             assert self._at_once is not None
@@ -79,6 +88,15 @@ class Interrupts:
         # Not `threading.Thread`: it takes locks that the interrupted code may hold.
         _thread.start_new_thread(self._count_down, (number,))
         self._wake()
+
+    def _as_before(self, number: int, frame: FrameType | None) -> None:
+        self._put_back()
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
+        else:
+            signal.signal(number, before)
+            signal.raise_signal(number)
 
     def as_exception(self) -> BaseException:
         """What a pass that was interrupted raises."""
@@ -92,10 +110,12 @@ class Interrupts:
             "checkpoint %r: stopping: what runs may finish within %g s, and is saved; %s stops at once",
             self._name, self._grace, again,
         )  # fmt: skip
-        if not self._ended.acquire(timeout=min(self._grace, threading.TIMEOUT_MAX)):
-            _signal_main_thread(number)
-        else:
+        if self._ended.acquire(timeout=min(self._grace, threading.TIMEOUT_MAX)):
             self._ended.release()
+            return
+        with self._last_word:
+            if self._ended.locked():
+                _signal_main_thread(number)
 
 
 def _signal_main_thread(number: int) -> None:

@@ -158,7 +158,7 @@ class Pass:
     def _key_first(self, place: int, item: Any) -> None:
         key = self._key(place, item)
         self._meet(key, place, item)
-        found = self._store.results.find(self._version, key)
+        found = self._store.results.find(self._version, key) if self._known else None
         if found is not None:
             if self._seen[key] == place:
                 self._note_change(key, item, found)
@@ -241,7 +241,8 @@ class Pass:
         if self._one_shot:
             done, failed = self.records.count()
         else:
-            done, failed = self.completed, sum(self.records.has_error(key) for key in self._seen)
+            keys = () if self._store.errors.is_empty else self._seen
+            done, failed = self.completed, sum(self.records.has_error(key) for key in keys)
         if not (self._known or done or failed):
             return
         total = "unknown" if self.total is None else f"{self.total:,}"
@@ -348,7 +349,7 @@ class Pass:
         failed = None if self._retry_failed else store.errors.find(self._version, key)
         if failed is not None and (not redo or failed.digest == digest):
             return True
-        if not store.unsaved.index.end:
+        if store.unsaved.is_empty:
             return False
         aside = store.unsaved.find(self._version, key)
         if aside is None or (redo and aside.digest != digest):
@@ -371,7 +372,8 @@ class Pass:
         """What another process saved since the items were keyed is done."""
         if self._keyed and self._index_now() != self._counted:
             self._counted = self._index_now()
-            done = sum(key not in self._redo and self.records.is_done(key) for key in self.keys[: self._keyed])
+            keys = () if self._store.results.is_empty else self.keys[: self._keyed]
+            done = sum(key not in self._redo and self.records.is_done(key) for key in keys)
             self._skipped(done - self.completed)
 
     def _stands(self, item: Any, key: Key) -> None:

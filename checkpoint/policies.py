@@ -6,6 +6,7 @@ import inspect
 import math
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -105,13 +106,14 @@ class Retry:
     most of `max_wait` (Brooker, "Exponential Backoff And Jitter", AWS 2015). An exception that carries a Retry-After,
     as ``.retry_after``, ``.response.headers`` or ``.headers``, is tried again after that time, and this costs no
     attempt; when its HTTP status is 429 or 503 nothing else is called until then. After ten such waits without a
-    success in between, or 15 minutes of them, it counts as any other failure. What an exception was raised from
-    (``raise … from``) speaks for it where it says nothing itself: clients are wrapped.
+    success in between, ten of one item, or 15 minutes of them, it counts as any other failure. What an exception was
+    raised from (``raise … from``) speaks for it where it says nothing itself: clients are wrapped.
 
     Args:
         attempts: how many calls there are at most, the first included.
         on: exception types that are tried again besides HTTP 408, 409, 429 and 5xx; or a function of the exception that
-            decides alone. Default: OSError and TimeoutError, unless an HTTP status tells otherwise.
+            decides alone. Default: OSError, TimeoutError, and what httpx and aiohttp raise when a connection is
+            cut, unless an HTTP status tells otherwise.
         wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
         max_wait: seconds.
 
@@ -155,7 +157,7 @@ class Retry:
     def _is_chosen(
         self, exception: Exception, chain: list[BaseException], status: int | None, after: float | None
     ) -> bool:
-        on: Any = OSError if self.on is None else self.on  # TimeoutError is one
+        on: Any = (OSError, *_network_errors()) if self.on is None else self.on  # TimeoutError is an OSError
         if not _are_types(on):
             return bool(on(exception))
         if after is not None or status in _RETRIED:
@@ -196,17 +198,39 @@ def _are_types(on: object) -> bool:
 
 
 def _with_causes(exception: BaseException) -> list[BaseException]:
-    """The exception and what it was raised from: clients wrap the operating system's errors in their own."""
-    chain: list[BaseException] = []
-    one: BaseException | None = exception
-    while one is not None and not any(one is other for other in chain):
-        chain.append(one)
-        one = one.__cause__
-    return chain
+    """The exception and what it was raised from: clients wrap the operating system's errors in their own.
+
+    What was handled meanwhile does not count: ``except FileNotFoundError: compute()`` says nothing of what compute
+    raises. But httpcore, below httpx, raises its wrapped errors once more ``from None``, and leaves no other trace.
+    """
+    chain = [exception]
+    while True:
+        last = chain[-1]
+        hidden = last.__context__ if last.__suppress_context__ and len(chain) > 1 else None
+        inner = hidden if last.__cause__ is None else last.__cause__
+        if inner is None or any(inner is one for one in chain):
+            return chain
+        chain.append(inner)
 
 
 def _first(told: Iterable[T | None]) -> T | None:
     return next((one for one in told if one is not None), None)
+
+
+_NETWORK = (
+    ("httpx", "NetworkError"),
+    ("httpx", "TimeoutException"),
+    ("httpx", "RemoteProtocolError"),
+    ("aiohttp", "ClientConnectionError"),
+    ("aiohttp", "ClientPayloadError"),
+    ("http.client", "IncompleteRead"),
+)
+
+
+def _network_errors() -> tuple[type[BaseException], ...]:
+    """What clients raise for the network that neither is an OSError nor leads to one."""
+    found = [getattr(sys.modules.get(module), name, None) for module, name in _NETWORK]  # who raised it is imported
+    return tuple([kind for kind in found if isinstance(kind, type)])
 
 
 def _asked(thing: object, name: str) -> Any:
@@ -235,9 +259,13 @@ def _status_of(exception: BaseException) -> int | None:
 
 def _retry_after_of(exception: BaseException) -> float | None:
     """The seconds of its Retry-After: a number, or an HTTP date (RFC 9110, section 10.2.3)."""
-    told = [_asked(exception, "retry_after")]
-    told += [_header_of(thing, "retry-after") for thing in (_asked(exception, "response"), exception)]
-    return _first(map(_seconds_of, told))
+    places = (_asked(exception, "response"), exception)
+    told = [_asked(exception, "retry_after"), *(_header_of(thing, "retry-after") for thing in places)]
+    seconds = _first(map(_seconds_of, told))
+    if seconds is None:  # as Azure and OpenAI spell it
+        thousandths = _first(_seconds_of(_header_of(thing, "retry-after-ms")) for thing in places)
+        seconds = None if thousandths is None else thousandths / 1000
+    return seconds
 
 
 def _header_of(thing: object, name: str) -> Any:

@@ -27,7 +27,7 @@ __all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedu
 log = logging.getLogger("checkpoint")
 
 MOST_WAITS = 10
-"""So many waits for a Retry-After, without a success between them, are taken as no attempt."""
+"""So many waits for a Retry-After, without a success between them, or of one item, are taken as no attempt."""
 
 PATIENCE = 15 * 60.0
 """Seconds of such waits."""
@@ -47,6 +47,7 @@ class Attempt(msgspec.Struct, eq=False):
         made: how many attempts were made that count.
         deaths: how many workers died of it.
         alone: it travels alone, since something died or broke of it and others.
+        waits: how often it was told to come again later.
         began: when the last call was let go, on the monotonic clock.
     """
 
@@ -55,6 +56,7 @@ class Attempt(msgspec.Struct, eq=False):
     made: int = 0
     deaths: int = 0
     began: float = 0.0
+    waits: int = 0
     costs: list[float] | None = None
 
 
@@ -129,8 +131,10 @@ class Schedule:
         self._now = now or clock.monotonic
         self._ready: deque[Attempt] = deque()
         self._later: list[tuple[float, int, Attempt]] = []
+        self._due: deque[Attempt] = deque()  # was in `_later`, and goes before what is ready
         self._order = count()
         self._paused_until = -math.inf
+        self._has_paused = False
         self._waits = 0  # for a Retry-After, since the last success
         self._first_wait: float | None = None
         self._last_wait = -math.inf  # when it ended, or will
@@ -139,11 +143,11 @@ class Schedule:
     def ready(self) -> int:
         """How many calls wait for nothing but a worker, a permit or the end of a pause."""
         self._wake()
-        return len(self._ready)
+        return len(self._due) + len(self._ready)
 
     def has_room(self, ready: int) -> bool:
         """Whether more may be added: fewer than so many are ready, and not too many wait for a retry."""
-        return len(self._ready) < ready and len(self._later) < ready + MOST_LATER
+        return len(self._due) + len(self._ready) < ready and len(self._later) < ready + MOST_LATER
 
     def add(self, attempt: Attempt) -> None:
         """To be called as soon as may be, after those that were added before."""
@@ -158,40 +162,39 @@ class Schedule:
         Raises:
             BadCost: what the call costs cannot be told, or is too much.
         """
-        ready = self._ready
         self._wake()
-        if not ready or (self._paused_until > -math.inf and self._now() < self._paused_until):
+        queue = self._due or self._ready
+        if not queue or (self._paused_until > -math.inf and self._now() < self._paused_until):
             return None
-        if ready[0].alone and not first:
+        if queue[0].alone and not first:
             return None
-        if self._rates and not self._permitted(ready[0]):
+        if self._rates and not self._permitted(queue):
             return None
-        return ready.popleft()
+        return queue.popleft()
 
     def _wake(self) -> None:
         later = self._later
-        if not later:
-            return
-        now, due = self._now(), []
-        while later and later[0][0] <= now:
-            due.append(heapq.heappop(later)[2])
-        self._ready.extendleft(reversed(due))
+        if later:
+            now = self._now()
+            while later and later[0][0] <= now:
+                self._due.append(heapq.heappop(later)[2])
 
-    def _permitted(self, attempt: Attempt) -> bool:
-        now = self._now()
-        costs = self._costs(attempt)
+    def _permitted(self, queue: deque[Attempt]) -> bool:
+        costs = self._costs(queue)
+        now = self._now()  # counting tokens takes time
         if any(permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)):
             return False
         for permits, cost in zip(self._rates, costs, strict=True):
             permits.take(cost, now)
         return True
 
-    def _costs(self, attempt: Attempt) -> list[float]:
+    def _costs(self, queue: deque[Attempt]) -> list[float]:
+        attempt = queue[0]
         if attempt.costs is None:
             try:
                 attempt.costs = [permits.cost_of(attempt.units) for permits in self._rates]
             except Exception as error:
-                self._ready.popleft()
+                queue.popleft()
                 raise BadCost(attempt, error) from error
         return attempt.costs
 
@@ -204,7 +207,7 @@ class Schedule:
         ready, now = self.ready, self._now()
         moments = [self._later[0][0]] if self._later else []
         if ready and ready >= least:
-            moments.append(now + self._longest_wait(self._ready[0], now))
+            moments.append(now + self._longest_wait((self._due or self._ready)[0], now))
         if not moments:
             return None
         return min(max(min(moments) - now, self._paused_until - now, 0.0), _LONGEST)
@@ -232,6 +235,10 @@ class Schedule:
         now = self._now()
         if why.after is not None and self._is_patient(attempt, why.after, now):
             if why.pause:
+                if now + why.after > self._paused_until + 1.0:
+                    level = logging.INFO if self._has_paused else logging.WARNING
+                    log.log(level, "pausing all calls for %.3g s, as the server asks (Retry-After)", why.after)
+                    self._has_paused = True
                 self._paused_until = max(self._paused_until, now + why.after)
             self._put(attempt, now + why.after)
             return True
@@ -249,10 +256,13 @@ class Schedule:
 
     def _is_patient(self, attempt: Attempt, after: float, now: float) -> bool:
         """Whether the wait costs no attempt. Calls that were under way when a wait began all tell of the same one."""
+        if attempt.waits >= MOST_WAITS:
+            return False  # others succeed: it is this one that is refused
         begins = attempt.began >= self._last_wait
         first = now if self._first_wait is None else self._first_wait
         if self._waits + begins > MOST_WAITS or now + after - first > PATIENCE:
             return False
+        attempt.waits += 1
         self._waits += begins
         self._first_wait = first
         self._last_wait = max(self._last_wait, now + after)

@@ -90,6 +90,11 @@ class Shelf:
             self.journal.end = self.index.end
             self._tell_damage()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return self.index.end == 0
+
     def find(self, version: str, key: Key) -> Place | None:
         """Where the key's last record is."""
         try:

@@ -8,15 +8,16 @@ with it but its own task: each has a pipe of its own.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import pickle
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,8 @@ __all__ = [
     "inputs_of",
     "refuse_while_importing_main",
 ]
+
+log = logging.getLogger("checkpoint")
 
 Task = list[Attempt]
 Report = Callable[[Task, Any], None]
@@ -89,8 +92,15 @@ class Threads:
         """Have a worker make the task's calls; so many tasks are under way with it."""
         if running > len(self._threads) < self._count:
             thread = threading.Thread(target=self._work, name=f"checkpoint-worker-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more threads; those that there are do the work
+                if not self._threads:
+                    raise
+                log.warning("no more than %d of %d threads: %s", len(self._threads), self._count, error)
+                self._count = len(self._threads)
+            else:
+                self._threads.append(thread)
         self._tasks.put(task)
 
     def _work(self) -> None:
@@ -125,6 +135,7 @@ class Tasks:
         self._waiting: deque[Task] = deque()
         self._idle: list[Any] = []  # a future for each loop task that has nothing to do
         self._tasks: list[Any] = []
+        self._over = False
         self._context = copy_context()  # the loop may look on behalf of another thread
 
     def start(self, task: Task, running: int) -> None:
@@ -148,9 +159,9 @@ class Tasks:
     async def _work(self, task: Task) -> None:
         import asyncio
 
-        loop, awaited, batch = asyncio.get_running_loop(), self._call.awaited, self._call.batch
+        loop, batch = asyncio.get_running_loop(), self._call.batch
         while True:
-            self.report(task, [await awaited(given) for given in inputs_of(task, batch=batch)])
+            self.report(task, [await self._answer(given) for given in inputs_of(task, batch=batch)])
             task = []  # what is settled is let go of
             if self._waiting:
                 task = self._waiting.popleft()
@@ -159,8 +170,22 @@ class Tasks:
             self._idle.append(idle)
             task = await idle
 
+    async def _answer(self, given: Any) -> Answer:
+        import asyncio
+
+        try:
+            return await self._call.awaited(given)
+        except asyncio.CancelledError as error:
+            if self._over:
+                raise
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()  # the function cancelled the task that it runs in
+            return failed(error)
+
     def close(self) -> None:
         """Cancel all; in the loop, or when it is closed."""
+        self._over = True
         for task in self._tasks:
             with suppress(RuntimeError):
                 task.cancel()
@@ -188,26 +213,27 @@ class Processes(Threads):
         call.shipped()  # what cannot travel is told before anything is started
         self._timeout = timeout
         self._served: set[_Process] = set()
-        self._over = False
+        self._over = threading.Event()
         _open.add(self)
 
     def _work(self) -> None:
         process: _Process | None = None
-        while (task := self._tasks.get()) is not None:
+        while (task := self._tasks.get()) is not None and not self._over.is_set():
             try:
                 if process is None:
                     process = _Process(self._call)
                     self._served.add(process)
-                    if self._over:
-                        process.kill()
+                process.busy = True
+                if self._over.is_set():  # who closes either finds it busy, or was here before
+                    process.kill()
                 answers = process.ask(task, self._timeout)
+                process.busy = False
             except _Gone as gone:
-                assert process is not None
-                self._served.discard(process)
-                process = None
                 answers = gone.answers
+                process = self._without(process)
             except BrokenWorkers as error:
                 answers = Broken(error)
+                process = self._without(process)
             except Exception as error:  # the items cannot be pickled, or no process be started
                 answers = [failed(error)] * len(task) if process is not None else Broken(_no_start(error))
             self._report(task, answers)
@@ -215,9 +241,15 @@ class Processes(Threads):
             process.end()
             self._served.discard(process)
 
+    def _without(self, process: _Process | None) -> _Process | None:
+        if process is not None:
+            process.kill()
+            self._served.discard(process)
+        return None
+
     def close(self) -> None:
         """End the processes; those that are still at work are killed."""
-        self._over = True
+        self._over.set()
         super().close()
         for process in list(self._served):
             if process.busy:
@@ -244,19 +276,23 @@ class _Gone(Exception):
 class _Process:
     """One worker process, and our end of its pipe.
 
+    Attributes:
+        busy: whether it is at work, or makes ready for it.
+
     Raises:
-        BrokenWorkers: it does not start, or cannot load the function.
+        BrokenWorkers: it does not start.
     """
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._batch = call.batch
         self._whole = False  # whether items travel by cloudpickle: a worker has not got their classes
+        self._loaded = False
         self.busy = True
         context = _context()
         self._pipe, theirs = context.Pipe()
         try:
-            with _births:
+            with _births, _signals_held_back(), _importable_main():
                 self._process = context.Process(target=serve, args=(theirs,), name="checkpoint-worker")  # type: ignore[attr-defined]
                 self._process.start()
         except (OSError, EOFError) as error:
@@ -264,8 +300,6 @@ class _Process:
         finally:
             theirs.close()
         self._ready = _Waiter(self._pipe, self._process.sentinel)
-        self._load()
-        self.busy = False
 
     def _load(self) -> None:
         told = self._try(self._call.shipped())
@@ -273,10 +307,13 @@ class _Process:
             try:
                 whole = self._call.shipped_whole()
             except Exception as error:
-                raise BrokenWorkers(f"worker processes cannot load {self._call.name}: {told}") from error
+                raise BrokenWorkers(
+                    f"worker processes cannot load {self._call.name}: {told}; {quote_error(error)}"
+                ) from error
             if again := self._try(whole):
                 raise BrokenWorkers(f"worker processes cannot load {self._call.name}: {again}")
             self._whole = True
+        self._loaded = True
 
     def _try(self, shipped: bytes) -> str:
         """Have it load the call; "" where it did, else why not."""
@@ -291,11 +328,12 @@ class _Process:
         """The answers to a task, packed.
 
         Raises:
+            BrokenWorkers: it cannot load the function.
             _Gone: it died meanwhile, or was killed since it took too long.
         """
-        inputs = inputs_of(task, batch=self._batch)
-        asked = self._call_bytes(inputs)
-        self.busy = True
+        if not self._loaded:
+            self._load()
+        asked = self._call_bytes(inputs_of(task, batch=self._batch))
         try:
             self._pipe.send_bytes(asked)
             if not self._ready.wait(timeout):
@@ -306,8 +344,6 @@ class _Process:
         except (EOFError, OSError) as error:
             self.kill()  # its pipe is gone, and it may not be
             raise _Gone(Died(self._exitcode())) from error
-        finally:
-            self.busy = False
 
     def _call_bytes(self, inputs: list[Any]) -> bytes:
         if self._whole:
@@ -328,8 +364,50 @@ class _Process:
                 self._process.kill()
 
     def end(self) -> None:
-        """It ends as soon as it finds nobody at the other end."""
+        """It is told to; a process that was forked here may hold our end of the pipe open."""
+        with suppress(OSError):
+            self._pipe.send_bytes(_END)
         self._pipe.close()
+
+
+_END = b""  # in place of a task
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A process that is started meanwhile gets no SIGINT or SIGTERM before it has said what it does about them.
+
+    It inherits what this thread blocks, through the fork server, which is begun with the first one: that, too, must
+    outlive a signal to the whole group.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # else it is started meanwhile, and unblocks both
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _importable_main() -> Iterator[None]:
+    """Where the main module's file is none (``python < script``), multiprocessing must not have workers run it."""
+    from multiprocessing import process
+
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or os.path.exists(os.path.join(process.ORIGINAL_DIR or "", path)):  # type: ignore[attr-defined]
+        yield
+        return
+    del main.__file__  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        main.__file__ = path  # type: ignore[union-attr]
 
 
 def _no_start(why: object) -> BrokenWorkers:
@@ -416,19 +494,36 @@ def _close_before_multiprocessing() -> None:
 def serve(pipe: Connection) -> None:
     """What a worker process does: load the call, then make it until nobody asks any more."""
     _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes: the parent decides
+    _leave_signals_to_parent()
     try:
         call = _loaded(pipe)
-        while True:
-            given = pickle.loads(pipe.recv_bytes())
-            pipe.send_bytes(call.many(given))
+        while (asked := pipe.recv_bytes()) != _END:
+            pipe.send_bytes(call.many(pickle.loads(asked)))
     except (EOFError, OSError):
         return
+
+
+_LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
+
+
+def _leave_signals_to_parent() -> None:
+    """Ctrl-C goes to all of a terminal's processes, a scheduler's SIGTERM often to all of a job's: the parent decides.
+
+    SIGTERM is not ignored but handled: what is ignored is handed down to what the function starts, which could not be
+    terminated then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.siginterrupt(signal.SIGTERM, False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_PARENT)
 
 
 def _loaded(pipe: Connection) -> Arrived:
     while True:
         shipped = pipe.recv_bytes()
+        if shipped == _END:
+            raise EOFError
         try:
             call = arrived(shipped)
         except Exception as error:

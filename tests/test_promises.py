@@ -100,6 +100,83 @@ def test_a_killed_job_loses_and_redoes_nothing_that_was_acknowledged(
         assert parse(line).crc
 
 
+CROWD = """
+import asyncio, os, sys, time
+from checkpoint import checkpointed
+directory, engine, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
+begun = os.open(os.path.join(directory, "begun"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+streamed = os.open(os.path.join(directory, "acknowledged"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def work(n):
+    os.write(begun, b"%d\\n" % n)
+    os.write(1, b".")
+    time.sleep(0.001)
+    return f"{n}:" + "x" * 300
+
+async def awork(n):
+    os.write(begun, b"%d\\n" % n)
+    os.write(1, b".")
+    await asyncio.sleep(0.001)
+    return f"{n}:" + "x" * 300
+
+def acknowledge(outcome):
+    if outcome.source == "fresh":
+        os.write(streamed, b"%d\\n" % outcome.key)
+
+async def main():
+    async for outcome in checkpointed("j")(awork).stream(range(total), workers=16, progress=False):
+        acknowledge(outcome)
+
+if engine == "tasks":
+    asyncio.run(main())
+else:
+    for outcome in checkpointed("j")(work).stream(range(total), workers=16, progress=False):
+        acknowledge(outcome)
+"""
+
+
+@pytest.mark.parametrize("engine", ["threads", "tasks"])
+@pytest.mark.parametrize(
+    ("total", "kills"), [(2000, 10), pytest.param(40_000, 200, marks=pytest.mark.soak)], ids=["10 kills", "200 kills"]
+)
+def test_a_killed_crowd_redoes_at_most_what_was_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, total: int, kills: int
+) -> None:
+    """SIGKILL at random moments of sixteen calls at once: nothing yielded is lost, and at most 16 calls a kill are
+    made again.
+    """
+    monkeypatch.chdir(tmp_path)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    command = [sys.executable, "-c", CROWD, str(tmp_path), engine, str(total)]
+    killed = before = 0
+    for _ in range(kills):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as job:
+            assert job.stdout is not None
+            job.stdout.read(moments.randrange(1, total // kills))
+            try:
+                job.wait(moments.random() * 0.01)
+            except subprocess.TimeoutExpired:
+                job.kill()
+            killed += job.wait() != 0
+        begun = counted(tmp_path / "begun")
+        with CheckpointedRunner("j", tmp_path / "checkpoints") as runner:
+            done = set(runner.get_all_results())
+            assert counted(tmp_path / "acknowledged").keys() <= done
+        lost = begun.total() - len(done)
+        assert lost - before <= 16, f"{lost - before} calls of one run were for nothing"
+        before = lost
+    assert killed > kills // 2
+    last = run(CROWD, tmp_path, engine, total, check=False)
+    assert last.returncode == 0, last.stderr
+    begun = counted(tmp_path / "begun")
+    assert begun.keys() == set(range(total))
+    assert begun.total() - total <= 16 * killed
+    with CheckpointedRunner("j", tmp_path / "checkpoints") as runner:
+        assert runner.get_all_results() == {key: f"{key}:" + "x" * 300 for key in range(total)}
+
+
 # --- full disks -----------------------------------------------------------------------------------------------------
 
 LIMITED = """
