@@ -24,14 +24,15 @@ from checkpoint.errors import StoreError, WorkerDied, quote_error
 from checkpoint.interrupts import Interrupts
 from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
-from checkpoint.workers import Broken, Died, Report, Task, Tasks, exit_in_words, inputs_of
+from checkpoint.workers import Broken, Died, Report, Task, Tasks, Unsent, exit_in_words, inputs_of
 
 __all__ = ["Desk", "Spread", "Workers", "asynchronous", "concurrent", "serial"]
 
 _END: Final = object()
 _UNSEEN = 64  # items that are drawn before an event loop has its turn
 _MOST_DEATHS = 3
-_SWIFT = 0.001  # seconds
+_SWIFT = 0.002  # seconds
+_TOGETHER = 16  # reports that an event loop deals with at a time: more would keep calls waiting that could start
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
 
 
@@ -233,6 +234,15 @@ class _Judge:
                 finished.append(Done(attempt.units[0], failure))
         return finished
 
+    def unsent(self, task: Task, error: Exception) -> list[Done]:
+        """A task that could not travel: of several calls each is sent again by itself, and one has failed."""
+        if len(task) == 1:
+            return self.dones(task, [failed(error)])
+        for attempt in reversed(task):
+            attempt.alone = True
+            self._schedule.at_once(attempt)
+        return []
+
     def apart(self, task: Task, error: Exception, pickled: bytes) -> list[Done]:
         """Answers that cannot be read here: of several calls each is made again, of one the value is kept as it is."""
         if len(task) > 1:
@@ -316,8 +326,9 @@ class _Coordinator:
             self._under_way += 1
             for attempt in self._batches.add(unit):
                 self._schedule.add(attempt)
-            self._start()
-            self._have_looked()
+            if self._running < self._slots:
+                self._start()
+                self._have_looked()
 
     def all_drawn(self) -> None:
         """No more will come: what waits for others to fill a batch or a chunk goes as it is."""
@@ -346,20 +357,21 @@ class _Coordinator:
         """The answers to a task, from any thread."""
         self._inbox.put((task, answers))
 
-    def deal_at_once(self, task: Task, answers: Any) -> bool:
-        """Deal with the answers in the caller's thread, if that takes no time worth mentioning.
+    def deal_at_once(self, reports: list[tuple[Task, Any]]) -> bool:
+        """Deal with the reports in the caller's thread, if that takes no time worth mentioning.
 
-        An event loop settles by itself while the last time took less than a millisecond, and the desk need not wait for
-        a medium: handing over to a thread and back would take longer. It never waits for the coordinator.
+        An event loop settles by itself while the last time took less than two milliseconds, and nothing waits for the
+        medium: handing over to a thread and back would take longer. It never waits for the coordinator.
         """
         if not self._is_swift or not self._dealing.acquire(blocking=False):
             return False
         try:
-            self._deal([(task, answers)], last=False)
+            self._deal(reports, last=False)
         finally:
             self._dealing.release()
-        with self._lock:
-            self._have_looked()
+        if self._running < self._slots:
+            with self._lock:
+                self._have_looked()
         return True
 
     def stop(self) -> None:
@@ -413,10 +425,11 @@ class _Coordinator:
                 self._settle(finished)
         except BaseException as error:  # told to who draws, who raises it
             self._fail(error)
-        with self._lock:
-            self._running -= len(reports)
         try:
-            if self.waits and (last or self._running == 0):
+            with self._lock:
+                self._running -= len(reports)
+                again = self.waits and (last or self._running == 0)
+            if again:
                 self._settle_again()
             with self._lock:
                 self.stopped = self.stopped or self._desk.verdict is not None
@@ -440,6 +453,8 @@ class _Coordinator:
                 return judge.apart(task, error, answers)
         if type(answers) is Died:
             return [] if self.stopped else judge.died(task, answers.exitcode)
+        if type(answers) is Unsent:
+            return judge.unsent(task, answers.error)
         if type(answers) is Broken:
             self._fail(answers.error)
             return []
@@ -488,7 +503,7 @@ class _Coordinator:
         """The calls that make the next task; none where one that is not full may wait for more."""
         schedule = self._schedule
         task: Task = []
-        if not self._all_drawn and schedule.ready < self._chunksize:
+        if self._chunksize > 1 and not self._all_drawn and schedule.ready < self._chunksize:
             return task
         while len(task) < self._chunksize:
             attempt, answers = _take(schedule, first=not task)
@@ -611,14 +626,30 @@ async def asynchronous(
     interrupts = opened.enter_context(stopping)
     coordinator = _Coordinator(desk, call, schedule, spread, wake)
 
-    def report(task: Task, answers: Any) -> None:
-        if coordinator.deal_at_once(task, answers):
+    finished: list[tuple[Task, Any]] = []
+
+    def hand_over(leave: int = 0) -> None:
+        reports = finished[:]
+        finished.clear()
+        if not reports:
+            return
+        if coordinator.deal_at_once(reports):
+            tasks.look(leave)
             woken.set()
         else:
-            coordinator.report(task, answers)
+            for report in reports:
+                coordinator.report(*report)
+
+    def report(task: Task, answers: Any) -> None:
+        finished.append((task, answers))
+        if len(finished) == _TOGETHER:
+            hand_over(leave=1)  # for the loop task that reports
+        elif len(finished) == 1:
+            loop.call_soon(hand_over)
 
     tasks.report = report
     opened.callback(coordinator.close)
+    opened.callback(hand_over)
     opened.callback(tasks.close)
     coordinator.begin(tasks)
     try:
@@ -647,5 +678,6 @@ async def asynchronous(
     finally:
         tasks.close()
         await tasks.closed()
+        hand_over()
         coordinator.close()
     _raise_why(coordinator, interrupts)

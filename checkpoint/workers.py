@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.calls import Answer, Arrived, Call, arrived, failed, out_of_time, portable_bytes
+from checkpoint.calls import Answer, Arrived, Call, arrived, failed, out_of_time
 from checkpoint.errors import BrokenWorkers, UnguardedMain, quote, quote_error
 from checkpoint.schedule import Attempt
 
@@ -39,6 +40,7 @@ __all__ = [
     "Task",
     "Tasks",
     "Threads",
+    "Unsent",
     "exit_in_words",
     "inputs_of",
     "refuse_while_importing_main",
@@ -54,6 +56,12 @@ class Died(NamedTuple):
     """In place of answers: the worker process died of the task."""
 
     exitcode: int | None
+
+
+class Unsent(NamedTuple):
+    """In place of answers: an item of the task could not travel, or an answer not come back."""
+
+    error: Exception
 
 
 class Broken(NamedTuple):
@@ -142,46 +150,40 @@ class Tasks:
         """To be started when the loop looks; from any thread."""
         self._waiting.append(task)
 
-    def look(self) -> None:
-        """Start what waits; in the loop."""
+    def look(self, leave: int = 0) -> None:
+        """Start what waits, but so many of it; in the loop."""
         import asyncio
 
-        for _ in range(len(self._waiting)):
+        for _ in range(len(self._waiting) - leave):
             if self._idle:
                 future = self._idle.pop()
                 if not future.done():  # else it was cancelled
                     future.set_result(self._waiting.popleft())
             else:
-                self._tasks.append(
-                    asyncio.create_task(self._work(self._waiting.popleft()), context=self._context.copy())
-                )
+                work = self._work(self._waiting.popleft())
+                self._tasks.append(asyncio.create_task(work, context=self._context.copy()))
 
     async def _work(self, task: Task) -> None:
         import asyncio
 
-        loop, batch = asyncio.get_running_loop(), self._call.batch
+        loop, batch, awaited = asyncio.get_running_loop(), self._call.batch, self._call.awaited
         while True:
-            self.report(task, [await self._answer(given) for given in inputs_of(task, batch=batch)])
-            task = []  # what is settled is let go of
+            units = task[0].units
+            try:
+                answer = await awaited([unit.item for unit in units] if batch else units[0].item)
+            except asyncio.CancelledError as error:
+                if self._over:
+                    raise
+                _uncancel(asyncio.current_task())
+                answer = failed(error)
+            self.report(task, [answer])
+            task = answer = None  # type: ignore[assignment]  # what is settled is let go of
             if self._waiting:
                 task = self._waiting.popleft()
                 continue
             idle = loop.create_future()
             self._idle.append(idle)
             task = await idle
-
-    async def _answer(self, given: Any) -> Answer:
-        import asyncio
-
-        try:
-            return await self._call.awaited(given)
-        except asyncio.CancelledError as error:
-            if self._over:
-                raise
-            task = asyncio.current_task()
-            assert task is not None
-            task.uncancel()  # the function cancelled the task that it runs in
-            return failed(error)
 
     def close(self) -> None:
         """Cancel all; in the loop, or when it is closed."""
@@ -195,6 +197,12 @@ class Tasks:
         import asyncio
 
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _uncancel(task: Any) -> None:
+    """The function cancelled the task that it runs in, and nobody else did."""
+    while task.uncancel():
+        pass
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -234,8 +242,8 @@ class Processes(Threads):
             except BrokenWorkers as error:
                 answers = Broken(error)
                 process = self._without(process)
-            except Exception as error:  # the items cannot be pickled, or no process be started
-                answers = [failed(error)] * len(task) if process is not None else Broken(_no_start(error))
+            except Exception as error:
+                answers = Unsent(error) if process is not None else Broken(_no_start(error))
             self._report(task, answers)
         if process is not None:
             process.end()
@@ -333,7 +341,10 @@ class _Process:
         """
         if not self._loaded:
             self._load()
-        asked = self._call_bytes(inputs_of(task, batch=self._batch))
+        try:
+            asked = self._pickled(inputs_of(task, batch=self._batch))
+        except Exception as error:  # pickling runs the items' own code
+            return Unsent(error)
         try:
             self._pipe.send_bytes(asked)
             if not self._ready.wait(timeout):
@@ -345,12 +356,17 @@ class _Process:
             self.kill()  # its pipe is gone, and it may not be
             raise _Gone(Died(self._exitcode())) from error
 
-    def _call_bytes(self, inputs: list[Any]) -> bytes:
-        if self._whole:
-            import cloudpickle
+    def _pickled(self, inputs: list[Any]) -> bytes:
+        """Their pickle; by cloudpickle where the standard one cannot, and where the worker has not got their classes."""
+        if not self._whole:
+            try:
+                return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
+            except Exception as error:
+                if find_spec("cloudpickle") is None:
+                    raise error from None
+        import cloudpickle
 
-            return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
-        return portable_bytes(inputs, f"the item {quote(inputs[0])}" if len(inputs) == 1 else "one of the items")
+        return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
 
     def _exitcode(self) -> int | None:
         with _births:
@@ -614,7 +630,7 @@ class Given:
         except (BrokenExecutor, CancelledError) as error:
             answers = Broken(_broke(self._executor, error))
         except Exception as error:  # what it was given, or gave, could not travel
-            answers = [failed(error)] * len(task)
+            answers = Unsent(error)
         self._report(task, answers)
 
     def close(self) -> None:

@@ -1,0 +1,344 @@
+"""Every engine keeps every law of `checkpoint.testing`; what keeps one not is named; a killed driver loses nothing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext, suppress
+from functools import cache, partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from checkpoint import BrokenWorkers, checkpointed
+from checkpoint.testing import LAWS, Engine, Law, check, for_executor
+
+HAS_LOKY = importlib.util.find_spec("loky") is not None
+posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+FOREVER = 100  # seconds that no law takes, and no job
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_starts() -> None:
+    """Worker processes are forked with the modules that they need, instead of each importing them."""
+    if METHOD == "forkserver":
+        multiprocessing.set_forkserver_preload(["checkpoint.testing"])
+
+
+@pytest.fixture(autouse=True)
+def _in_time() -> Iterator[None]:
+    """What waits for ever fails, and says where."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"it did not end within {FOREVER} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(FOREVER)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# --- every law × every engine ----------------------------------------------------------------------------------------
+
+
+def process_pool() -> ProcessPoolExecutor:
+    """The standard library's."""
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(METHOD))
+
+
+def loky_pool() -> Executor:
+    """Joblib's."""
+    pool: Executor = importlib.import_module("loky").ProcessPoolExecutor(2)
+    return pool
+
+
+SHARED = ExitStack()  # executors that laws share which do not break them
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared() -> Iterator[None]:
+    with SHARED:
+        yield
+
+
+@cache
+def shared(make: Callable[[], Executor]) -> Executor:
+    """One for all."""
+    return SHARED.enter_context(make())
+
+
+def sharing(name: str, make: Callable[[], Executor]) -> Engine:
+    """The engine of an executor in other processes; it is started once, but for the laws that break it."""
+    return Engine(name, lambda: nullcontext({"executor": shared(make), "workers": 2}), is_local=False, fresh=make)
+
+
+def own(name: str, **options: Any) -> Engine:
+    """One of our own engines."""
+    remote = options.get("executor") == "processes"
+    is_async = name.startswith("asyncio")
+    return Engine(name, lambda: nullcontext(options), is_async, is_local=not remote, survives=remote)
+
+
+ENGINES = [
+    own("serial"),
+    own("4 threads", workers=4),
+    own("processes", executor="processes", workers=2),
+    own("asyncio, 1 task", workers=1),
+    own("asyncio, 4 tasks", workers=4),
+    for_executor(partial(ThreadPoolExecutor, 2)),
+    sharing("ProcessPoolExecutor", process_pool),
+    *([sharing("loky", loky_pool)] if HAS_LOKY else []),
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_every_engine_keeps_every_law(law: Law, engine: Engine, tmp_path: Path) -> None:
+    """One contract, whatever runs the function."""
+    law(engine, tmp_path)
+
+
+def test_every_law_says_what_it_is() -> None:
+    """Its docstring is told when it is broken; names are directories."""
+    assert all(law.__doc__ for law in LAWS)
+    assert len({law.__name__ for law in LAWS}) == len(LAWS)
+
+
+# --- what does not keep them -----------------------------------------------------------------------------------------
+
+
+class Twice(ThreadPoolExecutor):
+    def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        super().submit(function, *given, **named)
+        return super().submit(function, *given, **named)
+
+
+class Behind(ThreadPoolExecutor):
+    """Each call is answered with the answer to the one before."""
+
+    before: Any = None
+
+    def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        def run() -> Any:
+            answer = function(*given, **named)
+            told, self.before = self.before or answer, answer
+            return told
+
+        return super().submit(run)
+
+
+class Tired(ThreadPoolExecutor):
+    """Takes ten calls."""
+
+    taken = 0
+
+    def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        self.taken += 1
+        if self.taken > 10:
+            raise RuntimeError("enough")
+        return super().submit(function, *given, **named)
+
+
+BROKEN = [
+    (Twice, "each_item_is_called_once", "it runs each call a second time"),
+    (Behind, "results_stand_in_the_order_of_the_items", "it mixes answers up"),
+    (Tired, "each_item_is_called_once", "it stops taking calls"),
+]
+
+
+@pytest.mark.parametrize(("kind", "law", "reason"), BROKEN, ids=[reason for _, _, reason in BROKEN])
+def test_a_broken_executor_is_told_which_laws_it_does_not_keep(
+    kind: type[ThreadPoolExecutor], law: str, reason: str, tmp_path: Path
+) -> None:
+    """By name; those that it keeps are not named, and the law's own words are with its error."""
+    laws = [one for one in LAWS if one.__name__ in (law, "no_items_make_no_results")]
+    with pytest.raises(ExceptionGroup) as caught:
+        check(for_executor(partial(kind, 2)), tmp_path, laws=laws)
+    assert kind.__name__ in caught.value.message
+    assert law in caught.value.message
+    assert "no_items_make_no_results" not in caught.value.message
+    notes = [note for error in caught.value.exceptions for note in error.__notes__]
+    assert any(note.startswith(f"law: {law}: ") for note in notes)
+    assert (tmp_path / law).is_dir()
+
+
+def test_check_is_silent_where_all_laws_hold(tmp_path: Path) -> None:
+    """And leaves each law's files in the directory that it was given."""
+    check(own("serial"), tmp_path, laws=LAWS[:3])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(law.__name__ for law in LAWS[:3])
+
+
+@posix
+def test_a_process_pool_whose_worker_is_killed_is_broken_and_no_item_has_failed(tmp_path: Path) -> None:
+    """Its owner is told to run the same line again with a fresh one."""
+    f = checkpointed("kills", checkpoint_dir=tmp_path)(kill_at_3)
+    with process_pool() as executor, pytest.raises(BrokenWorkers, match="run the same line again with a fresh one"):
+        f.map(range(8), executor=executor, progress=False)
+    assert dict(f.errors) == {}
+
+
+def kill_at_3(n: int) -> int:
+    """A call that kills its process."""
+    if n == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+# --- the driver is killed --------------------------------------------------------------------------------------------
+
+JOB = """
+import asyncio, multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+from checkpoint import checkpointed
+
+
+def note(what, n):
+    descriptor = os.open("calls.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(descriptor, f"{what} {n}\\n".encode())
+    os.close(descriptor)
+
+
+def is_held_up(n):
+    return n >= 30 and not os.path.exists("go on")
+
+
+@checkpointed("job")
+def work(n):
+    note("begin", n)
+    while is_held_up(n):
+        time.sleep(0.005)
+    note("end", n)
+    return n * 10
+
+
+@checkpointed("job")
+async def awork(n):
+    note("begin", n)
+    while is_held_up(n):
+        await asyncio.sleep(0.005)
+    note("end", n)
+    return n * 10
+
+
+def on(executor, **options):
+    with executor:
+        return work.map(range(60), executor=executor, progress=False, **options)
+
+
+def main(kind):
+    if kind == "serial":
+        return work.map(range(60), progress=False)
+    if kind == "threads":
+        return work.map(range(60), progress=False, workers=4)
+    if kind == "chunks":
+        return work.map(range(60), progress=False, workers=2, chunksize=4)
+    if kind == "processes":
+        return work.map(range(60), progress=False, workers=2, executor="processes")
+    if kind == "chunks of processes":
+        return work.map(range(60), progress=False, workers=2, executor="processes", chunksize=4)
+    if kind == "asyncio":
+        return asyncio.run(awork.map(range(60), progress=False, workers=4))
+    if kind == "ThreadPoolExecutor":
+        return on(ThreadPoolExecutor(4))
+    if kind == "ProcessPoolExecutor":
+        return on(ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("METHOD")))
+    if kind == "loky":
+        import loky
+        return on(loky.ProcessPoolExecutor(2), workers=2)
+
+
+if __name__ == "__main__":
+    assert main(sys.argv[1]) == [n * 10 for n in range(60)]
+"""
+
+DRIVERS = [
+    ("serial", 1),
+    ("threads", 4),
+    ("chunks", 8),
+    ("processes", 2),
+    ("chunks of processes", 8),
+    ("asyncio", 4),
+    ("ThreadPoolExecutor", 4),
+    ("ProcessPoolExecutor", 2),
+    *([("loky", 2)] if HAS_LOKY else []),
+]
+
+
+def lines_of(log: Path) -> list[tuple[str, int]]:
+    """(what, item) of each line."""
+    fields = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    return [(what, int(n)) for what, n in fields]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Poll; the time limit of each test is the deadline."""
+    while not holds():
+        time.sleep(0.005)
+
+
+def is_gone(group: int) -> bool:
+    """Whether all processes of the group have ended, though nobody may have asked how."""
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        return False
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(its_group) == group and state != "Z":
+                return False
+    return True
+
+
+@posix
+@pytest.mark.parametrize(("kind", "at_once"), DRIVERS, ids=[kind for kind, _ in DRIVERS])
+def test_a_killed_driver_loses_nothing_and_redoes_what_was_in_flight(kind: str, at_once: int, tmp_path: Path) -> None:
+    """SIGKILL: what is in the journal is not called again; in all no more calls are made than there are items, and
+    workers × chunksize. Our own worker processes end with their driver, whatever they are at.
+    """
+    job, log, errors = tmp_path / "job.py", tmp_path / "calls.log", tmp_path / "errors"
+    job.write_text(JOB.replace("METHOD", METHOD))
+    command = [sys.executable, str(job), kind]
+    surroundings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    surroundings.pop("CHECKPOINT_DIR", None)
+    with errors.open("wb") as stderr:
+        driver = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=stderr, start_new_session=True)
+        wait_until(lambda: sum(what == "end" for what, _ in lines_of(log)) >= 15 or driver.poll() is not None)
+        driver.kill()
+    assert driver.wait() == -signal.SIGKILL, errors.read_text()
+    try:
+        if kind not in ("ProcessPoolExecutor", "loky"):  # whose workers may wait for work for ever
+            wait_until(lambda: is_gone(driver.pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(driver.pid, signal.SIGKILL)
+    wait_until(lambda: is_gone(driver.pid))
+    whole = (tmp_path / "checkpoints" / "job_results.jsonl").read_bytes().split(b"\n")[:-1]
+    saved = {json.loads(line)["key"] for line in whole}
+    (tmp_path / "go on").touch()
+    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls = Counter(n for what, n in lines_of(log) if what == "begin")
+    assert set(calls) == set(range(60))
+    assert {n for n in saved if calls[n] > 1} == set()
+    assert sum(calls.values()) <= 60 + at_once
