@@ -32,7 +32,7 @@ _END: Final = object()
 _UNSEEN = 64  # items that are drawn before an event loop has its turn
 _MOST_DEATHS = 3
 _SWIFT = 0.002  # seconds
-_TOGETHER = 16  # reports that an event loop deals with at a time: more would keep calls waiting that could start
+_TOGETHER = 4  # reports that an event loop deals with at a time: more would keep calls waiting that could start
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
 
 
@@ -108,7 +108,6 @@ def serial(desk: Desk, call: Call, schedule: Schedule, spread: Spread) -> Iterat
                 clock.sleep(min(wait, 1.0))  # who is asked to end looks up
                 continue
             if not answers:
-                schedule.let_go(attempt)
                 answers = call.many(inputs_of([attempt], batch=call.batch))
                 if type(answers[0]) is Fatal:
                     raise answers[0].exception
@@ -127,10 +126,10 @@ def _settle(desk: Desk, finished: list[Done]) -> None:
         desk.settle([])  # once more; nothing else runs
 
 
-def _take(schedule: Schedule, *, first: bool = True) -> tuple[Attempt | None, list[Answer]]:
+def _take(schedule: Schedule) -> tuple[Attempt | None, list[Answer]]:
     """A call that may start now; with its answer already where it never can."""
     try:
-        return schedule.take(first=first), []
+        return schedule.take(), []
     except BadCost as bad:
         return bad.attempt, [failed(bad.error)]
 
@@ -164,13 +163,15 @@ class _Judge:
     def dones(self, task: Task, answers: list[Answer]) -> list[Done]:
         """What is to be settled of a task's answers."""
         finished: list[Done] = []
-        for attempt in reversed(task[len(answers) :]):
-            self._schedule.at_once(attempt)  # not called, since one before it said so
+        if len(answers) < len(task):
+            for attempt in reversed(task[len(answers) :]):
+                self._schedule.at_once(attempt)  # not called, since one before it said so
         for attempt, answer in zip(task, answers, strict=False):
             kind = type(answer)
             if kind is tuple:
                 self._schedule.succeeded()
-                finished.append(Done(attempt.units[0], self._success(attempt, answer)))
+                made = attempt.made + attempt.deaths + 1
+                finished.append(Done(attempt.units[0], Success(answer[0], answer[1], made)))
             elif kind is list:
                 finished += self._batch(attempt, answer)
             else:
@@ -446,6 +447,8 @@ class _Coordinator:
 
     def _dones(self, task: Task, answers: Any) -> list[Done]:
         judge = self._judge
+        if type(answers) is list and type(answers[-1]) is tuple:
+            return judge.dones(task, answers)
         if type(answers) is bytes:
             try:
                 answers = unpack(answers)
@@ -506,14 +509,14 @@ class _Coordinator:
         if self._chunksize > 1 and not self._all_drawn and schedule.ready < self._chunksize:
             return task
         while len(task) < self._chunksize:
-            attempt, answers = _take(schedule, first=not task)
+            try:
+                attempt = schedule.take(first=not task)
+            except BadCost as bad:
+                self._running += 1
+                self._inbox.put(([bad.attempt], [failed(bad.error)]))
+                continue
             if attempt is None:
                 break
-            if answers:
-                self._running += 1
-                self._inbox.put(([attempt], answers))
-                continue
-            schedule.let_go(attempt)
             task.append(attempt)
             if attempt.alone:
                 break

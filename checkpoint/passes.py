@@ -258,12 +258,15 @@ class Pass:
             CheckpointLocked, StoreError: it could not be saved, so it is not run.
         """
         with self._lock:
-            return self._admit(item)
+            place = self.drawn
+            self.drawn = place + 1
+            if place >= len(self.keys):
+                key = self._draw(place, item)
+            else:
+                key = self.keys[place] if self._steady else self._expected(place, item)
+            return self._admit(item, key)
 
-    def _admit(self, item: Any) -> Unit | None:
-        place = self.drawn
-        self.drawn += 1
-        key = self._draw(place, item) if place >= len(self.keys) else self._expected(place, item)
+    def _admit(self, item: Any, key: Key) -> Unit | None:
         if key in self._failed:
             self._stands(item, key)
             return None
@@ -287,8 +290,6 @@ class Pass:
 
     def _expected(self, place: int, item: Any) -> Key:
         key = self.keys[place]
-        if self._steady:
-            return key
         if (again := self._key(place, item)) != key:
             raise DuplicateKey(
                 f"item {place} had key {quote(key)} when the items were first read, and {quote(again)} now: they come "

@@ -48,7 +48,7 @@ class Attempt(msgspec.Struct, eq=False):
         deaths: how many workers died of it.
         alone: it travels alone, since something died or broke of it and others.
         waits: how often it was told to come again later.
-        began: when the last call was let go, on the monotonic clock.
+        began: when it was last taken to be called, on the monotonic clock; told where there are retries.
     """
 
     units: list[Unit]
@@ -162,7 +162,8 @@ class Schedule:
         Raises:
             BadCost: what the call costs cannot be told, or is too much.
         """
-        self._wake()
+        if self._later:
+            self._wake()
         queue = self._due or self._ready
         if not queue or (self._paused_until > -math.inf and self._now() < self._paused_until):
             return None
@@ -170,7 +171,10 @@ class Schedule:
             return None
         if self._rates and not self._permitted(queue):
             return None
-        return queue.popleft()
+        attempt = queue.popleft()
+        if self._retry is not None:
+            attempt.began = self._now()
+        return attempt
 
     def _wake(self) -> None:
         later = self._later
@@ -215,11 +219,6 @@ class Schedule:
     def _longest_wait(self, attempt: Attempt, now: float) -> float:
         costs = attempt.costs or [0.0] * len(self._rates)
         return max([permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)], default=0.0)
-
-    def let_go(self, attempt: Attempt) -> None:
-        """The call starts now."""
-        if self._retry is not None:
-            attempt.began = self._now()
 
     def succeeded(self) -> None:
         """A call returned: whoever was asked to wait for was worth it."""

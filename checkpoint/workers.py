@@ -357,7 +357,7 @@ class _Process:
             raise _Gone(Died(self._exitcode())) from error
 
     def _pickled(self, inputs: list[Any]) -> bytes:
-        """Their pickle; by cloudpickle where the standard one cannot, and where the worker has not got their classes."""
+        """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
         if not self._whole:
             try:
                 return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)

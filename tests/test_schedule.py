@@ -62,7 +62,6 @@ class Pass:
         """The next call, which must be there."""
         taken = self.schedule.take()
         assert taken is not None
-        self.schedule.let_go(taken)
         return taken
 
     def take(self) -> Any:
@@ -90,7 +89,6 @@ class Pass:
             if taken is None:
                 self.tick()
                 continue
-            self.schedule.let_go(taken)
             calls.append((self.now, items_of(taken)))
             answer = call(items_of(taken))
             if answer is True:
@@ -693,7 +691,6 @@ def test_who_waits_as_told_gets_on(
             assert idle < 20, "a driver would wait for nothing"
             continue
         made, idle = made + 1, 0
-        run.schedule.let_go(taken)
         answer = next(told, True)
         if answer is True:
             run.schedule.succeeded()
