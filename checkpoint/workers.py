@@ -240,8 +240,10 @@ class Processes(Threads):
                 answers = gone.answers
                 process = self._without(process)
             except BrokenWorkers as error:
-                answers = Broken(error)
                 process = self._without(process)
+                if self._over.is_set():  # it was killed before it was ready, and nobody waits for it
+                    return
+                answers = Broken(error)
             except Exception as error:
                 answers = Unsent(error) if process is not None else Broken(_no_start(error))
             self._report(task, answers)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Ticker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from checkpoint.calls import Arrived, Call, Failed, Fatal, Unreadable, failed, p
 from checkpoint.errors import BrokenWorkers, CheckpointError, ExtraNeeded, InvalidFunction, RefusedValue
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.policies import Again
-from tests.conftest import Ticker
 
 
 def square(n: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Ticker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from checkpoint import InvalidOption, Rate, Retry
 from checkpoint.outcomes import Unit
 from checkpoint.policies import Again
 from checkpoint.schedule import MOST_LATER, MOST_WAITS, PATIENCE, Attempt, BadCost, Schedule
-from tests.conftest import Ticker
 
 FAILED = Again()
 """An exception that may be tried again, and does not say when."""
