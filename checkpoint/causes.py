@@ -50,7 +50,7 @@ class Cause:
 
     def __str__(self) -> str:
         place = f" at {self.where}" if self.where else ""
-        shown = ", ".join([quote(key, 40) for key in self.keys[:3]]) + (", …" if self.count > 3 else "")
+        shown = ", ".join([quote(key, 80) for key in self.keys[:3]]) + (", …" if self.count > 3 else "")
         return f"{self.count:,} × {self.type or 'error'}{place}: {shorten(self.message, 120)!r} (keys {shown})"
 
 

@@ -11,6 +11,7 @@ know nothing of keys, disks or bars.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -383,7 +384,7 @@ class _Coordinator:
     def close(self) -> None:
         """Settle what has been reported, and end. What is reported later is lost."""
         self.stop()
-        if self._thread is not None:
+        if self._thread is not None and not sys.is_finalizing():  # then no other thread runs any more
             self._inbox.put(None)
             self._thread.join()
 
@@ -570,9 +571,13 @@ def concurrent(
         if wakes.empty():
             wakes.put(None)
 
+    def interrupt() -> None:
+        coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
+        wake()
+
     coordinator = _Coordinator(desk, call, schedule, spread, wake)
     workers = hire(coordinator.report)
-    with Interrupts(desk.name, spread.grace, wake) as interrupts:
+    with Interrupts(desk.name, spread.grace, interrupt) as interrupts:
         try:
             coordinator.begin(workers)
             for waits in _draw(desk, coordinator, interrupts):
@@ -584,7 +589,7 @@ def concurrent(
         except BaseException:  # who consumes has left, or the items raised
             coordinator.stop()
             end = clock.monotonic() + spread.grace
-            while not coordinator.is_quiet and (left := end - clock.monotonic()) > 0:
+            while not (coordinator.is_quiet or sys.is_finalizing()) and (left := end - clock.monotonic()) > 0:
                 with suppress(Empty):
                     wakes.get(timeout=left)
             raise
@@ -625,9 +630,18 @@ async def asynchronous(
                 await asyncio.wait_for(woken.wait(), timeout)
         woken.clear()
 
-    stopping = Interrupts(desk.name, spread.grace, wake, lambda: loop.call_soon_threadsafe(consumer.cancel))
-    interrupts = opened.enter_context(stopping)
+    def interrupt() -> None:
+        coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
+        wake()
+
+    def cancel() -> bool:
+        if is_here:
+            loop.call_soon_threadsafe(consumer.cancel)
+        return is_here
+
+    is_here = True  # and the consumer does not await something else
     coordinator = _Coordinator(desk, call, schedule, spread, wake)
+    interrupts = opened.enter_context(Interrupts(desk.name, spread.grace, interrupt, cancel))
 
     finished: list[tuple[Task, Any]] = []
 
@@ -664,7 +678,9 @@ async def asynchronous(
                 await wait()
             elif unseen % _UNSEEN == 0:
                 await asyncio.sleep(0)  # others want the loop too
+            is_here = False
             yield
+            is_here = True
     except asyncio.CancelledError:
         if not interrupts.over:
             raise
@@ -673,6 +689,7 @@ async def asynchronous(
     except (GeneratorExit, KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # the items raised
+        is_here = True
         coordinator.stop()
         end = clock.monotonic() + spread.grace
         while not coordinator.is_quiet and (left := end - clock.monotonic()) > 0:

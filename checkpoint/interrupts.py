@@ -27,7 +27,8 @@ class Interrupts:
         name: of the checkpoint.
         grace: seconds between the first signal and what the second one would do.
         wake: called when the first has come, from the handler: it must be as careful as one.
-        at_once: called in the place of raising at the second one; None: raise where the main thread is.
+        at_once: called at the second one, from the handler: whether it sees to the end. Else that is raised where the
+            main thread is.
 
     Attributes:
         asked: whether the first one has come.
@@ -35,7 +36,7 @@ class Interrupts:
     """
 
     def __init__(
-        self, name: str, grace: float, wake: Callable[[], None], at_once: Callable[[], object] | None = None
+        self, name: str, grace: float, wake: Callable[[], None], at_once: Callable[[], bool] = lambda: False
     ) -> None:
         self._name = name
         self._grace = grace
@@ -75,15 +76,12 @@ class Interrupts:
             self._as_before(number, frame)
             return
         self._signal = number
-        if self.over or (self.asked and self._at_once is None):
-            self.over = True
+        if self.asked:
+            over, self.over = self.over, True
+            if not over and self._at_once():
+                return
             self._put_back()  # what is raised here may come out anywhere, the way out included
             raise self.as_exception()
-        if self.asked:
-            self.over = True
-            assert self._at_once is not None
-            self._at_once()
-            return
         self.asked = True
         # Not `threading.Thread`: it takes locks that the interrupted code may hold.
         _thread.start_new_thread(self._count_down, (number,))

@@ -6,6 +6,7 @@ and one at the end, so that a log stays readable. tqdm draws it; it is imported 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 
 __all__ = ["Bar"]
 
+log = logging.getLogger("checkpoint")
 _LINE_EVERY = 10.0
 _open: weakref.WeakSet[Bar] = weakref.WeakSet()  # those of running passes; only the outermost shows a bar
 
@@ -56,6 +58,15 @@ class Bar:
         if show and outermost and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
             with self._watched():
                 self._bar = _draw(total, done, desc)
+                if sys.stderr.isatty():
+                    log.addFilter(self._make_room)
+
+    def _make_room(self, _: logging.LogRecord) -> bool:
+        """A message of ours stands on a line of its own; the bar is drawn again when it next moves."""
+        if self._bar is not None:
+            with self._watched():
+                self._bar.clear()
+        return True
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -87,6 +98,7 @@ class Bar:
         if self._closed:
             return
         self._closed = True
+        log.removeFilter(self._make_room)
         _open.discard(self)
         if self._bar is not None:
             with self._watched():

@@ -205,7 +205,7 @@ class CheckpointedRunner:
             try:
                 running.prepare()
                 yield running
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 running.tell_interrupted()
                 raise
             finally:

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from functools import cache
 from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.calls import Answer, Arrived, Call, arrived, failed, out_of_time
+from checkpoint.calls import Answer, Arrived, Call, Fatal, arrived, failed, out_of_time
 from checkpoint.errors import BrokenWorkers, UnguardedMain, quote, quote_error
 from checkpoint.schedule import Attempt
 
@@ -143,7 +144,7 @@ class Tasks:
         self._waiting: deque[Task] = deque()
         self._idle: list[Any] = []  # a future for each loop task that has nothing to do
         self._tasks: list[Any] = []
-        self._over = False
+        self._kind = _task_kind()
         self._context = copy_context()  # the loop may look on behalf of another thread
 
     def start(self, task: Task, running: int) -> None:
@@ -161,7 +162,8 @@ class Tasks:
                     future.set_result(self._waiting.popleft())
             else:
                 work = self._work(self._waiting.popleft())
-                self._tasks.append(asyncio.create_task(work, context=self._context.copy()))
+                task = self._kind(work, loop=asyncio.get_running_loop(), context=self._context.copy())
+                self._tasks.append(task)
 
     async def _work(self, task: Task) -> None:
         import asyncio
@@ -172,9 +174,9 @@ class Tasks:
             try:
                 answer = await awaited([unit.item for unit in units] if batch else units[0].item)
             except asyncio.CancelledError as error:
-                if self._over:
+                if not self._is_own(asyncio.current_task()):
+                    self.report(task, [Fatal(error)])
                     raise
-                _uncancel(asyncio.current_task())
                 answer = failed(error)
             self.report(task, [answer])
             task = answer = None  # type: ignore[assignment]  # what is settled is let go of
@@ -187,10 +189,17 @@ class Tasks:
 
     def close(self) -> None:
         """Cancel all; in the loop, or when it is closed."""
-        self._over = True
         for task in self._tasks:
             with suppress(RuntimeError):
                 task.cancel()
+
+    def _is_own(self, task: Any) -> bool:
+        """Whether the function cancelled the task that it runs in, and nobody else did."""
+        own: bool = task.own > 0 and task.cancelling() == task.own
+        while own and task.uncancel():
+            pass
+        task.own = 0
+        return own
 
     async def closed(self) -> None:
         """Wait for what they do when they are cancelled."""
@@ -199,10 +208,19 @@ class Tasks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _uncancel(task: Any) -> None:
-    """The function cancelled the task that it runs in, and nobody else did."""
-    while task.uncancel():
-        pass
+@cache
+def _task_kind() -> Any:
+    """A kind of task that knows how often it cancelled itself."""
+    import asyncio
+
+    class Worker(asyncio.Task[None]):
+        own = 0
+
+        def cancel(self, msg: Any = None) -> bool:
+            self.own += asyncio.current_task(self.get_loop()) is self
+            return super().cancel(msg)
+
+    return Worker
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
