@@ -5,13 +5,25 @@ A wrapt proxy, and its twin for bound methods, carry the extra attributes; every
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import logging
 import os
 import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -434,6 +446,11 @@ class _SyncFace(_Face[R]):
         Raises:
             TooManyErrors: as in `map`.
         """
+        outcomes = self._outcomes(items, options)
+        _streams.add(outcomes)
+        return outcomes
+
+    def _outcomes(self, items: Iterable[Any], options: PassOptions) -> Generator[Outcome[R], None, None]:
         with self._pass(items, options, collect=True) as work:
             running = work.running
             for _ in work.run():
@@ -441,6 +458,21 @@ class _SyncFace(_Face[R]):
             yield from running.take()
             raise_verdict(running)
             running.check_drawn()
+
+
+_streams: weakref.WeakSet[Any] = weakref.WeakSet()  # that may be suspended
+
+
+def _end_streams() -> None:
+    """At exit, while threads still run: later, who lets go of a stream would wait for them for ever."""
+    for stream in list(_streams):
+        try:
+            stream.close()
+        except ValueError:  # another thread is at it
+            pass
+
+
+atexit.register(_end_streams)
 
 
 class _Dropping(AsyncIterator[T]):
@@ -452,6 +484,7 @@ class _Dropping(AsyncIterator[T]):
     def __init__(self, outcomes: AsyncGenerator[T, None], opened: ExitStack) -> None:
         self._outcomes = outcomes
         self._opened = opened
+        _streams.add(self)
 
     async def __anext__(self) -> T:
         return await anext(self._outcomes)
@@ -460,8 +493,11 @@ class _Dropping(AsyncIterator[T]):
         """Close the generator."""
         await self._outcomes.aclose()
 
-    def __del__(self) -> None:
+    def close(self) -> None:
+        """Let go of all that it holds."""
         self._opened.close()
+
+    __del__ = close
 
 
 class _AsyncFace(_Face[R]):

@@ -32,6 +32,7 @@ __all__ = ["Desk", "Spread", "Workers", "asynchronous", "concurrent", "serial"]
 _END: Final = object()
 _UNSEEN = 64  # items that are drawn before an event loop has its turn
 _MOST_DEATHS = 3
+_LOOK_UP = 0.5  # seconds: a signal that comes just as the main thread goes to sleep does not wake it
 _SWIFT = 0.002  # seconds
 _TOGETHER = 4  # reports that an event loop deals with at a time: more would keep calls waiting that could start
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
@@ -434,7 +435,8 @@ class _Coordinator:
             if again:
                 self._settle_again()
             with self._lock:
-                self.stopped = self.stopped or self._desk.verdict is not None
+                if self._desk.verdict is not None:
+                    self.stopped = True
                 self._start()
         except BaseException as error:
             self._fail(error)
@@ -460,7 +462,8 @@ class _Coordinator:
         if type(answers) is Unsent:
             return judge.unsent(task, answers.error)
         if type(answers) is Broken:
-            self._fail(answers.error)
+            if not self.stopped:  # a signal to all of a terminal's processes ends executors too
+                self._fail(answers.error)
             return []
         if answers and type(answers[-1]) is Fatal:
             self._fail(answers.pop().exception)
@@ -561,6 +564,11 @@ def _raise_why(coordinator: _Coordinator, interrupts: Interrupts) -> None:
         raise interrupts.as_exception()
 
 
+def _at_exit() -> bool:
+    """Whether the process ends, which nothing that runs here may delay."""
+    return not threading.main_thread().is_alive()
+
+
 def concurrent(
     desk: Desk, call: Call, schedule: Schedule, spread: Spread, hire: Callable[[Report], Workers]
 ) -> Iterator[None]:
@@ -582,16 +590,17 @@ def concurrent(
             coordinator.begin(workers)
             for waits in _draw(desk, coordinator, interrupts):
                 if waits:
-                    wakes.get()
+                    with suppress(Empty):
+                        wakes.get(timeout=_LOOK_UP)
                 yield
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # who consumes has left, or the items raised
             coordinator.stop()
             end = clock.monotonic() + spread.grace
-            while not (coordinator.is_quiet or sys.is_finalizing()) and (left := end - clock.monotonic()) > 0:
+            while not (coordinator.is_quiet or interrupts.over or _at_exit()) and (left := end - clock.monotonic()) > 0:
                 with suppress(Empty):
-                    wakes.get(timeout=left)
+                    wakes.get(timeout=min(left, _LOOK_UP))
             raise
         finally:
             try:

@@ -353,6 +353,19 @@ def test_the_second_signal_stops_at_once(start: Starter, tmp_path: Path, engine:
     assert resumed(tmp_path) == [*range(3, 20)]
 
 
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_the_second_signal_stops_a_busy_consumer_too(start: Starter, engine: str) -> None:
+    """It comes up in the body of the loop, and nobody waits for what runs."""
+    job = start(JOB + MAIN, job={"engine": engine, "consume": "busy", "grace": 3600})
+    job.until_full(engine)
+    (job.directory / "3").touch()
+    job.until("the consumer", lambda: job.lines("away"))
+    job.send(signal.SIGINT)
+    job.until("the message", lambda: "stopping" in job.stderr)
+    job.send(signal.SIGINT)
+    check_ended_by(job, signal.SIGINT)
+
+
 def test_the_second_signal_names_how_it_ends(start: Starter) -> None:
     """Ctrl-C, and then a SIGTERM from whoever does not wait: the exit code is the second one's."""
     job = start(JOB + MAIN, job={"engine": "threads", "grace": 3600})
