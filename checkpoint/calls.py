@@ -7,17 +7,39 @@ be read here: what cannot travel is replaced by what says so.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidFunction, RefusedValue, plural, quote, quote_error
+from checkpoint.errors import (
+    BrokenWorkers,
+    ExtraNeeded,
+    InvalidFunction,
+    InvalidOption,
+    RefusedValue,
+    plural,
+    quote,
+    quote_error,
+)
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.policies import Again, Retry
 
-__all__ = ["Answer", "Call", "Failed", "Fatal", "Unreadable", "failed", "portable_bytes", "unpack"]
+__all__ = [
+    "Answer",
+    "Call",
+    "Failed",
+    "Fatal",
+    "Shipped",
+    "Unreadable",
+    "arrived",
+    "failed",
+    "portable_bytes",
+    "unpack",
+]
 
 
 class Failed(NamedTuple):
@@ -94,7 +116,10 @@ class Call:
         """The answers for several, one after the other: fewer where one of them says that no more is to be called."""
         answers = []
         for one in given:
-            answer = self.one(one)
+            try:
+                answer = self.one(one)
+            except BaseException as error:  # of a hook of the user's, while a failure was described
+                answer = Fatal(error)
             answers.append(answer)
             if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
                 break
@@ -154,6 +179,8 @@ class Call:
             return (value, elapsed)
         try:
             verdict = self._validate(value)
+            if hasattr(verdict, "__await__"):
+                raise InvalidOption(f"validate returned {quote(verdict)}; it must be a plain function of the value")
             if verdict is not None and not verdict:
                 raise RefusedValue(f"validate returned {quote(verdict)} for {quote(value)}")
         except Exception as error:
@@ -190,7 +217,11 @@ class Call:
             BrokenWorkers, ExtraNeeded: neither can.
         """
         if self._shipped is None:
-            self._shipped = portable_bytes(self._parts(), self.name)
+            nowhere = getattr(self.function, "__module__", None) == "__main__" and not _has_file()
+            if nowhere and find_spec("cloudpickle") is not None:
+                self._shipped = self.shipped_whole()
+            else:
+                self._shipped = portable_bytes(self._parts(), self.name)
         return self._shipped
 
     def shipped_whole(self) -> bytes:
@@ -201,7 +232,7 @@ class Call:
         return (self._travels, self.name, self.batch_size, self._validate, self._retry)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (arrived, (self.shipped(),))
+        return (Shipped, (self.shipped(),))
 
 
 def _is_cancelled(error: BaseException) -> bool:
@@ -236,6 +267,30 @@ class Arrived:
     def many(self, given: list[Any]) -> bytes:
         """The answers, packed."""
         return pack(self.call.many(given))
+
+
+class Shipped:
+    """A call on an executor's way: it is loaded when it is made, since one that fails to load may end its worker."""
+
+    def __init__(self, shipped: bytes) -> None:
+        self.shipped = shipped
+
+    def many(self, given: list[Any]) -> bytes:
+        """The answers, packed.
+
+        Raises:
+            BrokenWorkers: it cannot be loaded here.
+        """
+        try:
+            call = arrived(self.shipped)
+        except Exception as error:
+            raise BrokenWorkers(f"its workers cannot load the function: {quote_error(error)}") from None
+        return call.many(given)
+
+
+def _has_file() -> bool:
+    """Whether the main module is a script that can be imported elsewhere, and no notebook or prompt."""
+    return getattr(sys.modules.get("__main__"), "__file__", None) is not None
 
 
 @lru_cache(maxsize=4)

@@ -621,7 +621,15 @@ class _OnInstance(_Face[R]):
         return self._self_parent._annotation()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (getattr, (self._self_instance, self.__wrapped__.__name__))
+        # Not by the function's name: an attribute of that name may be another, overridden, replaced or mangled.
+        parent, instance = self._self_parent, self._self_instance
+        held = getattr(self.__wrapped__, "__self__", None)
+        owner = held if isinstance(held, type) else getattr(self, "_self_owner", None) or type(instance)
+        for kind in owner.__mro__:
+            for name, value in vars(kind).items():
+                if isinstance(value, _Unbound) and value.__wrapped__ is parent.__wrapped__:
+                    return (_found_bound, (kind, name, self._self_options, instance, owner))
+        return (_bound, (parent, instance, owner))
 
 
 class BoundCheckpointedFunction(_OnInstance[R], _SyncFace[R], _Bound[P, V], Generic[P, R, V]):
@@ -697,6 +705,15 @@ def _reduced(function: Any) -> Any:
     if isinstance(found, _Unbound) and found.__wrapped__ is wrapped:
         return (_copied, (found, options))
     return (type(function), (wrapped, options))
+
+
+def _bound(function: Any, instance: Any, owner: type) -> Any:
+    return function.__get__(instance, owner)
+
+
+def _found_bound(kind: type, name: str, options: Options, instance: Any, owner: type) -> Any:
+    found = vars(kind)[name]
+    return _bound(found if found._self_options == options else _copied(found, options), instance, owner)
 
 
 def _is_cloudpickling() -> bool:

@@ -11,6 +11,7 @@ know nothing of keys, disks or bars.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -21,13 +22,15 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from checkpoint import clock
 from checkpoint.calls import Answer, Call, Failed, Fatal, Unreadable, failed, unpack
-from checkpoint.errors import StoreError, WorkerDied, quote_error
+from checkpoint.errors import StoreError, WorkerDied, quote, quote_error
 from checkpoint.interrupts import Interrupts
 from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
 from checkpoint.workers import Broken, Died, Report, Task, Tasks, Unsent, exit_in_words, inputs_of
 
 __all__ = ["Desk", "Spread", "Workers", "asynchronous", "concurrent", "serial"]
+
+log = logging.getLogger("checkpoint")
 
 _END: Final = object()
 _UNSEEN = 64  # items that are drawn before an event loop has its turn
@@ -44,12 +47,16 @@ class Desk(Protocol):
     Attributes:
         name: the checkpoint's.
         items: what is drawn from.
+        is_crowded: whether so many items wait for their equals that no more are to be drawn.
         waits_for_medium: whether `settle` returns only once what it saved is on the medium.
         verdict: why the pass must end now, or None.
     """
 
     name: str
     items: Iterable[Any]
+
+    @property
+    def is_crowded(self) -> bool: ...
 
     @property
     def waits_for_medium(self) -> bool: ...
@@ -491,7 +498,8 @@ class _Coordinator:
 
     def _fail(self, error: BaseException) -> None:
         self.stopped = True
-        self.failure = self.failure or error
+        if self.failure is None or (isinstance(error, StoreError) and not isinstance(self.failure, StoreError)):
+            self.failure = error  # one of the store's holds values that nobody else does
 
     def _start(self) -> None:
         """Start what may start; under the lock."""
@@ -544,7 +552,7 @@ def _draw(desk: Desk, coordinator: _Coordinator, interrupts: Interrupts) -> Iter
         if unit is not None:
             coordinator.add(unit)
         yield False
-        while not coordinator.has_room and goes_on():
+        while (desk.is_crowded or not coordinator.has_room) and goes_on():
             yield True
         if not goes_on():
             break
@@ -562,6 +570,17 @@ def _raise_why(coordinator: _Coordinator, interrupts: Interrupts) -> None:
         raise coordinator.failure
     if interrupts.asked:
         raise interrupts.as_exception()
+
+
+def _raise_unsaved(coordinator: _Coordinator) -> None:
+    """The way out goes on, unless it would lose what the store could not save."""
+    failure, leaving = coordinator.failure, sys.exception()
+    if isinstance(failure, StoreError) and leaving is not None and leaving is not failure:
+        if isinstance(leaving, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            keys = quote(list(failure.unsaved)[:10])
+            log.error("%s; %d results are not on disk, those of keys %s", failure, len(failure.unsaved), keys)
+        else:
+            raise failure from leaving
 
 
 def _at_exit() -> bool:
@@ -607,6 +626,7 @@ def concurrent(
                 coordinator.close()
             finally:
                 workers.close()
+            _raise_unsaved(coordinator)
         _raise_why(coordinator, interrupts)
 
 
@@ -709,4 +729,5 @@ async def asynchronous(
         await tasks.closed()
         hand_over()
         coordinator.close()
+        _raise_unsaved(coordinator)
     _raise_why(coordinator, interrupts)

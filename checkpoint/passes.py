@@ -43,6 +43,7 @@ from checkpoint.store import Entry
 __all__ = ["NOT_RUN", "Pass"]
 
 log = logging.getLogger("checkpoint")
+_CROWD = 1000
 _FIRST = 100  # keys that tell whether the key function is still the same; failures that an error shows
 
 
@@ -117,6 +118,7 @@ class Pass:
         self._made: set[Key] = set()  # settled in this pass, well or not
         self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
         self._waiting: dict[Key, list[Any]] = {}  # items that wait for their equal, which runs
+        self._crowd = 0  # how many these are
         self._owed: list[_End] = []  # what finished and is not on disk yet
         self._outcomes: deque[Outcome[Any]] = deque()
 
@@ -272,6 +274,7 @@ class Pass:
             return None
         if key in self._running:
             self._waiting.setdefault(key, []).append(item)
+            self._crowd += 1
             return None
         found = self._store.results.find(self._version, key)
         if found is None or key in self._redo:
@@ -484,7 +487,9 @@ class Pass:
 
     def _count_equals(self, key: Key, value: Any, error: Exception | None) -> None:
         """What waited for its equal shares its end."""
-        for item in self._waiting.pop(key):
+        items = self._waiting.pop(key)
+        self._crowd -= len(items)
+        for item in items:
             if error is None:
                 self._skipped(1)
             elif self._bar is not None:
@@ -524,6 +529,7 @@ class Pass:
         with self._lock:
             handed_out = self._running.pop(key, None) is not None
             equals = len(self._waiting.pop(key, ()))
+            self._crowd -= equals
             if not handed_out and (failed or key not in self._failed):
                 return
             self._redo.discard(key)
@@ -557,6 +563,11 @@ class Pass:
                 f"items gave {self._keyed:,} items when they were first read, and {self.drawn:,} the second time; "
                 "pass list(items)"
             )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many items of one-shot input wait for their equals that no more are to be drawn."""
+        return self._one_shot and self._crowd >= _CROWD
 
     @property
     def waits_for_medium(self) -> bool:

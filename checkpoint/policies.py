@@ -314,7 +314,7 @@ _RATE = re.compile(r"\s*((?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?)\s*(?:/|p
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """In no span of `per` seconds of a pass do calls start whose costs add up to more than `limit`; retries count.
+    """In no span of `per` seconds of a pass are calls handed to workers that cost more than `limit`; retries count.
 
     Args:
         limit: calls, or whatever `cost` counts (tokens …).

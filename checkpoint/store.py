@@ -410,7 +410,7 @@ class Store:
                 self._check_places(at_once=True)
                 for shelf in self._shelves:
                     self._sync(shelf.journal)
-                    shelf.write_index_if_worth(growth=0.25, rows=10_000, size=4 << 20)
+                    shelf.write_index_if_worth(growth=0.25, rows=100_000, size=32 << 20)
                 if self._meta_owed:
                     self._write_meta()
         finally:

@@ -21,10 +21,12 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import cache
 from importlib.util import find_spec
+from math import inf
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.calls import Answer, Arrived, Call, Fatal, arrived, failed, out_of_time
+from checkpoint import clock
+from checkpoint.calls import Answer, Arrived, Call, Fatal, Shipped, arrived, failed, out_of_time
 from checkpoint.errors import BrokenWorkers, UnguardedMain, quote, quote_error
 from checkpoint.schedule import Attempt
 
@@ -178,6 +180,8 @@ class Tasks:
                     self.report(task, [Fatal(error)])
                     raise
                 answer = failed(error)
+            except BaseException as error:  # of a hook of the user's, while a failure was described
+                answer = Fatal(error)
             self.report(task, [answer])
             task = answer = None  # type: ignore[assignment]  # what is settled is let go of
             if self._waiting:
@@ -371,10 +375,22 @@ class _Process:
                 self.kill()
                 assert timeout is not None
                 raise _Gone([self._call.failed(out_of_time(timeout), timeout, skip=0)])
-            return self._pipe.recv_bytes()
+            answers = self._pipe.recv_bytes()
+            told = "" if answers else self._pipe.recv_bytes().decode()
+        except _Gone:
+            raise
         except (EOFError, OSError) as error:
             self.kill()  # its pipe is gone, and it may not be
             raise _Gone(Died(self._exitcode())) from error
+        except Exception as error:  # its answer may still come, and must not be taken for another's
+            self.kill()
+            raise _Gone(Unsent(error)) from error
+        if answers:
+            return answers
+        if self._whole or find_spec("cloudpickle") is None:
+            return Unsent(pickle.UnpicklingError(f"a worker process cannot load the item: {told}"))
+        self._whole = True
+        return self.ask(task, timeout)
 
     def _pickled(self, inputs: list[Any]) -> bytes:
         """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
@@ -464,6 +480,9 @@ def exit_in_words(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
+_LONGEST = 3600.0  # seconds: the system's calls refuse much longer ones
+
+
 class _Waiter:
     """Waits until the pipe can be read or the process has ended, whichever comes first.
 
@@ -486,17 +505,20 @@ class _Waiter:
         Raises:
             EOFError: the process has ended, and left no answer.
         """
-        if self._selector is not None:
-            ready = [key.fileobj for key, _ in self._selector.select(timeout)]
-        else:
-            from multiprocessing.connection import wait
-
-            ready = wait(self._both, timeout)
-        if not ready:
-            return False
+        end = inf if timeout is None else clock.monotonic() + timeout
+        while not (ready := self._look(min(end - clock.monotonic(), _LONGEST))):
+            if clock.monotonic() >= end:
+                return False
         if self._both[0] not in ready and not self._both[0].poll():
             raise EOFError
         return True
+
+    def _look(self, seconds: float) -> list[Any]:
+        if self._selector is not None:
+            return [key.fileobj for key, _ in self._selector.select(seconds)]
+        from multiprocessing.connection import wait
+
+        return wait(self._both, seconds)
 
     def __del__(self) -> None:
         if self._selector is not None:
@@ -534,7 +556,13 @@ def serve(pipe: Connection) -> None:
     try:
         call = _loaded(pipe)
         while (asked := pipe.recv_bytes()) != _END:
-            pipe.send_bytes(call.many(pickle.loads(asked)))
+            try:
+                given = pickle.loads(asked)
+            except Exception as error:  # unpickling runs the items' own code
+                pipe.send_bytes(b"")
+                pipe.send_bytes(quote_error(error).encode("utf-8", "replace"))
+            else:
+                pipe.send_bytes(call.many(given))
     except (EOFError, OSError):
         return
 
@@ -647,10 +675,14 @@ class Given:
         self._futures.discard(future)
         try:
             answers: Any = future.result()
-        except (BrokenExecutor, CancelledError) as error:
+        except (BrokenExecutor, CancelledError, BrokenWorkers) as error:
             answers = Broken(_broke(self._executor, error))
         except Exception as error:  # what it was given, or gave, could not travel
             answers = Unsent(error)
+        except BaseException as error:
+            answers = [Fatal(error)]
+        if not isinstance(answers, (list, bytes, Broken, Unsent)):
+            answers = Broken(_broke(self._executor, TypeError(f"it gave {quote(answers)} for a call")))
         self._report(task, answers)
 
     def close(self) -> None:
@@ -659,7 +691,7 @@ class Given:
             future.cancel()
 
 
-def _many(call: Call | Arrived, given: list[Any]) -> list[Answer] | bytes:
+def _many(call: Call | Shipped, given: list[Any]) -> list[Answer] | bytes:
     return call.many(given)
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import Retry, clock
-from checkpoint.calls import Arrived, Call, Failed, Fatal, Unreadable, failed, pack, unpack
+from checkpoint.calls import Arrived, Call, Failed, Fatal, Shipped, Unreadable, arrived, failed, pack, unpack
 from checkpoint.errors import BrokenWorkers, CheckpointError, ExtraNeeded, InvalidFunction, RefusedValue
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.policies import Again
@@ -498,10 +498,10 @@ def test_a_call_runs_in_its_callers_context() -> None:
 
 
 def shipped(call: Call) -> Arrived:
-    """What arrives of a call."""
-    arrived = pickle.loads(pickle.dumps(call))
-    assert type(arrived) is Arrived
-    return arrived
+    """The call as it is in another process, which loads it when it is made."""
+    holder = pickle.loads(pickle.dumps(call))
+    assert type(holder) is Shipped
+    return arrived(holder.shipped)
 
 
 def test_a_call_arrives_as_one_that_answers_in_bytes() -> None:
