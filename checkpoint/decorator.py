@@ -46,7 +46,8 @@ from typing import (
 )
 
 from checkpoint.calls import Call
-from checkpoint.engines import Spread, Workers, asynchronous, concurrent, serial
+from checkpoint.coordinator import Spread, Workers
+from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, ItemError, quote
 from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
