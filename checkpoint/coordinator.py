@@ -57,7 +57,13 @@ class Desk(Protocol):
 
 
 class Workers(Protocol):
-    """Where calls are made: told to start tasks, they report each with its answers."""
+    """Where calls are made: told to start tasks, they report each with its answers.
+
+    Attributes:
+        settles: whether who reports may settle: it makes no calls itself.
+    """
+
+    settles: bool
 
     def start(self, task: Task, running: int) -> None: ...
 
@@ -305,8 +311,9 @@ class Coordinator:
     def deal_at_once(self, reports: list[tuple[Task, Any]]) -> bool:
         """Deal with the reports in the caller's thread, if that takes no time worth mentioning.
 
-        An event loop settles by itself while the last time took less than two milliseconds, and nothing waits for the
-        medium: handing over to a thread and back would take longer. It never waits for the coordinator.
+        An event loop, or a thread that serves a process, settles by itself while the last time took less than two
+        milliseconds, and nothing waits for the medium: handing over and back would take longer. It never waits for the
+        coordinator.
         """
         if not self._is_swift or not self._dealing.acquire(blocking=False):
             return False

@@ -1,8 +1,8 @@
 """How the function is run: short drivers between `admit` and `settle`, which they are given.
 
 Items are drawn and admitted where the consumer is; calls are made here, or by workers under a coordinator, so that
-workers and event loops need not wait for the disk. (A loop settles by itself while that takes less than two
-milliseconds: handing over to a thread and back would take longer.)
+workers and event loops need not wait for the disk. (A loop, and a thread that serves a process, settle by themselves
+while that takes less than two milliseconds: handing over to a thread and back would take longer.)
 
 Bounds: no more than ``workers x chunksize`` calls (or one batch a worker) are begun and not on disk. Fewer than as many
 again are drawn ahead, none for a single worker; and so many, and 32, wait for a retry before nothing is drawn. Engines
@@ -157,8 +157,14 @@ def concurrent(
         coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
         wake()
 
+    def report(task: Task, answers: Any) -> None:
+        if workers.settles and coordinator.deal_at_once([(task, answers)]):
+            wake()
+        else:
+            coordinator.report(task, answers)
+
     coordinator = Coordinator(desk, call, schedule, spread, wake)
-    workers = hire(coordinator.report)
+    workers = hire(report)
     with Interrupts(desk.name, spread.grace, interrupt) as interrupts:
         try:
             coordinator.begin(workers)

@@ -92,6 +92,8 @@ class Threads:
         report: is told each task with its answers.
     """
 
+    settles = False
+
     def __init__(self, call: Call, count: int, report: Report) -> None:
         self._call = call
         self._count = count
@@ -140,6 +142,7 @@ class Tasks:
     """
 
     report: Report
+    settles = True
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -237,6 +240,8 @@ class Processes(Threads):
         call, count, report: as for threads.
         timeout: seconds that a task of one call may take before its process is killed.
     """
+
+    settles = True
 
     def __init__(self, call: Call, count: int, report: Report, timeout: float | None = None) -> None:
         super().__init__(call, count, report)
@@ -654,6 +659,8 @@ class Given:
         call, report: as for threads.
         executor: what calls are submitted to.
     """
+
+    settles = False
 
     def __init__(self, call: Call, executor: Executor, report: Report) -> None:
         self._call = call
