@@ -37,6 +37,7 @@ __all__ = [
     "Unreadable",
     "arrived",
     "failed",
+    "out_of_time",
     "portable_bytes",
     "unpack",
 ]

@@ -122,24 +122,10 @@ class Judge:
                 self._schedule.succeeded()
                 made = attempt.made + attempt.deaths + 1
                 finished.append(Done(attempt.units[0], Success(answer[0], answer[1], made)))
-            elif kind is list:
-                finished += self._batch(attempt, answer)
+            elif kind is list:  # each item of a batch that returned is done, or has failed, by itself
+                finished += self.dones([self._alone(attempt, unit) for unit in attempt.units], answer)
             else:
                 finished += self._failed(attempt, answer)
-        return finished
-
-    def _success(self, attempt: Attempt, answer: tuple[Any, float]) -> Success:
-        return Success(answer[0], answer[1], attempt.made + attempt.deaths + 1)
-
-    def _batch(self, attempt: Attempt, answers: list[Answer]) -> list[Done]:
-        """Each item of a batch that returned is done, or has failed, by itself."""
-        finished = []
-        for unit, answer in zip(attempt.units, answers, strict=True):
-            if type(answer) is tuple:
-                self._schedule.succeeded()
-                finished.append(Done(unit, self._success(attempt, answer)))
-            else:
-                finished += self._failed(self._alone(attempt, unit), answer)
         return finished
 
     def _failed(self, attempt: Attempt, answer: Failed) -> list[Done]:
@@ -185,22 +171,23 @@ class Judge:
                 finished.append(Done(attempt.units[0], failure))
         return finished
 
-    def unsent(self, task: Task, error: Exception) -> list[Done]:
-        """A task that could not travel: of several calls each is sent again by itself, and one has failed."""
-        if len(task) == 1:
-            return self.dones(task, [failed(error)])
+    def _each_alone(self, task: Task) -> list[Done]:
+        """Nothing is to be settled: each call is made again by itself."""
         for attempt in reversed(task):
             attempt.alone = True
             self._schedule.at_once(attempt)
         return []
 
+    def unsent(self, task: Task, error: Exception) -> list[Done]:
+        """A task that could not travel: of several calls each is sent again by itself, and one has failed."""
+        if len(task) == 1:
+            return self.dones(task, [failed(error)])
+        return self._each_alone(task)
+
     def apart(self, task: Task, error: Exception, pickled: bytes) -> list[Done]:
         """Answers that cannot be read here: of several calls each is made again, of one the value is kept as it is."""
         if len(task) > 1:
-            for attempt in reversed(task):
-                attempt.alone = True
-                self._schedule.at_once(attempt)
-            return []
+            return self._each_alone(task)
         value = Unreadable(f"<a result that cannot be unpickled here: {quote_error(error)}>", pickled)
         return [Done(unit, Success(value, None, task[0].made + 1)) for unit in task[0].units]
 

@@ -247,8 +247,8 @@ async def asynchronous(
             tasks.look(leave)
             woken.set()
         else:
-            for report in reports:
-                coordinator.report(*report)
+            for task, answers in reports:
+                coordinator.report(task, answers)
 
     def report(task: Task, answers: Any) -> None:
         finished.append((task, answers))

@@ -688,7 +688,7 @@ class Given:
             answers = Unsent(error)
         except BaseException as error:
             answers = [Fatal(error)]
-        if not isinstance(answers, (list, bytes, Broken, Unsent)):
+        if not isinstance(answers, (list, bytes, Broken, Unsent)) or answers == []:
             answers = Broken(_broke(self._executor, TypeError(f"it gave {quote(answers)} for a call")))
         self._report(task, answers)
 
