@@ -23,6 +23,7 @@ from checkpoint.workers import Broken, Died, Task, Unsent, exit_in_words
 
 __all__ = ["Batches", "Coordinator", "Desk", "Judge", "Spread", "Workers"]
 
+_AHEAD = 64  # items in memory that are drawn ahead: who draws and who calls take turns less often
 _MOST_DEATHS = 3
 _SWIFT = 0.002  # seconds
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
@@ -34,6 +35,8 @@ class Desk(Protocol):
     Attributes:
         name: the checkpoint's.
         items: what is drawn from.
+        in_memory: whether the items are all there already, so that drawing ahead keeps nothing more alive.
+        is_watched: whether who draws must look each time something was settled: for outcomes, or for equal items.
         is_crowded: whether so many items wait for their equals that no more are to be drawn.
         waits_for_medium: whether `settle` returns only once what it saved is on the medium.
         verdict: why the pass must end now, or None.
@@ -41,6 +44,12 @@ class Desk(Protocol):
 
     name: str
     items: Iterable[Any]
+
+    @property
+    def in_memory(self) -> bool: ...
+
+    @property
+    def is_watched(self) -> bool: ...
 
     @property
     def is_crowded(self) -> bool: ...
@@ -217,6 +226,7 @@ class Coordinator:
         self._judge = Judge(schedule)
         self._batches = Batches(call)
         self._slots, self._chunksize, _ = spread
+        self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0
         self._wake = wake
         self._inbox: SimpleQueue[tuple[Task, Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -245,8 +255,18 @@ class Coordinator:
     @property
     def has_room(self) -> bool:
         """Whether more may be drawn."""
+        return self._has_room(self._ahead)
+
+    def _has_room(self, ahead: int) -> bool:
         most = self._slots * self._chunksize
-        return self._schedule.has_room(most if self._running < self._slots else most - 1)
+        return self._schedule.has_room(most if self._running < self._slots else most - 1, ahead)
+
+    @property
+    def wants_drawer(self) -> bool:
+        """Whether there is something to do for who draws, when something was settled."""
+        if self._desk.is_watched or self.stopped or self._under_way == 0:
+            return True
+        return not self._all_drawn and self._has_room(self._ahead // 2)
 
     @property
     def is_done(self) -> bool:
@@ -298,7 +318,7 @@ class Coordinator:
     def deal_at_once(self, reports: list[tuple[Task, Any]]) -> bool:
         """Deal with the reports in the caller's thread, if that takes no time worth mentioning.
 
-        An event loop, or a thread that serves a process, settles by itself while the last time took less than two
+        An event loop, or the thread that serves processes, settles by itself while the last time took less than two
         milliseconds, and nothing waits for the medium: handing over and back would take longer. It never waits for the
         coordinator.
         """
@@ -368,14 +388,20 @@ class Coordinator:
             with self._lock:
                 self._running -= len(reports)
                 again = self.waits and (last or self._running == 0)
+                if not again:
+                    self._go_on()
             if again:
                 self._settle_again()
-            with self._lock:
-                if self._desk.verdict is not None:
-                    self.stopped = True
-                self._start()
+                with self._lock:
+                    self._go_on()
         except BaseException as error:
             self._fail(error)
+
+    def _go_on(self) -> None:
+        """Start what may start, unless it is enough; under the lock."""
+        if self._desk.verdict is not None:
+            self.stopped = True
+        self._start()
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         try:
@@ -417,8 +443,14 @@ class Coordinator:
 
     def _settle_again(self) -> None:
         """The second try: what the desk has, and what has finished since."""
-        late, self._late, self.waits = self._late, [], False
-        self._desk.settle(late)
+        late, self._late = self._late, []
+        try:
+            self._desk.settle(late)
+        except BaseException:
+            self.stopped = True  # before `waits` ends, or more would be begun that nobody saves
+            raise
+        finally:
+            self.waits = False
         self._settled(self._with_desk + len(late))
 
     def _settled(self, count: int) -> None:

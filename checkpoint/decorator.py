@@ -49,9 +49,12 @@ from checkpoint.calls import Call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, ItemError, quote
+from checkpoint.fingerprints import Fingerprint, fingerprint
 from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
+from checkpoint.lineage import Lineage
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
+from checkpoint.plan import Plan, make_plan
 from checkpoint.policies import (
     Durability,
     ErrorLimit,
@@ -380,23 +383,69 @@ class _Face(Generic[R], _Parts):
         desc = given.get("desc")
         function, instance = self._target()
         before = version_of(options.version, function, instance)
-        with self.runner.start_pass(
-            items,
-            key_function(options.key),
-            on_change=options.on_change or "keep",
-            retry_failed=given.get("retry_failed", True),
-            limit=ErrorLimit(given.get("max_errors")),
-            collect=collect,
-            progress=given.get("progress", True),
-            desc=options.name if desc is None else desc,
-        ) as running:
-            yield _Work(self, function, running, given)
+        code = self._fingerprint()
+        try:
+            with self.runner.start_pass(
+                items,
+                key_function(options.key),
+                on_change=options.on_change or "keep",
+                retry_failed=given.get("retry_failed", True),
+                limit=ErrorLimit(given.get("max_errors")),
+                collect=collect,
+                progress=given.get("progress", True),
+                desc=options.name if desc is None else desc,
+                lineage=code and Lineage(code, options.on_change),
+            ) as running:
+                yield _Work(self, function, running, given)
+        finally:
+            changed = code.moved() if code else []
         if moved := moved_attributes(before, options.version, function, instance):
             log.warning(
                 "checkpoint %r: %s changes self.%s while it runs, which its results are taken to depend on: the next "
                 "map computes them anew; name what they depend on: @checkpointed(…, version=lambda self: …)",
                 options.name, _name(function), ", self.".join(moved),
             )  # fmt: skip
+        if changed:
+            log.warning(
+                "checkpoint %r: what %s reads changed while it ran, and its results are taken to depend on it (%s): "
+                "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",
+                options.name, _name(function), "; ".join(changed),
+            )  # fmt: skip
+
+    def _fingerprint(self) -> Fingerprint | None:
+        """What tells whether the function has changed, where no version says it."""
+        function, instance = self._target()
+        return fingerprint(function, bound=instance is not None) if self._self_options.version is None else None
+
+    def plan(self, items: Iterable[Any], *, workers: int | None = None) -> Plan:
+        """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.
+
+        Args:
+            items: as in `map`, but what can be read twice.
+            workers: as for `map`; it divides the time that is expected.
+
+        Raises:
+            InvalidKey, DuplicateKey: as `map` would.
+            InvalidOption: the items can be read once only; the message has the fix.
+
+        Example:
+            >>> square = checkpointed("squares")(lambda n: n * n)
+            >>> _ = square.map([1, 2], progress=False)
+            >>> plan = square.plan([1, 2, 3, 3])
+            >>> plan.done, plan.new, plan.duplicates
+            (2, 1, 1)
+        """
+        options = self._self_options
+        check_count("workers", workers)
+        return make_plan(
+            self.runner.records,
+            items,
+            key_function(options.key),
+            code=self._fingerprint(),
+            on_change=options.on_change,
+            workers=workers,
+            rates=rates_of(options.rate),
+        )
 
 
 class _SyncFace(_Face[R]):
@@ -816,8 +865,9 @@ def checkpointed(
         checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``.
         version: any JSON value that names what results depend on besides the item (prompt, model, parameters), or a
             function of the bound instance that returns one. A method's default is its instance's JSON-like attributes.
-        on_change: what to do where the item of a known key has changed: "keep" its result (default; it is said),
-            "recompute" it, or "error".
+        on_change: what to do where the item of a known key has changed, or the function has: "keep" the results (it is
+            said), "recompute" them, or "error". Default: "keep", but a value that the function reads and that has
+            changed is an error.
         batch_size: the function takes a list of at most so many items, and returns a list with one value for each. Each
             is a result, or has failed, by itself; a batch that fails is tried again item by item. Default: one item.
         retry: how many attempts a call gets, the first included, or a `Retry`. Default: one.

@@ -1,12 +1,12 @@
 """How the function is run: short drivers between `admit` and `settle`, which they are given.
 
 Items are drawn and admitted where the consumer is; calls are made here, or by workers under a coordinator, so that
-workers and event loops need not wait for the disk. (A loop, and a thread that serves a process, settle by themselves
+workers and event loops need not wait for the disk. (A loop, and the thread that serves processes, settle by themselves
 while that takes less than two milliseconds: handing over to a thread and back would take longer.)
 
 Bounds: no more than ``workers x chunksize`` calls (or one batch a worker) are begun and not on disk. Fewer than as many
-again are drawn ahead, none for a single worker; and so many, and 32, wait for a retry before nothing is drawn. Engines
-know nothing of keys, disks or bars.
+again are drawn ahead, none for a single worker (and 64 more of a list, a tuple or a range, whose items are in memory
+anyway); and so many, and 32, wait for a retry before nothing is drawn. Engines know nothing of keys, disks or bars.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from checkpoint.calls import Answer, Call, Fatal, failed
 from checkpoint.coordinator import Batches, Coordinator, Desk, Judge, Spread, Workers
 from checkpoint.errors import StoreError, quote
 from checkpoint.interrupts import Interrupts
-from checkpoint.outcomes import Done
+from checkpoint.outcomes import Done, Success
 from checkpoint.schedule import Attempt, BadCost, Schedule
 from checkpoint.workers import Report, Task, Tasks, inputs_of
 
@@ -33,7 +33,7 @@ __all__ = ["asynchronous", "concurrent", "serial"]
 log = logging.getLogger("checkpoint")
 
 _END: Final = object()
-_UNSEEN = 64  # items that are drawn before an event loop has its turn
+_UNSEEN = 64  # items that are drawn before others have a turn
 _LOOK_UP = 0.5  # seconds: a signal that comes just as the main thread goes to sleep does not wake it
 _TOGETHER = 4  # reports that an event loop deals with at a time: more would keep calls waiting that could start
 
@@ -43,36 +43,61 @@ _TOGETHER = 4  # reports that an event loop deals with at a time: more would kee
 
 def serial(desk: Desk, call: Call, schedule: Schedule, spread: Spread) -> Iterator[None]:
     """One call after the other, in this thread; while a retry waits, others go on."""
-    items, judge, batches = iter(desk.items), Judge(schedule), Batches(call)
-    more = True
     with Interrupts(desk.name, spread.grace, lambda: None) as interrupts:
-        while desk.verdict is None and not interrupts.asked:
-            attempt, answers = _take(schedule)
-            if attempt is None and more and schedule.has_room(1):
-                item = next(items, _END)
-                more = item is not _END
-                unit = desk.admit(item) if more else None
-                for new in batches.add(unit, flush=not more):
-                    schedule.add(new)
-                if unit is None:
-                    yield
-                continue
-            if attempt is None:
-                wait = schedule.wait()
-                if wait is None:
-                    break
-                clock.sleep(min(wait, 1.0))  # who is asked to end looks up
-                continue
-            if not answers:
-                answers = call.many(inputs_of([attempt], batch=call.batch))
-                if type(answers[0]) is Fatal:
-                    raise answers[0].exception
-            finished = judge.dones([attempt], answers)
-            if finished:
-                _settle(desk, finished)
-                yield
+        one_by_one = _straight if schedule.is_plain and not call.batch else _scheduled
+        yield from one_by_one(desk, call, schedule, interrupts)
         if interrupts.asked:
             raise interrupts.as_exception()
+
+
+def _straight(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
+    judge = Judge(schedule)
+    for item in desk.items:
+        unit = desk.admit(item)
+        if unit is not None:
+            answer = call.one(item)
+            if type(answer) is tuple:
+                _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
+            elif type(answer) is Fatal:
+                raise answer.exception
+            else:
+                _settle(desk, judge.dones([Attempt([unit])], [answer]))
+        yield
+        if interrupts.asked or desk.verdict is not None:
+            return
+
+
+def _scheduled(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    items, judge, batches = iter(desk.items), Judge(schedule), Batches(call)
+    more = True
+    while desk.verdict is None and not interrupts.asked:
+        attempt, answers = _take(schedule)
+        if attempt is None and more and schedule.has_room(1):
+            item = next(items, _END)
+            more = item is not _END
+            unit = desk.admit(item) if more else None
+            for new in batches.add(unit, flush=not more):
+                schedule.add(new)
+            if unit is None:
+                yield
+                continue
+            attempt, answers = _take(schedule)
+        if attempt is None:
+            wait = schedule.wait()
+            if wait is not None:
+                clock.sleep(min(wait, 1.0))  # who is asked to end looks up
+            elif not more:
+                break
+            continue
+        if not answers:
+            answers = call.many(inputs_of([attempt], batch=call.batch))
+            if type(answers[0]) is Fatal:
+                raise answers[0].exception
+        finished = judge.dones([attempt], answers)
+        if finished:
+            _settle(desk, finished)
+            yield
 
 
 def _settle(desk: Desk, finished: list[Done]) -> None:
@@ -93,20 +118,24 @@ def _take(schedule: Schedule) -> tuple[Attempt | None, list[Answer]]:
 # --- with workers ----------------------------------------------------------------------------------------------------
 
 
-def _draw(desk: Desk, coordinator: Coordinator, interrupts: Interrupts) -> Iterator[bool]:
+def _draw(desk: Desk, coordinator: Coordinator, interrupts: Interrupts) -> Iterator[bool | None]:
     """Draw, admit and hand over until all is settled or it must end, and what runs has finished.
 
-    Yields whether to wait until woken; whoever consumes may look for outcomes each time.
+    Yields whether to wait until woken; whoever consumes may look for outcomes each time. None: others may have a turn.
     """
 
     def goes_on() -> bool:
         return not (coordinator.stopped or interrupts.asked)
 
-    for item in desk.items:
+    watched = desk.is_watched
+    for drawn, item in enumerate(desk.items, 1):
         unit = desk.admit(item)
         if unit is not None:
             coordinator.add(unit)
-        yield False
+        if drawn % _UNSEEN == 0:
+            yield None
+        elif watched:
+            yield False
         while (desk.is_crowded or not coordinator.has_room) and goes_on():
             yield True
         if not goes_on():
@@ -150,18 +179,19 @@ def concurrent(
     wakes: SimpleQueue[None] = SimpleQueue()
 
     def wake() -> None:
-        if wakes.empty():
+        if wakes.empty() and coordinator.wants_drawer:
             wakes.put(None)
 
     def interrupt() -> None:
         coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
         wake()
 
-    def report(task: Task, answers: Any) -> None:
-        if workers.settles and coordinator.deal_at_once([(task, answers)]):
+    def report(finished: list[tuple[Task, Any]]) -> None:
+        if workers.settles and coordinator.deal_at_once(finished):
             wake()
         else:
-            coordinator.report(task, answers)
+            for task, answers in finished:
+                coordinator.report(task, answers)
 
     coordinator = Coordinator(desk, call, schedule, spread, wake)
     workers = hire(report)
@@ -204,9 +234,10 @@ async def asynchronous(
     assert consumer is not None
     woken, tasks = asyncio.Event(), Tasks(call)
 
-    def look() -> None:
-        tasks.look()
-        woken.set()
+    def look(leave: int = 0) -> None:
+        tasks.look(leave)
+        if coordinator.wants_drawer:
+            woken.set()
 
     def wake() -> None:
         with suppress(RuntimeError):  # the loop is closed, and nobody looks any more
@@ -244,14 +275,13 @@ async def asynchronous(
         if not reports:
             return
         if coordinator.deal_at_once(reports):
-            tasks.look(leave)
-            woken.set()
+            look(leave)
         else:
             for task, answers in reports:
                 coordinator.report(task, answers)
 
-    def report(task: Task, answers: Any) -> None:
-        finished.append((task, answers))
+    def report(reports: list[tuple[Task, Any]]) -> None:
+        finished.extend(reports)
         if len(finished) == _TOGETHER:
             hand_over(leave=1)  # for the loop task that reports
         elif len(finished) == 1:
@@ -263,14 +293,12 @@ async def asynchronous(
     opened.callback(tasks.close)
     coordinator.begin(tasks)
     try:
-        unseen = 0
         for waits in _draw(desk, coordinator, interrupts):
             tasks.look()
-            unseen = 0 if waits else unseen + 1
             if waits:
                 await wait()
-            elif unseen % _UNSEEN == 0:
-                await asyncio.sleep(0)  # others want the loop too
+            elif waits is None:
+                await asyncio.sleep(0)
             is_here = False
             yield
             is_here = True

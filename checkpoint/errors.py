@@ -8,6 +8,7 @@
     ├── VersionNeeded        TypeError        what a method's result depends on cannot be told
     ├── DuplicateKey         ValueError       two unequal items, one key
     ├── InputChanged         ValueError       a known key, another item (on_change="error")
+    ├── FunctionChanged      ValueError       a value that the function reads, or its code (on_change="error")
     ├── UnencodableValue     TypeError        a value that cannot be written; it was kept aside
     ├── UnbuildableValue     TypeError        a stored object that its class can no longer be built from
     ├── DamagedRecord        ValueError       a record whose bytes are not those that were written
@@ -44,6 +45,7 @@ __all__ = [
     "DamagedRecord",
     "DuplicateKey",
     "ExtraNeeded",
+    "FunctionChanged",
     "InputChanged",
     "InvalidFunction",
     "InvalidKey",
@@ -158,6 +160,16 @@ class InputChanged(CheckpointError, ValueError):
     """An item differs from the one its key was computed from. `.keys` lists such keys, at most 100."""
 
     keys: Sequence[object]
+
+
+class FunctionChanged(CheckpointError, ValueError):
+    """A function is not what results were computed by: it reads another value, or its code differs.
+
+    `.changes` says what; `.count` is how many results precede it.
+    """
+
+    changes: Sequence[str] = ()
+    count: int = 0
 
 
 class UnencodableValue(CheckpointError, TypeError):

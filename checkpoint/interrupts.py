@@ -104,10 +104,13 @@ class Interrupts:
 
     def _count_down(self, number: int) -> None:
         again = "Ctrl-C again" if number == signal.SIGINT else f"a second {signal.Signals(number).name}"
-        log.warning(
-            "checkpoint %r: stopping: what runs may finish within %g s, and is saved; %s stops at once",
-            self._name, self._grace, again,
-        )  # fmt: skip
+        with self._last_word:
+            if not self._ended.locked():
+                return  # it has ended already: nothing is left to be stopped
+            log.warning(
+                "checkpoint %r: stopping: what runs may finish within %g s, and is saved; %s stops at once",
+                self._name, self._grace, again,
+            )  # fmt: skip
         if self._ended.acquire(timeout=min(self._grace, threading.TIMEOUT_MAX)):
             self._ended.release()
             return

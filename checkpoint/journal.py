@@ -15,9 +15,10 @@ import errno
 import json
 import logging
 import os
+import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ _BOM = b"\xef\xbb\xbf"
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_CANNOT_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # Windows, by a descriptor that only reads
 
 
 def fsync(fd: int) -> None:
@@ -77,14 +79,14 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def open_safely(path: Path, flags: int) -> int:
+def open_safely(path: Path, flags: int, mode: int = 0o666) -> int:
     """Open one of our own dot-files: never through a symlink, closed in children, permissions by the umask."""
-    return _open(path, flags | _NOFOLLOW)
+    return _open(path, flags | _NOFOLLOW, mode)
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path, flags: int, mode: int = 0o666) -> int:
     """A descriptor above those of stdin, stdout and stderr: where these are closed, what others print goes there."""
-    fd = os.open(path, flags | _CLOEXEC | _BINARY, 0o666)
+    fd = os.open(path, flags | _CLOEXEC | _BINARY, mode)
     if fd > 2 or os.name == "nt":
         return fd
     import fcntl
@@ -126,6 +128,7 @@ class Record(msgspec.Struct, gc=False):
     result: msgspec.Raw = msgspec.Raw()
     timestamp: str = ""
     version: str = ""
+    code: Any = ""  # a line without checksum may have anything there
     input: str = ""
     forgotten: bool = False
     error: str | None = None
@@ -249,17 +252,45 @@ class Reader:
             os.close(self._fd)
 
     def size(self) -> int:
-        """Bytes in the file."""
-        return os.fstat(self._fd).st_size
+        """Bytes in the file.
+
+        Raises:
+            StoreError: the system reported an error.
+        """
+        return self._stat().st_size
 
     def is_current(self) -> bool:
-        """Whether this is still the file at the path."""
+        """Whether this is still the file at the path.
+
+        Raises:
+            StoreError: the system reported an error: then nobody knows.
+        """
         try:
             there = os.stat(self.path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        mine = os.fstat(self._fd)
+        except OSError as error:
+            raise store_error(error, "cannot look for", self.path) from error
+        mine = self._stat()
         return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
+
+    def _stat(self) -> os.stat_result:
+        try:
+            return os.fstat(self._fd)
+        except OSError as error:
+            raise store_error(error, "cannot look at", self.path) from error
+
+    def sync(self) -> None:
+        """What is in the file, whoever wrote it, is on the medium when this returns, where the system can sync it.
+
+        Raises:
+            StoreError: the system reported an error.
+        """
+        try:
+            fsync(self._fd)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC:
+                raise store_error(error, "cannot sync", self.path) from error
 
     def pread(self, size: int, offset: int) -> bytes:
         """At most `size` bytes at `offset`.
@@ -417,10 +448,10 @@ class Journal:
         offset, torn = self.reader.tail()
         try:
             if torn and is_whole(torn):
-                os.write(self._writer, b"\n")
+                _write_all(self._writer, b"\n")
                 torn = b""
             elif torn:
-                self._set_aside(offset, torn)
+                self.set_aside([(offset, torn)])
                 os.ftruncate(self._writer, offset)
         except OSError as error:
             raise store_error(error, "cannot repair", self.path) from error
@@ -438,16 +469,77 @@ class Journal:
         """Where bytes are kept that a repair cut off: JSON lines with offset, timestamp and base64 bytes."""
         return self.path.with_name(f".{self.path.stem.lstrip('.')}.aside")
 
-    def _set_aside(self, offset: int, torn: bytes) -> None:
-        """On disk, and synced, before the journal is cut: a crash between the two only sets them aside twice."""
-        entry = {"offset": offset, "timestamp": Stamper()().decode(), "bytes": base64.b64encode(torn).decode()}
-        fd = open_safely(self.aside, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def set_aside(self, pieces: Iterable[tuple[int, bytes]]) -> None:
+        """Keep (offset, bytes), synced, before the journal loses them: a crash between the two only keeps them twice.
+
+        Raises:
+            OSError: nothing was added.
+        """
+        fd = open_safely(self.aside, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
-            _write_all(fd, json.dumps(entry).encode() + b"\n")
-            self._sync(fd)
+            before = os.lseek(fd, 0, os.SEEK_END)
+            try:
+                if before and _pread(fd, 1, before - 1) != b"\n":
+                    _write_all(fd, b"\n")  # an earlier repair was cut off in the middle of an entry
+                for offset, piece in pieces:
+                    entry = {"offset": offset, "timestamp": Stamper()().decode(), "bytes": _base64(piece)}
+                    _write_all(fd, json.dumps(entry).encode() + b"\n")
+                self._sync(fd)
+            except OSError:
+                os.ftruncate(fd, before)
+                raise
         finally:
             os.close(fd)
         fsync_directory(self.path.parent)
+
+    @property
+    def temporary(self) -> Path:
+        """What `replace` writes before it takes the journal's place; one that is left over holds nothing of its own."""
+        return self.path.with_name(f".{self.path.stem.lstrip('.')}.tmp")
+
+    def replace(self, chunks: Iterable[bytes], *, first: Callable[[], None] = lambda: None) -> None:
+        """A file of these bytes takes the journal's place at once, with its owner and permissions; open it anew.
+
+        Whoever has the old one open reads on. It may be cut off at any point: the journal is one or the other.
+
+        Args:
+            chunks: whole lines.
+            first: called when the file is complete and synced, before it takes the place.
+
+        Raises:
+            StoreError: the journal is as it was; or it was replaced, and only the directory could not be synced.
+        """
+        self.stop_writing()
+        if os.path.islink(self.path):  # which never raises
+            error = OSError(errno.ELOOP, "it is a symbolic link")
+            raise store_error(error, "cannot replace", self.path, "put the file that it leads to in its place")
+        try:
+            self.temporary.unlink(missing_ok=True)
+            fd = open_safely(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise store_error(error, "cannot make", self.temporary) from error
+        try:
+            try:
+                _liken(fd, os.stat(self.path))
+                for chunk in chunks:
+                    _write_all(fd, chunk)
+                self._sync(fd)
+            finally:
+                os.close(fd)
+            first()
+            os.replace(self.temporary, self.path)
+        except BaseException as error:
+            self._discard_temporary()
+            if isinstance(error, OSError) and not isinstance(error, StoreError):
+                raise store_error(error, f"{self.path} is as it was: cannot replace it by", self.temporary) from error
+            raise
+        self._enter_in_directory()
+
+    def _discard_temporary(self) -> None:
+        try:
+            self.temporary.unlink(missing_ok=True)
+        except OSError as error:
+            log.debug("%s was not removed: %s", self.temporary, error)
 
     def append(self, lines: bytes) -> int:
         """Append whole lines, all of them or none; returns the offset of the first.
@@ -464,12 +556,12 @@ class Journal:
         try:
             written = os.write(writer, lines)
             while written < len(lines):
-                written += os.write(writer, memoryview(lines)[written:])
+                written += _write_some(writer, memoryview(lines)[written:])
+            place = os.lseek(writer, 0, os.SEEK_CUR)  # with O_APPEND: the end of the file that the write went to
         except OSError as error:
             if error.errno is not None:
                 self.in_doubt = not self._cut_back(written)
             raise store_error(error, "cannot write to", self.path) from error
-        place = os.lseek(writer, 0, os.SEEK_CUR)  # with O_APPEND: the end of the file that the write went to
         if place != start + len(lines):
             start = self._moved(place, len(lines))
         self.end = place
@@ -520,11 +612,19 @@ class Journal:
             self._sync_descriptor(self._writer)
 
     def lend(self) -> Callable[[], None] | None:
-        """What syncs everything appended so far, once, without keeping those who append waiting; None if all is."""
+        """What syncs everything appended so far, once, without keeping those who append waiting; None if all is.
+
+        Raises:
+            StoreError: it had to be synced at once, and could not be.
+        """
         if self._writer is None or not self.dirty:
             return None
+        try:
+            fd = os.dup(self._writer)  # the writer's own may be closed meanwhile
+        except OSError:  # too many open files: here and now, then
+            self.sync()
+            return None
         self.dirty = False
-        fd = os.dup(self._writer)  # the writer's own may be closed meanwhile
 
         def sync() -> None:
             try:
@@ -555,10 +655,34 @@ class Journal:
         self.in_doubt = False
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _liken(fd: int, model: os.stat_result) -> None:
+    """Give a file the owner, where this user may, and the permissions of another."""
+    if hasattr(os, "fchown"):
+        for owner, group in ((model.st_uid, -1), (-1, model.st_gid)):
+            try:
+                os.fchown(fd, owner, group)
+            except PermissionError:
+                pass
+    if hasattr(os, "fchmod"):
+        os.fchmod(fd, stat.S_IMODE(model.st_mode))
+
+
 def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[_write_some(fd, view) :]
+
+
+def _write_some(fd: int, data: memoryview) -> int:
+    """`os.write`; one that takes nothing and reports nothing is a full disk, or writing on would never end."""
+    written = os.write(fd, data)
+    if not written:
+        raise OSError(errno.ENOSPC, "No space left on device: the system took none of it")
+    return written
 
 
 if hasattr(os, "pread"):

@@ -34,6 +34,8 @@ Key = str | int | float | bool | None | tuple[Any, ...]
 KeyFunction = Callable[[Any], Any]
 
 _LONGEST_OWN_KEY = 200  # bytes; a longer item is named by its digest, so that the journal stays readable
+_SURELY_SHORT = (_LONGEST_OWN_KEY - 1) // 4  # characters
+_WORD = 1 << 63
 _DEEPEST_KEY = 20
 _MOST_DIGITS = 4300  # Python's own limit for int <-> str
 _codec = Codec()
@@ -62,7 +64,7 @@ def plain_key(key: Any, depth: int = 0) -> Key:
 
 
 def _checked_int(key: int) -> int:
-    if -(1 << 63) <= key < 1 << 63 or key.bit_length() < _MOST_DIGITS * 3:
+    if -_WORD <= key < _WORD or key.bit_length() < _MOST_DIGITS * 3:
         return key
     raise InvalidKey(f"an int key has more than {_MOST_DIGITS * 9 // 10:,} digits; use its hash as the key", key=key)
 
@@ -231,6 +233,9 @@ def _field(item: Any, name: str) -> Any:
 
 
 def _own_key(item: Any) -> Key:
+    kind = type(item)
+    if (kind is int and -_WORD <= item < _WORD) or (kind is str and len(item) <= _SURELY_SHORT):
+        return item  # type: ignore[no-any-return]  # what the rest comes to, told first: most items are such
     if isinstance(item, float):
         return plain_key(item)  # NaN is refused, though its text could be hashed: it equals nothing
     try:

@@ -14,12 +14,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from checkpoint import clock
 from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked
 from checkpoint.journal import open_safely, store_error
 
 __all__ = ["Lock"]
 
+_LOOKS = 100
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 if os.name == "nt":  # pragma: no cover - cannot be tried on the systems this was written on
@@ -106,6 +108,11 @@ class Lock:
 
     def _locked(self) -> CheckpointLocked:
         owner = self.owner()
+        for _ in range(_LOOKS):
+            if owner:
+                break
+            clock.sleep(0.001)  # who has just taken it signs it in a moment
+            owner = self.owner()
         pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
         who = f"process {pid} on {host} since {since}" if pid else "another process"
         return CheckpointLocked(

@@ -15,9 +15,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, Final
-
-import msgspec
+from typing import Any, Final, Literal
 
 from checkpoint.errors import (
     DamagedRecord,
@@ -34,13 +32,17 @@ from checkpoint.errors import (
 )
 from checkpoint.index import Place
 from checkpoint.keys import Key, KeyFunction, item_digest
+from checkpoint.lineage import Lineage
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
 from checkpoint.records import Records, item_error
+from checkpoint.shelf import Shelf
 from checkpoint.store import Entry
 
-__all__ = ["NOT_RUN", "Pass"]
+__all__ = ["NOT_RUN", "Fate", "Pass"]
+
+Fate = Literal["done", "aside", "redone", "failed", "new"]
 
 log = logging.getLogger("checkpoint")
 _CROWD = 1000
@@ -60,6 +62,7 @@ class Pass:
         collect: whether outcomes are wanted by `take`.
         progress: whether a bar is.
         desc: what stands before it.
+        lineage: what to do where the function is not what computed earlier results.
 
     Attributes:
         items: what is to be drawn from.
@@ -67,6 +70,7 @@ class Pass:
         drawn: how many have been drawn.
         errors: what has failed, counted.
         failures: the first 100 of this pass, as they were raised.
+        changed: how many items were found to differ from what their results were computed from.
         kept_aside: keys whose values could not be encoded earlier; they stand as failed.
     """
 
@@ -82,8 +86,10 @@ class Pass:
         collect: bool = False,
         progress: bool = False,
         desc: str | None = None,
+        lineage: Lineage | None = None,
     ) -> None:
         self.records = records
+        self._lineage = lineage
         self.name = records.name
         self._store = records.store
         self._lock = threading.Lock()
@@ -109,9 +115,11 @@ class Pass:
         self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
         self._keyed = 0  # how many items were keyed before anything ran
         self._known = 0  # how many results there were
-        self._counted: tuple[object, int] = (None, 0)  # the index, and its end, when `completed` was counted
+        self._counted: tuple[object, int] = (None, 0)  # the index, and its end, when `_found` was
+        self._found = array("q")  # where the results of the items that were keyed first are, or -1
         self._redo: set[Key] = set()  # done, but computed from another item
-        self._changed = 0
+        self._outdated: set[Key] = set()  # done, but by a function that has changed
+        self.changed = 0
         self._changed_keys: list[Key] = []
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
         self.kept_aside: list[Key] = []
@@ -129,26 +137,57 @@ class Pass:
 
         Raises:
             InvalidKey, DuplicateKey, InputChanged: naming the items.
+            FunctionChanged: the function is not what computed earlier results.
         """
-        self._known = self._store.results.count(self._version)
-        self._counted = self._index_now()
-        if not self._one_shot:
-            for place, item in enumerate(self.items):
-                self._key_first(place, item)
-                if place == _FIRST - 1:
-                    self._tell_if_unknown()
-            self.total = self._keyed = len(self.keys)
-            if self.total < _FIRST:
-                self._tell_if_unknown()
-            if self._changed and self._on_change == "error":
-                raise self._input_changed()
+        if self._lineage is not None:
+            self._lineage.begin(self.records)
+        self.look()
         self._store.total = self.total
         self.records.open()  # keying may have taken a while
         self._recount()
         self._tell_resumed()
-        if any(self._would_run(key) for key in self._seen):
+        if any(self._would_run(self.keys[place]) for place in self._undone()):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
+        elif self.records.power:
+            self._store.confirm()
+        if self._steady and not self._collect:
+            self.items = self._undone_items(self.items)
         self._bar = Bar(self.total, self.completed, self._desc, show=self._show)
+
+    def look(self) -> None:
+        """The part of `prepare` that reads.
+
+        Raises:
+            InvalidKey, DuplicateKey, InputChanged: naming the items.
+        """
+        self._known = self._store.results.count(self._version)
+        if not self._one_shot:
+            self._key_all()
+            self.total = self._keyed = len(self.keys)
+            self._tell_if_unknown()
+            digests = self._find_keyed()
+            if self._known:
+                self._note_changes(digests)
+            self.completed = len(self._found) - len(self._undone())
+            if self.changed and self._on_change == "error":
+                raise self._input_changed()
+
+    def foresee(self) -> Iterator[tuple[Key, Fate]]:
+        """(key, what becomes of it) for each key of items that were keyed, as `admit` decides it; nothing is done."""
+        store, version = self._store, self._version
+        for place, item in enumerate(self.items):
+            key = self.keys[place]
+            if self._seen[key] != place:
+                continue
+            redo = key in self._redo
+            if not redo and self._found[place] >= 0:
+                yield key, "done"
+            elif self._is_aside(key, item_digest(item) if redo else 0, redo) is not None:
+                yield key, "aside"
+            elif redo:
+                yield key, "redone"
+            else:
+                yield key, "new" if store.errors.find(version, key) is None else "failed"
 
     def _would_run(self, key: Key) -> bool:
         """Whether an item that was keyed first will be run, as far as can be told without its content."""
@@ -157,14 +196,46 @@ class Pass:
         stands = not self._retry_failed and self._store.errors.find(self._version, key) is not None
         return not stands and self._store.unsaved.find(self._version, key) is None
 
-    def _key_first(self, place: int, item: Any) -> None:
-        key = self._key(place, item)
-        self._meet(key, place, item)
-        found = self._store.results.find(self._version, key) if self._known else None
-        if found is not None:
-            if self._seen[key] == place:
-                self._note_change(key, item, found)
-            self.completed += key not in self._redo
+    def _key_all(self) -> None:
+        key_of, keys, seen = self._key, self.keys, self._seen
+        simple = self._steady and self._on_change == "keep"
+        for place, item in enumerate(self.items):
+            key = key_of(place, item)
+            if not simple:
+                self._meet(key, place, item)
+                continue
+            keys.append(key)  # what `_meet` does, told flat: many items may be waited for
+            if seen.setdefault(key, place) != place:
+                self._refuse_unequal(key, place, item)
+
+    def _find_keyed(self) -> array[int]:
+        """Where their results are; returns the digests of what these were computed from."""
+        self._counted = self._index_now()
+        self._found, digests = self._store.results.find_all(self._version, self.keys[: self._keyed])
+        return digests
+
+    def _note_changes(self, digests: array[int]) -> None:
+        """Which of the items that were keyed first differ from what their results were computed from."""
+        stale = self._lineage is not None and bool(self._lineage.stale)
+        for place, (item, offset, digest) in enumerate(zip(self.items, self._found, digests, strict=False)):
+            key = self.keys[place]
+            is_key = type(item) in _WORDS and type(item) is type(key) and item == key  # then it cannot have changed
+            if offset >= 0 and (stale or (digest and not is_key)) and self._seen[key] == place:
+                self._note_change(key, item, Place(offset, digest))
+
+    def _undone(self) -> list[int]:
+        """The places of those items that were keyed first and have no result, or are computed anew."""
+        keys, redo = self.keys, self._redo
+        if redo:
+            return [place for place, offset in enumerate(self._found) if offset < 0 or keys[place] in redo]
+        return [place for place, offset in enumerate(self._found) if offset < 0]
+
+    def _undone_items(self, items: Any) -> Iterator[Any]:
+        """What is to be drawn: those that are done need not be looked at one by one."""
+        for place in self._undone():
+            self.drawn = place
+            yield items[place]
+        self.drawn = self._keyed
 
     def _meet(self, key: Key, place: int, item: Any) -> None:
         """Note the key of the item at the place; an equal item may have it too."""
@@ -211,9 +282,12 @@ class Pass:
 
     def _note_change(self, key: Key, item: Any, found: Place) -> None:
         """A known key whose item is another one than its result was computed from."""
+        if self._lineage is not None and found.offset in self._lineage.stale:
+            self._redo.add(key)
+            self._outdated.add(key)
         if not found.digest or item_digest(item) in (0, found.digest):
             return
-        self._changed += 1
+        self.changed += 1
         if len(self._changed_keys) < _FIRST:
             self._changed_keys.append(key)
         if self._on_change == "recompute":
@@ -221,7 +295,7 @@ class Pass:
 
     def _input_changed(self) -> InputChanged:
         return InputChanged(
-            f"{plural(self._changed, 'item')} changed since their results were computed (keys such as "
+            f"{plural(self.changed, 'item')} changed since their results were computed (keys such as "
             f'{quote(self._changed_keys[:3])}); clear these keys, or choose on_change="keep" or "recompute"',
             keys=self._changed_keys,
         )
@@ -243,7 +317,7 @@ class Pass:
         if self._one_shot:
             done, failed = self.records.count()
         else:
-            keys = () if self._store.errors.is_empty else self._seen
+            keys = set() if self._store.errors.is_empty else {self.keys[place] for place in self._undone()}
             done, failed = self.completed, sum(self.records.has_error(key) for key in keys)
         if not (self._known or done or failed):
             return
@@ -306,7 +380,7 @@ class Pass:
         made, late = key in self._made, self.drawn > self._keyed
         if late and not made:
             self._note_change(key, item, found)
-            if self._on_change == "error" and self._changed:
+            if self._on_change == "error" and self.changed:
                 raise self._input_changed()
             if key in self._redo:
                 return self._to_run(item, key)
@@ -333,7 +407,7 @@ class Pass:
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         store, redo = self._store, key in self._redo
         digest = item_digest(item)
-        if self._failed_before(key, digest, redo):
+        if not (self._retry_failed and store.unsaved.is_empty) and self._failed_before(key, digest, redo):
             self._stands(item, key)
             return None
         if not store.writing:
@@ -351,22 +425,42 @@ class Pass:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
         store = self._store
         failed = None if self._retry_failed else store.errors.find(self._version, key)
-        if failed is not None and (not redo or failed.digest == digest):
+        if failed is not None and (not redo or failed.digest == digest) and self._counts(store.errors, key):
             return True
-        if store.unsaved.is_empty:
-            return False
-        aside = store.unsaved.find(self._version, key)
-        if aside is None or (redo and aside.digest != digest):
+        aside = self._is_aside(key, digest, redo)
+        if aside is None:
             return False
         if store.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
             self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
         self.kept_aside.append(key)
         return True
 
+    def _is_aside(self, key: Key, digest: int, redo: bool) -> Place | None:
+        """Where the item's value is kept aside, which is not paid for again by itself."""
+        aside = self._store.unsaved
+        found = None if aside.is_empty else aside.find(self._version, key)
+        if found is None or (redo and found.digest != digest) or not self._counts(aside, key):
+            return None
+        return found
+
+    def _counts(self, shelf: Shelf, key: Key) -> bool:
+        """Whether a failure still tells something: that of a function that has changed since does not."""
+        if self._lineage is None or key not in self._outdated:
+            return True
+        try:
+            found = shelf.read(self._version, key)
+        except DamagedRecord:
+            return False
+        return found is not None and found[2].code == self._lineage.code.digest
+
     def _begin_writing(self) -> None:
         """Take the lock; from here on nobody else saves anything."""
         self._store.begin_writing()
+        if self.records.power:
+            self._store.confirm()
         self._recount()
+        if self._lineage is not None:
+            self._lineage.note(self.records)
 
     def _index_now(self) -> tuple[object, int]:
         index = self._store.results.index
@@ -374,11 +468,14 @@ class Pass:
 
     def _recount(self) -> None:
         """What another process saved since the items were keyed is done."""
-        if self._keyed and self._index_now() != self._counted:
-            self._counted = self._index_now()
-            keys = () if self._store.results.is_empty else self.keys[: self._keyed]
-            done = sum(key not in self._redo and self.records.is_done(key) for key in keys)
-            self._skipped(done - self.completed)
+        if self._index_now() == self._counted:
+            return
+        self._counted = self._index_now()
+        if self._lineage is not None:
+            self._lineage.begin(self.records)
+        if self._keyed:
+            self._find_keyed()
+            self._skipped(len(self._found) - len(self._undone()) - self.completed)
 
     def _stands(self, item: Any, key: Key) -> None:
         """The item has failed, in this pass or earlier, and is not run again by itself."""
@@ -409,19 +506,18 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
-        ends = self._encoded(finished)
+        made, others = self._encoded(finished)
         if self._owed:
-            ends, self._owed = self._owed + ends, []
-        made = [end for end in ends if end.raw is not None]
-        groups = [made] if len(made) == len(ends) else [made, *_apart(ends)]
-        try:
-            while groups:
-                self._save(groups[0])
-                del groups[0]
-        except StoreError as error:
-            self._owed = [end for group in groups for end in group]
-            error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
-            raise
+            ends, self._owed = [*self._owed, *made, *others], []
+            made, others = [end for end in ends if end.raw is not None], [end for end in ends if end.raw is None]
+        groups = [made, *_apart(others)] if others else [made]
+        for done, group in enumerate(groups):
+            try:
+                self._save(group)
+            except StoreError as error:
+                self._owed = [end for group in groups[done:] for end in group]
+                error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
+                raise
 
     def _save(self, ends: list[_End]) -> None:
         """Save ends of one kind: results, failures, or one value that was refused."""
@@ -431,23 +527,29 @@ class Pass:
             self._settled(ends, self._kept_aside(ends[0]))
             return
         shelf = self._store.errors if ends[0].raw is None else self._store.results
-        self._store.append(shelf, [end.entry for end in ends], durable=self.records.power)
+        self._store.append(shelf, ends, durable=self.records.power)
         self._settled(ends)
 
-    def _encoded(self, finished: list[Done]) -> list[_End]:
-        records = self.records
+    def _encoded(self, finished: list[Done]) -> tuple[list[_End], list[_End]]:
+        """The results among them, and the failures and values that were refused."""
+        records, version = self.records, self._version
+        made: list[_End] = []
+        others: list[_End] = []
         raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
-        ends = []
         for done in finished:
             unit, outcome = done.unit, done.outcome
-            if isinstance(outcome, Failure):
-                ends.append(_End(unit, outcome, records.error_entry(unit.key, outcome, unit.digest)))
+            key, digest = unit.key, unit.digest
+            if type(outcome) is not Success:
+                assert isinstance(outcome, Failure)
+                line = records.error_line(key, outcome, digest)
+                others.append(_End(version, key, digest, line, unit, outcome))
             elif isinstance(raw := next(raws), bytes):
-                entry = records.result_entry(unit.key, raw, unit.digest, outcome.elapsed, outcome.attempts)
-                ends.append(_End(unit, outcome, entry, raw))
+                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
+                made.append(_End(version, key, digest, line, unit, outcome, raw))
             else:
-                ends.append(_End(unit, outcome, _NONE, refused=raw))
-        return ends
+                _let_go_of_frames(raw, self._handled)  # they lead back here, and no collector looks at an end
+                others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
+        return made, others
 
     def _kept_aside(self, end: _End) -> Failure:
         """Its value cannot be encoded: it is put aside, and the item is a failure."""
@@ -459,13 +561,25 @@ class Pass:
 
     def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
         """They are on disk, as they ended or as that failure: count them, and let those see them who wait."""
-        decode = self.records.decode if self._collect else None
+        collect, decode = self._collect, self.records.decode
         with self._lock:
-            for end in ends:
-                value = None if decode is None or end.raw is None else decode(end.raw)
-                self._count(end.unit, failure or end.outcome, value)
+            if ends[0].raw is not None and not (collect or self._waiting or self._redo):
+                self._count_results(ends)
+            else:
+                for end in ends:
+                    value = decode(end.raw) if collect and end.raw is not None else None
+                    self._count(end.unit, failure or end.outcome, value)
             if self._bar is not None:
                 self._bar.update(len(ends), self.errors.failed)
+
+    def _count_results(self, ends: list[_End]) -> None:
+        """What `_count` does where nobody waits for them."""
+        keys = [end.key for end in ends]
+        for key in keys:
+            self._running.pop(key, None)
+        self._made.update(keys)
+        self.completed += len(keys)
+        self.errors.run += len(keys)
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         key = unit.key
@@ -565,6 +679,16 @@ class Pass:
             )
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the items are all there already."""
+        return self._steady
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether who draws must look each time something was settled: for outcomes, or for equal items."""
+        return self._collect or self._one_shot
+
+    @property
     def is_crowded(self) -> bool:
         """Whether so many items of one-shot input wait for their equals that no more are to be drawn."""
         return self._one_shot and self._crowd >= _CROWD
@@ -582,15 +706,19 @@ class Pass:
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
         version, results, errors = self._version, self._store.results, self._store.errors
-        failed = self._failed
-        places = array("q")
-        for key in self.keys:
-            found = None if key in failed else results.find(version, key)
-            if found is not None:
-                places.append(found.offset)
-            else:
-                found = errors.find(version, key) if key in failed else None
-                places.append(NOT_RUN if found is None else ~found.offset)
+        keys, made, failed = self.keys, self._made, self._failed
+        if self._index_now()[0] is self._counted[0] and len(self._found) == len(keys):
+            places = self._found[:]
+            todo = [place for place, offset in enumerate(places) if offset < 0 or (made and keys[place] in made)]
+        else:  # one-shot input; or the journal was opened anew
+            places, todo = array("q", [-1]) * len(keys), list(range(len(keys)))
+        offsets, _ = results.find_all(version, [keys[place] for place in todo])
+        for place, offset in zip(todo, offsets, strict=True):
+            places[place] = offset if offset >= 0 else NOT_RUN
+        if failed:
+            for place in [place for place in range(len(keys)) if keys[place] in failed]:
+                found = errors.find(version, keys[place])
+                places[place] = NOT_RUN if found is None else ~found.offset
         return places
 
     def tell_interrupted(self) -> None:
@@ -605,15 +733,17 @@ class Pass:
 
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
+        if self._lineage is not None:
+            self._lineage.end(self.records)
         if self._bar is not None:
             self._bar.close()
         name = self.records.name
-        if self._changed and self._on_change != "error":
+        if self.changed and self._on_change != "error":
             kept = "kept; on_change='recompute' or clear(keys) computes them anew"
             fate = kept if self._on_change == "keep" else "computed anew"
             log.warning(
                 "checkpoint %r: %s changed since their results were computed (keys such as %s): the results are %s",
-                name, plural(self._changed, "item"), quote(self._changed_keys[:3]), fate,
+                name, plural(self.changed, "item"), quote(self._changed_keys[:3]), fate,
             )  # fmt: skip
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
@@ -621,25 +751,24 @@ class Pass:
         self.items, self._seen, self._kept, self.keys, self._handled = (), {}, {}, [], None
 
 
-_NONE: Final = Entry("", None, 0, b"")
+_WORDS = frozenset({int, str})
 
 NOT_RUN: Final = -(1 << 63)
 """The place of an item that was not run, since the pass was ended early."""
 
 
-class _End(msgspec.Struct):
-    """How a unit ended, on its way to disk: its record, its encoded value, or why it has none."""
+class _End(Entry, frozen=True, gc=True):
+    """How a unit ended, and its record on the way to disk; with its encoded value, or why it has none."""
 
     unit: Unit
     outcome: Success | Failure
-    entry: Entry
     raw: bytes | None = None
     refused: UnencodableValue | None = None
 
 
 def _apart(ends: list[_End]) -> list[list[_End]]:
     """The failures among them, and each that was refused by itself."""
-    failed = [end for end in ends if end.raw is None and end.refused is None]
+    failed = [end for end in ends if end.refused is None]
     return [failed, *([end] for end in ends if end.refused is not None)]
 
 

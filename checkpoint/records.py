@@ -86,6 +86,7 @@ class Records:
         digest = "" if version is None or self._follows else short_digest(version, "version")
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
+        self._code = b""
         self._detach: Callable[[], None] | None = open_store(name, directory, self)
         if digest:
             self.store.versions.setdefault(digest, version)
@@ -95,8 +96,13 @@ class Records:
     def _set_version(self, digest: str) -> None:
         self.version = digest
         field = b',"version":"%b"' % digest.encode() if digest else b""
-        self._fields = (field, b',"session":"%b"' % self._session)
+        self._fields = (field + self._code, b',"session":"%b"' % self._session)
         self._plain_fields = b"".join(self._fields)
+
+    def set_code(self, digest: str) -> None:
+        """What is saved from here on is computed by code of this fingerprint; "" for none that is known."""
+        self._code = b',"code":"%b"' % digest.encode() if digest else b""
+        self._set_version(self.version)
 
     def pin(self) -> None:
         """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
@@ -150,14 +156,14 @@ class Records:
             UnencodableValue: it was kept aside instead.
             StoreError: it is not on disk; `.unsaved` holds it.
         """
-        if self._follows or self._detach is None:
-            self.open()
         try:
-            raw = self.encode(value)
-        except UnencodableValue as error:
-            raise self.keep_aside(key, value, digest, error) from None
-        line = self._result_line(key, raw, digest)
-        try:
+            if self._follows or self._detach is None:
+                self.open()
+            try:
+                raw = self.encode(value)
+            except UnencodableValue as error:
+                raise self.keep_aside(key, value, digest, error) from None
+            line = self.result_line(key, raw, digest)
             if self.power:
                 self.store.append(self.store.results, [Entry(self.version, key, digest, line)], durable=True)
             else:
@@ -170,32 +176,21 @@ class Records:
     def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
         """The failure is on disk for the key when this returns."""
         store = self.open()
-        store.append(store.errors, [self.error_entry(key, failure, digest)], durable=self.power)
+        entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
+        store.append(store.errors, [entry], durable=self.power)
         self._follows = False
 
-    def result_entry(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> Entry:
-        """The record of an encoded result."""
-        if not digest or elapsed is None or attempts is None:
-            return Entry(self.version, key, digest, self._result_line(key, raw, digest, elapsed, attempts))
-        head = _RESULT % (
-            key_json(key),
-            raw,
-            self._stamp(),
-            self._fields[0],
-            digest,
-            elapsed,
-            attempts,
-            self._fields[1],
-        )
-        return Entry(self.version, key, digest, seal(head))
-
-    def error_entry(self, key: Key, failure: Failure, digest: int) -> Entry:
-        """The record of a failure."""
-        return Entry(self.version, key, digest, self._error_line(key, failure, digest))
-
-    def _result_line(
+    def result_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None
     ) -> bytes:
+        """The record of an encoded result."""
+        if elapsed is None or attempts is None or not digest:
+            return self._bare_line(key, raw, digest, elapsed, attempts)
+        version, session = self._fields
+        known = (key_json(key), raw, self._stamp(), version, digest, elapsed, attempts, session)
+        return seal(_RESULT % known)
+
+    def _bare_line(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> bytes:
         fields = self._plain_fields
         if digest or elapsed is not None or attempts is not None:
             version, session = self._fields
@@ -207,7 +202,8 @@ class Records:
             fields = version + known + session
         return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, self._stamp(), fields))
 
-    def _error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
+    def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
+        """The record of a failure."""
         version, session = self._fields
         parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
         if failure.type is not None:
@@ -234,7 +230,7 @@ class Records:
             key=key,
         )
         failure = Failure(str(located), "UnencodableValue")
-        entries = [Entry(self.version, key, digest, self._error_line(key, failure, digest))]
+        entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
         try:
             self.open().append(self.store.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
             self.store.append(self.store.errors, entries, durable=self.power)
@@ -267,7 +263,7 @@ class Records:
             UnbuildableValue: its class has changed since.
         """
         shelf = self.open().results
-        with self._noting_damage(shelf):
+        with self.noting_damage(shelf):
             found = shelf.read(self.version, key)
             if found is None:
                 raise KeyError(key)
@@ -277,7 +273,7 @@ class Records:
     def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
         """(key, decoded result) at a place that a pass found."""
         shelf = self.store.results
-        with self._noting_damage(shelf, reader):
+        with self.noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
             return key, self._value(reader, offset, record, key)
@@ -285,7 +281,7 @@ class Records:
     def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
         """(key, failure) at a place that a pass found."""
         shelf = self.store.errors
-        with self._noting_damage(shelf, reader):
+        with self.noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
             return key, item_error(key, record)
@@ -298,14 +294,14 @@ class Records:
             DamagedRecord: its bytes are not those that were written.
         """
         store = self.open()
-        with self._noting_damage(store.errors):
+        with self.noting_damage(store.errors):
             found = store.errors.read(self.version, key)
         if found is None or store.is_retired(self.version, key, found[2]):
             raise KeyError(key)
         return item_error(key, found[2])
 
     @contextmanager
-    def _noting_damage(self, shelf: Shelf, reader: Reader | None = None) -> Iterator[None]:
+    def noting_damage(self, shelf: Shelf, reader: Reader | None = None) -> Iterator[None]:
         """A record that proves damaged is not done from then on; one in a file that was replaced is past that."""
         try:
             yield
@@ -331,18 +327,21 @@ class Records:
     def iter_results(self) -> Iterator[tuple[Any, Any]]:
         """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""
         shelf = self.open().results
-        with self._noting_damage(shelf):
+        with self.noting_damage(shelf):
             for reader, offset, key, record in shelf.records(self.version):
                 yield key, self._value(reader, offset, record, key)
 
     def iter_keys(self) -> Iterator[Any]:
         """The keys of this version that have a result, in the order in which they were saved."""
-        return (key for _, _, key, _ in self.open().results.records(self.version))
+        shelf = self.open().results
+        with self.noting_damage(shelf):
+            for _, _, key, _ in shelf.records(self.version):
+                yield key
 
     def iter_errors(self) -> Iterator[ItemError]:
         """The failure of every key of this version that has no result."""
         store = self.open()
-        with self._noting_damage(store.errors):
+        with self.noting_damage(store.errors):
             for _, _, key, record in store.errors.records(self.version):
                 if not store.is_retired(self.version, key, record):
                     yield item_error(key, record)
@@ -369,7 +368,7 @@ class Records:
 
     def forget(self, keys: Iterable[Key]) -> int:
         """Forget these keys under this version; returns how many were known."""
-        return self.open().forget(self.version, keys, self._session)
+        return self.open().forget(self.version, keys, self._session, durable=self.power)
 
 
 class Unsaved(Mapping[Any, Any]):
@@ -379,9 +378,12 @@ class Unsaved(Mapping[Any, Any]):
         self._owner = records
 
     def _records(self) -> Iterator[tuple[Key, Record]]:
-        for _, _, key, record in self._owner.open().unsaved.records(self._owner.version):
-            if not self._owner.is_done(key):
-                yield key, record
+        owner = self._owner
+        shelf = owner.open().unsaved
+        with owner.noting_damage(shelf):
+            for _, _, key, record in shelf.records(owner.version):
+                if not owner.is_done(key):
+                    yield key, record
 
     def __iter__(self) -> Iterator[Any]:
         return (key for key, _ in self._records())

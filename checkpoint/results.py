@@ -5,25 +5,111 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from itertools import islice
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from checkpoint.causes import Cause, causes_of, summarize
-from checkpoint.errors import ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
+from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
 from checkpoint.keys import plain_key
 from checkpoint.passes import NOT_RUN, Pass
 from checkpoint.records import Records
+from checkpoint.tables import Table, of_version, versions_of
+from checkpoint.upkeep import VersionCount
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped,unused-ignore]  # its stubs are another distribution
+    import polars
 
 __all__ = ["KeyedErrors", "KeyedResults", "Results", "finish", "raise_verdict"]
 
 R = TypeVar("R", covariant=True)
 V = TypeVar("V", covariant=True)
 _SHOWN = 20
+_FIRST = 10
 
 
-class Results(Sequence[R]):
+class _Rows:
+    """What can be taken away as rows: a record each, in order."""
+
+    __slots__ = ()
+
+    def _table(self, *, errors: bool) -> Table:
+        raise NotImplementedError
+
+    def to_pandas(self, *, errors: bool = False) -> pandas.DataFrame:
+        """A pandas DataFrame: key, a column for each field of the results, timestamp, elapsed, attempts.
+
+        Nested fields have dotted names, a result without fields is the column "result", and a field called as a
+        column of the record's own is "result.NAME". A column whose types differ from row to row is JSON text.
+
+        Args:
+            errors: whether items that failed and have no result have rows too, and columns `error` and `type`.
+
+        Raises:
+            ExtraNeeded: install ``checkpoint-map[pandas]``.
+            DamagedRecord: a row's bytes are not those that were written; its key is not done from now on.
+
+        Example:
+            >>> squares = checkpointed("squares as rows")(lambda n: {"n": n, "square": n * n})
+            >>> squares.map([3, 5], progress=False).to_pandas()["square"].to_list()
+            [9, 25]
+        """
+        return self._table(errors=errors).to_pandas()  # type: ignore[no-any-return,unused-ignore]
+
+    def to_polars(self, *, errors: bool = False) -> polars.DataFrame:
+        """A polars DataFrame of the same columns.
+
+        Args:
+            errors: as in `to_pandas`.
+
+        Raises:
+            ExtraNeeded: install ``checkpoint-map[polars]``.
+            DamagedRecord: as in `to_pandas`.
+
+        Example:
+            >>> squares = checkpointed("squares as columns")(lambda n: {"n": n, "square": n * n})
+            >>> squares.map([3, 5], progress=False).to_polars()["square"].to_list()
+            [9, 25]
+        """
+        return self._table(errors=errors).to_polars()  # type: ignore[no-any-return]
+
+    def to_parquet(self, path: str | os.PathLike[str], *, errors: bool = False) -> None:
+        """A Parquet file of the same columns takes the place of what is at `path`: whole, or not at all.
+
+        It takes the memory of some ten thousand rows, however many there are.
+
+        Args:
+            path: the file.
+            errors: as in `to_pandas`.
+
+        Raises:
+            ExtraNeeded: install ``checkpoint-map[parquet]``.
+            StoreError: the file cannot be written.
+            DamagedRecord: as in `to_pandas`.
+
+        Example:
+            >>> squares = checkpointed("squares as a file")(lambda n: {"n": n, "square": n * n})
+            >>> squares.map([3, 5], progress=False).to_parquet("squares.parquet")
+        """
+        self._table(errors=errors).write_parquet(path)
+
+    def _repr_html_(self) -> str:
+        try:
+            table, count, caption = self._shown()
+            return table.to_html(count, caption)
+        except CheckpointError as error:  # whoever only looks is told, and not stopped
+            return f"<p>{escape(str(error))}</p>"
+
+    def _shown(self) -> tuple[Table, int, str]:
+        """The first rows, how many there are, and what to say of them."""
+        raise NotImplementedError
+
+
+class Results(_Rows, Sequence[R]):
     """The results of a pass, in the order of its items; equals a list of the same values.
 
     It keeps the values it was made with, whatever is cleared, compacted or computed later. Each access reads and
@@ -112,6 +198,19 @@ class Results(Sequence[R]):
 
     __hash__ = None  # type: ignore[assignment]  # like a list
 
+    def _table(self, *, errors: bool) -> Table:
+        chosen = [number for number, place in enumerate(self._places) if errors or place >= 0]
+        places = array("q", [self._places[number] for number in chosen])
+        keys = None if self._keys is None else [self._keys[number] for number in chosen]
+        return Table(self._records, places, self._results, self._errors, keys, failures=errors)
+
+    def _shown(self) -> tuple[Table, int, str]:
+        failed = sum(place < 0 for place in self._places)
+        told = f", {failed:,} of them failed" if failed else ""
+        keys = None if self._keys is None else self._keys[:_FIRST]
+        first = Table(self._records, self._places[:_FIRST], self._results, self._errors, keys, failures=failed > 0)
+        return first, len(self), f"{plural(len(self), 'result')}{told}"
+
     def __repr__(self) -> str:
         shown = [quote(value, 80) for value in self[:_SHOWN]]
         more = [f"… {len(self) - _SHOWN:,} more"] if len(self) > _SHOWN else []
@@ -130,6 +229,40 @@ class _Keyed(Mapping[Any, V], Generic[V]):
     def _items(self) -> Iterator[tuple[Any, V]]:
         raise NotImplementedError
 
+    @property
+    def versions(self) -> list[VersionCount]:
+        """What the checkpoint holds of each version, the oldest first: `.label`, `.results` and `.errors` (counts).
+
+        A label is the value that was given to `version=`, or None where that is not known any more.
+
+        Example:
+            >>> scale = checkpointed("doubled", version={"by": 2})(lambda n: n * 2)
+            >>> _ = scale.map([1, 2], progress=False)
+            >>> [(version.label, version.results) for version in scale.results.versions]
+            [({'by': 2}, 2)]
+        """
+        return versions_of(self._records)
+
+    def of(self, version: Any) -> Self:
+        """The same of another version, to be read and compared.
+
+        Args:
+            version: a value as given to `version=`, None for none, or one of `versions`.
+
+        Raises:
+            InvalidOption: there is nothing of it; the message says what there is.
+
+        Example:
+            >>> double = checkpointed("scaled", version={"by": 2})(lambda n: n * 2)
+            >>> triple = checkpointed("scaled", version={"by": 3})(lambda n: n * 3)
+            >>> double.map([1, 2], progress=False), triple.map([2], progress=False)
+            (Results([2, 4]), Results([6]))
+            >>> before = triple.results.of({"by": 2})
+            >>> {key: (before[key], value) for key, value in triple.results.items()}
+            {2: (4, 6)}
+        """
+        return type(self)(of_version(self._records, version))
+
     def __iter__(self) -> Iterator[Any]:
         return (key for key, _ in self._items())
 
@@ -143,8 +276,15 @@ class _Keyed(Mapping[Any, V], Generic[V]):
         return f"<{len(self):,} {kind} of checkpoint {self._records.name!r}: {shown}>"
 
 
-class KeyedResults(_Keyed[V]):
+class KeyedResults(_Rows, _Keyed[V]):
     """The results of a checkpoint by key, in the order in which they were saved."""
+
+    def _table(self, *, errors: bool) -> Table:
+        return Table.saved(self._records, errors=errors)
+
+    def _shown(self) -> tuple[Table, int, str]:
+        first = Table.saved(self._records, at_most=_FIRST)
+        return first, len(self), f"{plural(len(self), 'result')} of checkpoint {self._records.name!r}"
 
     def _items(self) -> Iterator[tuple[Any, V]]:
         return self._records.iter_results()
@@ -163,8 +303,19 @@ class KeyedResults(_Keyed[V]):
         return self._records.is_done(plain_key(key))
 
 
-class KeyedErrors(_Keyed[ItemError]):
-    """The failures of a checkpoint by key: of items that have no result."""
+class KeyedErrors(_Rows, _Keyed[ItemError]):
+    """The failures of a checkpoint by key: of items that have no result.
+
+    Its tables have the columns `error` and `type` in any case.
+    """
+
+    def _table(self, *, errors: bool) -> Table:
+        return Table.saved(self._records, results=False, errors=True)
+
+    def _shown(self) -> tuple[Table, int, str]:
+        failed = self._records.count()[1]
+        first = Table.saved(self._records, results=False, errors=True, at_most=_FIRST)
+        return first, failed, f"{plural(failed, 'error')} of checkpoint {self._records.name!r}"
 
     def _items(self) -> Iterator[tuple[Any, ItemError]]:
         return ((error.key, error) for error in self._records.iter_errors())

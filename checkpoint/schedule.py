@@ -39,7 +39,7 @@ _LONGEST = 3600.0  # seconds after which to look again in any case: what waits o
 _TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
 
 
-class Attempt(msgspec.Struct, eq=False):
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """One call to be made, and what became of it so far: an item, or a batch of them.
 
     Attributes:
@@ -140,14 +140,19 @@ class Schedule:
         self._last_wait = -math.inf  # when it ended, or will
 
     @property
+    def is_plain(self) -> bool:
+        """Whether calls are made in the order they come, each at once and once."""
+        return self._retry is None and not self._rates
+
+    @property
     def ready(self) -> int:
         """How many calls wait for nothing but a worker, a permit or the end of a pause."""
         self._wake()
         return len(self._due) + len(self._ready)
 
-    def has_room(self, ready: int) -> bool:
-        """Whether more may be added: fewer than so many are ready, and not too many wait for a retry."""
-        return len(self._due) + len(self._ready) < ready and len(self._later) < ready + MOST_LATER
+    def has_room(self, ready: int, ahead: int = 0) -> bool:
+        """Whether more may be added: fewer than so many are ready, ahead or not, and not too many wait for a retry."""
+        return len(self._due) + len(self._ready) < ready + ahead and len(self._later) < ready + MOST_LATER
 
     def add(self, attempt: Attempt) -> None:
         """To be called as soon as may be, after those that were added before."""

@@ -7,16 +7,22 @@ found any more. A shelf learns what others append; it writes nothing but the ind
 from __future__ import annotations
 
 import logging
+import os
+import re
 import threading
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from checkpoint.errors import DamagedRecord, quote
 from checkpoint.index import Index, IndexDamaged, Place
-from checkpoint.journal import Journal, Reader, Record
+from checkpoint.journal import Journal, Reader, Record, fsync_directory
 from checkpoint.keys import Key, key_from_json
 
-__all__ = ["Shelf", "key_of"]
+__all__ = ["Shelf", "index_path", "key_of"]
 
 log = logging.getLogger("checkpoint")
 _SHOWN = 10
@@ -34,7 +40,7 @@ class Shelf:
         self.journal = Journal(path)
         self.index = Index(self._note)
         self.lock = lock
-        self._index_path = path.with_name(f".{path.stem.lstrip('.')}.index")
+        self._index_path = index_path(path)
         self._damage: list[tuple[int, str]] = []  # found by a scan, and not told yet
         self._filing = threading.Lock()
 
@@ -64,13 +70,32 @@ class Shelf:
             self._learn()
 
     def reopen(self) -> None:
-        """Read the index file and the journal's tail."""
-        self.journal.close()
-        self.index = Index(self._note)
-        reader = self.journal.open()
+        """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
+        reader, index = Reader.open(self.journal.path), Index(self._note)
         if reader is not None:
-            self.index.load(self._index_path, reader)
-            self._learn()
+            index.load(self._index_path, reader)
+            index.scan(reader)
+        self.journal.close()
+        self.journal.reader, self.journal.end, self.index = reader, index.end, index
+        self._tell_damage()
+
+    def replace(self, chunks: Iterable[bytes]) -> None:
+        """A journal of these lines takes the place of this one, and is opened. Call it under the lock.
+
+        Raises:
+            StoreError: as `Journal.replace`.
+        """
+        try:
+            self.journal.replace(chunks, first=self._unlink_index)
+            self._unlink_index()  # one that a thread wrote meanwhile
+        finally:
+            self.reopen()
+
+    def _unlink_index(self) -> None:
+        """It is gone for good before the journal that it is of: no index file is ever taken for another journal's."""
+        if os.path.lexists(self._index_path):
+            self._index_path.unlink(missing_ok=True)
+            fsync_directory(self._index_path.parent)
 
     def open_to_write(self) -> None:
         """Repair the end of the journal and learn what is there; call it under the lock."""
@@ -101,6 +126,13 @@ class Shelf:
             return self.index.find(version, key)
         except (IndexDamaged, OSError):
             return self._rebuilt().find(version, key)
+
+    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
+        """Where the last record of each key is, as `Index.find_all` tells it."""
+        try:
+            return self.index.find_all(version, keys)
+        except (IndexDamaged, OSError):
+            return self._rebuilt().find_all(version, keys)
 
     def count(self, version: str) -> int:
         """How many keys have a record."""
@@ -183,6 +215,31 @@ class Shelf:
             except DamagedRecord as error:
                 log.debug("%s", error)
 
+    def sample(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
+        """The reader, and where records of the version begin: at most so many, spread evenly over the file."""
+        with self.lock:
+            offsets, reader = self._offsets(version), self.journal.reader
+        return reader, offsets[:: -(-len(offsets) // most) or 1]
+
+    def codes(self, version: str) -> dict[str, list[int]]:
+        """Where the records of a version begin, in the order of the file, by the code that they name."""
+        with self.lock:
+            live, reader = set(self._offsets(version)), self.journal.reader
+        found: dict[str, list[int]] = {}
+        for offset, block in reader.blocks(0) if reader is not None and live else ():
+            for line, code in _codes_in(block):
+                if code and offset in live:
+                    found.setdefault(code, []).append(offset)
+                offset += len(line) + 1
+        return found
+
+    def last_code(self, version: str) -> str:
+        """The code that the journal's last record names, where that is of this version; else ""."""
+        reader = self.journal.reader
+        size = 0 if reader is None else reader.size()
+        found = _LAST_CODE.findall(reader.pread(_TAIL, max(0, size - _TAIL))) if reader is not None else []
+        return found[-1][1].decode() if found and found[-1][0] == version.encode() else ""
+
     def _exact_texts(self, reader: Reader, version: str, offsets: list[int]) -> Iterator[str]:
         """The str() of keys on lines with a checksum, which win over lines without."""
         for offset in offsets:
@@ -199,10 +256,12 @@ class Shelf:
         try:
             return reader.read(offset)
         except DamagedRecord as error:
+            found = None
             with self.lock:
-                found = self.index.key_at(version, offset)
-                if found is None and reader is self.journal.reader:
-                    found = self._rebuilt().key_at(version, offset)  # the file of the index knows hashes only
+                if reader is self.journal.reader:  # else the offset is one of a file that was replaced
+                    found = self.index.key_at(version, offset)
+                    if found is None:
+                        found = self._rebuilt().key_at(version, offset)  # the file of the index knows hashes only
             if found is None:
                 raise
             raise reader.damaged(offset, error.why, key=found[0]) from None
@@ -222,15 +281,56 @@ class Shelf:
             try:
                 if reader is not None:
                     snapshot.write(self._index_path, reader)
+                    if not reader.is_current():  # the journal was replaced meanwhile
+                        self._index_path.unlink(missing_ok=True)
             except (IndexDamaged, OSError) as error:
                 log.debug("the index %s was not written: %s", self._index_path, error)
 
-    def unlink(self) -> None:
-        """Delete journal and index; whoever has them open reads on."""
+    def close(self) -> None:
+        """Let go of both files; `refresh` opens them again."""
         self.journal.close()
         self.index = Index(self._note)
+
+    def unlink(self) -> None:
+        """Delete journal and index; whoever has them open reads on."""
+        self.close()
         self.journal.path.unlink(missing_ok=True)
         self._index_path.unlink(missing_ok=True)
+
+
+class _Code(msgspec.Struct, gc=False):
+    code: Any = ""
+
+
+_decode_codes = msgspec.json.Decoder(_Code).decode_lines
+_TAIL = 4096
+_LAST_CODE = re.compile(rb',"timestamp":"[^"]*"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
+
+
+def _codes_in(block: bytes) -> Iterator[tuple[bytes, str]]:
+    """Each line of a block with the code that it names."""
+    lines = block.split(b"\n")
+    lines.pop()
+    try:
+        heads = _decode_codes(block)
+        if len(heads) != len(lines):
+            raise ValueError
+    except (ValueError, RecursionError):  # some line is damaged, or empty: one by one
+        heads = [_code_of(line) for line in lines]
+    return ((line, head.code if type(head.code) is str else "") for line, head in zip(lines, heads, strict=True))
+
+
+def _code_of(line: bytes) -> _Code:
+    try:
+        (head,) = _decode_codes(line)
+        return head
+    except (ValueError, RecursionError):
+        return _Code()
+
+
+def index_path(journal: Path) -> Path:
+    """Where the index file of a journal is."""
+    return journal.with_name(f".{journal.stem.lstrip('.')}.index")
 
 
 def key_of(reader: Reader, record: Record, offset: int) -> Key:

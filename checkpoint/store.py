@@ -18,7 +18,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from math import inf
@@ -44,7 +44,7 @@ from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
 from checkpoint.shelf import Shelf
 
-__all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "open_store", "resolve_directory"]
+__all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "forgetting", "open_store", "resolve_directory"]
 
 SCHEMA_VERSION = "2.0.0"
 log = logging.getLogger("checkpoint")
@@ -53,16 +53,20 @@ _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9 ._\-]*")
 _NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 _SECOND = 1.0
 _META_EVERY = 30.0
+_MOST_CODES = 100  # that meta explains
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record to append: what the index needs, and its line."""
 
     version: str
     key: Key
     digest: int
     line: bytes
-    forgets: bool = False
+
+
+class Forgetting(Entry, frozen=True, gc=False):
+    """A record that the key has none any more."""
 
 
 def check_name(name: Any) -> str:
@@ -109,6 +113,8 @@ class Store:
         results, errors, unsaved: the journals with their indexes.
         total: how many items the last pass had, where it knew.
         versions: what digests of versions stand for.
+        codes: what digests of code stand for, and the versions whose results they may have computed.
+        told: (version, code) of changes that this process has told.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -135,6 +141,9 @@ class Store:
         self.total: int | None = _count_or_none(self._meta.get("total_items"))
         known = self._meta.get("versions")
         self.versions: dict[str, Any] = dict(known) if isinstance(known, dict) else {}
+        self.codes: dict[str, dict[str, Any]] = {}
+        self.told: set[tuple[str, str]] = set()
+        self._take_codes(self._meta)
         for shelf in self._shelves:
             shelf.reopen()
 
@@ -182,17 +191,20 @@ class Store:
                 "make a new runner in the child, under another name, or send the results to the parent"
             )
         if self._failure is not None:
-            raise copy(self._failure)  # each carries its own `.unsaved`
+            failure = copy(self._failure)
+            failure.unsaved = {}  # each carries its own
+            raise failure
 
     def _take_lock(self) -> None:
         try:
-            _make_directory(self.directory)
+            _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
         self._writer.acquire()
         try:
             for shelf in (self.results, self.errors):
                 shelf.open_to_write()
+            self._settle_names()
             self.unsaved.refresh()
         except BaseException:
             self._let_go()
@@ -201,8 +213,17 @@ class Store:
         self._check_at = clock.monotonic() + _SECOND
         self._wrote_at = self._meta_at = clock.monotonic()
         _tend(self)
-        if not self.meta_path.exists():
+        if not os.path.exists(self.meta_path):  # which never raises
             self._write_meta()
+
+    def _settle_names(self) -> None:
+        """Who made or replaced a journal may have been killed before its name was on the medium."""
+        try:
+            fsync_directory(self.directory)
+        except PermissionError:
+            pass  # it may be written in, and not be opened
+        except OSError as error:
+            raise store_error(error, "cannot sync", self.directory) from error
 
     def _check_places(self, *, at_once: bool = False) -> None:
         """Notice a journal that was cut, deleted or replaced: once a second, and before writing ends."""
@@ -241,7 +262,7 @@ class Store:
         self._check_at = -inf  # the next write looks, and finds it
         return error
 
-    def append(self, shelf: Shelf, entries: list[Entry], *, durable: bool = False) -> None:
+    def append(self, shelf: Shelf, entries: Sequence[Entry], *, durable: bool = False) -> None:
         """Append records under one write, and one sync where `durable`.
 
         Raises:
@@ -255,9 +276,10 @@ class Store:
             if not journal.writable:
                 shelf.open_to_write()
                 index = shelf.index
-            offset = self._write(shelf, b"".join([entry.line for entry in entries]))
+            lines = entries[0].line if len(entries) == 1 else b"".join([entry.line for entry in entries])
+            offset = self._write(shelf, lines)
             for entry in entries:
-                if entry.forgets:
+                if type(entry) is Forgetting:
                     index.forget(entry.version, entry.key)
                 else:
                     index.add(entry.version, entry.key, offset, entry.digest)
@@ -308,7 +330,17 @@ class Store:
         except StoreError as error:
             raise self._fail(error) from error.__cause__
 
-    def forget(self, version: str, keys: Iterable[Key], session: bytes) -> int:
+    def confirm(self) -> None:
+        """What was found is on the medium when this returns: its writer may have been killed before it synced it."""
+        for shelf in (self.results, self.errors):
+            reader = shelf.journal.reader
+            if reader is not None:
+                try:
+                    reader.sync()
+                except StoreError as error:
+                    raise self._fail(error) from error.__cause__
+
+    def forget(self, version: str, keys: Iterable[Key], session: bytes, *, durable: bool = False) -> int:
         """Append what forgets the keys' records under the version; returns how many keys had one."""
         keys = list(keys)
         forgotten: set[int] = set()
@@ -318,7 +350,7 @@ class Store:
                 known = [(place, key) for place, key in enumerate(keys) if shelf.find(version, key) is not None]
                 forgotten.update(place for place, _ in known)
                 if known:
-                    self.append(shelf, [_forgetting(version, key, session) for _, key in known])
+                    self.append(shelf, [forgetting(version, key, session) for _, key in known], durable=durable)
         return len(forgotten)
 
     def discard(self, shelf: Shelf, version: str, key: Key, offset: int, session: bytes) -> None:
@@ -331,7 +363,7 @@ class Store:
             if place is None or place.offset != offset:
                 return
             try:
-                self.append(shelf, [_forgetting(version, key, session)])
+                self.append(shelf, [forgetting(version, key, session)])
             except (StoreError, StoreForked) as error:
                 log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
                 shelf.index.forget(version, key)
@@ -348,8 +380,10 @@ class Store:
                 self.meta_path.unlink(missing_ok=True)
                 fsync_directory(self.directory)
             except OSError as error:
+                self._let_go()  # what is left is opened anew
                 raise store_error(error, "cannot delete", self.directory) from error
             self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
+            self.codes, self.told = {}, set()
             self._stop_writing()
 
     # passes
@@ -369,13 +403,22 @@ class Store:
             self._pass_since = clock.Stamper()().decode()
             running = _Running()
             self._running = weakref.ref(running)
+        values_on_error = False
         try:
             self.refresh()
             yield
+        except StoreError:
+            values_on_error = True
+            raise
         finally:
             with self.lock:
                 self._running = None
-                self._stop_writing()
+                try:
+                    self._stop_writing()
+                except StoreError as error:
+                    if not values_on_error:
+                        raise
+                    log.error("%s", error)  # the one that is raised holds values that are nowhere else
 
     @property
     def _in_pass(self) -> bool:
@@ -398,6 +441,26 @@ class Store:
         self._let_go()
         for shelf in self._shelves:
             shelf.reopen()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock while no pass runs and no thread of this process writes; it is let go at the end.
+
+        Raises:
+            CheckpointLocked: a pass of this process is running, or another process writes.
+            StoreError: as `begin_writing`.
+        """
+        with self.lock:
+            if self._in_pass:
+                raise self._pass_running()
+            if self._failure is not None:
+                self._start_anew()
+            self.begin_writing()
+            try:
+                self._check_places(at_once=True)
+                yield
+            finally:
+                self._stop_writing()
 
     # letting go
 
@@ -429,7 +492,7 @@ class Store:
                 self._stop_writing()
             finally:
                 for shelf in self._shelves:
-                    shelf.journal.close()
+                    shelf.close()
 
     # housekeeping, by a thread that lives while something is owed
 
@@ -460,12 +523,11 @@ class Store:
 
     def _sync_aside(self) -> None:
         for shelf in self._shelves:
-            with self.lock:
-                sync = shelf.journal.lend() if self._writing else None
-            if sync is None:
-                continue
             try:
-                sync()
+                with self.lock:
+                    sync = shelf.journal.lend() if self._writing else None
+                if sync is not None:
+                    sync()
             except StoreError as error:
                 with self.lock:
                     raise self._fail(error) from error.__cause__
@@ -512,7 +574,42 @@ class Store:
             "failed_items": self.failed_count(version),
             "schema_version": SCHEMA_VERSION,
             "versions": self.versions,
+            "codes": self.codes,
         }
+
+    # what computed results
+
+    @property
+    def has_meta(self) -> bool:
+        """Whether meta was sound, or has been written since."""
+        return bool(self._meta)
+
+    def codes_of(self, version: str) -> dict[str, Any]:
+        """What may have computed results of the version, by digest, the last one last."""
+        return {digest: known for digest, known in self.codes.items() if version in known["versions"]}
+
+    def learn_codes(self) -> None:
+        """Learn what other processes noted."""
+        self._take_codes(self._read_meta())
+
+    def _take_codes(self, meta: dict[str, Any]) -> None:
+        noted = meta.get("codes")
+        for digest, known in noted.items() if isinstance(noted, dict) else ():
+            if isinstance(known, dict) and isinstance(known.get("versions"), list):
+                self.codes.setdefault(digest, known)
+
+    def note_code(self, version: str, digest: str, detail: dict[str, Any]) -> None:
+        """Results of the version may be computed by this code from here on; meta says so when this returns."""
+        with self.lock:
+            known = self.codes.get(digest)
+            if known is not None and version in known["versions"] and next(reversed(self.codes)) == digest:
+                return
+            self.learn_codes()
+            versions = self.codes.pop(digest, {"versions": []})["versions"]
+            self.codes[digest] = {**detail, "versions": [*versions, *([] if version in versions else [version])]}
+            for old in list(self.codes)[:-_MOST_CODES]:
+                del self.codes[old]
+            self._write_meta()
 
     def failed_count(self, version: str) -> int:
         """How many keys have an error and no result."""
@@ -540,19 +637,26 @@ class Store:
         self._writer.drop()
 
 
-def _make_directory(path: Path) -> None:
-    """The directory is there, and its name survives a power cut."""
+def _make_directory(path: Path, *, is_new: bool) -> None:
+    """The directory is there, and its name survives a power cut: of a new one also where its maker was just killed."""
     missing = [new for new in (path, *path.parents) if not new.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for new in missing:
+    if is_new or missing:
+        there = missing[-1].parent if missing else path
+        try:
+            fsync_directory(there.parent)  # each is synced before the next is made: only the deepest may be in doubt
+        except PermissionError:
+            pass  # the user's own, where we cannot look
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
         fsync_directory(new.parent)
 
 
-def _forgetting(version: str, key: Key, session: bytes) -> Entry:
+def forgetting(version: str, key: Key, session: bytes) -> Forgetting:
+    """The record that forgets a key's."""
     head = b'{"key":%b,"forgotten":true,"timestamp":"%b"' % (key_json(key), clock.Stamper()())
     if version:
         head += b',"version":"%b"' % version.encode()
-    return Entry(version, key, 0, seal(head + b',"session":"%b"' % session), forgets=True)
+    return Forgetting(version, key, 0, seal(head + b',"session":"%b"' % session))
 
 
 def _key_spelled(text: str) -> Key:
@@ -598,10 +702,13 @@ def _detach(path: tuple[str, str], store: Store) -> None:
         store.users -= 1
         if store.users:
             return
-    store.close()  # before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again
-    with _stores_lock:
-        if not store.users and _stores.get(path) is store:
-            del _stores[path]
+    try:
+        # Before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again.
+        store.close()
+    finally:
+        with _stores_lock:
+            if not store.users and _stores.get(path) is store:
+                del _stores[path]
 
 
 # --- the thread that tends -------------------------------------------------------------------------------------------

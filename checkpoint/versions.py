@@ -8,13 +8,13 @@ it calls. Where it reads others, nobody can tell whether they are the same, so t
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
-from functools import cached_property, lru_cache
-from types import CodeType, MemberDescriptorType
+from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from checkpoint.codecs import canonical
 from checkpoint.errors import InvalidOption, VersionNeeded
+from checkpoint.fingerprints import static_attributes
 from checkpoint.keys import digest_of
 
 __all__ = ["moved_attributes", "version_of"]
@@ -59,7 +59,7 @@ def _of_bound(function: Any, instance: Any) -> Any:
     """Digests of what it depends on: digests, since an attribute may be a secret."""
     cls = instance if isinstance(instance, type) else type(instance)
     read = _names_read(function, cls)
-    own = {} if instance is cls else dict(_attributes(instance))
+    own = {} if instance is cls else dict(static_attributes(instance))
     attributes = {**_read_of_class(cls, read), **own}
     encoded = {name: canonical(value) for name, value in attributes.items()}
     if needed := sorted(name for name, data in encoded.items() if data is None and name in read):
@@ -99,24 +99,6 @@ def _static(cls: type, name: str) -> Any:
 def _suggestion(encoded: dict[str, bytes | None]) -> str:
     known = [f"self.{name}" for name, data in encoded.items() if data is not None]
     return f"[{', '.join(known)}]" if len(known) > 1 else known[0] if known else "self.model"
-
-
-def _attributes(instance: Any) -> Iterator[tuple[str, Any]]:
-    """What the instance's own dict and slots hold, past the user's hooks."""
-    try:
-        held = object.__getattribute__(instance, "__dict__")
-    except AttributeError:
-        held = {}
-    for name, value in held.items():
-        if not isinstance(_static(type(instance), name), cached_property):  # made anew when it is asked for
-            yield name, value
-    for cls in type(instance).__mro__:
-        for name, member in vars(cls).items():
-            if isinstance(member, MemberDescriptorType) and not name.endswith("__"):
-                try:
-                    yield name, member.__get__(instance)
-                except AttributeError:
-                    continue
 
 
 def _names_read(function: Any, cls: type) -> set[str]:

@@ -11,11 +11,13 @@ import atexit
 import logging
 import os
 import pickle
+import selectors
 import signal
+import struct
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -52,7 +54,7 @@ __all__ = [
 log = logging.getLogger("checkpoint")
 
 Task = list[Attempt]
-Report = Callable[[Task, Any], None]
+Report = Callable[[list[tuple[Task, Any]]], None]
 
 
 class Died(NamedTuple):
@@ -89,7 +91,7 @@ class Threads:
     Args:
         call: what they make.
         count: how many at most.
-        report: is told each task with its answers.
+        report: is told tasks with their answers.
     """
 
     settles = False
@@ -119,7 +121,7 @@ class Threads:
     def _work(self) -> None:
         many, report, get, batch = self._call.many, self._report, self._tasks.get, self._call.batch
         while (task := get()) is not None:
-            report(task, many(inputs_of(task, batch=batch)))
+            report([(task, many(inputs_of(task, batch=batch)))])
             task = None  # what is settled is let go of
 
     def close(self) -> None:
@@ -138,7 +140,7 @@ class Tasks:
         call: what they make; its function gives awaitables.
 
     Attributes:
-        report: is told each task with its answers.
+        report: is told tasks with their answers.
     """
 
     report: Report
@@ -180,12 +182,12 @@ class Tasks:
                 answer = await awaited([unit.item for unit in units] if batch else units[0].item)
             except asyncio.CancelledError as error:
                 if not self._is_own(asyncio.current_task()):
-                    self.report(task, [Fatal(error)])
+                    self.report([(task, [Fatal(error)])])
                     raise
                 answer = failed(error)
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
-            self.report(task, [answer])
+            self.report([(task, [answer])])
             task = answer = None  # type: ignore[assignment]  # what is settled is let go of
             if self._waiting:
                 task = self._waiting.popleft()
@@ -233,69 +235,252 @@ def _task_kind() -> Any:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-class Processes(Threads):
-    """So many processes, each with a thread here that serves it and puts another in its place when it has died.
+class Processes:
+    """So many processes, each begun when it is needed, and one thread that serves them all.
+
+    It waits for none of them, but while one starts: what goes and comes in parts does so while others are served.
 
     Args:
-        call, count, report: as for threads.
+        call, count: as for threads.
+        report: is told, in that thread, all that finished meanwhile.
         timeout: seconds that a task of one call may take before its process is killed.
     """
 
     settles = True
 
     def __init__(self, call: Call, count: int, report: Report, timeout: float | None = None) -> None:
-        super().__init__(call, count, report)
         call.shipped()  # what cannot travel is told before anything is started
-        self._timeout = timeout
-        self._served: set[_Process] = set()
+        self._call, self._count, self._report = call, count, report
+        self._timeout = inf if timeout is None else timeout
+        self._tasks: deque[Task] = deque()  # that no process has
+        self._finished: list[tuple[Task, Any]] = []  # and not reported yet
+        self._all: set[_Process] = set()
+        self._idle: set[_Process] = set()
+        self._busy: dict[_Process, float] = {}  # and when each is killed, the first one first
+        self._thread: threading.Thread | None = None
+        self._is_rung = False
         self._over = threading.Event()
+        self._owner = os.getpid()
         _open.add(self)
 
-    def _work(self) -> None:
-        process: _Process | None = None
-        while (task := self._tasks.get()) is not None and not self._over.is_set():
-            try:
-                if process is None:
-                    process = _Process(self._call)
-                    self._served.add(process)
-                process.busy = True
-                if self._over.is_set():  # who closes either finds it busy, or was here before
-                    process.kill()
-                answers = process.ask(task, self._timeout)
-                process.busy = False
-            except _Gone as gone:
-                answers = gone.answers
-                process = self._without(process)
-            except BrokenWorkers as error:
-                process = self._without(process)
-                if self._over.is_set():  # it was killed before it was ready, and nobody waits for it
-                    return
-                answers = Broken(error)
-            except Exception as error:
-                answers = Unsent(error) if process is not None else Broken(_no_start(error))
-            self._report(task, answers)
-        if process is not None:
-            process.end()
-            self._served.discard(process)
-
-    def _without(self, process: _Process | None) -> _Process | None:
-        if process is not None:
-            process.kill()
-            self._served.discard(process)
-        return None
+    def start(self, task: Task, running: int) -> None:
+        """Have a process make the task's calls; from any thread, one at a time."""
+        self._tasks.append(task)
+        if self._thread is None:
+            self._bell, self._rope = _context().Pipe(duplex=False)
+            self._selector = _selector()
+            self._selector.register(self._bell, _READ, (self._hear_bell, None))
+            thread = threading.Thread(target=self._serve, name="checkpoint-processes", daemon=True)
+            thread.start()
+            self._thread = thread
+        elif threading.get_ident() != self._thread.ident:
+            self._ring()
 
     def close(self) -> None:
         """End the processes; those that are still at work are killed."""
+        if os.getpid() != self._owner:  # they are those of who forked this process
+            return
         self._over.set()
-        super().close()
-        for process in list(self._served):
-            if process.busy:
-                process.kill()
+        for process in self._all.difference(self._idle):
+            process.kill()
+        if self._thread is not None:
+            self._ring()
         _open.discard(self)
+
+    def _ring(self) -> None:
+        """Have the thread look. Its end does not close the bell: somebody may be about to ring."""
+        if not self._is_rung:
+            self._is_rung = True
+            self._rope.send_bytes(b"")
+
+    def _hear_bell(self, _: None, events: int) -> None:
+        self._bell.recv_bytes()
+        self._is_rung = False  # before anything is looked at: who comes later rings again
+
+    # in the thread
+
+    def _serve(self) -> None:
+        try:
+            while not self._over.is_set():
+                self._turn()
+        except BaseException as error:  # SystemExit of an item's, or of a hook of the user's: nobody waits for ever
+            at_work = [*self._tasks, *(process.task for process in self._all if process.task)]
+            self._report([*self._finished, *((task, [Fatal(error)]) for task in at_work)])
+        finally:
+            for process in self._all:
+                if process not in self._idle:
+                    process.kill()
+                process.close()
+            self._selector.close()
+            del self._report  # it knows who knows us
+
+    def _turn(self) -> None:
+        """Hand out, wait until something comes, take all that is there, and report it together."""
+        self._hand_out()
+        for key, events in self._selector.select(self._patience()):
+            if self._over.is_set():  # who was killed for it did not die of its task
+                return
+            hear, process = key.data
+            hear(process, events)
+        self._kill_late()
+        if self._finished:
+            finished, self._finished = self._finished, []
+            self._report(finished)
+
+    def _hand_out(self) -> None:
+        """Give out tasks; where some are left begin a process: one, and others are served before the next."""
+        while self._tasks and self._idle:
+            self._go_on(self._idle.pop(), self._tasks.popleft())
+        if self._lacks_one:
+            try:
+                process = _Process()
+                self._selector.register(process.pipe.connection, _READ, (self._hear, process))
+                self._selector.register(process.sentinel, _READ, (self._hear_end, process))
+            except Exception as error:
+                self._break(_no_start(error))
+            else:
+                self._all.add(process)
+                process.talk = self._talk(process)
+                self._go_on(process, None)
+
+    @property
+    def _lacks_one(self) -> bool:
+        """Whether more tasks wait than processes make ready, and there may be another."""
+        if not self._tasks or len(self._all) == self._count:
+            return False
+        return len(self._tasks) > len(self._all) - len(self._idle) - len(self._busy)
+
+    def _patience(self) -> float | None:
+        """Seconds for which nothing is to be done unless something comes."""
+        if self._finished or self._lacks_one:
+            return 0.0
+        if self._timeout == inf or not self._busy:
+            return None
+        return min(max(0.0, next(iter(self._busy.values())) - clock.monotonic()), _LONGEST)
+
+    def _talk(self, process: _Process) -> Generator[bytes | None, Any, None]:
+        """What it is told, and sent in what it answers; or nothing, and sent in its next task.
+
+        Raises:
+            BrokenWorkers: it cannot load the call.
+        """
+        refusal = yield self._call.shipped()
+        is_whole = bool(refusal)  # whether all travels by cloudpickle: a worker has not got the classes
+        if refusal:
+            why = f"worker processes cannot load {self._call.name}: "
+            try:
+                whole = self._call.shipped_whole()
+            except Exception as error:
+                raise BrokenWorkers(f"{why}{_told(refusal)}; {quote_error(error)}") from error
+            if refusal := (yield whole):
+                raise BrokenWorkers(why + _told(refusal))
+        while True:
+            answers = task = process.task = None  # what is settled is let go of
+            self._busy.pop(process, None)
+            self._idle.add(process)
+            task = process.task = yield None
+            while answers is None:
+                try:
+                    answers = yield _pickled(inputs_of(task, batch=self._call.batch), whole=is_whole)
+                except Exception as error:  # pickling runs the items' own code
+                    answers = Unsent(error)
+                else:
+                    if answers[:1] == _REFUSED and (is_whole or find_spec("cloudpickle") is None):
+                        told = f"a worker process cannot load the item: {_told(answers)}"
+                        answers = Unsent(pickle.UnpicklingError(told))
+                    elif answers[:1] == _REFUSED:
+                        is_whole, answers = True, None
+            self._finished.append((task, answers))
+
+    def _go_on(self, process: _Process, given: Any) -> None:
+        """Tell it what comes after what it has answered, or is given."""
+        try:
+            message = process.talk.send(given)
+            if message is not None:
+                self._grant_time(process)
+                if not process.pipe.send(message):
+                    self._selector.modify(process.pipe.connection, _READ | _WRITE, (self._hear, process))
+        except BrokenWorkers as error:
+            self._lose(process, None)
+            self._break(error)
+        except OSError:
+            self._cut_off(process)
+
+    def _grant_time(self, process: _Process) -> None:
+        """The call may take so long, not what it is given or gives: its time begins with each part of these."""
+        if process.task is not None:
+            self._busy.pop(process, None)
+            self._busy[process] = clock.monotonic() + self._timeout
+
+    def _hear(self, process: _Process, events: int) -> None:
+        """Its pipe has something, or takes more."""
+        if process in self._idle:  # it has ended, or says what nobody asked
+            self._lose(process, None)
+        if process not in self._all:
+            return
+        message = None
+        try:
+            if events & _WRITE and process.pipe.flush():
+                self._selector.modify(process.pipe.connection, _READ, (self._hear, process))
+            if events & _READ:
+                message = process.pipe.receive()
+        except (EOFError, OSError):
+            self._cut_off(process)
+        except Exception as error:  # its answer may still come, and must not be taken for another's
+            self._lose(process, Unsent(error))
+        else:
+            if message is None:
+                self._grant_time(process)
+            else:
+                self._go_on(process, message)
+
+    def _hear_end(self, process: _Process, events: int) -> None:
+        """It is no more. The pipe does not always tell, since a child of its own may hold it; what it has, counts."""
+        if process not in self._all:
+            return
+        if process not in self._idle:
+            with suppress(Exception):
+                if (message := process.pipe.receive()) is not None:
+                    self._go_on(process, message)
+        was_ready = process in self._idle or process.task is not None
+        exitcode = process.exitcode()
+        self._lose(process, Died(exitcode))
+        if not was_ready:
+            self._break(_no_start(f"it ended with {exit_in_words(exitcode)} before it was ready"))
+
+    def _kill_late(self) -> None:
+        while self._timeout < inf and self._busy:
+            process, due = next(iter(self._busy.items()))
+            if clock.monotonic() < due:
+                return
+            self._lose(process, [self._call.failed(out_of_time(self._timeout), self._timeout, skip=0)])
+
+    def _cut_off(self, process: _Process) -> None:
+        """Its pipe is gone, and it may not be; what becomes of its task is known when it has ended."""
+        with suppress(KeyError):
+            self._selector.unregister(process.pipe.connection)
+        process.kill()
+
+    def _lose(self, process: _Process, answers: Any) -> None:
+        """It has ended, or is not waited for; this becomes of its task."""
+        self._cut_off(process)
+        self._selector.unregister(process.sentinel)
+        self._all.discard(process)
+        self._idle.discard(process)
+        self._busy.pop(process, None)
+        if process.task is not None:
+            self._finished.append((process.task, answers))
+        process.close()
+
+    def _break(self, error: BrokenWorkers) -> None:
+        """A process could not be had; who waited for one is told, unless another has taken the task meanwhile."""
+        if self._tasks:
+            self._finished.append((self._tasks.popleft(), Broken(error)))
 
 
 _open: set[Processes] = set()  # those that a process's end must not wait for
-_births = threading.Lock()  # starting a process reaps others, and who reaps takes the exit status away
+_births = threading.RLock()  # starting a process reaps others, and who reaps takes the exit status away
+_LONGEST = 3600.0  # seconds: the system's calls refuse much longer ones
 
 
 def _close_open() -> None:
@@ -303,113 +488,34 @@ def _close_open() -> None:
         processes.close()
 
 
-class _Gone(Exception):
-    """The process is no more: `.answers` says why."""
-
-    def __init__(self, answers: Any) -> None:
-        self.answers = answers
-
-
 class _Process:
     """One worker process, and our end of its pipe.
 
     Attributes:
-        busy: whether it is at work, or makes ready for it.
+        talk: what it is told.
+        task: what it is at.
 
     Raises:
-        BrokenWorkers: it does not start.
+        Exception: it does not start.
     """
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
-        self._batch = call.batch
-        self._whole = False  # whether items travel by cloudpickle: a worker has not got their classes
-        self._loaded = False
-        self.busy = True
+    talk: Generator[bytes | None, Any, None]
+    task: Task | None = None
+
+    def __init__(self) -> None:
         context = _context()
-        self._pipe, theirs = context.Pipe()
+        ours, theirs = context.Pipe()
         try:
             with _births, _signals_held_back(), _importable_main():
                 self._process = context.Process(target=serve, args=(theirs,), name="checkpoint-worker")  # type: ignore[attr-defined]
                 self._process.start()
-        except (OSError, EOFError) as error:
-            raise _no_start(error) from error
         finally:
             theirs.close()
-        self._ready = _Waiter(self._pipe, self._process.sentinel)
+        self.pipe = _pipe(ours, waits=False)
+        self.sentinel: int = self._process.sentinel
 
-    def _load(self) -> None:
-        told = self._try(self._call.shipped())
-        if told:
-            try:
-                whole = self._call.shipped_whole()
-            except Exception as error:
-                raise BrokenWorkers(
-                    f"worker processes cannot load {self._call.name}: {told}; {quote_error(error)}"
-                ) from error
-            if again := self._try(whole):
-                raise BrokenWorkers(f"worker processes cannot load {self._call.name}: {again}")
-            self._whole = True
-        self._loaded = True
-
-    def _try(self, shipped: bytes) -> str:
-        """Have it load the call; "" where it did, else why not."""
-        try:
-            self._pipe.send_bytes(shipped)
-            self._ready.wait(None)
-            return self._pipe.recv_bytes().decode()
-        except (EOFError, OSError) as error:
-            raise _no_start(f"it ended with {exit_in_words(self._exitcode())} before it was ready") from error
-
-    def ask(self, task: Task, timeout: float | None) -> Any:
-        """The answers to a task, packed.
-
-        Raises:
-            BrokenWorkers: it cannot load the function.
-            _Gone: it died meanwhile, or was killed since it took too long.
-        """
-        if not self._loaded:
-            self._load()
-        try:
-            asked = self._pickled(inputs_of(task, batch=self._batch))
-        except Exception as error:  # pickling runs the items' own code
-            return Unsent(error)
-        try:
-            self._pipe.send_bytes(asked)
-            if not self._ready.wait(timeout):
-                self.kill()
-                assert timeout is not None
-                raise _Gone([self._call.failed(out_of_time(timeout), timeout, skip=0)])
-            answers = self._pipe.recv_bytes()
-            told = "" if answers else self._pipe.recv_bytes().decode()
-        except _Gone:
-            raise
-        except (EOFError, OSError) as error:
-            self.kill()  # its pipe is gone, and it may not be
-            raise _Gone(Died(self._exitcode())) from error
-        except Exception as error:  # its answer may still come, and must not be taken for another's
-            self.kill()
-            raise _Gone(Unsent(error)) from error
-        if answers:
-            return answers
-        if self._whole or find_spec("cloudpickle") is None:
-            return Unsent(pickle.UnpicklingError(f"a worker process cannot load the item: {told}"))
-        self._whole = True
-        return self.ask(task, timeout)
-
-    def _pickled(self, inputs: list[Any]) -> bytes:
-        """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
-        if not self._whole:
-            try:
-                return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
-            except Exception as error:
-                if find_spec("cloudpickle") is None:
-                    raise error from None
-        import cloudpickle
-
-        return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
-
-    def _exitcode(self) -> int | None:
+    def exitcode(self) -> int | None:
+        """How it ended."""
         with _births:
             self._process.join(5.0)
             return self._process.exitcode  # type: ignore[no-any-return]
@@ -420,14 +526,132 @@ class _Process:
             if self._process.exitcode is None:
                 self._process.kill()
 
-    def end(self) -> None:
-        """It is told to; a process that was forked here may hold our end of the pipe open."""
+    def close(self) -> None:
+        """Let go of it; if it is idle it ends, and is told to: what was forked here may hold our end of the pipe."""
         with suppress(OSError):
-            self._pipe.send_bytes(_END)
-        self._pipe.close()
+            self.pipe.send(_END)
+        self.pipe.close()
+        self.talk.close()
 
+
+def _pickled(inputs: list[Any], *, whole: bool) -> bytes:
+    """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
+    if not whole:
+        try:
+            return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
+        except Exception as error:
+            if find_spec("cloudpickle") is None:
+                raise error from None
+    import cloudpickle
+
+    return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
+
+
+def _told(refusal: bytes) -> str:
+    return refusal[1:].decode()
+
+
+# --- messages between processes --------------------------------------------------------------------------------------
 
 _END = b""  # in place of a task
+_LOADED = b""  # in place of answers
+_REFUSED = b"!"  # begins what a worker says who cannot load what it was sent; answers begin otherwise
+_SIZE = struct.Struct("!Q")
+_PIECE = 1 << 16  # bytes that are read, or written together with their size, at once
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class _Pipe:
+    """One end of a pipe: messages, each after its size. Neither end sends a second one before it has had an answer.
+
+    Args:
+        connection: the end.
+        waits: whether sending and receiving do, until all is through.
+    """
+
+    def __init__(self, connection: Any, *, waits: bool) -> None:
+        self.connection, self.close, self._waits = connection, connection.close, waits
+        self._number = connection.fileno()
+        self._unsent: list[bytes | memoryview] = []
+        self._expect()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        os.set_blocking(self._number, self._waits)
+
+    def _expect(self) -> None:
+        self._parts: list[bytes] = []  # of a message that is not all there yet
+        self._missing = _SIZE.size  # bytes
+        self._has_size = False
+
+    def send(self, message: bytes) -> bool:
+        """Whether all of it is sent; else `flush` goes on."""
+        size = _SIZE.pack(len(message))
+        self._unsent = [size + message] if len(message) < _PIECE else [size, memoryview(message)]
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Send what goes; whether it is all."""
+        try:
+            while self._unsent:
+                rest = self._unsent[0][os.write(self._number, self._unsent[0]) :]
+                self._unsent[:1] = [rest] if rest else []
+        except BlockingIOError:
+            return False
+        return True
+
+    def receive(self) -> bytes | None:
+        """The next message; None: it is not all there yet.
+
+        Raises:
+            EOFError: the other end is gone.
+        """
+        try:
+            while part := os.read(self._number, _PIECE):
+                self._parts.append(part)
+                self._missing -= len(part)
+                if self._missing <= 0 and not self._has_size:
+                    begun = b"".join(self._parts)
+                    self._parts = [begun[_SIZE.size :]]
+                    self._missing += _SIZE.unpack_from(begun)[0]
+                    self._has_size = True
+                if self._missing <= 0:
+                    message = b"".join(self._parts)
+                    self._expect()
+                    return message
+        except BlockingIOError:
+            return None
+        raise EOFError
+
+
+class _WholePipe(_Pipe):
+    """The same on Windows, where a pipe is not read in parts: who sends or receives waits for the whole message."""
+
+    def _set_up(self) -> None: ...
+
+    def send(self, message: bytes) -> bool:
+        self.connection.send_bytes(message)
+        return True
+
+    def receive(self) -> bytes | None:
+        return self.connection.recv_bytes() if self._waits or self.connection.poll() else None
+
+
+class _Waiter(selectors.SelectSelector):
+    """Selects among pipes and processes on Windows."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        from multiprocessing.connection import wait
+
+        keys = self.get_map()
+        return [(keys[one], _READ) for one in wait([key.fileobj for key in keys.values()], timeout)]  # type: ignore[misc]
+
+
+_pipe: type[_Pipe] = _WholePipe if os.name == "nt" else _Pipe
+_selector: Callable[[], selectors.BaseSelector] = _Waiter if os.name == "nt" else selectors.DefaultSelector
+
+
+# --- how processes start and end -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -485,51 +709,6 @@ def exit_in_words(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-_LONGEST = 3600.0  # seconds: the system's calls refuse much longer ones
-
-
-class _Waiter:
-    """Waits until the pipe can be read or the process has ended, whichever comes first.
-
-    A pipe alone does not tell of every death: a child of the worker's own may hold its other end.
-    """
-
-    def __init__(self, pipe: Any, sentinel: int) -> None:
-        self._both = [pipe, sentinel]
-        self._selector: Any = None
-        if os.name != "nt":
-            import selectors
-
-            self._selector = selectors.DefaultSelector()
-            for one in self._both:
-                self._selector.register(one, selectors.EVENT_READ)
-
-    def wait(self, timeout: float | None) -> bool:
-        """Whether it is so within the seconds given; where the pipe has nothing, reading it ends at once.
-
-        Raises:
-            EOFError: the process has ended, and left no answer.
-        """
-        end = inf if timeout is None else clock.monotonic() + timeout
-        while not (ready := self._look(min(end - clock.monotonic(), _LONGEST))):
-            if clock.monotonic() >= end:
-                return False
-        if self._both[0] not in ready and not self._both[0].poll():
-            raise EOFError
-        return True
-
-    def _look(self, seconds: float) -> list[Any]:
-        if self._selector is not None:
-            return [key.fileobj for key, _ in self._selector.select(seconds)]
-        from multiprocessing.connection import wait
-
-        return wait(self._both, seconds)
-
-    def __del__(self) -> None:
-        if self._selector is not None:
-            self._selector.close()
-
-
 def _context() -> BaseContext:
     import multiprocessing
 
@@ -554,22 +733,27 @@ def _close_before_multiprocessing() -> None:
 # --- in a worker process ---------------------------------------------------------------------------------------------
 
 
-def serve(pipe: Connection) -> None:
+def serve(connection: Connection) -> None:
     """What a worker process does: load the call, then make it until nobody asks any more."""
     _die_with_parent()
     _leave_signals_to_parent()
-    try:
-        call = _loaded(pipe)
-        while (asked := pipe.recv_bytes()) != _END:
+    pipe, own = _pipe(connection, waits=True), os.getpid()
+    call: Arrived | None = None
+    with suppress(EOFError, OSError):
+        while asked := pipe.receive():
             try:
-                given = pickle.loads(asked)
+                given: Any = arrived(asked) if call is None else pickle.loads(asked)
             except Exception as error:  # unpickling runs the items' own code
-                pipe.send_bytes(b"")
-                pipe.send_bytes(quote_error(error).encode("utf-8", "replace"))
-            else:
-                pipe.send_bytes(call.many(given))
-    except (EOFError, OSError):
-        return
+                pipe.send(_REFUSED + quote_error(error).encode("utf-8", "replace"))
+                continue
+            if call is None:
+                call = given
+                pipe.send(_LOADED)
+                continue
+            answers = call.many(given)
+            if os.getpid() != own:  # the function forked, and its child came back from it too
+                os._exit(1)
+            pipe.send(answers)
 
 
 _LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
@@ -586,20 +770,6 @@ def _leave_signals_to_parent() -> None:
     if hasattr(signal, "pthread_sigmask"):
         signal.siginterrupt(signal.SIGTERM, False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_PARENT)
-
-
-def _loaded(pipe: Connection) -> Arrived:
-    while True:
-        shipped = pipe.recv_bytes()
-        if shipped == _END:
-            raise EOFError
-        try:
-            call = arrived(shipped)
-        except Exception as error:
-            pipe.send_bytes((quote_error(error) or "unknown").encode("utf-8", "replace"))
-        else:
-            pipe.send_bytes(b"")
-            return call
 
 
 def _die_with_parent() -> None:
@@ -673,7 +843,7 @@ class Given:
         try:
             future = self._executor.submit(_many, self._call, inputs_of(task, batch=self._call.batch))
         except Exception as error:
-            self._report(task, Broken(_broke(self._executor, error)))
+            self._report([(task, Broken(_broke(self._executor, error)))])
             return
         self._futures.add(future)
         future.add_done_callback(lambda future: self._done(task, future))
@@ -690,7 +860,7 @@ class Given:
             answers = [Fatal(error)]
         if not isinstance(answers, (list, bytes, Broken, Unsent)) or answers == []:
             answers = Broken(_broke(self._executor, TypeError(f"it gave {quote(answers)} for a call")))
-        self._report(task, answers)
+        self._report([(task, answers)])
 
     def close(self) -> None:
         """Cancel what has not begun."""

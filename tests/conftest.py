@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from promises import NAMES
 
 from checkpoint import CheckpointedRunner, clock, store
 
 Opener = Callable[..., CheckpointedRunner]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A marker that names no row of the promises is an error, and not a promise that nobody finds."""
+    for item in items:
+        for marker in item.iter_markers("promise"):
+            unknown = [name for name in marker.args if name not in NAMES]
+            if unknown or not marker.args:
+                what = f"{unknown[0]!r} is no row" if unknown else "it names no row"
+                raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.promise: {what} of tests/promises.py")
 
 
 @pytest.fixture

@@ -938,6 +938,7 @@ def test_a_type_alias_is_seen_through() -> None:
     assert trip(1, scope["Lost"]) == 1
 
 
+@pytest.mark.promise("untrusted checkpoints")
 def test_building_runs_no_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither __init__ nor __post_init__ nor a validator is run when a value is read."""
 
@@ -1193,6 +1194,7 @@ def test_an_error_of_the_users_code_is_an_unencodable_value() -> None:
         Codec().encode([raising()])
 
 
+@pytest.mark.promise("untrusted checkpoints")
 def test_no_numpy_object_array_is_read() -> None:
     """An array of Python objects in a file is refused, for it could run code."""
     for dtype in ('"O"', '"|O"', '[{"$tuple":["a","O"]}]'):
@@ -1280,6 +1282,7 @@ structure = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.promise("untrusted checkpoints")
 @settings(max_examples=1500, deadline=None)
 @pytest.mark.filterwarnings("ignore")  # numpy warns of old names of dtypes
 @given(structure)
@@ -1293,6 +1296,7 @@ def test_any_json_is_a_value_or_a_value_error(plain: Any) -> None:
             pass
 
 
+@pytest.mark.promise("untrusted checkpoints")
 @settings(max_examples=300, deadline=None)
 @given(st.binary())
 def test_any_bytes_are_a_value_or_a_value_error(raw: bytes) -> None:

@@ -390,6 +390,7 @@ def test_a_method_with_slots_has_their_attributes_as_its_version() -> None:
     assert [Slotted(model).run.map([1], progress=False)[0] for model in "aba"] == ["a", "b", "a"]
 
 
+@pytest.mark.promise("secrets")
 def test_a_secret_attribute_is_not_written_down() -> None:
     """A default version consists of digests."""
 
@@ -765,6 +766,7 @@ FORKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.promise("fork")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
 @pytest.mark.parametrize(("before", "child", "says", "reason"), FORKS, ids=[reason for *_, reason in FORKS])
 def test_a_forked_child_works_without_loss_or_is_told(before: str, child: str, says: str, reason: str) -> None:

@@ -185,6 +185,7 @@ def test_check_is_silent_where_all_laws_hold(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(law.__name__ for law in LAWS[:3])
 
 
+@pytest.mark.promise("a given executor breaks")
 @posix
 def test_a_process_pool_whose_worker_is_killed_is_broken_and_no_item_has_failed(tmp_path: Path) -> None:
     """Its owner is told to run the same line again with a fresh one."""
@@ -310,6 +311,7 @@ def is_gone(group: int) -> bool:
     return True
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C", "the parent of worker processes is killed")
 @posix
 @pytest.mark.parametrize(("kind", "at_once"), DRIVERS, ids=[kind for kind, _ in DRIVERS])
 def test_a_killed_driver_loses_nothing_and_redoes_what_was_in_flight(kind: str, at_once: int, tmp_path: Path) -> None:

@@ -174,6 +174,7 @@ def test_a_quote_has_at_most_200_characters(data: Any, reason: str) -> None:
     assert len(quote(data, 40)) <= 40
 
 
+@pytest.mark.promise("giant or deep records")
 def test_no_message_quotes_more_than_200_characters_of_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys, items and values alike: a message is for people."""
     monkeypatch.chdir(tmp_path)

@@ -307,6 +307,7 @@ FAILING = {prompt for prompt in PROMPTS if prompt.startswith(("refused", "empty"
 # --- killed and resumed ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_a_killed_job_asks_again_only_what_was_in_flight(kind: str, workers: int, api: Api, tmp_path: Path) -> None:
     """With every worker at the server, all that the server has answered is saved; a resumed job asks for the rest."""
@@ -331,6 +332,7 @@ def test_a_killed_job_asks_again_only_what_was_in_flight(kind: str, workers: int
         assert type(result) is ItemError if prompt in FAILING else result == wanted(prompt)
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 @pytest.mark.parametrize("lines", [1, 17, 50])
 def test_a_kill_at_any_moment_costs_no_more_than_was_in_flight(
@@ -355,6 +357,7 @@ def executed_in(prompts: list[str]) -> list[str]:
     return [prompt for prompt in prompts if prompt not in FAILING]
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_an_interrupted_job_pays_for_nothing_twice(kind: str, workers: int, api: Api, tmp_path: Path) -> None:

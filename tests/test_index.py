@@ -57,6 +57,7 @@ def read_all(directory: Path, **options: Any) -> dict[Any, Any]:
 # --- the file is only a cache ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_no_flipped_byte_of_an_index_changes_a_result(tmp_path: Path, free_sync: None) -> None:
     """Every byte of its header and its page table, and every third of its entries, by two masks."""
     fill(tmp_path)
@@ -75,6 +76,7 @@ def test_no_flipped_byte_of_an_index_changes_a_result(tmp_path: Path, free_sync:
     assert read_all(tmp_path) == VALUES
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_an_index_cut_at_any_byte_changes_no_result(tmp_path: Path, free_sync: None) -> None:
     """Every truncation length of the entries and of the header's end."""
     fill(tmp_path)
@@ -103,6 +105,7 @@ def _replace_by_link(index: Path) -> None:
     index.symlink_to(target)
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -134,6 +137,7 @@ def test_whatever_becomes_of_an_index_changes_no_result(
     assert read_all(tmp_path) == VALUES
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_an_index_that_is_damaged_while_open_changes_no_result(make: Opener, tmp_path: Path) -> None:
     """A page is read when it is needed: if it fails its checksum the journal is read instead, in a writer too."""
     fill(tmp_path)
@@ -148,6 +152,7 @@ def test_an_index_that_is_damaged_while_open_changes_no_result(make: Opener, tmp
     assert runner.get_all_results() == {**VALUES, "more": 1, "last": 2}
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_the_index_of_another_journal_is_left_alone(tmp_path: Path) -> None:
     """A copied directory, a renamed checkpoint, a restored backup: an index is believed only of its own journal."""
     fill(tmp_path / "one")
@@ -158,6 +163,7 @@ def test_the_index_of_another_journal_is_left_alone(tmp_path: Path) -> None:
     assert read_all(tmp_path / "one") == VALUES
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_an_older_copy_of_the_index_lacks_nothing(tmp_path: Path) -> None:
     """What the journal holds beyond it is read from the journal; what was overwritten since is what counts."""
     fill(tmp_path, dict.fromkeys(KEYS[:30], "old"))
@@ -202,6 +208,7 @@ def test_a_journal_edited_in_the_middle_is_read_anew(tmp_path: Path) -> None:
         assert runner.get_all_results() == VALUES
 
 
+@pytest.mark.promise("symlinks, permissions")
 def test_the_index_is_replaced_whole_and_never_through_a_link(make: Opener, tmp_path: Path) -> None:
     """A link planted where the temporary file goes is not followed: the index stays unwritten, the results safe."""
     target = tmp_path / "precious"
@@ -358,3 +365,39 @@ def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_pat
     runner.records.store.results.write_index()
     runner.close()
     assert make().get_result(1) == "by hand"
+
+
+@pytest.mark.parametrize("written_by_hand", [False, True])
+def test_finding_many_at_once_is_finding_each(tmp_path: Path, written_by_hand: bool) -> None:
+    """What is in the file of the index, what came since, what was forgotten, replaced, or is not there at all; and
+    lines without checksum, which stand for any key of equal str().
+    """
+    fill(tmp_path)
+    with CheckpointedRunner("j", tmp_path) as runner:
+        runner.clear([0, "a", ("t", 1)])
+        for key in (1, "b", 100, "new"):
+            runner.save_result(key, "later")
+        runner.clear([100])
+    if written_by_hand:
+        with journal_of(tmp_path).open("ab") as journal:
+            journal.write(b'{"key": "2", "result": 1}\n{"key": "0", "result": 1}\n{"key": "77", "result": 1}\n')
+    with CheckpointedRunner("j", tmp_path) as runner:
+        shelf = runner.records.store.results
+        asked: list[Any] = [*KEYS, 100, "new", "0", "2", 77, "77", 2.0, True, "absent", 1, "a"]
+        offsets, digests = shelf.find_all("", asked)
+        found = [shelf.find("", key) for key in asked]
+        assert list(zip(offsets, digests, strict=True)) == [(-1, 0) if place is None else place for place in found]
+        assert shelf.index.filed[0] == len(KEYS), "the file of the index was used"
+        assert shelf.find_all("other", [1, "a"])[0].tolist() == [-1, -1]
+
+
+def test_a_damaged_page_is_noticed_when_many_are_found_at_once(tmp_path: Path) -> None:
+    """The index is rebuilt from the journal, and the answer is right."""
+    fill(tmp_path)
+    data = bytearray(index_of(tmp_path).read_bytes())
+    data[-20] ^= 0xFF
+    index_of(tmp_path).write_bytes(data)
+    with CheckpointedRunner("j", tmp_path) as runner:
+        offsets, _ = runner.records.store.results.find_all("", [*KEYS, "absent"])
+        assert [offset >= 0 for offset in offsets] == [True] * len(KEYS) + [False]
+        assert not index_of(tmp_path).exists()

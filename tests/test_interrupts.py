@@ -272,6 +272,7 @@ def check_ended_by(job: Job, number: int) -> None:
 # --- the first signal ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(
     ("engine", "consume", "number"),
     [
@@ -333,6 +334,7 @@ def test_a_signal_ends_an_endless_stream(start: Starter, engine: str) -> None:
 # --- the second ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_second_signal_stops_at_once(start: Starter, tmp_path: Path, engine: str, number: int) -> None:
@@ -396,6 +398,7 @@ def test_a_consumer_that_awaits_something_else_is_stopped_too(start: Starter, nu
 # --- the time --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(("grace", "number"), [(0.3, signal.SIGTERM), (0, signal.SIGINT)])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_after_the_grace_it_stops_by_itself(start: Starter, engine: str, grace: float, number: int) -> None:
@@ -637,6 +640,7 @@ def test_no_handler_is_touched_outside_the_main_thread(engine: str) -> None:
     assert during == before == handlers()
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupted_pass_in_this_process_can_go_on(engine: str) -> None:
     """A notebook goes on after Ctrl-C: handlers are back, the lock is free, and what finished is not run again."""
@@ -778,6 +782,7 @@ def test_a_plain_event_loop_is_interrupted_too(start: Starter, again: bool, cons
 # --- processes: groups -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_worker_processes_finish_when_the_group_is_signalled(start: Starter, tmp_path: Path, number: int) -> None:
     """A terminal's Ctrl-C, and a scheduler's SIGTERM, go to all processes: workers leave it to the parent."""
@@ -840,6 +845,7 @@ BUSY = {
 }
 
 
+@pytest.mark.promise("the parent of worker processes is killed")
 @linux
 @pytest.mark.parametrize("busy", BUSY)
 def test_no_worker_outlives_a_killed_parent(start: Starter, busy: str) -> None:
@@ -967,6 +973,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.promise("a worker process dies")
 @pytest.mark.parametrize(
     "delays", [[0.0, 0.01, 0.04], pytest.param([n / 500 for n in range(60)], marks=pytest.mark.soak)]
 )
@@ -994,6 +1001,7 @@ def test_a_worker_that_is_killed_while_it_sends_takes_its_item_with_it_only(
             job.close()
 
 
+@pytest.mark.promise("a worker process dies")
 def test_a_death_is_noticed_though_a_child_holds_the_pipe(start: Starter) -> None:
     """A process that the function forked, and that outlives it, has the worker's end of the pipe too."""
     script = """

@@ -92,6 +92,7 @@ def resume_from(directory: Path, data: bytes, whole: list[Any], torn: bytes) -> 
         assert list(again.iterate(KEYS)) == []
 
 
+@pytest.mark.promise("torn tail")
 def test_a_journal_cut_at_any_byte_resumes_with_every_whole_record(tmp_path: Path, free_sync: None) -> None:
     """Every truncation length: whole records stay, the torn one is set aside and its item runs again."""
     data = written(tmp_path)
@@ -104,6 +105,7 @@ def test_a_journal_cut_at_any_byte_resumes_with_every_whole_record(tmp_path: Pat
         empty(tmp_path)
 
 
+@pytest.mark.promise("torn tail")
 @pytest.mark.parametrize("zeros", [*range(1, 34), 511, 512, 4096, 5000])
 @pytest.mark.parametrize(
     ("record", "part"),
@@ -121,6 +123,7 @@ def test_a_tail_of_nuls_is_set_aside(tmp_path: Path, free_sync: None, record: in
     resume_from(tmp_path, data[:start] + torn, KEYS[:record], torn)
 
 
+@pytest.mark.promise("a crash during recovery")
 def test_a_repair_cut_off_at_any_step_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash during recovery: the torn bytes are in the file, or set aside, or both; never neither."""
     data = written(tmp_path)
@@ -202,6 +205,7 @@ def every_flip(data: bytes) -> list[tuple[int, int]]:
     return flips + [(place, 1 << bit) for place in range(start - 1, end + 1) for bit in (0, 1, 2, 3, 4, 6, 7)]
 
 
+@pytest.mark.promise("damaged line in the middle")
 @pytest.mark.parametrize(
     "version",
     [
@@ -217,6 +221,7 @@ def test_no_flipped_byte_ever_yields_a_wrong_value(tmp_path: Path, free_sync: No
         empty(tmp_path)
 
 
+@pytest.mark.promise("damaged line in the middle")
 def test_no_flipped_bit_in_the_last_line_hides_the_version(tmp_path: Path, free_sync: None) -> None:
     """A runner that follows the last record's version follows the last intact one's."""
     data = written(tmp_path, version="v1")
@@ -227,6 +232,7 @@ def test_no_flipped_bit_in_the_last_line_hides_the_version(tmp_path: Path, free_
             empty(tmp_path)
 
 
+@pytest.mark.promise("damaged line in the middle")
 def test_all_results_of_a_flipped_journal_are_the_intact_ones(tmp_path: Path, free_sync: None) -> None:
     """Reading all of them tells of the damaged one once, and then goes on without it."""
     data = written(tmp_path)
@@ -264,6 +270,7 @@ def test_a_damaged_line_counts_against_the_key_it_spells(make: Opener, tmp_path:
     assert runner.get_result("b") == "bbb"
 
 
+@pytest.mark.promise("damaged line in the middle", "bytes that are no UTF-8, NULs, BOM, CRLF", "giant or deep records")
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
@@ -321,6 +328,7 @@ def test_two_half_lines_never_read_as_one_record(make: Opener, tmp_path: Path) -
     assert make().get_all_results() == {"A": 0, "B": 1, "C": 2, "D": 3}
 
 
+@pytest.mark.promise("damaged line in the middle")
 def test_damage_is_told_with_file_and_line(make: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One warning for a file, with the numbers of the first ten lines; it quotes no more than 200 characters."""
     data = written(tmp_path)
@@ -337,6 +345,7 @@ def test_damage_is_told_with_file_and_line(make: Opener, tmp_path: Path, caplog:
 # --- foreign bytes that are read through ----------------------------------------------------------------------------
 
 
+@pytest.mark.promise("bytes that are no UTF-8, NULs, BOM, CRLF")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -375,6 +384,7 @@ def test_a_line_whose_checksum_was_deleted_by_hand_counts_as_written_by_hand(mak
     assert make().get_all_results() == {"a": "new"}
 
 
+@pytest.mark.promise("giant or deep records")
 def test_a_50_mb_value_round_trips(make: Opener, tmp_path: Path) -> None:
     """Giant records cost memory and nothing else, the ones around them included."""
     runner = make()
@@ -432,6 +442,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(tmp_path / "j_results.jsonl", monkeypatch)
 
 
+@pytest.mark.promise("disk full, quota, file-size limit")
 def test_a_disk_that_fills_up_at_any_byte_leaves_whole_records(make: Opener, tmp_path: Path, disk: Disk) -> None:
     """Cut back to the last whole record; an own error that is an OSError; and on with it once there is room."""
     runner = make()
@@ -464,6 +475,7 @@ def test_a_short_write_is_gone_on_with(make: Opener, disk: Disk, monkeypatch: py
     assert make().get_all_results() == {"first": 1, "second": "y" * 300}
 
 
+@pytest.mark.promise("disk full, quota, file-size limit")
 def test_what_cannot_be_cut_back_is_set_aside_before_the_next_append(make: Opener, disk: Disk) -> None:
     """Where even the cutting fails, the next save repairs first, so that nothing is glued."""
     runner = make()
@@ -512,6 +524,7 @@ def test_a_failing_write_never_lengthens_a_file_that_was_cut(make: Opener, disk:
     assert lost.value.keys == ["second"]
 
 
+@pytest.mark.promise("EIO on write or fsync")
 @pytest.mark.parametrize("call", ["write", "fdatasync"])
 def test_after_eio_the_store_refuses_until_it_is_opened_anew(make: Opener, disk: Disk, call: str) -> None:
     """Nobody knows what is on the medium: the save fails, and so does each later one, with its own value."""
@@ -535,6 +548,7 @@ def test_after_eio_the_store_refuses_until_it_is_opened_anew(make: Opener, disk:
     assert runner.get_result("third") == 3
 
 
+@pytest.mark.promise("EIO on write or fsync")
 def test_after_eio_the_next_pass_opens_anew(make: Opener, disk: Disk) -> None:
     """The same line again is the way on, in the same process too."""
     runner = make()
@@ -548,6 +562,7 @@ def test_after_eio_the_next_pass_opens_anew(make: Opener, disk: Disk) -> None:
     assert runner.get_all_results() == {"first": 1, "second": 2}
 
 
+@pytest.mark.promise("EIO on write or fsync")
 def test_a_failed_background_sync_is_told_at_the_next_save(make: Opener, disk: Disk, ticker: Any) -> None:
     """Housekeeping finds the error; the next save reports it, and fsync is not called again."""
     runner = make()
@@ -562,6 +577,7 @@ def test_a_failed_background_sync_is_told_at_the_next_save(make: Opener, disk: D
     assert disk.calls == []
 
 
+@pytest.mark.promise("EIO on write or fsync")
 def test_eio_on_read_is_an_error_and_never_an_empty_checkpoint(make: Opener, disk: Disk) -> None:
     """Opening fails, and so does each read, as often as it is tried; what was written is there when it works again."""
     runner = make()
@@ -582,6 +598,7 @@ def test_eio_on_read_is_an_error_and_never_an_empty_checkpoint(make: Opener, dis
     assert make().get_all_results() == {"first": 1}
 
 
+@pytest.mark.promise("EIO on write or fsync")
 def test_eio_while_an_index_is_rebuilt_never_empties_a_writer(make: Opener, disk: Disk, tmp_path: Path) -> None:
     """A writer whose index file proves damaged reads its journal; where that fails, it knows what it knew."""
     runner = make()

@@ -74,6 +74,7 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
 # --- two processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("two writing processes")
 def test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing(
     make: Opener, tmp_path: Path, child: Child
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing(
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.promise("two writing processes")
 def test_the_value_that_a_locked_checkpoint_refused_is_on_the_error(make: Opener, child: Child) -> None:
     """A paid-for value is never dropped."""
     child.ask("globals().setdefault('running', runner.iterate([2])) and next(running)")
@@ -108,6 +110,7 @@ def test_the_value_that_a_locked_checkpoint_refused_is_on_the_error(make: Opener
     assert locked.value.unsaved == {3: "ours"}
 
 
+@pytest.mark.promise("two writing processes")
 def test_the_lock_of_a_killed_owner_needs_no_cleaning_up(make: Opener, child: Child) -> None:
     """SIGKILL lets it go; what the dead one had saved is there."""
     child.ask("globals().setdefault('running', runner.iterate([1, 2])) and next(running)")
@@ -153,6 +156,7 @@ def test_the_lock_goes_over_to_another_process_when_a_pass_ends(make: Opener, ch
     assert len(runner.get_all_results()) == 10
 
 
+@pytest.mark.promise("two writing processes")
 def test_what_another_process_finished_meanwhile_is_not_run_again(make: Opener, child: Child) -> None:
     """Done is looked up once more when the lock is taken."""
     runner = make()
@@ -330,6 +334,7 @@ def test_a_lock_file_that_says_nothing_still_locks(tmp_path: Path, text: bytes, 
     other.release()
 
 
+@pytest.mark.promise("symlinks, permissions")
 def test_the_lock_never_follows_a_link(make: Opener, tmp_path: Path) -> None:
     """A link planted in its place would have another file overwritten: it is an own error, and nothing happens."""
     target = tmp_path / "precious"
@@ -389,6 +394,7 @@ def run_forking(directory: Path, body: str) -> None:
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 
+@pytest.mark.promise("fork")
 @needs_fork
 def test_a_forked_child_reads_and_is_refused_to_write(tmp_path: Path, make: Opener) -> None:
     """Its parent's runner reads in the child, and every write is an own error; the parent goes on undisturbed."""
@@ -414,6 +420,7 @@ assert runner.get_all_results() == {1: "parent", 2: "parent"}
     assert (tmp_path / "j_results.jsonl").read_bytes().count(b"\n") == 2
 
 
+@pytest.mark.promise("fork")
 @needs_fork
 def test_a_fork_in_the_middle_of_a_pass_writes_nothing_twice(tmp_path: Path, make: Opener) -> None:
     """Neither the child's end, with the pass's generator in its hands, nor its own passes touch a byte."""
@@ -443,6 +450,7 @@ for key in running:
     assert (tmp_path / "j_results.jsonl").read_bytes().count(b"\n") == 6
 
 
+@pytest.mark.promise("fork")
 @needs_fork
 def test_a_child_that_ends_the_ordinary_way_writes_nothing(tmp_path: Path, make: Opener) -> None:
     """A child that runs Python's own end, atexit included, leaves the parent's lock and files alone."""
@@ -470,6 +478,7 @@ assert stranger.returncode == 7, "the parent still holds the lock"
     assert make().get_all_results() == {0: "parent"}
 
 
+@pytest.mark.promise("fork")
 @needs_fork
 def test_a_new_runner_in_a_forked_child_works_once_the_parent_lets_go(tmp_path: Path, make: Opener) -> None:
     """While the parent writes it is locked out like any other process; afterwards it writes like any other."""
@@ -496,6 +505,7 @@ wait(in_child(body))
     assert make().get_all_results() == {1: "parent", 2: "child"}
 
 
+@pytest.mark.promise("fork")
 @needs_fork
 def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path, make: Opener) -> None:
     """The parent is killed while a child of it lives on: the next writer is not kept waiting by an orphan."""
@@ -523,6 +533,7 @@ os.read(0, 1)
         assert runner.get_all_results() == {0: "parent", 1: "ours"}
 
 
+@pytest.mark.promise("fork", "threads")
 @needs_fork
 def test_a_fork_while_threads_save_loses_nothing(tmp_path: Path, make: Opener) -> None:
     """Whatever the threads were doing at that moment, the child neither hangs nor writes, and the parent goes on."""

@@ -39,6 +39,7 @@ def journal_of(directory: Path) -> Path:
 # --- meta -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -122,6 +123,7 @@ def test_a_reader_of_meta_never_sees_half_of_it(make: Opener, tmp_path: Path) ->
     assert json.loads((tmp_path / "j_meta.json").read_bytes())["completed_items"] == 1
 
 
+@pytest.mark.promise("symlinks, permissions")
 def test_meta_never_follows_a_link(make: Opener, tmp_path: Path) -> None:
     """Its temporary file is ours; a link planted there has nothing overwritten, and saving goes on."""
     target = tmp_path / "precious"
@@ -134,6 +136,7 @@ def test_meta_never_follows_a_link(make: Opener, tmp_path: Path) -> None:
     assert make().get_result(1) == 1
 
 
+@pytest.mark.promise("damaged line in the middle")
 def test_damaged_errors_stop_nothing(make: Opener, tmp_path: Path) -> None:
     """A damaged line in the errors journal: passes begin, results are saved, meta is written, the others are listed."""
     runner = make()
@@ -174,6 +177,7 @@ def test_a_damaged_error_is_told_once_and_the_others_are_listed(make: Opener, tm
 # --- files that others touch ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
 def test_a_journal_that_is_cut_while_open_is_noticed_at_the_next_save(
     make: Opener, tmp_path: Path, ticker: Any
 ) -> None:
@@ -233,6 +237,7 @@ def _rename(path: Path) -> None:
     path.rename(path.with_name("moved"))
 
 
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
 @pytest.mark.parametrize(
     ("change", "word", "reason"),
     [
@@ -271,6 +276,7 @@ def test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second(
         assert again.get_all_results().keys() == {"a", "b"}
 
 
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
 def test_what_was_saved_within_the_second_is_among_the_keys_at_risk(make: Opener, tmp_path: Path, ticker: Any) -> None:
     """Up to a second of records may go into the lost file: every one of them is listed."""
     runner = make()
@@ -299,6 +305,7 @@ def test_lines_that_another_program_appends_do_no_harm(make: Opener, tmp_path: P
     assert make().get_all_results() == expected
 
 
+@pytest.mark.promise("torn tail")
 def test_a_torn_line_of_another_program_takes_none_of_ours_with_it(make: Opener, tmp_path: Path, ticker: Any) -> None:
     """Gluing our record to it would damage both: the save fails, and the next pass sets the torn line aside."""
     runner = make()
@@ -330,6 +337,7 @@ def test_clearing_works_after_the_files_are_gone(make: Opener, tmp_path: Path, t
 # --- names and permissions ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("hostile names")
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -417,6 +425,7 @@ def test_after_close_everything_but_closing_is_refused(make: Opener) -> None:
             use()
 
 
+@pytest.mark.promise("symlinks, permissions")
 @pytest.mark.skipif(os.name == "nt", reason="there is no umask")
 def test_new_files_follow_the_umask(tmp_path: Path) -> None:
     """What the user's umask says about files holds for each of ours."""
@@ -484,6 +493,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize(("owner", "name"), POINTS)
 @pytest.mark.parametrize("durability", ["process", "power"])
@@ -538,6 +548,7 @@ def test_a_record_that_an_interrupt_left_whole_is_found(make: Opener, tmp_path: 
     assert ("second" in here) == (name == "lseek" or after)
 
 
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 def test_an_interrupt_while_forgetting_never_leaves_a_key_half_forgotten(make: Opener) -> None:
     """Between the record that forgets and the index there is no moment at which the key is done without a value."""
     runner = make()
@@ -554,6 +565,7 @@ def test_an_interrupt_while_forgetting_never_leaves_a_key_half_forgotten(make: O
 # --- threads --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("threads")
 def test_threads_share_a_runner(make: Opener, tmp_path: Path) -> None:
     """16 threads × 200 saves, with readers among them: every acknowledged record is whole, and there at once."""
     runner = make()
@@ -669,6 +681,7 @@ def test_clearing_everything_leaves_a_fresh_checkpoint(make: Opener, tmp_path: P
     assert make().get_all_results() == {1: "again"}
 
 
+@pytest.mark.promise("clock jumps")
 def test_one_key_may_be_saved_again_and_the_last_record_counts(make: Opener, tmp_path: Path) -> None:
     """Order in the file decides, though the clock jumps back."""
     runner = make()
@@ -716,6 +729,7 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
     return Syncs(monkeypatch)
 
 
+@pytest.mark.promise("power loss, kernel crash")
 def test_with_durability_power_every_record_is_synced_before_it_is_acknowledged(
     make: Opener, tmp_path: Path, ticker: Any, syncs: Syncs
 ) -> None:
@@ -734,6 +748,7 @@ def test_with_durability_power_every_record_is_synced_before_it_is_acknowledged(
         assert syncs.knows(made)
 
 
+@pytest.mark.promise("power loss, kernel crash")
 def test_with_durability_process_everything_is_synced_once_a_second_and_on_close(
     make: Opener, tmp_path: Path, ticker: Any, syncs: Syncs
 ) -> None:
@@ -760,6 +775,7 @@ def test_with_durability_process_everything_is_synced_once_a_second_and_on_close
     assert syncs.covers(journal_of(tmp_path))
 
 
+@pytest.mark.promise("power loss, kernel crash")
 def test_what_a_killed_writer_left_unsynced_is_synced_by_the_next_one(
     make: Opener, tmp_path: Path, ticker: Any, syncs: Syncs
 ) -> None:
@@ -789,6 +805,7 @@ def test_a_directory_that_cannot_be_made_is_an_own_error(make: Opener, tmp_path:
     assert isinstance(failed.value, OSError)
 
 
+@pytest.mark.promise("damaged line in the middle")
 def test_damage_is_not_done_from_then_on(make: Opener, tmp_path: Path) -> None:
     """In this process, in another one, and until it is computed anew; a later record of the key is another matter."""
     runner = make()

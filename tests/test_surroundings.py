@@ -106,6 +106,7 @@ def test_a_caller_deep_in_the_stack_harms_no_record(short: int) -> None:
     assert Path("checkpoints/deep_results.jsonl").read_bytes() == before
 
 
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
 def test_a_journal_deleted_in_the_last_second_is_noticed_when_the_pass_ends() -> None:
     """Not only by the next save a second later: a pass that ends, and close, look too."""
     path = Path("checkpoints/gone_results.jsonl")
@@ -452,6 +453,7 @@ def test_a_numpy_scalar_never_reads_back_as_a_plain_one(value: Any) -> None:
     assert type(mine) is type(theirs)
 
 
+@pytest.mark.promise("clock jumps")
 @pytest.mark.parametrize("moment", [-0.0015, -5.0, 0.0, 1e12, 1e18, 1795000000.5])
 def test_whatever_the_clock_says_a_record_has_a_timestamp(moment: float) -> None:
     """Clocks jump: order in the file decides."""

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import signal
 import subprocess
 import sys
-from itertools import islice, repeat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain, islice, repeat
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from checkpoint import InvalidOption, Retry, StoreError, checkpointed
+from checkpoint import InvalidOption, Retry, StoreError, checkpointed, workers
+from checkpoint.calls import Call, unpack
+from checkpoint.outcomes import Unit
+from checkpoint.schedule import Attempt
+from checkpoint.workers import Died, Processes, Task, Unsent
 
 PROCESSES: dict[str, Any] = {"executor": "processes", "workers": 1, "progress": False}
 
@@ -201,3 +213,458 @@ def test_values_that_the_store_refused_are_not_lost_when_the_items_fail_too() ->
     ended = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert issubclass(StoreError, OSError)
+
+
+# --- processes, and the thread that serves them ----------------------------------------------------------------------
+
+DEADLINE = 60  # seconds that nothing takes
+posix = pytest.mark.skipif(os.name == "nt", reason="signals and forks of POSIX")
+
+
+def until(holds: Callable[[], object]) -> bool:
+    """Poll, with a deadline."""
+    end = time.monotonic() + DEADLINE
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+    return True
+
+
+class Hired:
+    """Processes whose reports are kept: {item: its value, or what stands in place of answers}."""
+
+    def __init__(self, function: Callable[[Any], Any], count: int, timeout: float | None = None) -> None:
+        self.reports: list[list[Any]] = []
+        self.told: dict[Any, Any] = {}
+        self.before_report: Callable[[], object] = lambda: None
+        self.processes = Processes(Call(function), count, self.report, timeout)
+
+    def report(self, finished: list[tuple[Task, Any]]) -> None:
+        self.before_report()
+        self.reports.append([task[0].units[0].key for task, _ in finished])
+        for task, answers in finished:
+            told = answers
+            if isinstance(answers, (bytes, list)):
+                answer = unpack(answers)[0]
+                told = answer[0] if type(answer) is tuple else answer
+            self.told[task[0].units[0].key] = told
+
+    def start(self, **items: Any) -> None:
+        for key, item in items.items():
+            self.processes.start([Attempt([Unit(item, key, 0)])], 1)
+
+    def until_told(self, *keys: str) -> list[Any]:
+        """What is told of them, once it is."""
+        until(lambda: self.told.keys() >= set(keys))
+        return [self.told[key] for key in keys]
+
+
+@contextmanager
+def hired(function: Callable[[Any], Any], count: int, timeout: float | None = None) -> Iterator[Hired]:
+    """They end with the block, whatever they are at."""
+    them = Hired(function, count, timeout)
+    try:
+        yield them
+    finally:
+        them.processes.close()
+        if (thread := them.processes._thread) is not None:
+            thread.join(DEADLINE)
+            assert not thread.is_alive()
+
+
+def whole_messages(connection: Any) -> None:
+    """What a worker does on Windows."""
+    workers._pipe = workers._WholePipe
+    workers.serve(connection)
+
+
+@pytest.fixture(params=["in parts", "whole"])
+def by_messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages that come in parts; and those of Windows, with what waits for them there."""
+    if request.param == "whole":
+        monkeypatch.setattr(workers, "_pipe", workers._WholePipe)
+        monkeypatch.setattr(workers, "_selector", workers._Waiter)
+        monkeypatch.setattr(workers, "serve", whole_messages)
+
+
+def act(item: Any) -> Any:
+    """What a worker is told to do."""
+    match item:
+        case "pid":
+            return os.getpid()
+        case "wait", path:
+            until(Path(path).exists)
+            return path
+        case "raise", text:
+            raise ValueError(text)
+        case "die", number:
+            os.kill(os.getpid(), number)
+        case "exit", code:
+            os._exit(code)
+        case "fork", value:
+            os.fork()
+            return value
+        case "say more", path:
+            (pipe,) = (one for one in gc.get_objects() if isinstance(one, workers._Pipe))
+            threading.Thread(target=lambda: until(Path(path).exists) and pipe.send(b"more")).start()
+            return path
+        case "answer and die", path:
+            until(Path(path).exists)
+            write = os.write
+            os.write = lambda number, data: (write(number, data), os._exit(7))[0]
+            return path
+        case "stop while it sends", size:
+            write = os.write
+
+            def writes_and_stops(number: int, data: bytes) -> int:
+                os.write = write
+                sent = write(number, data[: 1 << 20])
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return sent
+
+            def writes_size(number: int, data: bytes) -> int:
+                os.write = writes_and_stops  # type: ignore[assignment]
+                return write(number, data)
+
+            os.write = writes_size  # type: ignore[assignment]
+            return b"x" * size
+    return len(item) if isinstance(item, bytes) else item
+
+
+@pytest.mark.usefixtures("by_messages")
+def test_tasks_are_answered_whatever_becomes_of_others() -> None:
+    """Values, failures, deaths and what cannot travel: each task is told of once, and by itself."""
+    with hired(act, 2) as them:
+        them.start(a=1, big=b"x" * 5_000_000, fails=("raise", "no"), lock=threading.Lock(), unloadable=Unloadable(3))
+        them.start(exits=("exit", 3), b=2)
+        fails, lock, unloadable, exits = them.until_told("fails", "lock", "unloadable", "exits")
+        assert them.until_told("a", "big", "b") == [1, 5_000_000, 2]
+        assert fails.failure.message == "no"
+        assert isinstance(lock, Unsent)
+        assert "cannot load the item: TypeError" in str(unloadable.error)
+        assert exits == Died(3)
+    assert sorted(chain(*them.reports)) == sorted(them.told)
+
+
+@posix
+@pytest.mark.usefixtures("by_messages")
+def test_a_task_that_takes_too_long_is_ended_and_no_other() -> None:
+    """Another process takes its place."""
+    with hired(act, 2, timeout=1.0) as them:
+        them.start(late=("wait", "never"), a=1)
+        assert "no result within 1 s" in them.until_told("late")[0].failure.message
+        them.start(b=2, c=3)
+        assert them.until_told("a", "b", "c") == [1, 2, 3]
+
+
+def test_one_thread_serves_all_processes_and_begins_each_when_it_is_needed() -> None:
+    """No more of either than are needed."""
+    with hired(act, 3) as them:
+        assert them.processes._thread is None
+        them.start(a="pid")
+        them.until_told("a")
+        them.start(b="pid")
+        assert them.until_told("a") == them.until_told("b")
+        them.start(**{str(n): ("wait", "go") for n in range(5)})
+        until(lambda: len(them.processes._busy) == 3)
+        Path("go").touch()
+        them.until_told(*map(str, range(5)))
+        assert len(them.processes._all) == 3
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("checkpoint-processes") == 1
+
+
+def test_what_finishes_meanwhile_is_reported_together() -> None:
+    """So that it is settled under one write."""
+    with hired(act, 3) as them:
+        them.start(a=("wait", "first"), b=("wait", "rest"), c=("wait", "rest"))
+        until(lambda: len(them.processes._busy) == 3)
+
+        def while_it_is_reported() -> None:
+            Path("rest").touch()
+            pipes = [process.pipe.connection for process in them.processes._busy]
+            until(lambda: len(wait(pipes, 0)) == len(pipes))
+
+        them.before_report = while_it_is_reported
+        Path("first").touch()
+        them.until_told("a", "b", "c")
+    assert [sorted(keys) for keys in them.reports] == [["a"], ["b", "c"]]
+
+
+@pytest.mark.promise("a worker process dies")
+@posix
+@pytest.mark.usefixtures("by_messages")
+def test_the_death_of_an_idle_process_is_no_tasks_fault() -> None:
+    """It is noticed before a task is given to it."""
+    with hired(act, 1) as them:
+        them.start(a="pid")
+        (pid,) = them.until_told("a")
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not them.processes._all)
+        them.start(b="pid")
+        assert them.until_told("b") != [pid]
+
+
+@posix
+def test_a_process_that_stops_while_it_sends_holds_nobody_up() -> None:
+    """And what it sends is all there once it goes on."""
+    with hired(act, 2) as them:
+        them.start(a=("wait", "go"), b=("wait", "go"))
+        until(lambda: len(them.processes._busy) == 2)
+        Path("go").touch()
+        them.until_told("a", "b")
+        them.start(stopped=("stop while it sends", 50_000_000))
+        until(lambda: them.processes._busy)
+        (process,) = them.processes._busy
+        until(lambda: process.pipe._has_size and process.pipe._missing < 50_000_000)
+        them.start(**{str(n): n for n in range(20)})
+        assert them.until_told(*map(str, range(20))) == [*range(20)]
+        assert "stopped" not in them.told
+
+        def is_told() -> bool:
+            os.kill(process._process.pid, signal.SIGCONT)  # it may be only about to stop
+            return "stopped" in them.told
+
+        until(is_told)
+        assert them.until_told("stopped") == [b"x" * 50_000_000]
+
+
+@posix
+def test_a_process_that_stops_before_it_has_been_given_all_holds_nobody_up() -> None:
+    """And it is given the rest once it goes on."""
+    with hired(act, 2) as them:
+        them.start(a=("wait", "go"), b=("wait", "go"))
+        until(lambda: len(them.processes._busy) == 2)
+        Path("go").touch()
+        them.until_told("a", "b")
+        stopped = next(iter(them.processes._all))
+        os.kill(stopped._process.pid, signal.SIGSTOP)
+        them.start(big=b"x" * 5_000_000, huge=b"x" * 6_000_000)
+        until(lambda: them.told and len(them.processes._busy) == 1)
+        them.start(**{str(n): n for n in range(20)})
+        assert them.until_told(*map(str, range(20))) == [*range(20)]
+        assert len(them.told.keys() & {"big", "huge"}) == 1
+        os.kill(stopped._process.pid, signal.SIGCONT)
+        assert them.until_told("big", "huge") == [5_000_000, 6_000_000]
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_what_is_not_all_there_in_time_is_no_answer(number: int) -> None:
+    """Whether its process stands still or is dead, others go on."""
+    with hired(act, 1, timeout=None if number == signal.SIGKILL else 1.0) as them:
+        them.start(stopped=("stop while it sends", 50_000_000), a=1)
+        until(lambda: them.processes._busy)
+        (process,) = them.processes._all
+        until(lambda: process.pipe._has_size and process.pipe._missing < 50_000_000)
+        os.kill(process._process.pid, number)
+        (told,) = them.until_told("stopped")
+        if number == signal.SIGKILL:
+            assert told == Died(-signal.SIGKILL)
+        else:
+            assert "no result within 1 s" in told.failure.message
+        assert them.until_told("a") == [1]
+
+
+@posix
+def test_what_a_process_says_before_it_ends_counts() -> None:
+    """Even where its end is noticed first."""
+    with hired(act, 2) as them:
+        them.start(a=("wait", "go"), dies=("answer and die", "die"))
+        until(lambda: len(them.processes._busy) == 2)
+
+        def its_end_first() -> None:
+            them.before_report = lambda: None
+            Path("die").touch()
+            (dies,) = them.processes._busy
+            until(lambda: wait([dies.sentinel], 0))
+            them.processes._hear_end(dies, workers._READ)
+
+        them.before_report = its_end_first
+        Path("go").touch()
+        assert them.until_told("a", "dies") == ["go", "die"]
+
+
+@posix
+def test_a_process_that_says_what_nobody_asked_is_not_listened_to() -> None:
+    """It would be taken for the answer to another task."""
+    with hired(act, 1) as them:
+        them.start(a=("say more", "say"))
+        them.until_told("a")
+        Path("say").touch()
+        until(lambda: not them.processes._all)
+        them.start(b=2)
+        assert them.until_told("b") == [2]
+    assert sorted(them.told) == ["a", "b"]
+
+
+@posix
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_an_idle_process_ends_though_a_forked_child_holds_our_end_of_its_pipe() -> None:
+    """It is told to."""
+    child = 0
+    try:
+        with hired(act, 1) as them:
+            them.start(a="pid")
+            (pid,) = them.until_told("a")
+            child = os.fork()
+            if not child:
+                with suppress(BaseException):
+                    time.sleep(DEADLINE)
+                os._exit(0)
+        until(lambda: is_gone(pid))
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+@pytest.mark.promise("fork")
+@posix
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_child_leaves_its_parents_workers_alone() -> None:
+    """Whatever it closes on its way out."""
+    with hired(act, 1) as them:
+        them.start(a=("wait", "go"))
+        until(lambda: them.processes._busy)
+        child = os.fork()
+        if not child:
+            with suppress(BaseException):
+                workers._close_open()
+                them.processes.close()
+            os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+        Path("go").touch()
+        assert them.until_told("a") == ["go"]
+
+
+@posix
+def test_a_child_that_comes_back_from_the_function_too_answers_nobody() -> None:
+    """Its answer would be taken for that to the next task."""
+    f = checkpointed("forks", key=str)(act)
+    items = [("fork", n) for n in range(20)]
+    assert f.map(items, **PROCESSES) == [*range(20)]
+
+
+def is_on(error: Exception) -> bool:
+    """A hook that exits."""
+    sys.exit("enough")
+
+
+def test_a_hook_that_exits_when_a_call_took_too_long_ends_the_pass() -> None:
+    """It is asked in the thread that all processes wait for."""
+    f = checkpointed("late", key=str, timeout=0.5, retry=Retry(on=is_on))(act)
+    with pytest.raises(SystemExit, match="enough"):
+        f.map([("wait", "never"), ("wait", "never again")], executor="processes", workers=2, progress=False)
+
+
+class Leaves:
+    """An item that exits when it is pickled."""
+
+    def __getstate__(self) -> Any:
+        sys.exit("enough")
+
+
+def test_an_item_that_exits_when_it_is_pickled_ends_the_pass() -> None:
+    """As it would if it did so where it is called."""
+    with pytest.raises(SystemExit, match="enough"):
+        checkpointed("leaves", key=id)(act).map([Leaves(), Leaves()], **PROCESSES)
+
+
+def test_processes_that_are_closed_twice_or_never_asked_are_closed() -> None:
+    """Nothing is begun for nothing."""
+    with hired(act, 2) as never_asked:
+        never_asked.processes.close()
+    with hired(act, 2) as them:
+        them.start(a=1)
+        them.until_told("a")
+        them.processes.close()
+        them.processes.close()
+
+
+@posix
+def test_no_process_and_no_descriptor_is_left_open() -> None:
+    """Whether they were idle, at work, or killed for being late."""
+    with hired(act, 2) as warm:  # the fork server, and what it needs, stays
+        warm.start(a=1)
+        warm.until_told("a")
+    del warm
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for timeout in (None, 0.5):
+        with hired(act, 2, timeout) as them:
+            them.start(a="pid", late=("wait", "never"))
+            (pid,) = them.until_told("a")
+            if timeout is not None:
+                them.until_told("late")
+        processes = [process._process for process in them.processes._all]
+        for process in processes:
+            process.join(DEADLINE)
+            assert process.exitcode is not None
+        until(lambda: is_gone(pid))  # noqa: B023
+        del them, processes, process
+        import multiprocessing
+
+        multiprocessing.active_children()
+    if before:
+        until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether there is no such process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+SIZES = [
+    (0, "nothing but its size"),
+    (1, "hardly more"),
+    (workers._PIECE - 9, "just read at once"),
+    (workers._PIECE - 8, "read at once, to the byte"),
+    (workers._PIECE, "one byte too many to be sent with its size"),
+    (3 * workers._PIECE + 1, "several parts"),
+]
+
+
+@posix
+@pytest.mark.parametrize("part", [1, 7, 8, 9, workers._PIECE])
+@pytest.mark.parametrize(("size", "reason"), SIZES, ids=[reason for _, reason in SIZES])
+def test_a_message_is_whole_whatever_parts_it_comes_in(size: int, reason: str, part: int) -> None:
+    """Nothing is given before all of it is there, and nothing of the next one is lost."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        pipe = workers._Pipe(ours, waits=False)
+        message = bytes(n % 251 for n in range(size))
+        if part < 7:
+            message = message[:300]
+        sent = workers._SIZE.pack(len(message)) + message
+        for again in range(2):
+            for begin in range(0, len(sent), part):
+                assert pipe.receive() is None, again
+                os.write(theirs.fileno(), sent[begin : begin + part])
+            assert pipe.receive() == message
+        theirs.close()
+        with pytest.raises(EOFError):
+            pipe.receive()
+
+
+@posix
+def test_what_a_pipe_does_not_take_at_once_goes_when_it_does() -> None:
+    """In its order, and without waiting."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        pipe, other = workers._Pipe(ours, waits=False), workers._Pipe(theirs, waits=True)
+        for size in (5_000_000, 3):
+            message = os.urandom(size)
+            got: list[bytes | None] = []
+            assert pipe.send(message) is (size == 3)
+            assert pipe.flush() is (size == 3)
+            reader = threading.Thread(target=lambda: got.append(other.receive()))  # noqa: B023
+            reader.start()
+            until(pipe.flush)
+            reader.join(DEADLINE)
+            assert got == [message]

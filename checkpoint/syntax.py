@@ -1,0 +1,326 @@
+"""What the code of a function says: as a digest of its syntax, and the names that it reads and changes.
+
+The promise: comments, docstrings, formatting and annotations do not count, and the digest is that of the code which
+runs: where the source is missing, or was edited since, the code object is read instead, which differs between Pythons.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import linecache
+import os
+import re
+import sys
+import threading
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from hashlib import blake2b
+from types import CodeType
+from typing import Any, NamedTuple
+
+__all__ = ["Steps", "Syntax", "hashed", "instructions_of", "is_own_file", "steps_of", "syntax_of"]
+
+_FUTURES = annotations.compiler_flag  # the only one that changes what is compiled
+_CHANGES = frozenset({
+    "append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "popitem", "add",
+    "discard", "appendleft", "popleft", "extendleft", "__setitem__", "__delitem__",
+})  # fmt: skip
+
+
+def hashed(text: str) -> str:
+    """12 hex digits that stand for a text."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+
+
+# --- what is the user's own ------------------------------------------------------------------------------------------
+
+_FOREIGN = tuple(
+    os.path.normcase(os.path.join(os.path.realpath(os.path.dirname(path)), "")) for path in (os.__file__, __file__)
+)
+
+
+@lru_cache(maxsize=4096)
+def is_own_file(path: str) -> bool:
+    """Whether a file is the user's own: neither Python's, nor installed, nor this package's."""
+    if path.startswith("<"):
+        return not path.startswith("<frozen")  # a notebook, a prompt, or exec
+    try:
+        whole = os.path.normcase(os.path.realpath(path))
+    except ValueError:  # no path at all
+        return True
+    return not whole.startswith(_FOREIGN) and not re.search(r"[/\\](?:site|dist)-packages[/\\]", whole)
+
+
+# --- what code reads -------------------------------------------------------------------------------------------------
+
+
+class Steps(NamedTuple):
+    """What the instructions of a function, and of all code within it, read and write."""
+
+    chains: tuple[tuple[bool, str, tuple[str, ...]], ...]  # (is it global, its name, what is asked of it)
+    names: frozenset[str]  # of all attributes that are read
+    stored: frozenset[str]  # of attributes that are written
+    written: frozenset[str]  # of variables of outer scopes
+
+
+_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_FREE = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"})
+_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"})
+
+
+@lru_cache(maxsize=4096)
+def steps_of(code: CodeType) -> Steps:
+    """What the code reads and writes."""
+    chains: dict[tuple[bool, str, tuple[str, ...]], None] = {}
+    names, stored, written = set(), set(), set()
+    todo = [code]
+    while todo:
+        one = todo.pop()
+        todo += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
+        root: tuple[bool, str] | None = None
+        asked: tuple[str, ...] = ()
+        for step in [*dis.get_instructions(one), None]:
+            operation = "" if step is None else step.opname
+            if step is not None and operation in _ATTRIBUTE:
+                names.add(str(step.argval))
+                asked += (str(step.argval),)
+                continue
+            if operation in ("PUSH_NULL", "NOP", "CACHE"):
+                continue
+            if root is not None:
+                chains[(*root, asked)] = None
+            root, asked = None, ()
+            if step is None:
+                break
+            if operation in _GLOBAL or operation in _FREE:
+                root = (operation in _GLOBAL, str(step.argval))
+            elif operation == "STORE_ATTR":
+                stored.add(str(step.argval))
+            elif operation in _WRITE:
+                written.add(str(step.argval))
+    return Steps(tuple(chains), frozenset(names), frozenset(stored), frozenset(written))
+
+
+# --- syntax ----------------------------------------------------------------------------------------------------------
+
+_NOT_CODE = frozenset({"annotation", "returns", "type_comment", "type_params", "type_ignores", "kind", "ctx"})
+_OUTSIDE = frozenset({"name", "decorator_list"})
+_CLOSES = re.compile(r"[\s#)\]}]|(?:else|elif|except|finally)\b|$")
+_parsing = threading.Lock()  # the filters of warnings are one for all threads
+
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
+class Syntax(NamedTuple):
+    """A function's syntax: its digest, and the variables (with attributes) whose values it changes in place."""
+
+    digest: str
+    changed: frozenset[tuple[str, ...]]
+
+
+def syntax_of(code: CodeType) -> Syntax | None:
+    """The syntax that the code was compiled from; None where there is no source, or one that was edited since."""
+    return _syntax_of(code, code.co_filename)
+
+
+@lru_cache(maxsize=4096)
+def _syntax_of(code: CodeType, path: str) -> Syntax | None:  # code of two files may be equal
+    try:
+        linecache.checkcache(path)
+        lines = linecache.getlines(path)
+    except ValueError:  # no path at all
+        return None
+    if not 0 < code.co_firstlineno <= len(lines):
+        return None
+    for first, last in _extents(lines, code.co_firstlineno - 1):
+        text = "\n" * first + "".join(lines[first:last])
+        for node, made in _compiled(text, path, code.co_flags & _FUTURES):
+            if _is_same(made, code):
+                return _described(node)
+    return None
+
+
+def _described(node: _Function) -> Syntax | None:
+    try:
+        return Syntax(hashed(_spell(node, outermost=True)), frozenset(_changed_in(node)))
+    except RecursionError:
+        return None
+
+
+def _extents(lines: list[str], at: int) -> Iterator[tuple[int, int]]:
+    """Where the statement at the margin that holds a line may begin and end, and then the whole file."""
+    first = at
+    while first and _CLOSES.match(lines[first]):
+        first -= 1
+    last = at
+    while last < len(lines) and lines[last].startswith("@"):
+        last += 1
+    last += 1
+    while last < len(lines) and _CLOSES.match(lines[last]):
+        last += 1
+    yield first, last
+    yield 0, len(lines)
+
+
+@lru_cache(maxsize=8)
+def _compiled(text: str, path: str, flags: int) -> list[tuple[_Function, CodeType]]:
+    """Each function of a source, with its code."""
+    try:
+        with _parsing, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+            codes = _codes_within(compile(tree, path, "exec", flags, dont_inherit=True))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    by_place: defaultdict[tuple[str, int], list[_Function]] = defaultdict(list)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Lambda):
+            by_place["<lambda>", node.lineno].append(node)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            by_place[node.name, first].append(node)
+    found = [(_innermost(code, by_place[code.co_name, code.co_firstlineno]), code) for code in codes]
+    return [(node, code) for node, code in found if node is not None]
+
+
+def _innermost(code: CodeType, nodes: list[_Function]) -> _Function | None:
+    """The one of several functions on a line that the code is of."""
+    if len(nodes) < 2:
+        return nodes[0] if nodes else None
+    places = [place for place in code.co_positions() if None not in place and place[3]]
+    begins, ends = [place[::2] for place in places], [place[1::2] for place in places]
+    around = [node for node in nodes if places and _begin(node) <= min(begins) and max(ends) <= _end(node)]
+    return max(around, key=_begin, default=None)
+
+
+def _begin(node: _Function) -> tuple[int, int]:
+    body = node.body[0] if isinstance(node.body, list) else node.body
+    return body.lineno, body.col_offset
+
+
+def _end(node: _Function) -> tuple[int, int]:
+    return node.end_lineno or 0, node.end_col_offset or 0
+
+
+def _codes_within(code: CodeType) -> list[CodeType]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return inner + [found for one in inner for found in _codes_within(one)]
+
+
+def _is_same(one: CodeType, other: CodeType) -> bool:
+    """Whether two code objects do the same, at the same line; `==` compares columns too."""
+    if any(getattr(one, name) != getattr(other, name) for name in _ALIKE) or len(one.co_consts) != len(other.co_consts):
+        return False
+    return all(
+        _is_same(mine, theirs)
+        if isinstance(mine, CodeType) and isinstance(theirs, CodeType)
+        else (type(mine), repr(mine)) == (type(theirs), repr(theirs)) or mine == theirs
+        for mine, theirs in zip(one.co_consts, other.co_consts, strict=True)
+    )
+
+
+_ALIKE = (
+    "co_name", "co_firstlineno", "co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount",
+    "co_kwonlyargcount", "co_posonlyargcount",
+)  # fmt: skip
+
+
+def _spell(node: Any, *, outermost: bool = False) -> str:
+    """The syntax in words of our own: what `ast.dump` writes differs between Pythons."""
+    if isinstance(node, list):
+        return f"[{' '.join(_spell(one) for one in node if not _is_idle(one))}]"
+    if isinstance(node, ast.Constant):
+        return _spell_constant(node.value)
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    kind = "Assign" if isinstance(node, ast.AnnAssign) else type(node).__name__
+    parts = []
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is None or value == [] or name in _NOT_CODE or (outermost and name in _OUTSIDE):
+            continue
+        if isinstance(node, ast.AnnAssign):
+            if name == "simple":
+                continue
+            if name == "target":
+                name, value = "targets", [value]
+        if outermost and isinstance(value, ast.arguments):
+            value = _without_defaults(value)
+        parts.append(f"{name}={_spell(value)}")
+    return f"{kind}({' '.join(parts)})"
+
+
+def _is_idle(node: Any) -> bool:
+    """Whether a statement does nothing: a docstring, `pass`, a bare annotation."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.AnnAssign) and node.value is None)
+
+
+def _without_defaults(arguments: ast.arguments) -> ast.arguments:
+    """Defaults of the function itself are values; how many there are is told by what calls do."""
+    kept = {name: getattr(arguments, name) for name in arguments._fields if name not in ("defaults", "kw_defaults")}
+    return ast.arguments(**kept, defaults=[], kw_defaults=[])
+
+
+def _spell_constant(value: Any) -> str:
+    text = hex(value) if type(value) is int else repr(value)
+    return f"{type(value).__name__}:{text}"
+
+
+def _changed_in(node: ast.AST) -> Iterator[tuple[str, ...]]:
+    """The variables, with attributes, whose values are changed in place: `seen[x] = y`, `calls.append(x)`."""
+    for one in ast.walk(node):
+        if isinstance(one, (ast.Subscript, ast.Attribute)) and not isinstance(one.ctx, ast.Load):
+            yield from _chain(one.value if isinstance(one, ast.Subscript) else one)
+        elif isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) and one.func.attr in _CHANGES:
+            yield from _chain(one.func.value)
+        elif isinstance(one, ast.AugAssign) and isinstance(one.target, ast.Name):
+            yield (one.target.id,)
+
+
+def _chain(node: ast.AST) -> Iterator[tuple[str, ...]]:
+    """The variable behind an expression, with the attributes up to its first subscript or call."""
+    attributes: list[str] = []
+    while not isinstance(node, ast.Name):
+        if isinstance(node, ast.Attribute):
+            attributes.insert(0, node.attr)
+            node = node.value
+        elif isinstance(node, ast.Subscript):
+            attributes, node = [], node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            attributes, node = [], node.func.value
+        else:
+            return
+    yield (node.id, *attributes)
+
+
+# --- code objects, where there is no source --------------------------------------------------------------------------
+
+_HAS_DOCSTRING = 0x4000000  # from Python 3.13 on
+
+
+@lru_cache(maxsize=4096)
+def instructions_of(code: CodeType) -> str:
+    """The digest of a code object: its instructions by name, with what they refer to; docstrings left out."""
+    documented = sys.version_info < (3, 13) or code.co_flags & _HAS_DOCSTRING
+    docstring = code.co_consts[0] if documented and code.co_consts and type(code.co_consts[0]) is str else None
+    told = [str(getattr(code, name)) for name in ("co_argcount", "co_kwonlyargcount", "co_posonlyargcount")]
+    told += [" ".join(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])]
+    for step in dis.get_instructions(code):
+        if step.opname in ("RESUME", "NOP", "CACHE", "EXTENDED_ARG"):
+            continue
+        value = step.argval
+        if isinstance(value, CodeType):
+            value = instructions_of(value)
+        elif isinstance(value, frozenset):
+            value = sorted(map(_spell_constant, value))
+        elif step.opcode in dis.hasconst:
+            value = "docstring" if value is docstring and docstring is not None else _spell_constant(value)
+        told.append(f"{step.opname} {value}")
+    return hashed("\n".join(told))

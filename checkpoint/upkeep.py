@@ -1,0 +1,708 @@
+"""What a checkpoint's files are worth (`check`), damage set aside (`repair`), superseded lines left out (`compact`).
+
+The promise: `check` only reads, beside whoever writes. The other two change nothing that a reader can find: each
+journal is replaced at once, by a copy of its lines, and not a byte that could not be read is destroyed. They may be cut
+off at any point and run again.
+
+What counts stays, in its order, byte for byte; and so does what tells how damaged lines are read, as long as there are
+any.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shlex
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from checkpoint.errors import StoreError, plural, quote
+from checkpoint.index import file_state
+from checkpoint.journal import Journal, Reader, is_whole, store_error
+from checkpoint.keys import Key
+from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
+from checkpoint.lock import Lock
+from checkpoint.shelf import Shelf, index_path
+from checkpoint.store import Store, check_name, forgetting, open_store, resolve_directory
+
+__all__ = [
+    "Compaction",
+    "Damage",
+    "JournalState",
+    "Repair",
+    "Soundness",
+    "VersionCount",
+    "check",
+    "compact",
+    "repair",
+]
+
+_KINDS = ("results", "errors", "unsaved")
+_SHOWN = 10
+_BLOCK = 1 << 19
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JournalState:
+    """What one journal holds.
+
+    Attributes:
+        path: the file.
+        missing: whether there is none.
+        size: in bytes.
+        lines: all of them.
+        superseded: (lines, bytes) that `compact` would leave out.
+        without_checksum: lines that cannot be verified: written by hand, or by schema 1.0.0.
+        unreadable: intact values that cannot be decoded here, such as for want of a package: no damage.
+        example: the first of these, in words.
+        torn: (offset, bytes) of what follows the last newline, where it is no whole record.
+        damage: lines that are damaged.
+        lost: (version, key) of each record that counted and is damaged.
+        outdated: (version, key) of each damaged line in whose place an older record of the key counts.
+        index: what the index file is worth; it is rebuilt.
+        aside: bytes of the file that keeps what repairs set aside.
+    """
+
+    path: str
+    missing: bool
+    size: int
+    lines: int
+    superseded: tuple[int, int]
+    without_checksum: int
+    unreadable: int
+    example: str
+    torn: tuple[int, int] | None
+    damage: tuple[Damage, ...]
+    lost: tuple[tuple[str, Key], ...]
+    outdated: tuple[tuple[str, Key], ...]
+    index: Literal["sound", "stale", "missing", "damaged"]
+    aside: int
+
+    @property
+    def unnamed(self) -> int:
+        """How many damaged lines hold no key that can be read."""
+        return sum(not damage.keys for damage in self.damage)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Soundness.to_json` has it."""
+        return {
+            "path": self.path,
+            "missing": self.missing,
+            "bytes": self.size,
+            "lines": self.lines,
+            "superseded_lines": self.superseded[0],
+            "superseded_bytes": self.superseded[1],
+            "without_checksum": self.without_checksum,
+            "unreadable": self.unreadable,
+            "torn": self.torn and {"offset": self.torn[0], "bytes": self.torn[1]},
+            "damage": [damage.to_json() for damage in self.damage],
+            "unnamed": self.unnamed,
+            "lost": [{"version": version, "key": plain_json(key)} for version, key in self.lost],
+            "outdated": [{"version": version, "key": plain_json(key)} for version, key in self.outdated],
+            "index": self.index,
+            "aside_bytes": self.aside,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VersionCount:
+    """What counts under one version: its digest ("" for none), what that stands for (None: not known), how many."""
+
+    version: str
+    label: Any
+    results: int
+    errors: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Soundness.to_json` has it."""
+        return {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}
+
+
+@dataclass(frozen=True, slots=True)
+class Soundness:
+    """What `check` found. Its `str` is for people, `to_json` for programs.
+
+    Attributes:
+        name: the checkpoint's.
+        directory: where it is.
+        results, errors, unsaved: its journals.
+        versions: what counts, by version, in the order of their names.
+        meta: what the file of counts is worth; it is rebuilt.
+        writer: who is writing (pid, host, since, where they are known), {} where that cannot be told here, or None.
+        leftovers: (path, bytes) of temporary files that a killed process left.
+    """
+
+    name: str
+    directory: str
+    results: JournalState
+    errors: JournalState
+    unsaved: JournalState
+    versions: tuple[VersionCount, ...]
+    meta: Literal["sound", "missing", "garbage"]
+    writer: dict[str, Any] | None
+    leftovers: tuple[tuple[str, int], ...]
+
+    @property
+    def journals(self) -> tuple[JournalState, JournalState, JournalState]:
+        """All three."""
+        return self.results, self.errors, self.unsaved
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether no line is damaged; a torn tail is normal, and meta and index files are rebuilt."""
+        return not any(journal.damage for journal in self.journals)
+
+    @property
+    def lost(self) -> tuple[Key, ...]:
+        """The keys whose results are damaged: they are run again. Each once, whatever its version."""
+        return tuple(dict.fromkeys(key for _, key in self.results.lost))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; these names stay.
+
+        `name`, `directory`, `sound`; `journals`: of `results`, `errors` and `unsaved` each an object with `path`,
+        `missing`, `bytes`, `lines`, `superseded_lines`, `superseded_bytes`, `without_checksum`, `unreadable`, `torn`
+        (null, or `offset` and `bytes`), `damage` (a list of `line`, `offset`, `bytes`, `why`, `keys`), `unnamed`,
+        `lost` and `outdated` (lists of `version`, `key`), `index` and `aside_bytes`; `versions` (a list of `version`,
+        `label`, `results`, `errors`); `meta`; `writer`; `leftovers` (a list of `path`, `bytes`). Keys stand as in a
+        journal.
+        """
+        return {
+            "name": self.name,
+            "directory": self.directory,
+            "sound": self.is_sound,
+            "journals": {kind: state.to_json() for kind, state in zip(_KINDS, self.journals, strict=True)},
+            "versions": [version.to_json() for version in self.versions],
+            "meta": self.meta,
+            "writer": self.writer,
+            "leftovers": [{"path": path, "bytes": size} for path, size in self.leftovers],
+        }
+
+    def __str__(self) -> str:
+        return "\n".join([*self._summary(), *self._normal(), *self._damage(), *self._advice()])
+
+    def _summary(self) -> Iterator[str]:
+        results, errors = (sum(getattr(v, kind) for v in self.versions) for kind in ("results", "errors"))
+        count = sum(len(journal.damage) for journal in self.journals)
+        verdict = f"{plural(count, 'damaged line')}" if count else "sound"
+        told = f"{plural(results, 'result')} and {plural(errors, 'error')}"
+        yield f"checkpoint {self.name!r} in {self.directory}: {verdict}; {told}, every line read"
+        if len(self.versions) > 1:
+            for version in self.versions:
+                shown = quote(version.label, 60) if version.label is not None else version.version or "None"
+                yield f"  version {shown}: {plural(version.results, 'result')}, {plural(version.errors, 'error')}"
+
+    def _normal(self) -> Iterator[str]:
+        """What is no damage."""
+        for journal in self.journals:
+            if journal.torn:
+                yield f"{journal.path}: {_of_torn(journal.torn[1], self.writer)}"
+            if journal.without_checksum:
+                lines = plural(journal.without_checksum, "line")
+                yield f"{journal.path}: {lines} without checksum, written by hand or by schema 1.0.0: not verified"
+            if journal.unreadable:
+                what = f"{plural(journal.unreadable, 'intact value')} cannot be decoded here"
+                yield f"{journal.path}: {what}: {journal.example}"
+            if journal.index in ("stale", "damaged"):
+                yield f"{journal.path}: its index file is {journal.index}; it is rebuilt, and nothing is lost by it"
+            if journal.aside:
+                yield f"{journal.path}: repairs have set bytes aside ({_size(journal.aside)} in {_aside(journal.path)})"
+        if not self.unsaved.missing and self.unsaved.lines:
+            yield f"{self.unsaved.path} holds values that could not be encoded: see .unsaved"
+        if self.meta != "sound":
+            yield f"meta is {self.meta}; the next writer writes it anew"
+
+    def _damage(self) -> Iterator[str]:
+        for what, journal in zip(("results", "errors", "kept values"), self.journals, strict=True):
+            if not journal.damage:
+                continue
+            yield from map(str, journal.damage[:_SHOWN])
+            if len(journal.damage) > _SHOWN:
+                yield f"… and {len(journal.damage) - _SHOWN:,} more, which --json lists"
+            if journal.lost:
+                again = ", to be run again" if journal is self.results else ""
+                yield f"{what} that are lost{again}: {_named(journal.lost)}"
+            if journal.outdated:
+                yield f"{what} in whose place older ones count, unless you clear these keys: {_named(journal.outdated)}"
+            if journal.unnamed:
+                again = "; those that were lost with them are run again" if journal is self.results else ""
+                yield f"damaged lines whose key cannot be read: {journal.unnamed:,}{again}"
+
+    def _advice(self) -> Iterator[str]:
+        if not self.is_sound:
+            yield f"to set damaged lines aside: {self._command('check')} --repair; to compute what is lost, run the job"
+        lines, size = (sum(journal.superseded[part] for journal in self.journals) for part in (0, 1))
+        if lines or self.leftovers:
+            size += sum(size for _, size in self.leftovers)
+            what = f"{plural(lines, 'superseded line')}" if lines else "temporary files"
+            yield f"to free {_size(size)} ({what}): {self._command('compact')}"
+
+    def _command(self, verb: str) -> str:
+        return _command(verb, self.name, self.directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What `repair` did.
+
+    Attributes:
+        name, directory: the checkpoint's.
+        moved: the damaged lines that were set aside.
+        torn: bytes of torn tails that were.
+        forgotten: how many lines were written in the place of damaged ones, so that no older record of their keys
+            counts again.
+    """
+
+    name: str
+    directory: str
+    moved: tuple[Damage, ...]
+    torn: int
+    forgotten: int
+
+    def to_json(self) -> dict[str, Any]:
+        """`moved_lines`, `moved_bytes`, `torn_bytes`, `forgotten`."""
+        return {
+            "moved_lines": len(self.moved),
+            "moved_bytes": sum(damage.size for damage in self.moved),
+            "torn_bytes": self.torn,
+            "forgotten": self.forgotten,
+        }
+
+    def __str__(self) -> str:
+        done = []
+        paths = dict.fromkeys(damage.path for damage in self.moved)
+        for path in paths:
+            count = sum(damage.path == path for damage in self.moved)
+            done.append(f"{path}: {plural(count, 'damaged line')} set aside in {_aside(path)}")
+        if self.torn:
+            done.append(f"a torn tail of {plural(self.torn, 'byte')} was set aside")
+        return "\n".join(done) or f"checkpoint {self.name!r} in {self.directory}: nothing to repair"
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What `compact` did.
+
+    Attributes:
+        name, directory: the checkpoint's.
+        lines, size: how many superseded lines, and bytes, of the journals were left out.
+        left: bytes of the journals as they are.
+        damaged: how many damaged lines stay in them.
+        leftovers: (path, bytes) of the temporary files that were deleted.
+    """
+
+    name: str
+    directory: str
+    lines: int
+    size: int
+    left: int
+    damaged: int
+    leftovers: tuple[tuple[str, int], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """`name`, `directory`, `freed_lines`, `freed_bytes`, `bytes` (left), `damaged_lines`, `leftovers`."""
+        return {
+            "name": self.name,
+            "directory": self.directory,
+            "freed_lines": self.lines,
+            "freed_bytes": self.size,
+            "bytes": self.left,
+            "damaged_lines": self.damaged,
+            "leftovers": [{"path": path, "bytes": size} for path, size in self.leftovers],
+        }
+
+    def __str__(self) -> str:
+        what = f"freed {_size(self.size)}, {plural(self.lines, 'line')}; {_size(self.left)} are left"
+        if not self.lines:
+            what = f"nothing to compact: each of its lines counts ({_size(self.left)})"
+        told = [f"checkpoint {self.name!r} in {self.directory}: {what}"]
+        if self.leftovers:
+            size = sum(size for _, size in self.leftovers)
+            told.append(f"deleted {plural(len(self.leftovers), 'temporary file')} of a killed process ({_size(size)})")
+        if self.damaged:
+            command = _command("check", self.name, self.directory)
+            told.append(f"{plural(self.damaged, 'damaged line')} left in place: {command} --repair sets damage aside")
+        return "\n".join(told)
+
+
+def _named(found: Sequence[tuple[str, Key]]) -> str:
+    keys = [quote(key, 60) for _, key in found[:_SHOWN]]
+    return f"{len(found):,} ({', '.join(keys)}{', …' if len(found) > _SHOWN else ''})"
+
+
+def _of_torn(size: int, writer: dict[str, Any] | None) -> str:
+    cut = f"the last write was cut ({plural(size, 'byte')}); the next writer sets it aside"
+    if writer is None:
+        return cut
+    who = f"process {writer['pid']}" if "pid" in writer else "another process"
+    return f"its last line is being written by {who}" if writer else f"{cut}, unless it is being written just now"
+
+
+def _size(size: int) -> str:
+    if size < 10_000:
+        return plural(size, "byte")
+    amount, unit = next((size / 1000**n, unit) for n, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if size >= 1000**n)
+    return f"{amount:,.1f} {unit}"
+
+
+def _aside(path: str) -> str:
+    return Journal(Path(path)).aside.name
+
+
+def _command(verb: str, name: str, directory: str) -> str:
+    words = ["checkpoint", verb, name]
+    if directory != str(resolve_directory(None)):
+        words += ["--dir", directory]
+    return shlex.join(words)
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def check(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Soundness:
+    """Read every line of a checkpoint and tell what is sound, what is damaged, and what is lost by that.
+
+    It takes no lock and changes nothing; others may write meanwhile. Memory grows with keys, not values.
+
+    Args:
+        name: the checkpoint's.
+        checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``.
+
+    Raises:
+        InvalidName: as for a runner.
+        StoreError: there is no such checkpoint, or it cannot be read.
+
+    Example:
+        >>> with CheckpointedRunner("squares") as runner:
+        ...     runner.save_result(3, 9)
+        >>> found = check("squares")
+        >>> found.is_sound, found.results.lines, found.lost
+        (True, 1, ())
+    """
+    directory = _directory_of(name, checkpoint_dir)
+    paths = _paths(name, directory)
+    readers = [Reader.open(path) for path in paths]
+    ledgers = [_ledger(reader, decode=path is paths[0]) for path, reader in zip(paths, readers, strict=True)]
+    states = [_state_of(path, reader, ledger) for path, reader, ledger in zip(paths, readers, ledgers, strict=True)]
+    meta, labels = _read_meta(directory / f"{name}_meta.json")
+    return Soundness(
+        name=name,
+        directory=str(directory),
+        results=states[0],
+        errors=states[1],
+        unsaved=states[2],
+        versions=tuple(_count_versions(ledgers[0], ledgers[1], labels)),
+        meta=meta,
+        writer=_writer_of(directory, name),
+        leftovers=tuple(_leftovers(name, directory)),
+    )
+
+
+def _paths(name: str, directory: Path) -> tuple[Path, Path, Path]:
+    return directory / f"{name}_results.jsonl", directory / f"{name}_errors.jsonl", directory / f".{name}_unsaved.jsonl"
+
+
+def _directory_of(name: str, checkpoint_dir: str | os.PathLike[str] | None) -> Path:
+    """The directory, if the checkpoint is there.
+
+    Raises:
+        StoreError: it is not; the message lists those that are.
+    """
+    directory = resolve_directory(checkpoint_dir)
+    check_name(name)
+    try:
+        if any(_is_there(path) for path in (*_paths(name, directory), directory / f"{name}_meta.json")):
+            return directory
+        there = _names_in(directory)
+    except OSError as error:
+        raise store_error(error, "cannot read", directory) from error
+    shown = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
+    hint = f"there are: {shown}" if there else "nor is there any other; name the directory by --dir (checkpoint_dir=)"
+    raise StoreError(
+        f"there is no checkpoint {name!r} in {directory}; {hint}",
+        errno=errno.ENOENT,
+        strerror="no such checkpoint",
+        filename=str(directory),
+    )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        files = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = (re.fullmatch(r"([^.].*)_(?:results\.jsonl|errors\.jsonl|meta\.json)", file) for file in files)
+    return sorted({match[1] for match in found if match})
+
+
+def _ledger(reader: Reader | None, *, decode: bool) -> Ledger | None:
+    return None if reader is None else Ledger(reader, decode=decode)
+
+
+def _state_of(path: Path, reader: Reader | None, ledger: Ledger | None) -> JournalState:
+    superseded = (0, 0)
+    if ledger is not None and reader is not None:
+        kept = ledger.kept()
+        if len(kept) < ledger.lines:
+            left = sum(map(len, lines_at(reader, kept, ledger.end)))
+            superseded = (ledger.lines - len(kept), ledger.end - left)
+    aside = Journal(path).aside
+    return JournalState(
+        path=str(path),
+        missing=reader is None,
+        size=0 if reader is None else reader.size(),
+        lines=ledger.lines if ledger else 0,
+        superseded=superseded,
+        without_checksum=ledger.without_checksum if ledger else 0,
+        unreadable=ledger.unreadable if ledger else 0,
+        example=ledger.example if ledger else "",
+        torn=ledger.torn if ledger else None,
+        damage=tuple(ledger.damage) if ledger else (),
+        lost=tuple(ledger.lost()) if ledger else (),
+        outdated=tuple(ledger.outdated()) if ledger else (),
+        index=file_state(index_path(path), reader),
+        aside=_size_of(aside),
+    )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
+def _count_versions(results: Ledger | None, errors: Ledger | None, labels: dict[str, Any]) -> Iterator[VersionCount]:
+    ledgers = [ledger for ledger in (results, errors) if ledger is not None]
+    for version in sorted({version for ledger in ledgers for version in (*ledger.exact, *ledger.loose)}):
+        done = sum(1 for _ in results.live(version)) if results else 0
+        failed = _count_failed(version, results, errors) if errors else 0
+        if done or failed:
+            yield VersionCount(version, labels.get(version), done, failed)
+
+
+def _count_failed(version: str, results: Ledger | None, errors: Ledger) -> int:
+    """How many keys have an error and no result; an error without checksum stands for any key of equal str()."""
+    if results is None:
+        return sum(1 for _ in errors.live(version))
+    texts = {str(key) for key, _ in results.live(version)} if errors.has_loose else set()
+    return sum(not (results.has(version, key) or (not sealed and key in texts)) for key, sealed in errors.live(version))
+
+
+def _read_meta(path: Path) -> tuple[Literal["sound", "missing", "garbage"], dict[str, Any]]:
+    """What meta is worth, and what it says that the digests of versions stand for."""
+    try:
+        meta = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return "missing", {}
+    except (OSError, ValueError, RecursionError):
+        return "garbage", {}
+    if not isinstance(meta, dict):
+        return "garbage", {}
+    labels = meta.get("versions")
+    return "sound", labels if isinstance(labels, dict) else {}
+
+
+def _writer_of(directory: Path, name: str) -> dict[str, Any] | None:
+    """Who holds the writer's lock; {} where that cannot be told. Trying it would refuse a writer that comes just now.
+
+    Linux lists the locks of the processes that can be seen from here; those of other containers cannot.
+    """
+    lock = Lock(directory / f".{name}.lock", name)
+    try:
+        inode = lock.path.lstat().st_ino
+    except OSError:
+        return None
+    try:
+        held = re.search(rf" FLOCK +ADVISORY +WRITE .*:{inode} ", Path("/proc/locks").read_text("ascii", "replace"))
+    except OSError:
+        return {}
+    owner = lock.owner()
+    if held:
+        return {part: owner.get(part) for part in ("pid", "host", "since")}
+    return None if owner.get("host") in (None, socket.gethostname()) else {}
+
+
+def _leftovers(name: str, directory: Path) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of temporary files of this checkpoint. This process's own may be in use by another thread."""
+    pattern = re.compile(
+        rf"\.{re.escape(name)}_(?:(?:results|errors|unsaved)\.tmp"
+        rf"|(?:meta|(?:results|errors|unsaved)\.index)\.(?!{os.getpid()}\.)[0-9]+\.tmp)"
+    )
+    for file in sorted(os.listdir(directory)):
+        if pattern.fullmatch(file):
+            yield str(directory / file), _size_of(directory / file)
+
+
+# --- repair and compact ----------------------------------------------------------------------------------------------
+
+
+class _User:
+    """Who uses the store meanwhile."""
+
+    store: Store
+
+
+@contextmanager
+def _alone(name: str, directory: Path) -> Iterator[Store]:
+    """The store that this process has of it, under the writer's lock."""
+    user = _User()
+    detach = open_store(name, directory, user)
+    try:
+        with user.store.alone():
+            yield user.store
+    finally:
+        detach()
+
+
+def _shelves(store: Store) -> Iterator[tuple[Shelf, Reader]]:
+    """Each journal that is there, its end repaired."""
+    for shelf in (store.results, store.errors, store.unsaved):
+        if shelf.journal.open() is not None:
+            shelf.open_to_write()
+            assert shelf.journal.reader is not None
+            yield shelf, shelf.journal.reader
+
+
+def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Repair:
+    """Move damaged lines and a torn tail into the files of bytes set aside; the rest stays byte for byte, in order.
+
+    They are kept there, synced, before a journal loses them. Where a damaged line hides an older record of its key, a
+    line that forgets the key takes its place: what is lost is computed again, and no value of old comes back.
+
+    Args:
+        name: the checkpoint's.
+        checkpoint_dir: as for `check`.
+
+    Raises:
+        CheckpointLocked: another process writes it, or a pass of this one is running.
+        StoreError: it could not be done; the journals are as they were, or those before this one are done.
+
+    Example:
+        >>> with CheckpointedRunner("squares") as runner:
+        ...     runner.save_result(3, 9)
+        >>> print(repair("squares").moved)
+        ()
+    """
+    directory = _directory_of(name, checkpoint_dir)
+    before = sum(_size_of(Journal(path).aside) for path in _paths(name, directory))
+    torn = sum(map(_torn_bytes, _paths(name, directory)))
+    moved: list[Damage] = []
+    forgotten = 0
+    with _alone(name, directory) as store:
+        _discard_leftovers(name, directory)
+        for shelf, reader in _shelves(store):
+            ledger = Ledger(reader, decode=shelf is store.results)
+            if not ledger.damage:
+                continue
+            instead = _forgettings(ledger)
+            try:
+                shelf.journal.set_aside((d.offset, reader.pread(d.size, d.offset)) for d in ledger.damage)
+            except StoreError:
+                raise
+            except OSError as error:
+                raise store_error(error, "cannot set damaged lines aside in", shelf.journal.aside) from error
+            shelf.replace(_without(reader, ledger.damage, instead, ledger.end))
+            moved += ledger.damage
+            forgotten += len(instead)
+        after = sum(_size_of(shelf.journal.aside) for shelf in (store.results, store.errors, store.unsaved))
+    return Repair(name, str(directory), tuple(moved), torn if after > before else 0, forgotten)
+
+
+def _torn_bytes(path: Path) -> int:
+    reader = Reader.open(path)
+    tail = b"" if reader is None else reader.tail()[1]
+    return 0 if is_whole(tail) else len(tail)
+
+
+def _forgettings(ledger: Ledger) -> dict[int, bytes]:
+    """By offset of a damaged line, the line that takes its place so that nothing older counts again."""
+    session = os.urandom(4).hex().encode()
+    return {claim.at: forgetting(claim.version, claim.key, session).line for claim in ledger.uncovered()}
+
+
+def _without(reader: Reader, damage: Sequence[Damage], instead: dict[int, bytes], end: int) -> Iterator[bytes]:
+    """The journal's bytes up to `end` but for the damaged lines."""
+    at = 0
+    for line in damage:
+        yield from _bytes_between(reader, at, line.offset)
+        yield instead.get(line.offset, b"")
+        at = line.offset + line.size
+    yield from _bytes_between(reader, at, end)
+
+
+def _bytes_between(reader: Reader, start: int, stop: int) -> Iterator[bytes]:
+    while start < stop:
+        data = reader.pread(min(_BLOCK, stop - start), start)
+        if not data:
+            raise reader.damaged(start, "the file was cut while it was read")
+        yield data
+        start += len(data)
+
+
+def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Compaction:
+    """Rewrite each journal without its superseded lines; nothing that can be read from it changes.
+
+    What counts stays, of every version, in its order, byte for byte; so do damaged lines. Each journal is replaced at
+    once, when its copy is on the medium: it takes room for that copy. Who reads an old one, such as a `Results`, goes
+    on reading it. Where every line counts, nothing is written.
+
+    Args:
+        name: the checkpoint's.
+        checkpoint_dir: as for `check`.
+
+    Raises:
+        CheckpointLocked: another process writes it, or a pass of this one is running.
+        StoreError: it could not be done (disk full …); the journals are as they were, or those before this one are
+            compacted.
+
+    Example:
+        >>> with CheckpointedRunner("cubes") as runner:
+        ...     runner.save_result(3, 9)
+        ...     runner.save_result(3, 27)
+        >>> compact("cubes").lines
+        1
+    """
+    directory = _directory_of(name, checkpoint_dir)
+    lines = size = left = damaged = 0
+    with _alone(name, directory) as store:
+        leftovers = _discard_leftovers(name, directory)
+        for shelf, reader in _shelves(store):
+            before, ledger = reader.size(), Ledger(reader, decode=shelf is store.results)
+            kept = ledger.kept()
+            if len(kept) < ledger.lines:
+                shelf.replace(lines_at(reader, kept, ledger.end))
+                assert shelf.journal.reader is not None
+                lines += ledger.lines - len(kept)
+                size += before - shelf.journal.reader.size()
+            left += shelf.journal.reader.size() if shelf.journal.reader is not None else 0
+            damaged += len(ledger.damage)
+    return Compaction(name, str(directory), lines, size, left, damaged, leftovers)
+
+
+def _discard_leftovers(name: str, directory: Path) -> tuple[tuple[str, int], ...]:
+    """Delete what killed processes left half-written; call it under the lock."""
+    found = tuple(_leftovers(name, directory))
+    for path, _ in found:
+        try:
+            os.unlink(path)
+        except OSError as error:
+            raise store_error(error, "cannot delete", Path(path)) from error
+    return found

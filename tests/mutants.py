@@ -1,0 +1,540 @@
+"""Stores that break one promise each, and the tests that must notice: `test_mutants.py` runs these under each.
+
+It is a pytest plugin as well, which breaks the store for one run:
+
+    CHECKPOINT_MUTANT=no_repair PYTHONPATH=tests python -m pytest -p mutants tests/test_upkeep.py
+
+A mutant replaces functions of the library by name. A name that is not there ends the run at once; and the report says
+how often each of the functions was called, since a mutant that was never reached proves nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import types
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from checkpoint import index, journal, lock, upkeep
+from checkpoint.errors import StoreError
+from checkpoint.index import Index
+from checkpoint.journal import CRC_SIZE, Journal, Reader
+from checkpoint.ledger import Ledger
+from checkpoint.records import Records
+from checkpoint.shelf import Shelf
+from checkpoint.store import Store
+
+__all__ = ["MUTANTS", "Breaker", "Mutant", "Run"]
+
+Function = Callable[..., Any]
+FAILING = "test_failing_calls.py::test_a_call_that_fails_loses_nothing_that_was_acknowledged"
+
+
+class Breaker:
+    """Replaces functions, and counts how often they are called in this process.
+
+    Attributes:
+        calls: by what was replaced.
+    """
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def replace(self, owner: Any, name: str, make: Callable[[Function], Function]) -> None:
+        """The function `name` of a class or module becomes what `make` makes of it, wherever it was imported to."""
+        real = vars(owner)[name]
+        broken = make(real)
+        label = f"{owner.__name__}.{name}"
+        self.calls[label] = 0
+
+        @functools.wraps(real)
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self.calls[label] += 1
+            return broken(*arguments, **named)
+
+        owners = [owner]
+        if isinstance(owner, types.ModuleType):
+            rooms = [room for place, room in sys.modules.items() if place.split(".")[0] == "checkpoint"]
+            owners = [room for room in rooms if vars(room).get(name) is real]
+        for place in owners:
+            setattr(place, name, counted)
+
+
+class Mutant(NamedTuple):
+    """A broken store.
+
+    Attributes:
+        breaks: what makes it so.
+        tests: node ids; some case of each must fail.
+    """
+
+    breaks: Callable[[Breaker], None]
+    tests: tuple[str, ...]
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def caught_by(*tests: str) -> Callable[[Callable[[Breaker], None]], Callable[[Breaker], None]]:
+    """What the function breaks must be noticed by each of these tests of tests/."""
+
+    def enter(breaks: Callable[[Breaker], None]) -> Callable[[Breaker], None]:
+        MUTANTS[breaks.__name__] = Mutant(breaks, tuple(f"tests/{test}" for test in tests))
+        return breaks
+
+    return enter
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """What a function does that was left out."""
+
+
+def while_it_runs(**functions: Function) -> Callable[[Function], Function]:
+    """Makes a method that is as it was, but for its object's own functions of these names."""
+
+    def make(real: Function) -> Function:
+        def method(self: Any, *arguments: Any, **named: Any) -> Any:
+            own = vars(self)
+            before = {name: own[name] for name in functions if name in own}
+            assert all(hasattr(self, name) for name in functions), "it is called otherwise now"
+            own.update(functions)
+            try:
+                return real(self, *arguments, **named)
+            finally:
+                for name in functions:
+                    del own[name]
+                own.update(before)
+
+        return method
+
+    return make
+
+
+# --- torn tails and failing writes ----------------------------------------------------------------------------------
+
+
+@caught_by(
+    "test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too",
+    "test_journal.py::test_what_cannot_be_cut_back_is_set_aside_before_the_next_append",
+)
+def no_repair(breaker: Breaker) -> None:
+    """A torn tail stays where it is, and the next record is glued to it."""
+
+    def repair(self: Journal) -> bytes:
+        self.in_doubt = False
+        return b""
+
+    breaker.replace(Journal, "repair", lambda real: repair)
+
+
+@caught_by("test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too")
+def torn_bytes_destroyed(breaker: Breaker) -> None:
+    """What is cut off is kept nowhere."""
+    breaker.replace(Journal, "set_aside", lambda real: nothing)
+
+
+@caught_by(
+    "test_reliance.py::test_a_torn_tail_is_kept_before_it_is_cut_off",
+    "test_reliance.py::test_a_repair_keeps_damaged_lines_before_the_journal_loses_them",
+)
+def set_aside_without_sync(breaker: Breaker) -> None:
+    """What is cut off may be nowhere after a power cut."""
+    breaker.replace(Journal, "set_aside", while_it_runs(_sync=nothing))
+
+
+@caught_by("test_reliance.py::test_a_record_is_one_write_of_its_whole_line")
+def two_writes_a_record(breaker: Breaker) -> None:
+    """The record, and then its newline."""
+
+    def make(real: Function) -> Function:
+        def append(self: Journal, lines: bytes) -> int:
+            start: int = real(self, lines[:-1])
+            assert self._writer is not None
+            self.in_doubt = True
+            try:
+                os.write(self._writer, b"\n")
+            except OSError as error:
+                raise journal.store_error(error, "cannot write to", self.path) from error
+            self.end += 1
+            self.in_doubt = False
+            return start
+
+        return append
+
+    breaker.replace(Journal, "append", make)
+
+
+@caught_by(
+    "test_journal.py::test_a_disk_that_fills_up_at_any_byte_leaves_whole_records",
+    "test_journal.py::test_cutting_back_takes_nothing_but_its_own_bytes",
+)
+def no_cut_back(breaker: Breaker) -> None:
+    """Half a record stays in the file after a short or failed write."""
+    breaker.replace(Journal, "_cut_back", lambda real: lambda self, written: True)
+
+
+@caught_by("test_journal.py::test_a_short_write_is_gone_on_with")
+def short_write_taken_for_whole(breaker: Breaker) -> None:
+    """What the system did not take is not written."""
+    breaker.replace(journal, "_write_some", lambda real: lambda fd, data: len(data))
+
+
+@caught_by("test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[write]")
+def failed_write_acknowledged(breaker: Breaker) -> None:
+    """EIO on a write is no error."""
+
+    def make(real: Function) -> Function:
+        def append(self: Journal, lines: bytes) -> int:
+            try:
+                return real(self, lines)  # type: ignore[no-any-return]
+            except StoreError as error:
+                if error.errno != errno.EIO:
+                    raise
+                return self.end
+
+        return append
+
+    breaker.replace(Journal, "append", make)
+
+
+@caught_by(
+    "test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew",
+    "test_journal.py::test_a_failed_background_sync_is_told_at_the_next_save",
+)
+def goes_on_after_eio(breaker: Breaker) -> None:
+    """The save fails, and the next one is tried as if nothing had been."""
+    breaker.replace(Store, "_fail", lambda real: lambda self, error: error)
+
+
+@caught_by("test_journal.py::test_eio_on_read_is_an_error_and_never_an_empty_checkpoint")
+def failed_read_finds_nothing(breaker: Breaker) -> None:
+    """EIO on a read is the end of the file."""
+
+    def make(real: Function) -> Function:
+        def pread(self: Reader, size: int, offset: int) -> bytes:
+            try:
+                return real(self, size, offset)  # type: ignore[no-any-return]
+            except StoreError:
+                return b""
+
+        return pread
+
+    breaker.replace(Reader, "pread", make)
+
+
+# --- syncs ----------------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
+def no_sync_of_records(breaker: Breaker) -> None:
+    """With durability="power" too, a record is on the medium some time later."""
+    unsynced = {"durable": False}
+    breaker.replace(Store, "append", lambda real: lambda *arguments, **named: real(*arguments, **named | unsynced))
+
+
+@caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
+def no_sync_on_close(breaker: Breaker) -> None:
+    """Whoever lets go of the lock syncs nothing."""
+    breaker.replace(Store, "_stop_writing", while_it_runs(_sync=nothing))
+
+
+@caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
+def no_sync_once_a_second(breaker: Breaker) -> None:
+    """Everything waits for the end of the pass."""
+    breaker.replace(Store, "_sync_aside", lambda real: nothing)
+
+
+@caught_by("test_store.py::test_what_a_killed_writer_left_unsynced_is_synced_by_the_next_one")
+def found_counts_as_synced(breaker: Breaker) -> None:
+    """What a killed writer left is never synced."""
+
+    def make(real: Function) -> Function:
+        def repair(self: Journal) -> bytes:
+            torn: bytes = real(self)
+            self.dirty = False
+            return torn
+
+        return repair
+
+    breaker.replace(Journal, "repair", make)
+
+
+@caught_by(
+    "test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[fdatasync]",
+    "test_journal.py::test_a_failed_background_sync_is_told_at_the_next_save",
+)
+def failed_sync_acknowledged(breaker: Breaker) -> None:
+    """EIO on a sync is no error."""
+    breaker.replace(Journal, "_sync_descriptor", forgiving)
+
+
+@caught_by(f"{FAILING}[by hand, durably-fdatasync: EIO, once]", f"{FAILING}[housekeeping-fdatasync: EIO, once]")
+def failed_sync_tried_again(breaker: Breaker) -> None:
+    """A sync that fails is repeated: the second one succeeds, and what the first one lost stays lost."""
+
+    def make(real: Function) -> Function:
+        def sync(self: Journal, fd: int) -> None:
+            forgiving(real)(self, fd)
+            real(self, fd)
+
+        return sync
+
+    breaker.replace(Journal, "_sync_descriptor", make)
+
+
+def forgiving(real: Function) -> Function:
+    """The function, whose own errors are none."""
+
+    def function(*arguments: Any) -> Any:
+        try:
+            return real(*arguments)
+        except StoreError:
+            return None
+
+    return function
+
+
+@caught_by(
+    "test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged",
+    "test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium",
+)
+def no_directory_sync(breaker: Breaker) -> None:
+    """Names of files and directories are never synced."""
+    breaker.replace(journal, "fsync_directory", lambda real: nothing)
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------
+
+
+@caught_by(
+    "test_store.py::test_damage_is_not_done_from_then_on",
+    "test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells",
+)
+def checksum_not_verified(breaker: Breaker) -> None:
+    """A record is what its line says."""
+    breaker.replace(journal, "_crc_holds", lambda real: lambda line: True)
+
+
+def checksum_of(breaker: Breaker, part: Callable[[bytes], bytes]) -> None:
+    """Lines are sealed, and judged, by less than all their bytes."""
+
+    def sealed(head: bytes) -> bytes:
+        return head + b',"crc":"%08x"}\n' % zlib.crc32(part(head))
+
+    breaker.replace(journal, "seal", lambda real: sealed)
+    breaker.replace(journal, "_crc_holds", lambda real: lambda line: sealed(line[:-CRC_SIZE])[:-1] == line)
+
+
+@caught_by("test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells")
+def checksum_without_the_key(breaker: Breaker) -> None:
+    """A flipped key is believed."""
+    checksum_of(breaker, lambda head: head[16:])
+
+
+@caught_by("test_store.py::test_damage_is_not_done_from_then_on")
+def checksum_without_the_result(breaker: Breaker) -> None:
+    """A flipped value is believed."""
+    checksum_of(breaker, lambda head: head[:14])
+
+
+@caught_by("test_journal.py::test_a_damaged_line_damages_no_other[middle--no JSON]")
+def damage_ends_the_journal(breaker: Breaker) -> None:
+    """What follows a damaged line counts for nothing."""
+    breaker.replace(Index, "_scan_line", lambda real: lambda self, *line: None if self.damaged else real(self, *line))
+
+
+@caught_by("test_runner.py::test_the_last_result_of_a_key_wins")
+def first_record_wins(breaker: Breaker) -> None:
+    """A later record of a key is of no account."""
+
+    def make(real: Function) -> Function:
+        def add(self: Index, version: str, key: Any, offset: int, digest: int) -> None:
+            if self.find(version, key) is None:
+                real(self, version, key, offset, digest)
+
+        return add
+
+    breaker.replace(Index, "add", make)
+
+
+@caught_by(
+    "test_faults.py::test_the_order_in_the_file_decides_whatever_the_clock_says",
+    "test_index.py::test_a_hand_written_line_behind_a_forgotten_key_counts",
+)
+def forgetting_forgotten(breaker: Breaker) -> None:
+    """What was cleared is there again when the checkpoint is opened anew."""
+    breaker.replace(Index, "_scan_line", while_it_runs(forget=nothing))
+
+
+@caught_by("test_runner.py::test_an_error_never_makes_a_key_done_and_a_success_retires_it")
+def errors_make_done(breaker: Breaker) -> None:
+    """An item that failed is not run again."""
+
+    def make(real: Function) -> Function:
+        return lambda self, key: real(self, key) or self.store.errors.find(self.version, key) is not None
+
+    breaker.replace(Records, "is_done", make)
+
+
+# --- caches ---------------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_reliance.py::test_a_count_is_of_the_journals_whatever_meta_says")
+def meta_believed(breaker: Breaker) -> None:
+    """As long as nothing is appended, meta says how many results there are."""
+
+    def make(real: Function) -> Function:
+        def init(self: Store, name: str, directory: Path) -> None:
+            real(self, name, directory)
+            said, end, count = self._meta.get("completed_items"), self.results.index.end, self.results.count
+            vars(self.results)["count"] = lambda version: (
+                said if type(said) is int and self.results.index.end == end else count(version)
+            )
+
+        return init
+
+    breaker.replace(Store, "__init__", make)
+
+
+@caught_by("test_index.py::test_an_index_of_a_journal_that_has_shrunk_is_not_believed")
+def index_of_any_journal(breaker: Breaker) -> None:
+    """An index file is of the journal beside it."""
+    breaker.replace(index, "_is_of", lambda real: lambda header, reader: True)
+
+
+@caught_by(
+    "test_index.py::test_an_index_that_is_damaged_while_open_changes_no_result",
+    "test_index.py::test_whatever_becomes_of_an_index_changes_no_result",
+)
+def index_believed(breaker: Breaker) -> None:
+    """A page of NULs is a page without entries."""
+    breaker.replace(index, "_checksum", lambda real: lambda page, data: 0)
+
+
+# --- several of them ------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_lock.py::test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing")
+def lock_not_taken(breaker: Breaker) -> None:
+    """Anybody may write."""
+    breaker.replace(lock, "_lock", lambda real: nothing)
+
+
+@caught_by("test_store.py::test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second")
+def lost_journal_unnoticed(breaker: Breaker) -> None:
+    """Whoever has a journal open writes on, wherever its file went."""
+    breaker.replace(Journal, "check_place", lambda real: nothing)
+
+
+@caught_by("test_store.py::test_a_journal_that_is_cut_while_open_is_noticed_at_the_next_save")
+def cut_journal_unnoticed(breaker: Breaker) -> None:
+    """A record that went elsewhere than to the end that was known is taken for one behind another program's."""
+    breaker.replace(Journal, "_moved", lambda real: lambda self, place, written: place - written)
+
+
+# --- upkeep ---------------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium")
+def renamed_before_sync(breaker: Breaker) -> None:
+    """A copy takes the journal's place, and is then synced."""
+
+    def make(real: Function) -> Function:
+        def replace(self: Journal, *arguments: Any, **named: Any) -> None:
+            while_it_runs(_sync=nothing)(real)(self, *arguments, **named)
+            fd = os.open(self.path, os.O_RDONLY)
+            journal.fsync(fd)
+            os.close(fd)
+
+        return replace
+
+    breaker.replace(Journal, "replace", make)
+
+
+@caught_by(
+    "test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium",
+    "test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is",
+)
+def renamed_without_directory_sync(breaker: Breaker) -> None:
+    """After a power cut the journal may be the old one."""
+    breaker.replace(Journal, "replace", while_it_runs(_enter_in_directory=nothing))
+
+
+@caught_by("test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is")
+def index_outlives_its_journal(breaker: Breaker) -> None:
+    """An index file stays while the journal that it is of is replaced."""
+    breaker.replace(Shelf, "_unlink_index", lambda real: nothing)
+
+
+@caught_by("test_upkeep.py::test_damaged_lines_stay_where_they_are_and_are_read_as_before")
+def compaction_destroys_damage(breaker: Breaker) -> None:
+    """Bytes that cannot be read are superseded."""
+
+    def make(real: Function) -> Function:
+        return lambda self: [place for place in real(self) if place not in {damage.offset for damage in self.damage}]
+
+    breaker.replace(Ledger, "kept", make)
+
+
+@caught_by("test_upkeep.py::test_a_repair_never_brings_an_older_value_back")
+def repair_brings_back_old_values(breaker: Breaker) -> None:
+    """Nothing takes the place of a damaged line that had hidden an older record."""
+    breaker.replace(upkeep, "_forgettings", lambda real: lambda ledger: {})
+
+
+# --- the plugin -----------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+        calls: how often each function that was replaced was called.
+        cases: by node id, "passed", "failed", "skipped", "error" (outside of the test itself), or "broken": the mutant
+            itself raised, so that nothing was noticed.
+    """
+
+    calls: dict[str, int]
+    cases: dict[str, str]
+
+
+class Plugin:
+    """Breaks the store before any test is collected, and reports at the end."""
+
+    def __init__(self, breaker: Breaker, report: str) -> None:
+        self._run = Run(breaker.calls, {})
+        self._report = report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        outcome: str = report.outcome if report.when == "call" or report.outcome == "skipped" else "error"
+        if call.excinfo is not None and outcome == "failed" and not call.excinfo.errisinstance(OSError):
+            raised_in = Path(call.excinfo.traceback[-1].path)
+            outcome = "broken" if raised_in == Path(__file__) else "failed"
+        if report.when == "call" or report.outcome != "passed":
+            self._run.cases.setdefault(item.nodeid, outcome)
+        return report
+
+    def pytest_sessionfinish(self) -> None:
+        if self._report:
+            Path(self._report).write_text(json.dumps(self._run._asdict()))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Break the store by $CHECKPOINT_MUTANT, if any; report to the file $CHECKPOINT_MUTANT_REPORT."""
+    breaker, name = Breaker(), os.environ.get("CHECKPOINT_MUTANT")
+    if name:
+        MUTANTS[name].breaks(breaker)
+    config.pluginmanager.register(Plugin(breaker, os.environ.get("CHECKPOINT_MUTANT_REPORT", "")))

@@ -1,0 +1,217 @@
+"""What is promised when things go wrong, and which tests cause it: the table that PROMISES.md beside this file shows.
+
+The law: each row has a test by its name in test_promises.py, which really causes the fault; the marker
+`@pytest.mark.promise("torn tail", …)` says of any test which rows it causes. A row without a test is not promised.
+
+    python tests/promises.py            print the table
+    python tests/promises.py --write    write PROMISES.md
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["NAMES", "PAGE", "ROWS", "Cause", "Row", "causes", "render"]
+
+TESTS = Path(__file__).parent
+PAGE = TESTS / "PROMISES.md"
+
+
+class Row(NamedTuple):
+    """A fault, and what holds all the same.
+
+    Attributes:
+        name: the fault, as markers name it.
+        promise: in Markdown.
+        detail: more of the fault, where its name says too little.
+    """
+
+    name: str
+    promise: str
+    detail: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The anchor of the row."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def test(self) -> str:
+        """The test by the name of the row."""
+        return "test_" + self.slug.replace("-", "_")
+
+
+ROWS = (
+    Row(
+        "SIGKILL, OOM kill, SIGTERM, Ctrl-C",
+        "every acknowledged result is there at the next start with the value that was saved, and its item is not run "
+        "again. Only what was in flight is: at most `workers × chunksize` calls (or one batch a worker). The first "
+        "SIGTERM or Ctrl-C in a pass of the main thread lets even that finish, and saves it; the second stops at once",
+    ),
+    Row(
+        "power loss, kernel crash",
+        'the checkpoint opens and resumes. `durability="process"` (default): what was fsynced (at least once a '
+        'second, and on close) is there. `durability="power"`: every acknowledged result is. No power is cut: file '
+        "operations are recorded, and the states drawn that a POSIX file system may leave of them",
+    ),
+    Row(
+        "torn tail",
+        "set aside (never destroyed) and cut off before the next append; its item runs again. It is never glued to a "
+        "later record",
+        "a last line that is cut, or filled with NULs",
+    ),
+    Row(
+        "damaged line in the middle",
+        "every intact record before and after it is kept. A logged warning names file and line; `checkpoint check` "
+        "lists all of them; the bytes stay. Framing is checked when a file is scanned, the checksum whenever a value "
+        "is read, everything by `check`; a value found damaged raises `DamagedRecord`, is not done from then on, and "
+        "the next pass computes it. A line without a checksum cannot tell",
+    ),
+    Row(
+        "disk full, quota, file-size limit",
+        "the save raises a `StoreError`, which is also an OSError with its errno, and names the file; the file is cut "
+        "back to its last whole record; once there is room the same process goes on. A pass stops admitting, waits for "
+        "what runs, and tries once more; the error's `.unsaved` is every value not written",
+    ),
+    Row(
+        "EIO on write or fsync",
+        "the save fails and is not acknowledged; the store refuses more until it is opened anew, which the next pass "
+        "does; fsync is never retried as if it could succeed. EIO on read is an error, never an empty checkpoint",
+    ),
+    Row(
+        "read-only directory or file",
+        "reading works; the first save, or a pass that would have to save, says what is not writable before anything "
+        "is run",
+    ),
+    Row(
+        "two writing processes",
+        "the second gets `CheckpointLocked` at once with pid, host and since when, and changes nothing. A dead owner's "
+        "lock needs no cleaning up",
+    ),
+    Row(
+        "fork",
+        "a child reads, and gets `StoreForked` when it writes through its parent's runner; nothing is written twice; "
+        "the parent goes on; a forked child does not keep the lock of a dead parent",
+    ),
+    Row("threads", "one runner may be shared; every acknowledged record is whole"),
+    Row("clock jumps", "order in the file decides, never a timestamp"),
+    Row(
+        "journal deleted, replaced or truncated while open",
+        "noticed at once when cut, within a second when deleted or replaced; `JournalLost` lists the keys at risk; "
+        "nothing goes on being written into a file that nobody will find",
+    ),
+    Row(
+        "bytes that are no UTF-8, NULs, BOM, CRLF",
+        "damage of that line only; BOM and CRLF are read through",
+    ),
+    Row(
+        "giant or deep records",
+        "a 50 MB result round-trips; a giant or 100,000-deep line in the file damages that line only; no message "
+        "quotes more than 200 characters of data",
+    ),
+    Row(
+        "a worker process dies",
+        "its own item is run again alone, and fails with the signal's name the third time; all others are run",
+        "out of memory, a segfault, a kill",
+    ),
+    Row(
+        "hostile names",
+        "a name is one file-name component of letters (a–z, A–Z), digits, space, `.`, `_`, `-`, not starting with a "
+        "dot or a space, at most 200 bytes: else `InvalidName` (a ValueError) before any file is made",
+    ),
+    Row(
+        "untrusted checkpoints",
+        "opening and reading runs no code from the files; only `f.unsaved`, when asked for a value, opens pickles",
+    ),
+    Row(
+        "symlinks, permissions",
+        "temporary, lock and index files, and those of bytes set aside, never follow a symlink out of the directory; "
+        "new files follow the umask",
+    ),
+    Row("secrets", "errors keep type, message and plain traceback; never locals, arguments or the environment"),
+    Row(
+        "meta or index missing, empty, garbage, stale",
+        "rebuilt from the journals; never stops a resume, never changes a result",
+    ),
+    Row("a crash during recovery", "recovery can be run again from any point of itself"),
+    Row(
+        "NFS, network drives",
+        "one writer is as safe as the server's locks and fsync; where a file system has no locks, the first save says "
+        "so. Several hosts on one name are not promised",
+    ),
+    Row(
+        "a given executor breaks",
+        "`BrokenWorkers`; what it had in flight has not failed, and is run again by the same line with a fresh one",
+        "a worker of somebody else's pool dies",
+    ),
+    Row("the parent of worker processes is killed", "no worker outlives it for longer than a moment"),
+    Row(
+        "a checkpoint of schema 1.0.0",
+        "opens and resumes; its lines count for any key of equal `str()`, and stay as they are",
+    ),
+)
+NAMES = {row.name: row for row in ROWS}
+
+
+class Cause(NamedTuple):
+    """A test that says which rows it causes."""
+
+    file: str
+    name: str
+    rows: tuple[str, ...]
+
+
+def causes(directory: Path = TESTS) -> list[Cause]:
+    """Every marked test of the directory, in the order of files and lines; nothing is imported for it."""
+    return [
+        Cause(path.name, node.name, rows)
+        for path in sorted(directory.glob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if (rows := tuple(_marked(node)))
+    ]
+
+
+def _marked(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """The rows on a function's markers, and on those of its single cases."""
+    for decorator in node.decorator_list:
+        for call in ast.walk(decorator):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.promise":
+                yield from (ast.literal_eval(argument) for argument in call.args)
+
+
+def render(tests: list[Cause]) -> str:
+    """The table, in Markdown."""
+    lines = [
+        "# What holds when things go wrong",
+        "",
+        "*Acknowledged* means that `save_result` has returned, or that a pass has yielded the result. The first test",
+        "of each row has its name and causes the fault; the others cause it too, each in its own way. This file is",
+        "written by `python tests/promises.py --write`, from what the tests say.",
+        "",
+        "| fault | promise | tests |",
+        "| --- | --- | --- |",
+    ]
+    for row in ROWS:
+        fault = f'<a id="{row.slug}"></a>{row.name}' + (f" ({row.detail})" if row.detail else "")
+        links = [f"[{test.name}]({test.file})" for test in _in_order(row, tests)]
+        lines.append(f"| {fault} | {row.promise} | {', '.join(links)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _in_order(row: Row, tests: list[Cause]) -> list[Cause]:
+    """The tests of a row: the one by its name, and then the others as they stand."""
+    return sorted((test for test in tests if row.name in test.rows), key=lambda test: test.name != row.test)
+
+
+if __name__ == "__main__":
+    table = render(causes())
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(table, "utf-8", newline="\n")
+    else:
+        sys.stdout.buffer.write(table.encode())
