@@ -233,8 +233,17 @@ class Store:
             try:
                 shelf.journal.check_place()
             except JournalLost as error:
-                raise self._fail(self._at_risk(shelf, error)) from None
+                raise self._fail(self._first_lost() or self._at_risk(shelf, error)) from None
         self._check_at = clock.monotonic() + _SECOND
+
+    def _first_lost(self) -> JournalLost | None:
+        """Files that go together do not go at one moment: results are told before errors."""
+        for shelf in self._shelves:
+            try:
+                shelf.journal.check_place()
+            except JournalLost as error:
+                return self._at_risk(shelf, error)
+        return None
 
     def _at_risk(self, shelf: Shelf, error: JournalLost) -> JournalLost:
         reader = shelf.journal.reader

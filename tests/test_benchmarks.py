@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +21,14 @@ pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="test
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     """Imports a module of the benchmarks, which do not wait for what the whole machine has to write."""
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setattr(os, "sync", lambda: None, raising=False)
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
+    log = logging.getLogger("checkpoint")
+    level = log.level
+    yield lambda name: importlib.import_module(f"benchmarks.{name}")
+    log.setLevel(level)  # the command quietens it, for its own process
 
 
 def test_every_kind_of_work_is_measured_and_told(
