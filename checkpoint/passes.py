@@ -547,7 +547,7 @@ class Pass:
                 line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
                 made.append(_End(version, key, digest, line, unit, outcome, raw))
             else:
-                _let_go_of_frames(raw, self._handled)  # they lead back here, and no collector looks at an end
+                _let_go_of_frames(raw, self._handled)  # they lead back here, and hold the user's data
                 others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
         return made, others
 
