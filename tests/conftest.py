@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from promises import NAMES
 from checkpoint import CheckpointedRunner, clock, store
 
 Opener = Callable[..., CheckpointedRunner]
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a test's parameter, without addresses: workers of pytest-xdist compare the tests' names."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

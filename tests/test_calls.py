@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Ticker
+from conftest import Ticker, shown
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,7 +89,7 @@ def error_of(answer: Any) -> BaseException:
 # --- what comes back -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [9, None, False, "", [], (1, 2), Failure("x"), Fatal(ValueError())], ids=repr)
+@pytest.mark.parametrize("value", [9, None, False, "", [], (1, 2), Failure("x"), Fatal(ValueError())], ids=shown)
 def test_what_returns_is_a_value_and_its_time(answer: Answerer, value: Any) -> None:
     """Whatever it is: nothing that a function returns is taken for an answer of another kind."""
     told = answer(returning(value))
@@ -149,7 +149,7 @@ def test_what_it_was_raised_from_is_told(answer: Answerer) -> None:
     assert text.index("KeyError: 'inner'") < text.index("direct cause") < text.index("ValueError: outer")
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("x")], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("x")], ids=shown)
 def test_what_is_no_exception_is_fatal(error: BaseException) -> None:
     """It ends the pass, and the item has not failed."""
     assert Call(raising(error)).one(3) == Fatal(error)
@@ -315,7 +315,7 @@ class Liar(Rows):
 
 
 @pytest.mark.parametrize(
-    "values", [[1, 4, 9], (1, 4, 9), np.array([1, 4, 9]), collections.deque([1, 4, 9]), Rows(), range(1, 4)], ids=repr
+    "values", [[1, 4, 9], (1, 4, 9), np.array([1, 4, 9]), collections.deque([1, 4, 9]), Rows(), range(1, 4)], ids=shown
 )
 def test_a_batch_may_return_a_sequence_of_any_kind(answer: Answerer, values: Any) -> None:
     """Each value is an answer by itself, in the items' order."""
@@ -353,7 +353,7 @@ def test_what_is_no_list_is_refused(answer: Answerer, value: Any) -> None:
     assert f", a {type(value).__name__}; with batch_size it returns a list with one value for each item" in text
 
 
-@pytest.mark.parametrize("values", [[], [1], [1, 4], [1, 4, 9, 16], (1,), np.array([1, 2]), Liar()], ids=repr)
+@pytest.mark.parametrize("values", [[], [1], [1, 4], [1, 4, 9, 16], (1,), np.array([1, 2]), Liar()], ids=shown)
 def test_a_list_of_another_length_is_refused_with_both_lengths(answer: Answerer, values: Any) -> None:
     """Nobody knows whose the values are."""
     error = error_of(answer(returning(values), [1, 2, 3], name="embed", batch_size=3))
@@ -649,7 +649,7 @@ def local_error() -> Exception:
     return Local("x")
 
 
-@pytest.mark.parametrize("error", COME_THROUGH, ids=repr)
+@pytest.mark.parametrize("error", COME_THROUGH, ids=shown)
 def test_an_exception_comes_through_where_it_can(error: Exception) -> None:
     """With its type, arguments and attributes; the text in any case."""
     told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, True))
@@ -694,7 +694,7 @@ def test_notes_come_through() -> None:
     assert came.failure.exception.__notes__ == ["of item 3"]
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()], ids=shown)
 def test_what_is_fatal_comes_through(error: BaseException) -> None:
     """The pass ends with it."""
     (came,) = through(Fatal(error))

@@ -20,6 +20,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from conftest import shown
 
 import checkpoint
 from checkpoint import (
@@ -263,7 +264,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "named"), OPTIONS, ids=[str(options) for options, _ in OPTIONS])
+@pytest.mark.parametrize(("options", "named"), OPTIONS, ids=[shown(options) for options, _ in OPTIONS])
 def test_wrong_options_are_told_at_decoration(options: dict[str, Any], named: str) -> None:
     """And by `.options()`."""
     with pytest.raises(InvalidOption, match=named):

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from conftest import shown
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -279,14 +280,14 @@ def test_a_field_is_looked_up_in_a_mapping_and_then_as_an_attribute() -> None:
     assert key_function("id")(Thing("x")) == "x"
 
 
-@pytest.mark.parametrize("item", [{"a": 1}, Thing(1), 5, "text", None], ids=repr)
+@pytest.mark.parametrize("item", [{"a": 1}, Thing(1), 5, "text", None], ids=shown)
 def test_a_missing_field_is_named_with_the_item(item: Any) -> None:
     """And not filed under one key for all."""
     with pytest.raises(InvalidKey, match="no field 'missing'"):
         key_function("missing")(item)
 
 
-@pytest.mark.parametrize("key", [5, ["id"], b"id", object()], ids=repr)
+@pytest.mark.parametrize("key", [5, ["id"], b"id", object()], ids=shown)
 def test_a_key_option_of_another_kind_is_refused(key: Any) -> None:
     """A function, a field's name, or None."""
     with pytest.raises(InvalidOption, match="give a function"):
@@ -306,7 +307,7 @@ def test_a_numpy_scalar_has_the_digest_of_what_it_holds(item: Any, same: Any) ->
     assert item_digest(item) == item_digest(same) != 0
 
 
-@pytest.mark.parametrize("item", [object(), {1, 2}, Thing(1), np.array([1]), datetime.date(2026, 1, 1)], ids=repr)
+@pytest.mark.parametrize("item", [object(), {1, 2}, Thing(1), np.array([1]), datetime.date(2026, 1, 1)], ids=shown)
 def test_what_is_not_json_like_has_no_digest(item: Any) -> None:
     """0: nothing is known of it, and nothing is claimed."""
     assert item_digest(item) == 0
@@ -318,7 +319,7 @@ def test_unlike_items_have_unlike_digests() -> None:
     assert len({item_digest(item) for item in items}) == len(items)
 
 
-@pytest.mark.parametrize("version", [object(), {1, 2}, b"x", [object()], datetime.date(2026, 1, 1)], ids=repr)
+@pytest.mark.parametrize("version", [object(), {1, 2}, b"x", [object()], datetime.date(2026, 1, 1)], ids=shown)
 def test_a_version_is_a_json_value(version: Any) -> None:
     """Anything else is refused, and quoted."""
     with pytest.raises(InvalidOption, match="version is"):

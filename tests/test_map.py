@@ -1108,6 +1108,7 @@ class Interrupter:
         gc.collect()  # what earlier tests left is not to be finalized, and interrupted, in this call
         gc.disable()
         traced = sys.gettrace()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         sys.settrace(self)
         try:
             call()
@@ -1116,6 +1117,8 @@ class Interrupter:
         finally:
             sys.settrace(traced)
             gc.enable()
+            for number, handler in handlers.items():  # what a signal raises comes after its handler has put them back
+                signal.signal(number, handler)
         return False
 
 

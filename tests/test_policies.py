@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from conftest import shown
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ from checkpoint.policies import (
 NO_LIMIT = ErrorLimit(None, in_a_row=10**9, unencodable=10**9)
 
 
-@pytest.mark.parametrize("limit", [-1, -0.5, 1.0, 2.5, math.nan, math.inf, True, "3", [1]], ids=repr)
+@pytest.mark.parametrize("limit", [-1, -0.5, 1.0, 2.5, math.nan, math.inf, True, "3", [1]], ids=shown)
 def test_a_limit_of_another_kind_is_refused_when_built(limit: Any) -> None:
     """A count of 0 or more, or a fraction below 1."""
     with pytest.raises(InvalidOption, match="max_errors"):
@@ -166,7 +167,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message", "reason"), REFUSED, ids=[f"{a} {r}" for a, _, r in REFUSED])
+@pytest.mark.parametrize(("arguments", "message", "reason"), REFUSED, ids=[f"{shown(a)} {r}" for a, _, r in REFUSED])
 def test_a_wrong_argument_of_retry_is_refused_when_built(arguments: Any, message: str, reason: str) -> None:
     """The message names the argument, shows what was given, and says what to give."""
     with pytest.raises(InvalidOption) as refused:
@@ -187,7 +188,7 @@ def test_a_wrong_argument_of_retry_is_refused_when_built(arguments: Any, message
         {"on": lambda error: True},
         {"on": Vague()},
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_what_retry_can_be_given(arguments: Any) -> None:
     """And it holds what it was given."""
@@ -210,20 +211,20 @@ def test_the_retry_option_names_a_policy() -> None:
     assert (retry_of(None), retry_of(3), retry_of(policy)) == (None, Retry(3), policy)
 
 
-@pytest.mark.parametrize("given_", [0, -1, True, False, 3.0, "3", OSError, [3]], ids=repr)
+@pytest.mark.parametrize("given_", [0, -1, True, False, 3.0, "3", OSError, [3]], ids=shown)
 def test_a_retry_option_of_another_kind_is_refused(given_: Any) -> None:
     """With what to write in its place."""
     with pytest.raises(InvalidOption, match=r"retry is .*retry=3"):
         retry_of(given_)
 
 
-@pytest.mark.parametrize("validate", [None, bool, len, Vague(), lambda value: True], ids=repr)
+@pytest.mark.parametrize("validate", [None, bool, len, Vague(), lambda value: True], ids=shown)
 def test_what_validates_is_a_plain_function(validate: Any) -> None:
     """Or nothing is."""
     check_validate(validate)
 
 
-@pytest.mark.parametrize("validate", [later, True, "len", 3], ids=repr)
+@pytest.mark.parametrize("validate", [later, True, "len", 3], ids=shown)
 def test_what_cannot_validate_is_refused(validate: Any) -> None:
     """A coroutine function too: what it returns is always true."""
     with pytest.raises(InvalidOption, match="give a plain function of the value"):
@@ -638,7 +639,7 @@ def test_the_wait_may_be_a_function_of_the_attempts() -> None:
     assert Retry(wait=lambda made: -1).delay(1) == 0.0, "the moment has gone by"
 
 
-@pytest.mark.parametrize("told", [math.nan, math.inf, None, "soon", [1]], ids=repr)
+@pytest.mark.parametrize("told", [math.nan, math.inf, None, "soon", [1]], ids=shown)
 def test_a_function_that_returns_no_span_is_heard(told: Any) -> None:
     """Its retry would never be due."""
     with pytest.raises((InvalidOption, TypeError, ValueError)):
@@ -676,7 +677,7 @@ GARBAGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", GARBAGE, ids=repr)
+@pytest.mark.parametrize("text", GARBAGE, ids=shown)
 def test_a_rate_that_cannot_be_read_is_refused(text: str) -> None:
     """It is never guessed: a comma is no decimal point, and ms are no minutes."""
     with pytest.raises(InvalidOption, match=r'write "500/min"'):
@@ -701,7 +702,7 @@ def test_several_rates_at_once() -> None:
     assert (rates_of(None), rates_of([]), rates_of(tokens)) == ((), (), (tokens,))
 
 
-@pytest.mark.parametrize("given_", [500, 8.0, {"limit": 5}, [500], ["5/s", None], True, iter(["5/s"])], ids=repr)
+@pytest.mark.parametrize("given_", [500, 8.0, {"limit": 5}, [500], ["5/s", None], True, iter(["5/s"])], ids=shown)
 def test_a_rate_option_of_another_kind_is_refused(given_: Any) -> None:
     """With what to write in its place."""
     with pytest.raises(InvalidOption, match=r'rate is .*"500/min"'):

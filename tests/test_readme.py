@@ -69,7 +69,7 @@ def test_the_two_commands_are_single_lines_that_ci_runs() -> None:
     """The README has exactly two shell blocks of one line; `.ci/run` takes them from there, so none can drift."""
     commands = [block.text.strip() for block in BLOCKS if block.language == "bash"]
     assert len(commands) == 2
-    for command, end in zip(commands, ("checkpoint demo", "pytest -q"), strict=True):
+    for command, end in zip(commands, ("checkpoint demo", "pytest -q -n auto"), strict=True):
         assert "\n" not in command
         assert command.startswith("python3 -m venv .venv")
         assert command.endswith(end)
