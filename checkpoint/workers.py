@@ -334,7 +334,7 @@ class Processes:
         if self._lacks_one:
             try:
                 process = _Process()
-                self._selector.register(process.pipe.connection, _READ, (self._hear, process))
+                self._selector.register(process.pipe.reader, _READ, (self._hear, process))
                 self._selector.register(process.sentinel, _READ, (self._hear_end, process))
             except Exception as error:
                 self._break(_no_start(error))
@@ -399,7 +399,7 @@ class Processes:
             if message is not None:
                 self._grant_time(process)
                 if not process.pipe.send(message):
-                    self._selector.modify(process.pipe.connection, _READ | _WRITE, (self._hear, process))
+                    self._selector.register(process.pipe.writer, _WRITE, (self._hear, process))
         except BrokenWorkers as error:
             self._lose(process, None)
             self._break(error)
@@ -421,7 +421,7 @@ class Processes:
         message = None
         try:
             if events & _WRITE and process.pipe.flush():
-                self._selector.modify(process.pipe.connection, _READ, (self._hear, process))
+                self._selector.unregister(process.pipe.writer)
             if events & _READ:
                 message = process.pipe.receive()
         except (EOFError, OSError):
@@ -457,8 +457,9 @@ class Processes:
 
     def _cut_off(self, process: _Process) -> None:
         """Its pipe is gone, and it may not be; what becomes of its task is known when it has ended."""
-        with suppress(KeyError):
-            self._selector.unregister(process.pipe.connection)
+        for end in (process.pipe.reader, process.pipe.writer):
+            with suppress(KeyError):
+                self._selector.unregister(end)
         process.kill()
 
     def _lose(self, process: _Process, answers: Any) -> None:
@@ -489,7 +490,7 @@ def _close_open() -> None:
 
 
 class _Process:
-    """One worker process, and our end of its pipe.
+    """One worker process, and our ends of its pipes.
 
     Attributes:
         talk: what it is told.
@@ -504,14 +505,17 @@ class _Process:
 
     def __init__(self) -> None:
         context = _context()
-        ours, theirs = context.Pipe()
+        # Not a pipe for both ways: that is a socket, and reading from it wakes who waits for something else there.
+        reader, theirs = context.Pipe(duplex=False)
+        given, writer = context.Pipe(duplex=False)
         try:
             with _births, _signals_held_back(), _importable_main():
-                self._process = context.Process(target=serve, args=(theirs,), name="checkpoint-worker")  # type: ignore[attr-defined]
+                self._process = context.Process(target=serve, args=(given, theirs), name="checkpoint-worker")  # type: ignore[attr-defined]
                 self._process.start()
         finally:
+            given.close()
             theirs.close()
-        self.pipe = _pipe(ours, waits=False)
+        self.pipe = _pipe(reader, writer, waits=False)
         self.sentinel: int = self._process.sentinel
 
     def exitcode(self) -> int | None:
@@ -562,22 +566,28 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class _Pipe:
-    """One end of a pipe: messages, each after its size. Neither end sends a second one before it has had an answer.
+    """Messages both ways, each after its size. Neither end sends a second one before it has had an answer.
 
     Args:
-        connection: the end.
+        reader: the end of a pipe that is received from.
+        writer: that of another that is sent to.
         waits: whether sending and receiving do, until all is through.
     """
 
-    def __init__(self, connection: Any, *, waits: bool) -> None:
-        self.connection, self.close, self._waits = connection, connection.close, waits
-        self._number = connection.fileno()
+    def __init__(self, reader: Any, writer: Any, *, waits: bool) -> None:
+        self.reader, self.writer, self._waits = reader, writer, waits
+        self._source, self._sink = reader.fileno(), writer.fileno()
         self._unsent: list[bytes | memoryview] = []
         self._expect()
         self._set_up()
 
     def _set_up(self) -> None:
-        os.set_blocking(self._number, self._waits)
+        os.set_blocking(self._source, self._waits)
+        os.set_blocking(self._sink, self._waits)
+
+    def close(self) -> None:
+        self.reader.close()
+        self.writer.close()
 
     def _expect(self) -> None:
         self._parts: list[bytes] = []  # of a message that is not all there yet
@@ -594,7 +604,7 @@ class _Pipe:
         """Send what goes; whether it is all."""
         try:
             while self._unsent:
-                rest = self._unsent[0][os.write(self._number, self._unsent[0]) :]
+                rest = self._unsent[0][os.write(self._sink, self._unsent[0]) :]
                 self._unsent[:1] = [rest] if rest else []
         except BlockingIOError:
             return False
@@ -607,7 +617,7 @@ class _Pipe:
             EOFError: the other end is gone.
         """
         try:
-            while part := os.read(self._number, _PIECE):
+            while part := os.read(self._source, _PIECE):
                 self._parts.append(part)
                 self._missing -= len(part)
                 if self._missing <= 0 and not self._has_size:
@@ -630,11 +640,11 @@ class _WholePipe(_Pipe):
     def _set_up(self) -> None: ...
 
     def send(self, message: bytes) -> bool:
-        self.connection.send_bytes(message)
+        self.writer.send_bytes(message)
         return True
 
     def receive(self) -> bytes | None:
-        return self.connection.recv_bytes() if self._waits or self.connection.poll() else None
+        return self.reader.recv_bytes() if self._waits or self.reader.poll() else None
 
 
 class _Waiter(selectors.SelectSelector):
@@ -733,11 +743,11 @@ def _close_before_multiprocessing() -> None:
 # --- in a worker process ---------------------------------------------------------------------------------------------
 
 
-def serve(connection: Connection) -> None:
+def serve(reader: Connection, writer: Connection) -> None:
     """What a worker process does: load the call, then make it until nobody asks any more."""
     _die_with_parent()
     _leave_signals_to_parent()
-    pipe, own = _pipe(connection, waits=True), os.getpid()
+    pipe, own = _pipe(reader, writer, waits=True), os.getpid()
     call: Arrived | None = None
     with suppress(EOFError, OSError):
         while asked := pipe.receive():

@@ -272,10 +272,10 @@ def hired(function: Callable[[Any], Any], count: int, timeout: float | None = No
             assert not thread.is_alive()
 
 
-def whole_messages(connection: Any) -> None:
+def whole_messages(reader: Any, writer: Any) -> None:
     """What a worker does on Windows."""
     workers._pipe = workers._WholePipe
-    workers.serve(connection)
+    workers.serve(reader, writer)
 
 
 @pytest.fixture(params=["in parts", "whole"])
@@ -382,7 +382,7 @@ def test_what_finishes_meanwhile_is_reported_together() -> None:
 
         def while_it_is_reported() -> None:
             Path("rest").touch()
-            pipes = [process.pipe.connection for process in them.processes._busy]
+            pipes = [process.pipe.reader for process in them.processes._busy]
             until(lambda: len(wait(pipes, 0)) == len(pipes))
 
         them.before_report = while_it_is_reported
@@ -635,9 +635,9 @@ SIZES = [
 @pytest.mark.parametrize(("size", "reason"), SIZES, ids=[reason for _, reason in SIZES])
 def test_a_message_is_whole_whatever_parts_it_comes_in(size: int, reason: str, part: int) -> None:
     """Nothing is given before all of it is there, and nothing of the next one is lost."""
-    ours, theirs = Pipe()
+    (ours, theirs), (_, unused) = Pipe(duplex=False), Pipe(duplex=False)
     with ours, theirs:
-        pipe = workers._Pipe(ours, waits=False)
+        pipe = workers._Pipe(ours, unused, waits=False)
         message = bytes(n % 251 for n in range(size))
         if part < 7:
             message = message[:300]
@@ -655,9 +655,9 @@ def test_a_message_is_whole_whatever_parts_it_comes_in(size: int, reason: str, p
 @posix
 def test_what_a_pipe_does_not_take_at_once_goes_when_it_does() -> None:
     """In its order, and without waiting."""
-    ours, theirs = Pipe()
-    with ours, theirs:
-        pipe, other = workers._Pipe(ours, waits=False), workers._Pipe(theirs, waits=True)
+    (ours, back), (theirs, there) = Pipe(duplex=False), Pipe(duplex=False)
+    with ours, theirs, back, there:
+        pipe, other = workers._Pipe(ours, there, waits=False), workers._Pipe(theirs, back, waits=True)
         for size in (5_000_000, 3):
             message = os.urandom(size)
             got: list[bytes | None] = []
