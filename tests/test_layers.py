@@ -25,7 +25,7 @@ ROOMS = {
     "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
     "coordinator": "1b", "engines": "1b",
     "progress": "2", "passes": "2", "runner": "2",
-    "versions": "3", "plan": "3", "decorator": "3", "results": "3", "tables": "3", "causes": "3",
+    "versions": "3", "plan": "3", "decorator": "3", "results": "3", "tables": "3", "causes": "3", "survey": "3",
     "testing": "3", "cli": "3", "demo": "3", "report": "3", "__main__": "3",
 }  # fmt: skip
 MAY_IMPORT = {
