@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m checkpoint`: the same as the command `checkpoint`."""
 
 import sys

@@ -30,10 +30,11 @@ from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, plural
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
+from checkpoint.places import command_line, locate, names_in, size_in_words, writer_of
 from checkpoint.records import LATEST
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
-from checkpoint.survey import Observer, Summary, Survey, ago, printable, size_of
+from checkpoint.survey import Observer, Summary, Survey, ago, printable
 
 __all__ = ["main"]
 
@@ -112,7 +113,7 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 def _names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     try:
-        return survey.names_in(resolve_directory(parsed_args.dir))
+        return names_in(resolve_directory(parsed_args.dir))
     except (CheckpointError, OSError):
         return []
 
@@ -181,7 +182,7 @@ def _none_in(directory: Path) -> Iterator[str]:
     what = "" if directory.is_dir() else ", which is not there"
     yield f"there are no checkpoints in {directory}{what}"
     below = directory / "checkpoints"
-    if survey.names_in(below):
+    if names_in(below):
         yield f"there are in {below}: checkpoint ls {shlex.quote(str(below))}"
     else:
         yield "name another directory: checkpoint ls DIR"
@@ -192,14 +193,14 @@ _HEAD = (("name", "<"), ("done", ">"), ("failed", ">"), ("total", ">"), ("size",
 
 def _ls_row(held: Summary) -> tuple[str, ...]:
     if held.why:
-        return (held.name, "?", "?", "?", size_of(held.size), "?", f"cannot be read: {shorten(held.why)}")
+        return (held.name, "?", "?", "?", size_in_words(held.size), "?", f"cannot be read: {shorten(held.why)}")
     moment = survey.moment_of(held.last)
     return (
         held.name,
         f"{held.done:,}",
         f"{'' if held.is_exact else '~'}{held.failed:,}",
         "–" if held.total is None else f"{held.total:,}",
-        size_of(held.size),
+        size_in_words(held.size),
         "–" if moment is None else ago(clock.now() - moment),
         f"process {held.writer.get('pid')} is writing" if held.writer else "",
     )
@@ -233,7 +234,7 @@ def _show(arguments: argparse.Namespace) -> int:
         console.print(_title(seen))
         console.print(_drawn(seen, list(seen.rows())))
     if seen.failed:
-        _print(f"why each failed: {upkeep._command('errors', seen.name, seen.directory)}")
+        _print(f"why each failed: {command_line('errors', seen.name, seen.directory)}")
     return 0
 
 
@@ -287,7 +288,7 @@ def _watch(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         _print(f"nobody is writing {seen.name!r} any more: {seen.counts()}")
         if seen.failed:
-            _print(f"why each failed: {upkeep._command('errors', seen.name, seen.directory)}")
+            _print(f"why each failed: {command_line('errors', seen.name, seen.directory)}")
     return 0
 
 
@@ -359,7 +360,7 @@ def _add_errors(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _errors(arguments: argparse.Namespace) -> int:
-    directory = survey.locate(arguments.name, arguments.dir)
+    directory = locate(arguments.name, arguments.dir)
     found = survey.failures(arguments.name, directory, type=arguments.type)
     if arguments.json:
         failed = list(found)
@@ -427,7 +428,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _report(arguments: argparse.Namespace) -> int:
     from checkpoint.report import write_report
 
-    directory = survey.locate(arguments.name, arguments.dir)
+    directory = locate(arguments.name, arguments.dir)
     path = write_report(arguments.name, arguments.out, checkpoint_dir=directory)
     _print(f"the report of {arguments.name!r} is in {path}")
     return 0
@@ -462,8 +463,6 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _export(arguments: argparse.Namespace) -> int:
     seen = survey.survey(arguments.name, arguments.dir)
-    if not seen.versions:
-        raise CheckpointError(f"checkpoint {seen.name!r} in {seen.directory} holds nothing yet; nothing was written")
     version = LATEST if arguments.of_version is None else _version_meant(seen, arguments.of_version)
     rows = tables.export(seen.name, arguments.out, seen.directory, errors=arguments.errors, version=version)
     path = os.path.realpath(arguments.out)
@@ -471,7 +470,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"name": seen.name, "directory": seen.directory, "path": path, "rows": rows, "bytes": size})
     else:
-        _print(f"{plural(rows, 'row')} of {seen.name!r} in {path} ({size_of(size)})")
+        _print(f"{plural(rows, 'row')} of {seen.name!r} in {path} ({size_in_words(size)})")
     return 0
 
 
@@ -531,9 +530,9 @@ def _add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _clear(arguments: argparse.Namespace) -> int:
-    directory = survey.locate(arguments.name, arguments.dir)
+    directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
-        if upkeep._writer_of(directory, arguments.name):
+        if writer_of(directory, arguments.name):
             with runner.records.store.alone():
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
@@ -559,7 +558,7 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
         _print_json({**told, "results": results, "errors": errors, "aside": aside, "deleted": []})
         return 0
     _print(f"forgot {held} of {arguments.name!r}: the next run of the job computes them anew")
-    command = upkeep._command("compact", arguments.name, str(store.directory))
+    command = command_line("compact", arguments.name, str(store.directory))
     _print(f"the old lines stay in the files until: {command}")
     return 0
 
@@ -710,7 +709,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    survey.locate(arguments.name, arguments.dir)
+    locate(arguments.name, arguments.dir)
     repaired = upkeep.repair(arguments.name, arguments.dir) if arguments.repair else None
     found = upkeep.check(arguments.name, arguments.dir)
     if arguments.json:
@@ -736,7 +735,7 @@ def _add_compact(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _compact(arguments: argparse.Namespace) -> int:
-    survey.locate(arguments.name, arguments.dir)
+    locate(arguments.name, arguments.dir)
     done = upkeep.compact(arguments.name, arguments.dir)
     if arguments.json:
         _print_json(done.to_json())

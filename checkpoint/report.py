@@ -10,42 +10,34 @@ Memory grows with records by a few numbers each, not by their values.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
-import heapq
 import math
 import os
 import re
-import sys
 from array import array
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from checkpoint import clock, tables
-from checkpoint.causes import Cause, causes_of
-from checkpoint.errors import DamagedRecord, ItemError, StoreError, plural, shorten
-from checkpoint.journal import Reader, Record
-from checkpoint.records import LATEST, Records, item_error
-from checkpoint.shelf import Shelf, key_of
-from checkpoint.store import check_name, resolve_directory
-from checkpoint.upkeep import VersionCount
+from checkpoint import clock
+from checkpoint.errors import DamagedRecord, plural, shorten
+from checkpoint.history import EPOCH, EXAMINED, FIRST, LAST, Story, Stretch, Timeline, gather, known, moment_of
+from checkpoint.journal import Record
+from checkpoint.places import locate
+from checkpoint.records import LATEST, Records
+from checkpoint.shelf import key_of
+from checkpoint.tables import json_text, replacing, tidy, tidy_result
 
 __all__ = ["write_report"]
 
-_ROWS = 1000  # of results, and as many of failures, that the table shows
-_SLOWEST = 20
 _CAUSES = 30
-_MOST_EXAMINED = 100_000  # failures that are grouped by cause: one by one their messages would fill the memory
 _TEXT_ROOM = 16 << 20  # characters of results in all; past that each has
 _LEAST_ROOM = 1000  # so many, and at most
 _MOST_ROOM = 100_000
@@ -72,296 +64,23 @@ def write_report(
         >>> write_report("squares").name
         'squares_report.html'
     """
-    directory = resolve_directory(checkpoint_dir)
-    with closing(Records(check_name(name), directory, version=LATEST, power=False, result_type=None)) as records:
-        if records.store.results.is_empty and records.store.errors.is_empty:
-            raise StoreError(
-                f"there is no checkpoint {name!r} in {directory}; see what is there, or name another directory",
-                errno=errno.ENOENT,
-                strerror="no such checkpoint",
-                filename=str(directory),
-            )
+    directory = locate(name, checkpoint_dir)
+    with closing(Records(name, directory, version=LATEST, power=False, result_type=None)) as records:
         target = Path(f"{name}_report.html" if path is None else path)
-        story = _gather(records)
-        with tables._replacing(target) as file:
+        story = gather(records)
+        with replacing(target) as file:
             for part in _page(records, story):
                 file.write(part.encode())
         return target
 
 
-# --- what the records tell ------------------------------------------------------------------------------------------
-
-
-class _Slow(NamedTuple):
-    elapsed: float
-    order: int
-    key: str
-    record: tuple[float, int | None, bool]  # moment, attempts, failed
-
-
-@dataclass(slots=True)
-class _Session:
-    number: int
-    began: float
-    ended: float
-    done: int = 0
-    failed: int = 0
-
-
-@dataclass(slots=True)
-class _Story:
-    """What one reading of the records found. A moment is in seconds since the epoch, NaN where not recorded."""
-
-    done: int = 0
-    failed: int = 0
-    damaged: int = 0
-    total: int | None = None
-    versions: list[VersionCount] = field(default_factory=list)
-    moments: array[float] = field(default_factory=lambda: array("d"))  # of records that have one, and alike:
-    begins: array[float] = field(default_factory=lambda: array("d"))
-    owners: array[int] = field(default_factory=lambda: array("q"))  # numbers of sessions, from 1; 0 where not recorded
-    successes: bytearray = field(default_factory=bytearray)
-    durations: array[float] = field(default_factory=lambda: array("d"))  # of results
-    call_time: float = 0.0
-    timed: int = 0
-    attempts: Counter[int] = field(default_factory=Counter)
-    failed_after: Counter[int] = field(default_factory=Counter)
-    sessions: dict[str, _Session] = field(default_factory=dict)
-    slowest: list[_Slow] = field(default_factory=list)
-    causes: list[Cause] = field(default_factory=list)
-    unexamined: int = 0
-    shown: list[tuple[Reader, int]] = field(default_factory=list)  # where the records of the table are
-    shown_failed: list[tuple[Reader, int]] = field(default_factory=list)
-
-    @property
-    def known(self) -> int:
-        """How many items have a record."""
-        return self.done + self.failed
-
-    def note(self, key: Any, record: Record, *, failed: bool) -> None:
-        """Count one record."""
-        moment, elapsed = _moment(record.timestamp), _known(record.elapsed)
-        if failed:
-            self.failed += 1
-        else:
-            self.done += 1
-        if elapsed is not None:
-            self.timed += 1
-            self.call_time += elapsed
-            if not failed:
-                self.durations.append(elapsed)
-            self._note_slow(elapsed, key, record, moment, failed)
-        if record.attempts is not None:
-            self.attempts[record.attempts] += 1
-            if failed:
-                self.failed_after[record.attempts] += 1
-        if moment == moment:
-            self._note_moment(moment, moment - (elapsed or 0.0), record.session, failed)
-
-    def _note_slow(self, elapsed: float, key: Any, record: Record, moment: float, failed: bool) -> None:
-        if len(self.slowest) == _SLOWEST and elapsed <= self.slowest[0].elapsed:
-            return
-        heapq.heappush(self.slowest, _Slow(elapsed, -self.timed, _key_text(key), (moment, record.attempts, failed)))
-        if len(self.slowest) > _SLOWEST:
-            heapq.heappop(self.slowest)
-
-    def _note_moment(self, moment: float, began: float, name: str, failed: bool) -> None:
-        number = 0
-        if name:
-            session = self.sessions.get(name)
-            if session is None:
-                session = self.sessions[name] = _Session(len(self.sessions) + 1, began, moment)
-            session.began, session.ended = min(session.began, began), max(session.ended, moment)
-            session.done += not failed
-            session.failed += failed
-            number = session.number
-        self.moments.append(moment)
-        self.begins.append(began)
-        self.owners.append(number)
-        self.successes.append(not failed)
-
-
-def _gather(records: Records) -> _Story:
-    records.pin()  # what is saved meanwhile must not lead to another version halfway
-    store, story = records.open(), _Story()
-    if len(store.results.index.versions | store.errors.index.versions) > 1:
-        story.versions = tables.versions_of(records)
-    story.total = store.total
-    story.damaged = len(store.results.index.damaged) + len(store.errors.index.damaged)
-    story.causes = causes_of(_failures(records, story))
-    for reader, offset, key, record in _sound(store.results, records.version, story):
-        story.note(key, record, failed=False)
-        if len(story.shown) < _ROWS:
-            story.shown.append((reader, offset))
-    return story
-
-
-def _failures(records: Records, story: _Story) -> Iterator[ItemError]:
-    """The failures that are grouped by cause; all of them are counted on the way."""
-    store = records.store
-    for reader, offset, key, record in _sound(store.errors, records.version, story):
-        if store.is_retired(records.version, key, record):
-            continue
-        story.note(key, record, failed=True)
-        if len(story.shown_failed) < _ROWS:
-            story.shown_failed.append((reader, offset))
-        if story.failed <= _MOST_EXAMINED:
-            yield item_error(key, record)
-        else:
-            story.unexamined += 1
-
-
-def _sound(shelf: Shelf, version: str, story: _Story) -> Iterator[tuple[Reader, int, Any, Record]]:
-    """(reader, offset, key, record) of every key whose record is sound, in the order of the file."""
-    reader, offsets = shelf.sample(version, sys.maxsize)
-    if reader is None:
-        return
-    exact = _exact_texts(reader, offsets) if shelf.index.has_loose else set()
-    for offset in offsets:
-        try:
-            record = reader.read(offset)
-            key = key_of(reader, record, offset)
-        except DamagedRecord:
-            story.damaged += 1
-            continue
-        if record.crc or key not in exact:  # a line with a checksum wins over one without
-            yield reader, offset, key, record
-
-
-def _exact_texts(reader: Reader, offsets: list[int]) -> set[str]:
-    found = set()
-    for offset in offsets:
-        try:
-            record = reader.read(offset)
-            if record.crc:
-                found.add(str(key_of(reader, record, offset)))
-        except DamagedRecord:
-            pass  # it is counted when it is read again
-    return found
-
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0  # of years 1 and 9999
-
-
-def _moment(text: str) -> float:
-    """Seconds since the epoch; NaN where a line of another program has something else there."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return math.nan
-
-
-def _known(elapsed: float | None) -> float | None:
-    return elapsed if elapsed is not None and 0 <= elapsed < 1e9 else None
-
-
-# --- time, with the pauses taken out ---------------------------------------------------------------------------------
-
-_BAND = 4.5  # % of the width that a pause has, however long it was
-_BANDS = 36.0  # % that all of them have at most
-_MOST_PAUSES = 40
-_IDLE = 60.0  # seconds; within a session, what is shorter is no pause
-
-
-class _Pause(NamedTuple):
-    start: float
-    end: float
-    restarts: bool  # another session went on
-
-
-class _Stretch(NamedTuple):
-    start: float
-    end: float
-    left: float  # % of the width
-    right: float
-
-
-class _Timeline:
-    """The moments of all records in order, the pauses between them, and where each moment is on a chart."""
-
-    def __init__(self, story: _Story) -> None:
-        order = sorted(range(len(story.moments)), key=story.moments.__getitem__)
-        moments = array("d", [story.moments[place] for place in order])
-        self.done = array("d", [story.moments[place] for place in order if story.successes[place]])
-        self.failed = array("d", [story.moments[place] for place in order if not story.successes[place]])
-        begins = array("d", [story.begins[place] for place in order])
-        for place in range(len(begins) - 2, -1, -1):  # a call that began before this one ended left no pause
-            begins[place] = min(begins[place], begins[place + 1])
-        self.start, self.end = begins[0], moments[-1]
-        pauses = list(_pauses(moments, begins, [story.owners[place] for place in order]))
-        self.active = self.end - self.start - sum(pause.end - pause.start for pause in pauses)
-        self.pauses = sorted(heapq.nlargest(_MOST_PAUSES, pauses, key=lambda pause: pause.end - pause.start))
-        self.stretches = self._lay_out(self._folded())
-
-    def _folded(self) -> list[_Pause]:
-        """The pauses that would take more than their share of the chart, were they drawn to scale."""
-        rest, folded = self.end - self.start, []
-        for pause in sorted(self.pauses, key=lambda pause: pause.start - pause.end):
-            length = pause.end - pause.start
-            if 0.04 * (rest - length) < length < rest - 1e-3:
-                folded.append(pause)
-                rest -= length
-        return sorted(folded)
-
-    def _lay_out(self, folded: list[_Pause]) -> list[_Stretch]:
-        starts = [self.start, *[pause.end for pause in folded]]
-        ends = [*[pause.start for pause in folded], self.end]
-        band = min(_BAND, _BANDS / len(folded)) if folded else 0.0
-        worked = sum(ends) - sum(starts) or 1.0
-        widths = [max((end - start) / worked, 0.012) for start, end in zip(starts, ends, strict=True)]
-        scale = (100 - band * len(folded)) / sum(widths)
-        stretches, left = [], 0.0
-        for start, end, width in zip(starts, ends, widths, strict=True):
-            stretches.append(_Stretch(start, end, left, left + width * scale))
-            left += width * scale + band
-        return stretches
-
-    def x(self, moment: float) -> float:
-        """Where a moment is, in % of the width."""
-        place = max(bisect_right(self.stretches, moment, key=lambda stretch: stretch.start) - 1, 0)
-        start, end, left, right = self.stretches[place]
-        return left + (right - left) * min(max((moment - start) / (end - start or 1.0), 0.0), 1.0)
-
-    def count(self, moment: float) -> tuple[int, int]:
-        """(done, failed) up to a moment."""
-        return bisect_right(self.done, moment), bisect_right(self.failed, moment)
-
-    def bins(self, count: int) -> Iterator[_Stretch]:
-        """About `count` spans of time of like width; a pause is in none."""
-        for start, end, left, right in self.stretches:
-            parts = max(round(count * (right - left) / 100), 1)
-            for part in range(parts):
-                low, high = part / parts, (part + 1) / parts
-                yield _Stretch(
-                    start + (end - start) * low,
-                    end if part == parts - 1 else start + (end - start) * high,
-                    left + (right - left) * low,
-                    left + (right - left) * high,
-                )
-
-
-def _pauses(moments: array[float], begins: array[float], owners: list[int]) -> Iterator[_Pause]:
-    """Where a session began that is not the first, and where nothing ran for long."""
-    steps = sorted([moments[place] - moments[place - 1] for place in range(1, len(moments))])
-    least = max(_IDLE, 50 * steps[len(steps) // 2]) if steps else _IDLE
-    seen = set(owners[:1])
-    for place in range(1, len(moments)):
-        start, end = moments[place - 1], begins[place]
-        restarts = owners[place] not in seen
-        seen.add(owners[place])
-        if restarts or end - start >= least:
-            yield _Pause(start, max(start, end), restarts)
-
-
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def _page(records: Records, story: _Story) -> Iterator[str]:
+def _page(records: Records, story: Story) -> Iterator[str]:
     script = _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    timeline = _Timeline(story) if story.moments else None
+    timeline = Timeline(story) if story.moments else None
     yield (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
@@ -392,7 +111,7 @@ def _resource(name: str) -> str:
     return files("checkpoint").joinpath(name).read_text("utf-8")
 
 
-def _header(records: Records, story: _Story, timeline: _Timeline | None) -> Iterator[str]:
+def _header(records: Records, story: Story, timeline: Timeline | None) -> Iterator[str]:
     yield f'<header><div class="brand">Checkpoint report</div><h1>{_text(records.name)}</h1>\n'
     told = []
     if timeline is not None:
@@ -418,12 +137,12 @@ def _header(records: Records, story: _Story, timeline: _Timeline | None) -> Iter
         yield '<section><h2>Nothing here yet</h2><p class="quiet">No result and no failure is recorded.</p></section>\n'
 
 
-def _settled(story: _Story) -> str:
+def _settled(story: Story) -> str:
     left = max((story.total or 0) - story.known, 0)
     return f"{story.done:,} done, {story.failed:,} failed" + (f", {left:,} left" if left else "")
 
 
-def _figures(story: _Story, timeline: _Timeline | None) -> Iterator[str]:
+def _figures(story: Story, timeline: Timeline | None) -> Iterator[str]:
     known, total = story.known, story.total
     done = ""
     if total is not None:
@@ -501,7 +220,7 @@ def _round_step(top: float, most: int, least: float = 0.0) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
 
 
-def _progress(story: _Story, timeline: _Timeline) -> Iterator[str]:
+def _progress(story: Story, timeline: Timeline) -> Iterator[str]:
     yield f'<section><h2>Progress</h2><p class="quiet">{_course(story, timeline)}</p>\n'
     legend = '<span><i></i>done</span><span><i class="bad"></i>failed</span>'
     if timeline.pauses:
@@ -514,7 +233,7 @@ def _progress(story: _Story, timeline: _Timeline) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _course(story: _Story, timeline: _Timeline) -> str:
+def _course(story: Story, timeline: Timeline) -> str:
     parts = [f"{plural(len(story.moments), 'item')} in {_span(timeline.active)} of work"]
     if len(story.sessions) > 1:
         parts.append(f"{len(story.sessions):,} sessions")
@@ -525,7 +244,7 @@ def _course(story: _Story, timeline: _Timeline) -> str:
     return " · ".join(parts) + (f" · {plural(missing, 'item')} without a time are left out" if missing else "")
 
 
-def _curve(story: _Story, timeline: _Timeline, bars: list[_Stretch]) -> Iterator[str]:
+def _curve(story: Story, timeline: Timeline, bars: list[Stretch]) -> Iterator[str]:
     above, height = 8, 230
     most = len(story.moments)
     top = 1.06 * max(most, story.total or 0)
@@ -559,7 +278,7 @@ def _curve(story: _Story, timeline: _Timeline, bars: list[_Stretch]) -> Iterator
     yield from _labels(_time_ticks(timeline), above + height + 14)
 
 
-def _bands(timeline: _Timeline, above: int, height: int) -> Iterator[str]:
+def _bands(timeline: Timeline, above: int, height: int) -> Iterator[str]:
     if timeline.pauses:
         yield (
             '<defs><pattern id="hatch" class="hatch" width="6" height="6" patternUnits="userSpaceOnUse">'
@@ -571,7 +290,7 @@ def _bands(timeline: _Timeline, above: int, height: int) -> Iterator[str]:
         yield f'<rect class="blank" {shape}/><rect fill="url(#hatch)" opacity=".5" {shape}/>'
 
 
-def _gaps(timeline: _Timeline, above: int, height: int) -> Iterator[str]:
+def _gaps(timeline: Timeline, above: int, height: int) -> Iterator[str]:
     """How long each pause was, written upwards in its band, where the one before leaves room."""
     last = -10.0
     for pause in timeline.pauses:
@@ -591,7 +310,7 @@ def _gaps(timeline: _Timeline, above: int, height: int) -> Iterator[str]:
         )
 
 
-def _throughput(timeline: _Timeline, bars: list[_Stretch]) -> Iterator[str]:
+def _throughput(timeline: Timeline, bars: list[Stretch]) -> Iterator[str]:
     counted, before = [], (0, 0)
     for bar in bars:
         after = timeline.count(bar.end)
@@ -626,7 +345,7 @@ _STEPS: tuple[float, ...] = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 720
 _DAY = 86400
 
 
-def _time_ticks(timeline: _Timeline) -> Iterator[tuple[float, str]]:
+def _time_ticks(timeline: Timeline) -> Iterator[tuple[float, str]]:
     """Round times of each stretch, the day under the first of each day."""
     worked = sum(end - start for start, end, _, _ in timeline.stretches)
     days = (_DAY * factor for factor in (1, 2, 7, 14, 30, 90, 180, 365, 3650, 36500))
@@ -646,7 +365,7 @@ def _time_ticks(timeline: _Timeline) -> Iterator[tuple[float, str]]:
             day = date
 
 
-def _sessions(story: _Story) -> Iterator[str]:
+def _sessions(story: Story) -> Iterator[str]:
     if len(story.sessions) < 2:
         return
     shown = list(story.sessions.values())[-30:]
@@ -667,7 +386,7 @@ def _sessions(story: _Story) -> Iterator[str]:
     yield "</tbody></table></div></details>\n"
 
 
-def _latency(story: _Story) -> Iterator[str]:
+def _latency(story: Story) -> Iterator[str]:
     if not story.done:
         return
     yield "<section><h2>Durations</h2>"
@@ -749,12 +468,12 @@ def _histogram(durations: array[float], scale: _Scale, marks: dict[str, float | 
 # --- lists and tables -----------------------------------------------------------------------------------------------
 
 
-def _errors(records: Records, story: _Story) -> Iterator[str]:
+def _errors(records: Records, story: Story) -> Iterator[str]:
     if not story.failed:
         return
     told = f"{plural(story.failed, 'item')} failed · {plural(len(story.causes), 'cause')}"
     if story.unexamined:
-        told += f" of the first {_MOST_EXAMINED:,} failures"
+        told += f" of the first {EXAMINED:,} failures"
     yield f'<section id="errors"><h2>Errors</h2><p class="quiet">{told}</p>\n'
     for cause in story.causes[:_CAUSES]:
         place = f'<span class="quiet mono">{_text(cause.where)}</span>' if cause.where else ""
@@ -778,7 +497,7 @@ def _errors(records: Records, story: _Story) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _retries(story: _Story) -> Iterator[str]:
+def _retries(story: Story) -> Iterator[str]:
     again = {number: count for number, count in sorted(story.attempts.items()) if number > 1}
     if not again:
         return
@@ -804,7 +523,7 @@ def _retries(story: _Story) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _slow(story: _Story) -> Iterator[str]:
+def _slow(story: Story) -> Iterator[str]:
     if len(story.slowest) < 2:
         return
     yield '<section class="stack"><h2>Slowest items</h2><p class="quiet">The longest last attempts</p>'
@@ -814,13 +533,14 @@ def _slow(story: _Story) -> Iterator[str]:
         moment, attempts, failed = slow.record
         tag = '<span class="tag">failed</span>' if failed else ""
         yield (
-            f'<tr><td class="key">{tag}{_text(shorten(slow.key, 200))}</td><td class="n">{_span(slow.elapsed)}</td>'
+            f'<tr><td class="key">{tag}{_text(shorten(_key_text(slow.key), 200))}</td>'
+            f'<td class="n">{_span(slow.elapsed)}</td>'
             f'{_attempts(attempts)}<td class="n quiet">{_stamp(moment, seconds=True)}</td></tr>\n'
         )
     yield "</tbody></table></div></section>\n"
 
 
-def _versions(records: Records, story: _Story) -> Iterator[str]:
+def _versions(records: Records, story: Story) -> Iterator[str]:
     if len(story.versions) < 2:
         return
     yield '<section><h2>Versions</h2><p class="quiet">The rest of this report is of the current one</p>'
@@ -838,7 +558,7 @@ def _versions(records: Records, story: _Story) -> Iterator[str]:
     yield "</tbody></table></div></section>\n"
 
 
-def _results(records: Records, story: _Story) -> Iterator[str]:
+def _results(records: Records, story: Story) -> Iterator[str]:
     if not story.known:
         return
     yield f'<section id="results" class="stack"><h2>Results</h2><p class="quiet">{_extent(records, story)}</p>\n'
@@ -864,7 +584,7 @@ def _results(records: Records, story: _Story) -> Iterator[str]:
     yield "</tbody></table></div></section>\n"
 
 
-def _extent(records: Records, story: _Story) -> str:
+def _extent(records: Records, story: Story) -> str:
     parts = [
         f"the first {len(shown):,} of {count:,} {noun}" if len(shown) < count else plural(count, noun.removesuffix("s"))
         for shown, count, noun in (
@@ -889,7 +609,7 @@ def _result_row(key: Any, record: Record, short: str, full: str, most: int, *, f
             f'<details><summary class="mono">{_text(shorten(short, 180))}</summary>'
             f"<pre>\n{_text(full[:most] + cut)}</pre></details>"
         )
-    moment, elapsed = _moment(record.timestamp), _known(record.elapsed)
+    moment, elapsed = moment_of(record.timestamp), known(record.elapsed)
     when = f' data-v="{moment:.3f}">{_stamp(moment, seconds=True)}' if moment == moment else ' data-v="">–'
     took = _EMPTY
     if elapsed is not None:
@@ -914,8 +634,8 @@ def _value_text(record: Record) -> tuple[str, str]:
     """(on one line, to be read) of a result: plain JSON, and as for text, the text."""
     raw = bytes(record.result)
     try:
-        value = tables._tidy_result(raw, sealed=bool(record.crc or record.session))
-        line = tables._json_text(value)
+        value = tidy_result(raw, sealed=bool(record.crc or record.session))
+        line = json_text(value)
     except ValueError:  # too deep, or an envelope of another version: what stands in the file
         text = raw.decode("utf-8", "replace")
         return text, text
@@ -951,8 +671,8 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def _key_text(key: Any) -> str:
-    tidy = tables._tidy(key)
-    return tidy if type(tidy) is str else tables._json_text(tidy)
+    told = tidy(key)
+    return told if type(told) is str else json_text(told)
 
 
 def _word(name: str) -> str:
@@ -1017,7 +737,7 @@ def _stamp(moment: float, *, seconds: bool = False) -> str:
     """A moment for people: "3 May 2026, 09:12"."""
     if moment != moment:
         return "–"
-    told = _EPOCH + timedelta(seconds=min(max(moment, _FIRST), _LAST))
+    told = EPOCH + timedelta(seconds=min(max(moment, FIRST), LAST))
     return (
         f"{told.day} {_MONTHS[told.month - 1]} {told.year}, {told:%H:%M:%S}"
         if seconds

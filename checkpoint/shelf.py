@@ -217,9 +217,13 @@ class Shelf:
 
     def sample(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where records of the version begin: at most so many, spread evenly over the file."""
-        with self.lock:
-            offsets, reader = self._offsets(version), self.journal.reader
+        reader, offsets = self.offsets(version)
         return reader, offsets[:: -(-len(offsets) // most) or 1]
+
+    def offsets(self, version: str) -> tuple[Reader | None, list[int]]:
+        """The reader, and where each record of the version begins, in the order of the file."""
+        with self.lock:
+            return self.journal.reader, self._offsets(version)
 
     def codes(self, version: str) -> dict[str, list[int]]:
         """Where the records of a version begin, in the order of the file, by the code that they name."""

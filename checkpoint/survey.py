@@ -6,13 +6,10 @@ bounded number of records, never by the size of the journals; what is a part of 
 
 from __future__ import annotations
 
-import difflib
-import errno
 import heapq
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,16 +18,17 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Self
 
-from checkpoint import clock, upkeep
+from checkpoint import clock
 from checkpoint.causes import Cause, causes_of
-from checkpoint.errors import CheckpointError, DamagedRecord, InvalidName, ItemError, StoreError, plural, quote, shorten
+from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, quote, shorten
 from checkpoint.index import Index
-from checkpoint.journal import Reader, Record, parse, store_error
+from checkpoint.journal import Reader, Record, parse
 from checkpoint.keys import Key, key_from_json
 from checkpoint.ledger import plain_json
+from checkpoint.places import aside_name, locate, names_in, paths_of, size_in_words, size_of, writer_of
 from checkpoint.records import LATEST, Records, item_error
 from checkpoint.shelf import Shelf, index_path, key_of
-from checkpoint.store import Store, check_name, resolve_directory
+from checkpoint.store import Store, resolve_directory
 from checkpoint.upkeep import VersionCount
 
 __all__ = [
@@ -45,11 +43,8 @@ __all__ = [
     "causes",
     "failures",
     "list_checkpoints",
-    "locate",
     "moment_of",
-    "names_in",
     "printable",
-    "size_of",
     "span",
     "survey",
 ]
@@ -286,7 +281,10 @@ class Survey:
             yield "versions", [self._version_line(held) for held in self.versions]
         if self.sessions:
             yield "sessions", [f"{self.sessions:,}"]
-        yield "files", [f"{size_of(self.size)}: " + ", ".join(f"{k} {size_of(n)}" for k, n in self.sizes.items())]
+        yield (
+            "files",
+            [f"{size_in_words(self.size)}: " + ", ".join(f"{k} {size_in_words(n)}" for k, n in self.sizes.items())],
+        )
 
     def counts(self) -> str:
         """ "412 of 600 (69 %) · 12 failed"."""
@@ -402,59 +400,7 @@ def printable(text: str) -> str:
 _ESCAPED = {"\xa0": " ", "\u202f": " ", "\u3000": "  "}  # what is only a space of its own width
 
 
-def size_of(size: int) -> str:
-    """Bytes, in words."""
-    return upkeep._size(size)
-
-
 # --- which there are -------------------------------------------------------------------------------------------------
-
-
-def names_in(directory: Path) -> list[str]:
-    """The names of the checkpoints in a directory.
-
-    Raises:
-        StoreError: the directory cannot be read.
-    """
-    try:
-        return [name for name in upkeep._names_in(directory) if _is_name(name)]
-    except OSError as error:
-        raise store_error(error, "cannot read", directory) from error
-
-
-def _is_name(name: str) -> bool:
-    try:
-        check_name(name)
-    except InvalidName:
-        return False
-    return True
-
-
-def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The directory, if the checkpoint is there.
-
-    Raises:
-        InvalidName: as for a runner.
-        StoreError: it is not; the message lists those that are, and the one that may be meant.
-    """
-    try:
-        return upkeep._directory_of(name, checkpoint_dir)
-    except StoreError as error:
-        directory = resolve_directory(checkpoint_dir)
-        if error.errno != errno.ENOENT:
-            raise
-        there = names_in(directory)
-        stem = re.sub(r"_(results\.jsonl|errors\.jsonl|meta\.json)$", "", name)
-        meant = [stem] if stem in there else difflib.get_close_matches(name, there, 1)
-        if not meant:
-            raise
-        what, _, hint = str(error).rpartition("; ")
-        raise StoreError(
-            f"{what}; did you mean {meant[0]!r}? {hint}",
-            errno=error.errno,
-            strerror=error.strerror,
-            filename=error.filename,
-        ) from None
 
 
 def list_checkpoints(checkpoint_dir: str | os.PathLike[str] | None = None) -> list[Summary]:
@@ -562,14 +508,14 @@ class Observer:
             _total_of(store, _meta_of(store)),
             size,
             tails.last,
-            upkeep._writer_of(self.directory, self.name),
+            writer_of(self.directory, self.name),
         )
 
     def look(self) -> Survey:
         """The checkpoint at this moment."""
         store = self._records.open()
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
-        writer = upkeep._writer_of(self.directory, self.name)
+        writer = writer_of(self.directory, self.name)
         done, (failed, is_exact) = store.results.count(version), _unresolved(store, store.errors, version)
         causes, read, afresh = self._failures.look(store, version, tails.session)
         total = _total_of(store, meta)
@@ -647,12 +593,12 @@ def _versions(store: Store, current: str, counts: tuple[int, int], meta: dict[st
 
 def _sizes(name: str, directory: Path) -> dict[str, int]:
     """Bytes of each file that is there, by what it is."""
-    results, errors, unsaved = upkeep._paths(name, directory)
+    results, errors, unsaved = paths_of(name, directory)
     files = {"results": results, "errors": errors, "kept aside": unsaved, "meta": directory / f"{name}_meta.json"}
-    sizes = {what: upkeep._size_of(path) for what, path in files.items()}
-    sizes["indexes"] = sum(upkeep._size_of(index_path(path)) for path in (results, errors, unsaved))
-    asides = [path.with_name(upkeep._aside(str(path))) for path in (results, errors, unsaved)]
-    sizes["set aside by repairs"] = sum(map(upkeep._size_of, asides))
+    sizes = {what: size_of(path) for what, path in files.items()}
+    sizes["indexes"] = sum(size_of(index_path(path)) for path in (results, errors, unsaved))
+    asides = [path.with_name(aside_name(path)) for path in (results, errors, unsaved)]
+    sizes["set aside by repairs"] = sum(map(size_of, asides))
     return {what: size for what, size in sizes.items() if size}
 
 
@@ -670,7 +616,7 @@ def _unresolved(store: Store, shelf: Shelf, version: str) -> tuple[int, bool]:
     if keys is not None:
         held, done = shelf.find_all(version, keys)[0], store.results.find_all(version, keys)[0]
         return sum(place >= 0 and at < 0 for place, at in zip(held, done, strict=True)), True
-    reader, offsets = shelf.sample(version, sys.maxsize)
+    reader, offsets = shelf.offsets(version)
     if len(offsets) > _COUNTED:  # drawn, since every n-th of them may be alike
         offsets = Random(0).sample(offsets, _COUNTED)
     open_ones = sum(1 for _ in _open_failures(store, shelf, version, reader, offsets))
@@ -704,7 +650,7 @@ class _Failures:
 
     def look(self, store: Store, version: str, session: str) -> tuple[list[Cause], int, int]:
         """(causes, how many failures they are of, how many of these the session recorded)."""
-        reader, offsets = store.errors.sample(version, sys.maxsize)
+        reader, offsets = store.errors.offsets(version)
         offsets = offsets[-_READ:]
         if reader is not self._reader:
             self._reader, self._known, self._shown, self._causes = reader, {}, [], []
@@ -755,7 +701,7 @@ def failures(
     records = Records(name, directory, version=LATEST, power=False, result_type=None)
     try:
         store = records.open()
-        reader, offsets = store.errors.sample(records.version, sys.maxsize)
+        reader, offsets = store.errors.offsets(records.version)
         for _, key, record in _open_failures(store, store.errors, records.version, reader, offsets):
             if type is None or _is_of(record.type, type):
                 yield _failed(key, record)

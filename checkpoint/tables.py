@@ -41,12 +41,12 @@ from checkpoint.errors import DamagedRecord, ExtraNeeded, InvalidOption, StoreEr
 from checkpoint.journal import Reader, Record, fsync, open_safely, store_error
 from checkpoint.keys import Key, plain_key, short_digest
 from checkpoint.passes import NOT_RUN
+from checkpoint.places import locate
 from checkpoint.records import LATEST, Records
 from checkpoint.shelf import Shelf, key_of
-from checkpoint.store import check_name, resolve_directory
 from checkpoint.upkeep import VersionCount
 
-__all__ = ["Table", "export", "of_version", "versions_of"]
+__all__ = ["Table", "export", "json_text", "of_version", "replacing", "tidy", "tidy_result", "versions_of"]
 
 _MOST_FIELDS = 1000
 _DEEPEST = 10
@@ -69,14 +69,14 @@ _WORD = 1 << 63
 _EXACT = 1 << 53
 
 
-def _tidy_result(raw: bytes, *, sealed: bool) -> Any:
+def tidy_result(raw: bytes, *, sealed: bool) -> Any:
     """The tidy value of a record's result; `sealed` tells whether it is ours, with envelopes, or another program's.
 
     Raises:
         ValueError: it is nothing that this can read.
     """
     if not sealed:
-        return with_stack(_tidy, decode_foreign(raw))
+        return with_stack(tidy, decode_foreign(raw))
     if b'{"$' not in raw:
         return _codec.decode(raw)  # plain JSON is tidy
     try:
@@ -102,7 +102,7 @@ def _opened(plain: Any) -> Any:
     if not first.startswith("$"):
         return {name: _opened(part) for name, part in plain.items()}
     opener = _OPENERS.get(first)
-    return _tidy(_codec.revive(plain)) if opener is None else opener(plain)
+    return tidy(_codec.revive(plain)) if opener is None else opener(plain)
 
 
 def _open_object(env: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +122,14 @@ def _open_pairs(pairs: list[Any]) -> Any:
 
 def _object(pairs: list[Any]) -> Any:
     """An object of tidy pairs; the list of them where two keys make one name."""
-    named = {key if type(key) is str else _json_text(key): part for key, part in pairs}
+    named = {key if type(key) is str else json_text(key): part for key, part in pairs}
     return named if len(named) == len(pairs) else pairs
 
 
 def _open_set(parts: list[Any]) -> list[Any]:
     opened = [_opened(part) for part in parts]
     kinds = set(map(type, opened))
-    return sorted(opened) if kinds <= {int, float} or kinds == {str} else sorted(opened, key=_json_text)
+    return sorted(opened) if kinds <= {int, float} or kinds == {str} else sorted(opened, key=json_text)
 
 
 _OPENERS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -148,11 +148,11 @@ _OPENERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def _tidy(value: Any) -> Any:
+def tidy(value: Any) -> Any:
     """A decoded scalar or array, a key, or the JSON of another program, tidy."""
-    tidy = _TIDY.get(type(value))
-    if tidy is not None:
-        return tidy(value)
+    known = _TIDY.get(type(value))
+    if known is not None:
+        return known(value)
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         return _tidy_numpy(numpy, value)
@@ -164,7 +164,7 @@ def _itself(value: Any) -> Any:
 
 
 def _tidy_parts(parts: Iterable[Any]) -> list[Any]:
-    return [_tidy(part) for part in parts]
+    return [tidy(part) for part in parts]
 
 
 def _tidy_text(text: str) -> str:
@@ -191,13 +191,13 @@ def _tidy_numpy(numpy: Any, value: Any) -> Any:
     if isinstance(value, numpy.ndarray):
         return [_tidy_numpy(numpy, part) for part in value] if value.ndim else _tidy_numpy(numpy, value[()])
     if dtype.names is not None:
-        return {_tidy_text(name): _tidy(value[name]) for name in dtype.names}
+        return {_tidy_text(name): tidy(value[name]) for name in dtype.names}
     if dtype.kind in "mM":
         return _tidy_np_moment(numpy, value)
     if dtype.kind == "f":  # a long double
         return float(value) if float(value) == value or value != value else str(value)
     held = value.item()
-    return str(value) if isinstance(held, numpy.generic) else _tidy(held)
+    return str(value) if isinstance(held, numpy.generic) else tidy(held)
 
 
 def _tidy_np_moment(numpy: Any, value: Any) -> Any:
@@ -207,7 +207,7 @@ def _tidy_np_moment(numpy: Any, value: Any) -> Any:
         rounded = value.astype(f"{value.dtype.kind}8[us]")
         held = rounded.item() if numpy.datetime_data(value.dtype)[0] not in "YMWD" else value.item()
         if isinstance(held, (date, timedelta)) and (rounded == value or not isinstance(held, (datetime, timedelta))):
-            return _tidy(held)
+            return tidy(held)
     return str(value)
 
 
@@ -217,7 +217,7 @@ _TIDY: dict[type, Callable[[Any], Any]] = {
     bytearray: bytes,
     list: _tidy_parts,
     tuple: _tidy_parts,
-    dict: lambda value: _object([[_tidy_text(name), _tidy(part)] for name, part in value.items()]),
+    dict: lambda value: _object([[_tidy_text(name), tidy(part)] for name, part in value.items()]),
     datetime: _tidy_datetime,
     time: lambda value: value.replace(fold=0) if value.tzinfo is None else value.isoformat(),
     timedelta: _tidy_timedelta,
@@ -242,7 +242,8 @@ def _jsonable(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def _json_text(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """A tidy value as plain JSON."""
     return msgspec.json.encode(with_stack(_jsonable, value)).decode()
 
 
@@ -402,7 +403,7 @@ def _maker(form: Form) -> Callable[[Any], Any] | None:
             name: None if (part := value.get(name)) is None else make(part) for name, make in makers.items()
         }
     makers_of_kinds: dict[str, Callable[[Any], Any]] = {
-        "json": _json_text,
+        "json": json_text,
         "text": _digits,
         "number": float,
         "decimal": Decimal,
@@ -528,7 +529,7 @@ class Table:
     def _rows(self) -> Iterator[_Row]:
         for number, place in enumerate(self._places):
             row = self._row(place)
-            yield row if self._keys is None else row._replace(own=(_tidy(self._keys[number]), *row.own[1:]))
+            yield row if self._keys is None else row._replace(own=(tidy(self._keys[number]), *row.own[1:]))
 
     def _row(self, place: int) -> _Row:
         if place == NOT_RUN:
@@ -542,7 +543,7 @@ class Table:
         key, record = self._read(store.results, reader, place, self._records.load_at)
         raw = bytes(record.result)
         try:
-            value = _tidy_result(raw, sealed=bool(record.crc or record.session))
+            value = tidy_result(raw, sealed=bool(record.crc or record.session))
         except ValueError:
             assert reader is not None
             self._records.load_at(reader, place)  # which tells what is wrong, and where
@@ -668,13 +669,13 @@ class Table:
         """A Parquet file takes the place of what is at `path`, or nothing does."""
         pa = _package("pyarrow", "parquet", "to_parquet()")
         parquet = importlib.import_module("pyarrow.parquet")
-        with _replacing(path) as file, parquet.ParquetWriter(file, self.schema(pa)) as writer:
+        with replacing(path) as file, parquet.ParquetWriter(file, self.schema(pa)) as writer:
             for group in _groups(self.batches(pa)):
                 writer.write_table(pa.Table.from_batches(group), row_group_size=_GROUP)
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
         """A CSV file (UTF-8, with a header) takes the place of what is at `path`; nothing and empty text look alike."""
-        with _replacing(path) as file:
+        with replacing(path) as file:
             text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
             try:
                 write = csv.writer(text, lineterminator="\n").writerow
@@ -689,7 +690,7 @@ class Table:
 
         What is JSON text in other tables is JSON: values of differing types stand as they are.
         """
-        with _replacing(path) as file:
+        with replacing(path) as file:
             columns = [(name, None if form is _JSON else make) for name, form, make in self.columns]
             for cells, _ in self.cells():
                 made = {
@@ -755,7 +756,7 @@ def _cell(make: Callable[[Any], Any] | None, value: Any) -> str:
 
 
 def _own(key: Key, record: Record, error: str | None, kind: str | None) -> tuple[Any, ...]:
-    return (_tidy(key), error, kind, _moment(record.timestamp), record.elapsed, record.attempts)
+    return (tidy(key), error, kind, _moment(record.timestamp), record.elapsed, record.attempts)
 
 
 def _moment(text: str) -> Any:
@@ -824,7 +825,7 @@ def _package(name: str, extra: str, what: str) -> Any:
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file that takes the place of what is at `path` when the block ends well; else it leaves nothing."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -870,14 +871,13 @@ def export(
     write = writers.get(Path(path).suffix.lower())
     if write is None:
         raise InvalidOption(f"{quote(os.fspath(path))} does not end in {', '.join(writers)}: that tells what to write")
-    directory = resolve_directory(checkpoint_dir)
-    with closing(Records(check_name(name), directory, version=LATEST, power=False, result_type=None)) as records:
-        store = records.store
-        if store.results.is_empty and store.errors.is_empty:
+    directory = locate(name, checkpoint_dir)
+    with closing(Records(name, directory, version=LATEST, power=False, result_type=None)) as records:
+        if records.store.results.is_empty and records.store.errors.is_empty:
             raise StoreError(
-                f"there is no checkpoint {name!r} in {directory}; see what is there, or name another directory",
-                errno=errno.ENOENT,
-                strerror="no such checkpoint",
+                f"checkpoint {name!r} in {directory} holds nothing yet; nothing was written",
+                errno=errno.ENODATA,
+                strerror="nothing to export",
                 filename=str(directory),
             )
         with closing(records if version is LATEST else of_version(records, version)) as chosen:

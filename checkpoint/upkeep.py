@@ -10,12 +10,9 @@ any.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import shlex
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +24,9 @@ from checkpoint.index import file_state
 from checkpoint.journal import Journal, Reader, is_whole, store_error
 from checkpoint.keys import Key
 from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
-from checkpoint.lock import Lock
+from checkpoint.places import aside_name, command_line, locate, paths_of, size_in_words, size_of, writer_of
 from checkpoint.shelf import Shelf, index_path
-from checkpoint.store import Store, check_name, forgetting, open_store, resolve_directory
+from checkpoint.store import Store, forgetting, open_store
 
 __all__ = [
     "Compaction",
@@ -215,7 +212,8 @@ class Soundness:
             if journal.index in ("stale", "damaged"):
                 yield f"{journal.path}: its index file is {journal.index}; it is rebuilt, and nothing is lost by it"
             if journal.aside:
-                yield f"{journal.path}: repairs have set bytes aside ({_size(journal.aside)} in {_aside(journal.path)})"
+                kept = f"{size_in_words(journal.aside)} in {aside_name(journal.path)}"
+                yield f"{journal.path}: repairs have set bytes aside ({kept})"
         if not self.unsaved.missing and self.unsaved.lines:
             yield f"{self.unsaved.path} holds values that could not be encoded: see .unsaved"
         if self.meta != "sound":
@@ -244,10 +242,10 @@ class Soundness:
         if lines or self.leftovers:
             size += sum(size for _, size in self.leftovers)
             what = f"{plural(lines, 'superseded line')}" if lines else "temporary files"
-            yield f"to free {_size(size)} ({what}): {self._command('compact')}"
+            yield f"to free {size_in_words(size)} ({what}): {self._command('compact')}"
 
     def _command(self, verb: str) -> str:
-        return _command(verb, self.name, self.directory)
+        return command_line(verb, self.name, self.directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +280,7 @@ class Repair:
         paths = dict.fromkeys(damage.path for damage in self.moved)
         for path in paths:
             count = sum(damage.path == path for damage in self.moved)
-            done.append(f"{path}: {plural(count, 'damaged line')} set aside in {_aside(path)}")
+            done.append(f"{path}: {plural(count, 'damaged line')} set aside in {aside_name(path)}")
         if self.torn:
             done.append(f"a torn tail of {plural(self.torn, 'byte')} was set aside")
         return "\n".join(done) or f"checkpoint {self.name!r} in {self.directory}: nothing to repair"
@@ -321,15 +319,17 @@ class Compaction:
         }
 
     def __str__(self) -> str:
-        what = f"freed {_size(self.size)}, {plural(self.lines, 'line')}; {_size(self.left)} are left"
+        what = f"freed {size_in_words(self.size)}, {plural(self.lines, 'line')}; {size_in_words(self.left)} are left"
         if not self.lines:
-            what = f"nothing to compact: each of its lines counts ({_size(self.left)})"
+            what = f"nothing to compact: each of its lines counts ({size_in_words(self.left)})"
         told = [f"checkpoint {self.name!r} in {self.directory}: {what}"]
         if self.leftovers:
             size = sum(size for _, size in self.leftovers)
-            told.append(f"deleted {plural(len(self.leftovers), 'temporary file')} of a killed process ({_size(size)})")
+            told.append(
+                f"deleted {plural(len(self.leftovers), 'temporary file')} of a killed process ({size_in_words(size)})"
+            )
         if self.damaged:
-            command = _command("check", self.name, self.directory)
+            command = command_line("check", self.name, self.directory)
             told.append(f"{plural(self.damaged, 'damaged line')} left in place: {command} --repair sets damage aside")
         return "\n".join(told)
 
@@ -345,24 +345,6 @@ def _of_torn(size: int, writer: dict[str, Any] | None) -> str:
         return cut
     who = f"process {writer['pid']}" if "pid" in writer else "another process"
     return f"its last line is being written by {who}" if writer else f"{cut}, unless it is being written just now"
-
-
-def _size(size: int) -> str:
-    if size < 10_000:
-        return plural(size, "byte")
-    amount, unit = next((size / 1000**n, unit) for n, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if size >= 1000**n)
-    return f"{amount:,.1f} {unit}"
-
-
-def _aside(path: str) -> str:
-    return Journal(Path(path)).aside.name
-
-
-def _command(verb: str, name: str, directory: str) -> str:
-    words = ["checkpoint", verb, name]
-    if directory != str(resolve_directory(None)):
-        words += ["--dir", directory]
-    return shlex.join(words)
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
@@ -388,8 +370,8 @@ def check(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> So
         >>> found.is_sound, found.results.lines, found.lost
         (True, 1, ())
     """
-    directory = _directory_of(name, checkpoint_dir)
-    paths = _paths(name, directory)
+    directory = locate(name, checkpoint_dir)
+    paths = paths_of(name, directory)
     readers = [Reader.open(path) for path in paths]
     ledgers = [_ledger(reader, decode=path is paths[0]) for path, reader in zip(paths, readers, strict=True)]
     states = [_state_of(path, reader, ledger) for path, reader, ledger in zip(paths, readers, ledgers, strict=True)]
@@ -402,54 +384,9 @@ def check(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> So
         unsaved=states[2],
         versions=tuple(_count_versions(ledgers[0], ledgers[1], labels)),
         meta=meta,
-        writer=_writer_of(directory, name),
+        writer=writer_of(directory, name),
         leftovers=tuple(_leftovers(name, directory)),
     )
-
-
-def _paths(name: str, directory: Path) -> tuple[Path, Path, Path]:
-    return directory / f"{name}_results.jsonl", directory / f"{name}_errors.jsonl", directory / f".{name}_unsaved.jsonl"
-
-
-def _directory_of(name: str, checkpoint_dir: str | os.PathLike[str] | None) -> Path:
-    """The directory, if the checkpoint is there.
-
-    Raises:
-        StoreError: it is not; the message lists those that are.
-    """
-    directory = resolve_directory(checkpoint_dir)
-    check_name(name)
-    try:
-        if any(_is_there(path) for path in (*_paths(name, directory), directory / f"{name}_meta.json")):
-            return directory
-        there = _names_in(directory)
-    except OSError as error:
-        raise store_error(error, "cannot read", directory) from error
-    shown = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
-    hint = f"there are: {shown}" if there else "nor is there any other; name the directory by --dir (checkpoint_dir=)"
-    raise StoreError(
-        f"there is no checkpoint {name!r} in {directory}; {hint}",
-        errno=errno.ENOENT,
-        strerror="no such checkpoint",
-        filename=str(directory),
-    )
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def _names_in(directory: Path) -> list[str]:
-    try:
-        files = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = (re.fullmatch(r"([^.].*)_(?:results\.jsonl|errors\.jsonl|meta\.json)", file) for file in files)
-    return sorted({match[1] for match in found if match})
 
 
 def _ledger(reader: Reader | None, *, decode: bool) -> Ledger | None:
@@ -478,15 +415,8 @@ def _state_of(path: Path, reader: Reader | None, ledger: Ledger | None) -> Journ
         lost=tuple(ledger.lost()) if ledger else (),
         outdated=tuple(ledger.outdated()) if ledger else (),
         index=file_state(index_path(path), reader),
-        aside=_size_of(aside),
+        aside=size_of(aside),
     )
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0
 
 
 def _count_versions(results: Ledger | None, errors: Ledger | None, labels: dict[str, Any]) -> Iterator[VersionCount]:
@@ -520,26 +450,6 @@ def _read_meta(path: Path) -> tuple[Literal["sound", "missing", "garbage"], dict
     return "sound", labels if isinstance(labels, dict) else {}
 
 
-def _writer_of(directory: Path, name: str) -> dict[str, Any] | None:
-    """Who holds the writer's lock; {} where that cannot be told. Trying it would refuse a writer that comes just now.
-
-    Linux lists the locks of the processes that can be seen from here; those of other containers cannot.
-    """
-    lock = Lock(directory / f".{name}.lock", name)
-    try:
-        inode = lock.path.lstat().st_ino
-    except OSError:
-        return None
-    try:
-        held = re.search(rf" FLOCK +ADVISORY +WRITE .*:{inode} ", Path("/proc/locks").read_text("ascii", "replace"))
-    except OSError:
-        return {}
-    owner = lock.owner()
-    if held:
-        return {part: owner.get(part) for part in ("pid", "host", "since")}
-    return None if owner.get("host") in (None, socket.gethostname()) else {}
-
-
 def _leftovers(name: str, directory: Path) -> Iterator[tuple[str, int]]:
     """(path, bytes) of temporary files of this checkpoint. This process's own may be in use by another thread."""
     pattern = re.compile(
@@ -548,7 +458,7 @@ def _leftovers(name: str, directory: Path) -> Iterator[tuple[str, int]]:
     )
     for file in sorted(os.listdir(directory)):
         if pattern.fullmatch(file):
-            yield str(directory / file), _size_of(directory / file)
+            yield str(directory / file), size_of(directory / file)
 
 
 # --- repair and compact ----------------------------------------------------------------------------------------------
@@ -601,9 +511,9 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
         >>> print(repair("squares").moved)
         ()
     """
-    directory = _directory_of(name, checkpoint_dir)
-    before = sum(_size_of(Journal(path).aside) for path in _paths(name, directory))
-    torn = sum(map(_torn_bytes, _paths(name, directory)))
+    directory = locate(name, checkpoint_dir)
+    before = sum(size_of(Journal(path).aside) for path in paths_of(name, directory))
+    torn = sum(map(_torn_bytes, paths_of(name, directory)))
     moved: list[Damage] = []
     forgotten = 0
     with _alone(name, directory) as store:
@@ -622,7 +532,7 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
             shelf.replace(_without(reader, ledger.damage, instead, ledger.end))
             moved += ledger.damage
             forgotten += len(instead)
-        after = sum(_size_of(shelf.journal.aside) for shelf in (store.results, store.errors, store.unsaved))
+        after = sum(size_of(shelf.journal.aside) for shelf in (store.results, store.errors, store.unsaved))
     return Repair(name, str(directory), tuple(moved), torn if after > before else 0, forgotten)
 
 
@@ -680,7 +590,7 @@ def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> 
         >>> compact("cubes").lines
         1
     """
-    directory = _directory_of(name, checkpoint_dir)
+    directory = locate(name, checkpoint_dir)
     lines = size = left = damaged = 0
     with _alone(name, directory) as store:
         leftovers = _discard_leftovers(name, directory)

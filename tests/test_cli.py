@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import checkpoint
-from checkpoint import CheckpointedRunner, UnencodableValue, clock, demo, upkeep
+from checkpoint import CheckpointedRunner, UnencodableValue, clock, demo, survey
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked
 
@@ -927,7 +927,7 @@ def test_where_no_writer_can_be_told_watch_goes_on_while_something_is_left(
 ) -> None:
     """It ends when nothing is; a job that is slow is not taken for one that has ended."""
     make_empty(tmp_path)
-    monkeypatch.setattr(upkeep, "_writer_of", lambda *_: {})
+    monkeypatch.setattr(survey, "writer_of", lambda *_: {})
     waited = []
 
     def wait(seconds: float) -> None:

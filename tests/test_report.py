@@ -27,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import InvalidName, InvalidOption, Retry, StoreError, checkpointed, report
+from checkpoint.history import Story, Timeline
 from checkpoint.journal import Reader, seal
 from checkpoint.report import write_report
 from checkpoint.tables import export
@@ -515,15 +516,15 @@ def test_records_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def timeline(events: list[tuple[float, float, int]]) -> report._Timeline:
+def timeline(events: list[tuple[float, float, int]]) -> Timeline:
     """Of (moment, seconds before it that the call began, session)."""
-    story = report._Story()
+    story = Story()
     for moment, elapsed, session in events:
         story.moments.append(moment)
         story.begins.append(moment - elapsed)
         story.owners.append(session)
         story.successes.append(True)
-    return report._Timeline(story)
+    return Timeline(story)
 
 
 @pytest.mark.parametrize(

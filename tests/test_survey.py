@@ -18,11 +18,11 @@ from checkpoint import (
     StoreError,
     UnencodableValue,
     survey,
-    upkeep,
 )
 from checkpoint.journal import Reader, seal
 from checkpoint.keys import short_digest
-from checkpoint.survey import Observer, Summary, Survey, ago, failures, list_checkpoints, locate, printable, span
+from checkpoint.places import locate
+from checkpoint.survey import Observer, Summary, Survey, ago, failures, list_checkpoints, printable, span
 from checkpoint.upkeep import compact
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
@@ -295,7 +295,7 @@ def test_time_left_needs_a_total_something_left_and_a_writer(tmp_path: Path, mon
     """And of failures, those of this session are dealt with; earlier ones are tried again."""
     write(tmp_path, *(line(n, at=n) for n in range(20)))
     write(tmp_path, error_line("y", at=-900, session="00"), error_line("x", at=18.5), kind="errors")
-    monkeypatch.setattr(upkeep, "_writer_of", lambda *_: {"pid": 7, "host": "h", "since": stamp(-60)})
+    monkeypatch.setattr(survey, "writer_of", lambda *_: {"pid": 7, "host": "h", "since": stamp(-60)})
     assert at(tmp_path, 20).seconds_left is None  # the total is not known
     (tmp_path / "j_meta.json").write_text('{"total_items": 40}')
     seen = at(tmp_path, 20)
@@ -306,19 +306,19 @@ def test_time_left_needs_a_total_something_left_and_a_writer(tmp_path: Path, mon
     (tmp_path / "j_meta.json").write_text('{"total_items": 21}')
     assert (at(tmp_path, 20).left, at(tmp_path, 20).seconds_left) == (0, None)
     (tmp_path / "j_meta.json").write_text('{"total_items": 40}')
-    monkeypatch.setattr(upkeep, "_writer_of", lambda *_: None)
+    monkeypatch.setattr(survey, "writer_of", lambda *_: None)
     assert (at(tmp_path, 20).left, at(tmp_path, 20).seconds_left) == (19, None)
 
 
 def test_a_rate_falls_while_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that stalls is not told to be fast: as long as somebody writes it."""
     write(tmp_path, *(line(n, at=n / 10) for n in range(100)))
-    monkeypatch.setattr(upkeep, "_writer_of", lambda *_: {"pid": 1, "host": "h", "since": stamp(0)})
+    monkeypatch.setattr(survey, "writer_of", lambda *_: {"pid": 1, "host": "h", "since": stamp(0)})
     assert at(tmp_path, 10).rate == pytest.approx(10.0)
     assert at(tmp_path, 99).rate == pytest.approx(1.0)
-    monkeypatch.setattr(upkeep, "_writer_of", lambda *_: None)
+    monkeypatch.setattr(survey, "writer_of", lambda *_: None)
     assert at(tmp_path, 99).rate == pytest.approx(10.0)
-    monkeypatch.setattr(upkeep, "_writer_of", lambda *_: {})
+    monkeypatch.setattr(survey, "writer_of", lambda *_: {})
     assert at(tmp_path, 30).rate == pytest.approx(99 / 30)
     assert at(tmp_path, 99).rate == pytest.approx(10.0)
     assert "cannot be told here" in str(at(tmp_path, 99))
