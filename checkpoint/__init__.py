@@ -1,5 +1,6 @@
 """Resumable maps: kill the run at any moment, start it again, and only the rest is computed."""
 
+from checkpoint.causes import Cause
 from checkpoint.decorator import AsyncCheckpointedFunction, CheckpointedFunction, checkpointed
 from checkpoint.errors import (
     BrokenWorkers,
@@ -29,9 +30,10 @@ from checkpoint.errors import (
     WorkerDied,
 )
 from checkpoint.outcomes import Outcome
+from checkpoint.plan import Plan
 from checkpoint.policies import Rate, Retry
 from checkpoint.records import LATEST
-from checkpoint.results import Results
+from checkpoint.results import KeyedErrors, KeyedResults, Results
 from checkpoint.runner import BatchCheckpointedRunner, CheckpointedRunner
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "AsyncCheckpointedFunction",
     "BatchCheckpointedRunner",
     "BrokenWorkers",
+    "Cause",
     "CheckpointError",
     "CheckpointLocked",
     "CheckpointedFunction",
@@ -55,7 +58,10 @@ __all__ = [
     "ItemError",
     "ItemsFailed",
     "JournalLost",
+    "KeyedErrors",
+    "KeyedResults",
     "Outcome",
+    "Plan",
     "Rate",
     "RefusedValue",
     "Results",

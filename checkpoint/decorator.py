@@ -337,7 +337,7 @@ class _Face(Generic[R], _Parts):
         return annotation if options.batch_size is None else _element(annotation)
 
     @property
-    def results(self) -> Mapping[Any, R]:
+    def results(self) -> KeyedResults[R]:
         """The results of this version by key, read from disk on demand."""
         return KeyedResults(self.runner.records)
 

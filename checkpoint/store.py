@@ -213,7 +213,7 @@ class Store:
         self._check_at = clock.monotonic() + _SECOND
         self._wrote_at = self._meta_at = clock.monotonic()
         _tend(self)
-        if not os.path.exists(self.meta_path):  # which never raises
+        if self._read_meta().get("total_items", -1) != self.total:  # who looks on sees how much this pass has to do
             self._write_meta()
 
     def _settle_names(self) -> None:

@@ -96,6 +96,20 @@ def test_meta_tells_people_how_far_it_is(make: Opener, tmp_path: Path, ticker: A
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_meta_tells_the_total_of_the_pass_that_runs(make: Opener, tmp_path: Path) -> None:
+    """And not that of the one before: who looks on in another terminal would take the job for done."""
+    for total in (3, 9, 5):
+        with make() as runner:
+            for item in runner.iterate(range(total)):
+                runner.save_result(item, item)
+            runner.clear([0])  # so that there is something to do
+        runner = make()
+        running = runner.iterate(range(total + 1))
+        runner.save_result(next(running), 0)
+        assert json.loads((tmp_path / "j_meta.json").read_bytes())["total_items"] == total + 1
+        runner.close()
+
+
 def test_a_reader_of_meta_never_sees_half_of_it(make: Opener, tmp_path: Path) -> None:
     """Two threads that write it at once leave it whole at every moment."""
     runner = make()
