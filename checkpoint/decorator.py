@@ -49,9 +49,7 @@ from checkpoint.calls import Call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, ItemError, quote
-from checkpoint.fingerprints import Fingerprint, fingerprint
 from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
-from checkpoint.lineage import Lineage
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
 from checkpoint.plan import Plan, make_plan
@@ -85,6 +83,8 @@ log = logging.getLogger("checkpoint")
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as _TypeVar
+
+    from checkpoint.fingerprints import Fingerprint
 
     V = _TypeVar("V", default=R)  # what a call returns: of a function of batches, more than one result
 
@@ -384,6 +384,11 @@ class _Face(Generic[R], _Parts):
         function, instance = self._target()
         before = version_of(options.version, function, instance)
         code = self._fingerprint()
+        lineage = None
+        if code is not None:
+            from checkpoint.lineage import Lineage
+
+            lineage = Lineage(code, options.on_change)
         try:
             with self.runner.start_pass(
                 items,
@@ -394,7 +399,7 @@ class _Face(Generic[R], _Parts):
                 collect=collect,
                 progress=given.get("progress", True),
                 desc=options.name if desc is None else desc,
-                lineage=code and Lineage(code, options.on_change),
+                lineage=lineage,
             ) as running:
                 yield _Work(self, function, running, given)
         finally:
@@ -414,8 +419,12 @@ class _Face(Generic[R], _Parts):
 
     def _fingerprint(self) -> Fingerprint | None:
         """What tells whether the function has changed, where no version says it."""
+        if self._self_options.version is not None:
+            return None
+        from checkpoint.fingerprints import fingerprint  # it is large, and not needed where a version is named
+
         function, instance = self._target()
-        return fingerprint(function, bound=instance is not None) if self._self_options.version is None else None
+        return fingerprint(function, bound=instance is not None)
 
     def plan(self, items: Iterable[Any], *, workers: int | None = None) -> Plan:
         """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.

@@ -15,7 +15,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from checkpoint.errors import (
     DamagedRecord,
@@ -32,13 +32,15 @@ from checkpoint.errors import (
 )
 from checkpoint.index import Place
 from checkpoint.keys import Key, KeyFunction, item_digest
-from checkpoint.lineage import Lineage
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
 from checkpoint.records import Records, item_error
 from checkpoint.shelf import Shelf
 from checkpoint.store import Entry
+
+if TYPE_CHECKING:
+    from checkpoint.lineage import Lineage
 
 __all__ = ["NOT_RUN", "Fate", "Pass"]
 

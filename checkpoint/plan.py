@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import (
     CheckpointError,
@@ -23,13 +23,15 @@ from checkpoint.errors import (
     quote,
     shorten,
 )
-from checkpoint.fingerprints import Fingerprint
 from checkpoint.keys import Key, KeyFunction
-from checkpoint.lineage import Drift, Lineage, drift_of
 from checkpoint.passes import Pass
 from checkpoint.policies import Rate
 from checkpoint.records import Records
 from checkpoint.shelf import Shelf
+
+if TYPE_CHECKING:
+    from checkpoint.fingerprints import Fingerprint
+    from checkpoint.lineage import Drift
 
 __all__ = ["Plan", "make_plan"]
 
@@ -175,6 +177,8 @@ def make_plan(
     Raises:
         InvalidKey, DuplicateKey, InvalidOption: as the pass would.
     """
+    from checkpoint.lineage import Lineage, drift_of  # it is large
+
     _refuse_one_shot(items)
     records.open()
     lineage = None if code is None else Lineage(code, on_change)

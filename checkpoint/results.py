@@ -17,12 +17,13 @@ from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLo
 from checkpoint.keys import plain_key
 from checkpoint.passes import NOT_RUN, Pass
 from checkpoint.records import Records
-from checkpoint.tables import Table, of_version, versions_of
-from checkpoint.upkeep import VersionCount
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]  # its stubs are another distribution
     import polars
+
+    from checkpoint.tables import Table
+    from checkpoint.upkeep import VersionCount
 
 __all__ = ["KeyedErrors", "KeyedResults", "Results", "finish", "raise_verdict"]
 
@@ -30,6 +31,18 @@ R = TypeVar("R", covariant=True)
 V = TypeVar("V", covariant=True)
 _SHOWN = 20
 _FIRST = 10
+
+
+def _table_of(*args: Any, **options: Any) -> Table:
+    from checkpoint.tables import Table  # imported by who wants one: it takes as long as half of what a pass needs
+
+    return Table(*args, **options)
+
+
+def _saved(records: Records, **options: Any) -> Table:
+    from checkpoint.tables import Table
+
+    return Table.saved(records, **options)
 
 
 class _Rows:
@@ -202,13 +215,13 @@ class Results(_Rows, Sequence[R]):
         chosen = [number for number, place in enumerate(self._places) if errors or place >= 0]
         places = array("q", [self._places[number] for number in chosen])
         keys = None if self._keys is None else [self._keys[number] for number in chosen]
-        return Table(self._records, places, self._results, self._errors, keys, failures=errors)
+        return _table_of(self._records, places, self._results, self._errors, keys, failures=errors)
 
     def _shown(self) -> tuple[Table, int, str]:
         failed = sum(place < 0 for place in self._places)
         told = f", {failed:,} of them failed" if failed else ""
         keys = None if self._keys is None else self._keys[:_FIRST]
-        first = Table(self._records, self._places[:_FIRST], self._results, self._errors, keys, failures=failed > 0)
+        first = _table_of(self._records, self._places[:_FIRST], self._results, self._errors, keys, failures=failed > 0)
         return first, len(self), f"{plural(len(self), 'result')}{told}"
 
     def __repr__(self) -> str:
@@ -241,6 +254,8 @@ class _Keyed(Mapping[Any, V], Generic[V]):
             >>> [(version.label, version.results) for version in scale.results.versions]
             [({'by': 2}, 2)]
         """
+        from checkpoint.tables import versions_of
+
         return versions_of(self._records)
 
     def of(self, version: Any) -> Self:
@@ -261,6 +276,8 @@ class _Keyed(Mapping[Any, V], Generic[V]):
             >>> {key: (before[key], value) for key, value in triple.results.items()}
             {2: (4, 6)}
         """
+        from checkpoint.tables import of_version
+
         return type(self)(of_version(self._records, version))
 
     def __iter__(self) -> Iterator[Any]:
@@ -280,10 +297,10 @@ class KeyedResults(_Rows, _Keyed[V]):
     """The results of a checkpoint by key, in the order in which they were saved."""
 
     def _table(self, *, errors: bool) -> Table:
-        return Table.saved(self._records, errors=errors)
+        return _saved(self._records, errors=errors)
 
     def _shown(self) -> tuple[Table, int, str]:
-        first = Table.saved(self._records, at_most=_FIRST)
+        first = _saved(self._records, at_most=_FIRST)
         return first, len(self), f"{plural(len(self), 'result')} of checkpoint {self._records.name!r}"
 
     def _items(self) -> Iterator[tuple[Any, V]]:
@@ -310,11 +327,11 @@ class KeyedErrors(_Rows, _Keyed[ItemError]):
     """
 
     def _table(self, *, errors: bool) -> Table:
-        return Table.saved(self._records, results=False, errors=True)
+        return _saved(self._records, results=False, errors=True)
 
     def _shown(self) -> tuple[Table, int, str]:
         failed = self._records.count()[1]
-        first = Table.saved(self._records, results=False, errors=True, at_most=_FIRST)
+        first = _saved(self._records, results=False, errors=True, at_most=_FIRST)
         return first, failed, f"{plural(failed, 'error')} of checkpoint {self._records.name!r}"
 
     def _items(self) -> Iterator[tuple[Any, ItemError]]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from checkpoint.codecs import canonical
 from checkpoint.errors import InvalidOption, VersionNeeded
-from checkpoint.fingerprints import static_attributes
 from checkpoint.keys import digest_of
 
 __all__ = ["moved_attributes", "version_of"]
@@ -59,6 +58,8 @@ def _of_bound(function: Any, instance: Any) -> Any:
     """Digests of what it depends on: digests, since an attribute may be a secret."""
     cls = instance if isinstance(instance, type) else type(instance)
     read = _names_read(function, cls)
+    from checkpoint.fingerprints import static_attributes  # it is large
+
     own = {} if instance is cls else dict(static_attributes(instance))
     attributes = {**_read_of_class(cls, read), **own}
     encoded = {name: canonical(value) for name, value in attributes.items()}
