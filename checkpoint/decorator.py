@@ -48,7 +48,7 @@ from typing import (
 from checkpoint.calls import Call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
-from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, ItemError, quote
+from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, InvalidOption, ItemError, plural, quote
 from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
@@ -645,6 +645,29 @@ class _Unbound(_Face[R]):
         return f"<checkpointed {self._self_options.name!r} {_name(self.__wrapped__)}>"
 
     __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
+            for name, text in self._told()
+        )
+        return f"<table><caption>{escape(f'checkpointed {_name(self.__wrapped__)}')}</caption>{rows}</table>"
+
+    def _told(self) -> Iterator[tuple[str, str]]:
+        """(what, text) of the function's checkpoint; it reads, and makes nothing."""
+        options = self._self_options
+        yield "checkpoint", f"{options.name} in {resolve_directory(options.checkpoint_dir)}"
+        try:
+            done, failed = self.runner.records.count()
+            yield "holds", f"{plural(done, 'result')}, {plural(failed, 'error')}"
+        except CheckpointError as error:  # whoever only looks is told, and not stopped
+            yield "holds", str(error)
+        for field in fields(options):
+            value = getattr(options, field.name)
+            if field.name not in ("name", "checkpoint_dir") and value != field.default:
+                yield field.name, quote(value)
 
 
 class _OnInstance(_Face[R]):

@@ -5,7 +5,6 @@ The promise: nothing is run and nothing is written; and `map` of the same items 
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,12 +136,13 @@ class Plan:
         return f", in about {_spoken(self.seconds)} ({span}) with {plural(self.workers, 'worker')}"
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         rows = "".join(
-            f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-            f'<td style="text-align:left">{html.escape(text)}</td></tr>'
+            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
             for name, text in self._rows()
         )
-        return f"<table><caption>{html.escape(f'{self.name}: {self._counts()}')}</caption>{rows}</table>"
+        return f"<table><caption>{escape(f'{self.name}: {self._counts()}')}</caption>{rows}</table>"
 
 
 def _spoken(seconds: float) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -111,6 +110,8 @@ class _Rows:
         self._table(errors=errors).write_parquet(path)
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         try:
             table, count, caption = self._shown()
             return table.to_html(count, caption)

@@ -541,13 +541,15 @@ class Table:
             return _Row(_own(key, record, *told), None, 0)
         reader = self._readers[0]
         key, record = self._read(store.results, reader, place, self._records.load_at)
-        raw = bytes(record.result)
+        raw, sealed = bytes(record.result), bool(record.crc or record.session)
         try:
-            value = tidy_result(raw, sealed=bool(record.crc or record.session))
+            value = tidy_result(raw, sealed=sealed)
+            if not sealed:
+                json_text(value)
         except ValueError:
             assert reader is not None
             self._records.load_at(reader, place)  # which tells what is wrong, and where
-            raise
+            value = _tidy_text(raw.decode("utf-8", "replace"))  # another program's, nested deeper than can be followed
         return _Row(_own(key, record, None, None), value, len(raw))
 
     def _read(

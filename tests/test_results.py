@@ -233,6 +233,33 @@ def test_a_notebook_shows_a_small_table(work: Any, caplog: pytest.LogCaptureFixt
         assert ">0 results</caption>" in work.map([], progress=False)._repr_html_()
 
 
+class Scorer:
+    """With one instance that has a version, and one that has none."""
+
+    def __init__(self, by: object) -> None:
+        self.by = by
+
+    @checkpointed("scores", key="id", retry=3)
+    def score(self, item: dict[str, int]) -> int:
+        return item["id"] * int(str(self.by))
+
+
+def test_a_notebook_shows_what_a_decorated_function_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoint, how much is there, and what it was decorated with; looking makes no file, and raises nothing."""
+    monkeypatch.chdir(tmp_path)
+    scorer: Any = Scorer(2)
+    shown = scorer.score._repr_html_()
+    assert list(tmp_path.iterdir()) == []
+    assert ">0 results, 0 errors</td>" in shown
+    scorer.score.map([{"id": 1}], progress=False)
+    shown = scorer.score._repr_html_()
+    assert ">1 result, 0 errors</td>" in shown
+    assert ">&#x27;id&#x27;</td>" in shown
+    assert "durability" not in shown
+    scorer = Scorer(object())
+    assert "version=lambda self" in scorer.score._repr_html_()
+
+
 def test_the_first_failures_are_found_behind_many_that_were_retired(make: Opener) -> None:
     """Ten rows of those that count."""
     runner = make()

@@ -302,6 +302,19 @@ def test_what_is_nested_deep_is_json(make: Opener, wrap: Any) -> None:
     assert kept == (1 if name != "result" else deep)
 
 
+@pytest.mark.parametrize("depth", [100, 600])
+def test_a_line_by_hand_may_be_nested_deeper_than_can_be_followed(make: Opener, tmp_path: Path, depth: int) -> None:
+    """It is text in every kind of file; what stands beside it is not touched."""
+    with make() as runner:
+        runner.save_result("a", 1)
+    deep = "[" * depth + "]" * depth
+    with open(tmp_path / "j_results.jsonl", "a") as journal:
+        journal.write(f'{{"key":"deep","result":{deep},"timestamp":"2026-03-01T12:00:00Z"}}\n')
+    for kind in ("csv", "jsonl", "parquet"):
+        assert export("j", tmp_path / f"out.{kind}", tmp_path) == 2
+    assert deep in (tmp_path / "out.csv").read_text("utf-8").replace(" ", "")
+
+
 def test_pandas_has_types_to_compute_with(make: Opener) -> None:
     """Plain numpy types where nothing is missing, nullable ones where ints or bools are: no int becomes a float."""
     runner = make()
