@@ -369,6 +369,29 @@ class _Face(Generic[R], _Parts):
         name = self._self_options.name.encode()
         return int.from_bytes(blake2b(name + b"/" + identity(plain_key(key)), digest_size=8).digest(), "big")
 
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
+            for name, text in self._told()
+        )
+        return f"<table><caption>{escape(f'checkpointed {_name(self.__wrapped__)}')}</caption>{rows}</table>"
+
+    def _told(self) -> Iterator[tuple[str, str]]:
+        """(what, text) of the function's checkpoint; it reads, and makes nothing."""
+        options = self._self_options
+        yield "checkpoint", f"{options.name} in {resolve_directory(options.checkpoint_dir)}"
+        try:
+            done, failed = self.runner.records.count()
+            yield "holds", f"{plural(done, 'result')}, {plural(failed, 'error')}"
+        except CheckpointError as error:  # whoever only looks is told, and not stopped
+            yield "holds", str(error)
+        for field in fields(options):
+            value = getattr(options, field.name)
+            if field.name not in ("name", "checkpoint_dir") and value != field.default:
+                yield field.name, quote(value)
+
     @contextmanager
     def _pass(
         self, items: Iterable[Any], given: PassOptions, *, collect: bool = False, is_async: bool = False
@@ -645,29 +668,6 @@ class _Unbound(_Face[R]):
         return f"<checkpointed {self._self_options.name!r} {_name(self.__wrapped__)}>"
 
     __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
-            for name, text in self._told()
-        )
-        return f"<table><caption>{escape(f'checkpointed {_name(self.__wrapped__)}')}</caption>{rows}</table>"
-
-    def _told(self) -> Iterator[tuple[str, str]]:
-        """(what, text) of the function's checkpoint; it reads, and makes nothing."""
-        options = self._self_options
-        yield "checkpoint", f"{options.name} in {resolve_directory(options.checkpoint_dir)}"
-        try:
-            done, failed = self.runner.records.count()
-            yield "holds", f"{plural(done, 'result')}, {plural(failed, 'error')}"
-        except CheckpointError as error:  # whoever only looks is told, and not stopped
-            yield "holds", str(error)
-        for field in fields(options):
-            value = getattr(options, field.name)
-            if field.name not in ("name", "checkpoint_dir") and value != field.default:
-                yield field.name, quote(value)
 
 
 class _OnInstance(_Face[R]):
