@@ -508,6 +508,8 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
+        if len(finished) == 1 and not (self._owed or self.records.power) and self._settle_one(finished[0]):
+            return
         made, others = self._encoded(finished)
         if self._owed:
             ends, self._owed = [*self._owed, *made, *others], []
@@ -520,6 +522,29 @@ class Pass:
                 self._owed = [end for group in groups[done:] for end in group]
                 error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
                 raise
+
+    def _settle_one(self, done: Done) -> bool:
+        """What `settle` comes to for one result that is not synced by itself: this is the per-item path."""
+        unit, outcome = done.unit, done.outcome
+        if type(outcome) is not Success:
+            return False
+        records, key, digest, value = self.records, unit.key, unit.digest, outcome.value
+        try:
+            raw = records.encode(value)
+        except UnencodableValue:
+            return False
+        line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
+        try:
+            self._store.append_one(self._store.results, self._version, key, digest, line)
+        except StoreError as error:
+            self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
+            error.unsaved = {key: value}
+            raise
+        with self._lock:
+            self._count(unit, outcome, records.decode(raw) if self._collect else None)
+            if self._bar is not None:
+                self._bar.update(1, self.errors.failed)
+        return True
 
     def _save(self, ends: list[_End]) -> None:
         """Save ends of one kind: results, failures, or one value that was refused."""
