@@ -33,7 +33,7 @@ from checkpoint.keys import Key, identity, key_from_json
 
 __all__ = ["Index", "IndexDamaged", "Place", "Segment", "file_state", "spelled"]
 
-_FORMAT = 1
+_FORMAT = 2
 _HEADER = 4096
 _ENTRY = struct.Struct("<16sqqH")  # hash, offset, input digest, version number (and _LOOSE)
 _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
@@ -61,6 +61,7 @@ class _Header(msgspec.Struct):
     covered: int  # bytes of the journal that the entries stand for
     head: str  # the journal's first bytes, in hex, and
     tail: str  # the last covered ones: another journal has others
+    modified: int  # when the journal was, in nanoseconds, where it ended there: what is edited in place may look alike
     entries: int
     pages: int
     versions: list[str]
@@ -177,6 +178,8 @@ def _probes(journal: Reader, covered: int) -> tuple[str, str]:
 
 def _is_of(header: _Header, journal: Reader) -> bool:
     if not 0 < header.covered <= journal.size():
+        return False
+    if header.modified and journal.modified_at(header.covered) not in (0, header.modified):
         return False
     head = journal.pread(len(header.head) // 2, 0)
     size = len(header.tail) // 2
@@ -455,8 +458,8 @@ class Index:
             return
         try:
             head = _head(block, start, stop)
-            if head.version != self.latest:
-                parse(block[start:stop])  # a flipped bit must not lead to a version that never was
+            if head.forgotten or head.version != self.latest:
+                parse(block[start:stop])  # a flipped bit must not lead to a version that never was, nor forget a key
             key = key_from_json(head.key)
             digest = int(head.input, 16) & 0x7FFFFFFFFFFFFFFF
         except ValueError as error:
@@ -500,6 +503,7 @@ class Index:
             raise OSError("too many versions for an index")
         numbers = {version: number for number, version in enumerate(versions)}
         entries = list(self._merged(numbers))
+        modified = journal.modified_at(self.end)
         head, tail = _probes(journal, self.end)
         counts = dict.fromkeys(versions, 0)
         loose = 0
@@ -508,8 +512,8 @@ class Index:
             counts[versions[flags & ~_LOOSE]] += 1
             loose += flags >= _LOOSE
         header = _Header(
-            _FORMAT, sys.byteorder, self.end, head, tail, len(entries), _page_count(len(entries)), versions, counts,
-            loose, self.latest, self.damaged,
+            _FORMAT, sys.byteorder, self.end, head, tail, modified, len(entries), _page_count(len(entries)), versions,
+            counts, loose, self.latest, self.damaged,
         )  # fmt: skip
         _write_segment(path, header, entries)
 

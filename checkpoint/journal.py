@@ -36,6 +36,7 @@ __all__ = [
     "fsync",
     "fsync_directory",
     "is_whole",
+    "open_file",
     "open_safely",
     "parse",
     "seal",
@@ -46,8 +47,10 @@ CRC_SIZE = len(b',"crc":"00000000"}')
 log = logging.getLogger("checkpoint")
 
 _BLOCK = 1 << 19
+_PROBE = 64
 _BOM = b"\xef\xbb\xbf"
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CANNOT_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # Windows, by a descriptor that only reads
@@ -81,12 +84,21 @@ def fsync_directory(path: Path) -> None:
 
 def open_safely(path: Path, flags: int, mode: int = 0o666) -> int:
     """Open one of our own dot-files: never through a symlink, closed in children, permissions by the umask."""
-    return _open(path, flags | _NOFOLLOW, mode)
+    return open_file(path, flags | _NOFOLLOW, mode)
 
 
-def _open(path: Path, flags: int, mode: int = 0o666) -> int:
+def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
     """A descriptor above those of stdin, stdout and stderr: where these are closed, what others print goes there."""
-    fd = os.open(path, flags | _CLOEXEC | _BINARY, mode)
+    # Opening a pipe must not wait for whoever is at its other end; and nothing but a file is one of ours.
+    fd = os.open(path, flags | _CLOEXEC | _BINARY | _NONBLOCK, mode)
+    try:
+        kind = os.fstat(fd).st_mode
+        if not stat.S_ISREG(kind):
+            number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+            raise OSError(number, os.strerror(number) if stat.S_ISDIR(kind) else "It is no file", str(path))
+    except OSError:
+        os.close(fd)
+        raise
     if fd > 2 or os.name == "nt":
         return fd
     import fcntl
@@ -241,7 +253,7 @@ class Reader:
     def open(cls, path: Path) -> Reader | None:
         """The file at `path`, or None where there is none yet."""
         try:
-            return cls(path, _open(path, os.O_RDONLY))
+            return cls(path, open_file(path, os.O_RDONLY))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -250,6 +262,11 @@ class Reader:
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+    def modified_at(self, end: int) -> int:
+        """When the file was modified last, in nanoseconds; 0 where it does not end there."""
+        state = self._stat()
+        return state.st_mtime_ns if state.st_size == end else 0
 
     def size(self) -> int:
         """Bytes in the file.
@@ -293,13 +310,17 @@ class Reader:
                 raise store_error(error, "cannot sync", self.path) from error
 
     def pread(self, size: int, offset: int) -> bytes:
-        """At most `size` bytes at `offset`.
+        """The `size` bytes at `offset`, fewer only where the file ends.
 
         Raises:
-            StoreError: the system reported an error: never an empty answer instead.
+            StoreError: the system reported an error: never an empty or shorter answer instead.
         """
         try:
-            return _pread(self._fd, size, offset)
+            data = _pread(self._fd, size, offset)
+            # A read that meets a bad sector, or is very large, is short; the next one tells what follows, or the error.
+            while data and len(data) < size and (more := _pread(self._fd, size - len(data), offset + len(data))):
+                data += more
+            return data
         except OSError as error:
             raise store_error(error, "cannot read", self.path) from error
 
@@ -393,6 +414,7 @@ class Journal:
         self.end = 0
         self.dirty = False
         self.in_doubt = False
+        self._probe = b""
         self._sync = sync
         self._writer: int | None = None
 
@@ -417,7 +439,7 @@ class Journal:
             return
         existed = self.open() is not None
         try:
-            self._writer = _open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            self._writer = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
             raise store_error(error, "cannot open for writing", self.path) from error
         try:
@@ -564,7 +586,7 @@ class Journal:
             raise store_error(error, "cannot write to", self.path) from error
         if place != start + len(lines):
             start = self._moved(place, len(lines))
-        self.end = place
+        self.end, self._probe = place, lines[-_PROBE:]
         self.in_doubt = False
         return start
 
@@ -582,9 +604,12 @@ class Journal:
         """Somebody appended lines between ours, which does no harm; or cut the file, which does."""
         assert self.reader is not None
         start = place - written
-        if start > self.end and self.reader.pread(1, start - 1) == b"\n":
+        known = self.is_as_known()
+        if known and start > self.end and self.reader.pread(1, start - 1) == b"\n":
             return start
         self._cut_back(written)
+        if not known and start > self.end:
+            raise self._lost("was written anew by another program", 0)
         raise self._lost("was cut" if start < self.end else "got a torn line from another program", start)
 
     def _lost(self, how: str, intact: int) -> JournalLost:
@@ -596,6 +621,16 @@ class Journal:
             intact=intact,
         )
 
+    def learned(self, end: int) -> None:
+        """What is there up to `end` is known."""
+        self.end = end
+        self._probe = b"" if self.reader is None else self.reader.pread(min(end, _PROBE), max(0, end - _PROBE))
+
+    def is_as_known(self) -> bool:
+        """Whether the last bytes that are known are still there: a program may write the same file anew, and longer."""
+        size = len(self._probe)
+        return self.reader is None or self.reader.pread(size, self.end - size) == self._probe
+
     def check_place(self) -> None:
         """Raise `JournalLost` where the file at the path is not, or no longer, the one that is written to."""
         if self._writer is None or self.reader is None:
@@ -604,6 +639,14 @@ class Journal:
             raise self._lost("was replaced" if os.path.lexists(self.path) else "was deleted", 0)
         if (size := self.reader.size()) < self.end:
             raise self._lost("was cut", size)
+        if not (self.in_doubt or self._is_as_known_or_unreadable()):
+            raise self._lost("was written anew by another program", 0)
+
+    def _is_as_known_or_unreadable(self) -> bool:
+        try:
+            return self.is_as_known()
+        except StoreError:
+            return True  # who reads it is told
 
     def sync(self) -> None:
         """Everything appended so far is on the medium when this returns."""
@@ -650,7 +693,7 @@ class Journal:
         """Let go of the file; `open` starts anew."""
         self.stop_writing()
         self.reader = None
-        self.end = 0
+        self.end, self._probe = 0, b""
         self.dirty = False
         self.in_doubt = False
 

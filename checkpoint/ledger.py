@@ -283,7 +283,8 @@ def _claims_of(line: bytes, latest: str) -> Iterator[Claim]:
     line = line.rstrip(b"\r")
     try:
         version, key, forgets, sealed = spelled(line)
-        yield Claim(version, key if sealed else str(key), forgets, sealed, counts=not sealed or version == latest)
+        counts = not forgets and (not sealed or version == latest)
+        yield Claim(version, key if sealed else str(key), forgets, sealed, counts)
     except ValueError:
         begun = _key_at_the_beginning(line)
         if begun is not None:

@@ -64,9 +64,10 @@ class Shelf:
     def refresh(self) -> None:
         """Learn what others wrote since; start anew where the file is another one or shorter."""
         reader = self.journal.reader
-        if reader is None or not reader.is_current() or reader.size() < self.index.end:
+        size = -1 if reader is None or not reader.is_current() else reader.size()
+        if reader is None or size < self.index.end or not self.journal.is_as_known():
             self.reopen()
-        elif reader.size() > self.index.end:
+        elif size > self.index.end:
             self._learn()
 
     def reopen(self) -> None:
@@ -76,7 +77,8 @@ class Shelf:
             index.load(self._index_path, reader)
             index.scan(reader)
         self.journal.close()
-        self.journal.reader, self.journal.end, self.index = reader, index.end, index
+        self.journal.reader, self.index = reader, index
+        self.journal.learned(index.end)
         self._tell_damage()
 
     def replace(self, chunks: Iterable[bytes]) -> None:
@@ -112,7 +114,7 @@ class Shelf:
         """Read on: what was appended, or repaired, is in the file but not yet in the index."""
         if self.journal.reader is not None:
             self.index.scan(self.journal.reader)
-            self.journal.end = self.index.end
+            self.journal.learned(self.index.end)
             self._tell_damage()
 
     @property

@@ -39,7 +39,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Index
-from checkpoint.journal import Journal, Record, fsync_directory, open_safely, seal, store_error
+from checkpoint.journal import Journal, Record, fsync_directory, open_file, open_safely, seal, store_error
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
 from checkpoint.shelf import Shelf
@@ -249,7 +249,7 @@ class Store:
         reader = shelf.journal.reader
         assert reader is not None
         if reader.is_current():
-            keys = shelf.index.keys_from(reader.tail()[0])
+            keys = shelf.index.keys_from(min(error.intact, reader.tail()[0]))
         else:
             lost = Index()
             lost.scan(reader)  # the open descriptor still reads the file that has no name any more
@@ -545,7 +545,8 @@ class Store:
 
     def _read_meta(self) -> dict[str, Any]:
         try:
-            meta = json.loads(self.meta_path.read_bytes())
+            with os.fdopen(open_file(self.meta_path, os.O_RDONLY), "rb") as file:
+                meta = json.loads(file.read())
         except (OSError, ValueError, RecursionError):
             return {}  # missing, empty or garbage: rebuilt from the journals
         return meta if isinstance(meta, dict) else {}
@@ -582,7 +583,7 @@ class Store:
             "completed_items": completed,
             "failed_items": self.failed_count(version),
             "schema_version": SCHEMA_VERSION,
-            "versions": self.versions,
+            "versions": dict(self.versions),  # other threads open versions meanwhile
             "codes": self.codes,
         }
 
@@ -726,6 +727,7 @@ _tended: set[Store] = set()
 _tending: threading.Thread | None = None
 _tend_lock = threading.Lock()
 _wake = threading.Event()
+_ending = False
 
 
 def _tend(store: Store) -> None:
@@ -733,15 +735,26 @@ def _tend(store: Store) -> None:
     global _tending
     with _tend_lock:
         _tended.add(store)
-        if _tending is None:
+        if _tending is None and not _ending:
             _tending = threading.Thread(target=_tend_all, name="checkpoint-tend", daemon=True)
             _tending.start()
 
 
 def _tend_all() -> None:
     global _tending
+    try:
+        _tend_each()
+    except BaseException:
+        with _tend_lock:
+            _tending = None  # the next write begins another
+        raise
+
+
+def _tend_each() -> None:
+    global _tending
     while True:
-        _wake.wait(_SECOND / 2)
+        if _wake.wait(_SECOND / 2):
+            return
         for store in list(_tended):
             if not store.tend():
                 with _tend_lock:
@@ -759,6 +772,17 @@ def _close_all() -> None:
             store.close()
         except (StoreError, StoreClosed) as error:
             log.error("%s", error)
+    _end_tending()
+
+
+def _end_tending() -> None:
+    """A thread that the interpreter stops while it holds a store's lock would keep whoever ends a pass after that."""
+    global _ending
+    with _tend_lock:
+        _ending, thread = True, _tending
+    _wake.set()
+    if thread is not None:
+        thread.join()
 
 
 def _after_fork() -> None:

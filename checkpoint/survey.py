@@ -22,7 +22,7 @@ from checkpoint import clock
 from checkpoint.causes import Cause, causes_of
 from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, quote, shorten
 from checkpoint.index import Index
-from checkpoint.journal import Reader, Record, parse
+from checkpoint.journal import Reader, Record, open_file, parse
 from checkpoint.keys import Key, key_from_json
 from checkpoint.ledger import plain_json
 from checkpoint.places import aside_name, locate, names_in, paths_of, size_in_words, size_of, writer_of
@@ -565,7 +565,8 @@ class Observer:
 
 def _meta_of(store: Store) -> dict[str, Any]:
     try:
-        meta = json.loads(store.meta_path.read_bytes())
+        with os.fdopen(open_file(store.meta_path, os.O_RDONLY), "rb") as file:
+            meta = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return {}
     return meta if isinstance(meta, dict) else {}

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from checkpoint.errors import StoreError, plural, quote
 from checkpoint.index import file_state
-from checkpoint.journal import Journal, Reader, is_whole, store_error
+from checkpoint.journal import Journal, Reader, is_whole, open_file, store_error
 from checkpoint.keys import Key
 from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
 from checkpoint.places import aside_name, command_line, locate, paths_of, size_in_words, size_of, writer_of
@@ -439,7 +439,8 @@ def _count_failed(version: str, results: Ledger | None, errors: Ledger) -> int:
 def _read_meta(path: Path) -> tuple[Literal["sound", "missing", "garbage"], dict[str, Any]]:
     """What meta is worth, and what it says that the digests of versions stand for."""
     try:
-        meta = json.loads(path.read_bytes())
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+            meta = json.loads(file.read())
     except FileNotFoundError:
         return "missing", {}
     except (OSError, ValueError, RecursionError):

@@ -538,7 +538,7 @@ def place() -> Iterator[Path]:
             for name in filter(partial(hasattr, of), names):
                 undo.enter_context(mock.patch.object(of, name, _nothing))
         # Nobody else writes, and /proc/locks is slow.
-        undo.enter_context(mock.patch.object(upkeep, "_writer_of", _nothing))
+        undo.enter_context(mock.patch.object(upkeep, "writer_of", _nothing))
         undo.enter_context(mock.patch.multiple(heard, handlers=[_Heard(logging.INFO)], propagate=False))
         undo.callback(heard.setLevel, heard.level)
         heard.setLevel(logging.INFO)

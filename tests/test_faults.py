@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
-from checkpoint import CheckpointedRunner, ItemsFailed, JournalLost, StoreError, checkpointed, clock
+from checkpoint import CheckpointedRunner, ItemsFailed, JournalLost, StoreError, checkpointed, clock, journal
 from checkpoint.errors import UnencodableValue
 from checkpoint.journal import parse
+from checkpoint.upkeep import check, compact, repair
 
 Opener = Callable[..., CheckpointedRunner]
 DEADLINE = 60.0
@@ -854,3 +855,215 @@ def test_an_item_whose_worker_segfaults_fails_alone_by_the_signals_name(tmp_path
     assert (results[1].type, results[3].type) == ("checkpoint.errors.WorkerDied", "MemoryError")
     assert "SIGSEGV" in results[1].message
     assert keys_in(tmp_path / "j_errors.jsonl").count("segfault") == 1
+
+
+# --- media, programs and ends that nobody foresaw -------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_sector(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on the sector at an offset cannot be read, as the kernel has it: a read that meets it is short."""
+    pread = journal._pread
+
+    def begin(offset: int) -> None:
+        def read(fd: int, size: int, at: int) -> bytes:
+            if offset <= at < offset + 4096:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return pread(fd, min(size, offset - at) if at < offset else size, at)
+
+        monkeypatch.setattr(journal, "_pread", read)
+
+    return begin
+
+
+@pytest.mark.promise("EIO on write or fsync")
+@pytest.mark.parametrize("where", ["in the middle", "near the end"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda directory: CheckpointedRunner("j", directory).get_all_results(),
+        lambda directory: CheckpointedRunner("j", directory).save_result("one more", 1),
+        lambda directory: check("j", directory),
+        lambda directory: repair("j", directory),
+        lambda directory: compact("j", directory),
+    ],
+    ids=["read", "save", "check", "repair", "compact"],
+)
+def test_a_bad_sector_is_an_error_and_costs_no_other_line(
+    tmp_path: Path, bad_sector: Callable[[int], None], where: str, work: Callable[[Path], Any]
+) -> None:
+    """What lies behind it is neither taken for missing nor cut off, nor left out by compaction."""
+    with CheckpointedRunner("j", tmp_path) as runner:
+        runner.save_result(0, "old")
+        for key in range(2000):
+            runner.save_result(key, "x" * 600)
+    path = tmp_path / "j_results.jsonl"
+    (tmp_path / ".j_results.index").unlink(missing_ok=True)
+    before = path.read_bytes()
+    bad_sector((len(before) // 2 if where == "in the middle" else len(before) - 20_000) // 4096 * 4096)
+    with pytest.raises(StoreError) as caught:
+        work(tmp_path)
+    assert caught.value.errno == errno.EIO
+    assert path.read_bytes() == before
+
+
+@pytest.mark.promise("damaged line in the middle")
+def test_a_flipped_bit_in_what_forgets_one_key_forgets_no_other(
+    tmp_path: Path, make: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line is damaged, and told; the key that it seems to name keeps its result."""
+    with make() as runner:
+        for key in range(10):
+            runner.save_result(key, key * key)
+        runner.clear([5])
+    path = tmp_path / "j_results.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"key":5,"forgotten"', b'{"key":4,"forgotten"'))
+    (tmp_path / ".j_results.index").unlink(missing_ok=True)
+    for _ in range(2):
+        with make() as runner:
+            assert runner.get_result(4) == 16
+            assert "damaged line" in caplog.text
+        repair("j", tmp_path)
+
+
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
+def test_a_journal_that_is_edited_in_place_while_it_is_open_is_read_anew(tmp_path: Path, make: Opener) -> None:
+    """As by an editor that writes the same file: longer, and every line behind the edit elsewhere than it was."""
+    runner = make()
+    for key in range(10):
+        runner.save_result(key, f"v{key}")
+    with runner.records.store.alone():
+        pass  # so that nobody writes
+    path = tmp_path / "j_results.jsonl"
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    edited = b'{"key": "0", "result": "edited by hand, and rather longer than it was; %b"}\n' % (b"." * len(first))
+    with open(path, "r+b") as file:
+        file.write(edited + b"".join(rest))
+    assert {key: runner.get_result(key) for key in range(1, 10)} == {key: f"v{key}" for key in range(1, 10)}
+    assert runner.get_result(0).startswith("edited by hand")
+
+
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
+def test_a_journal_that_is_copied_over_in_the_middle_of_a_map_is_noticed(
+    tmp_path: Path, make: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the same and longer, and nothing in it is what was written: the error names what is at risk."""
+    with CheckpointedRunner("other", tmp_path) as other:
+        for key in range(50):
+            other.save_result(f"other {key}", "x" * 100)
+    now = clock.monotonic()
+    monkeypatch.setattr(clock, "monotonic", lambda: now)
+
+    @checkpointed("j", checkpoint_dir=tmp_path, version=1)
+    def square(n: int) -> int:
+        nonlocal now
+        if n == 20:
+            with open(tmp_path / "j_results.jsonl", "r+b") as file:
+                file.write((tmp_path / "other_results.jsonl").read_bytes())
+            now += 1.1
+        return n * n
+
+    with pytest.raises(JournalLost) as caught:
+        square.map(range(40), progress=False)
+    assert set(range(20)) <= set(caught.value.keys)
+
+
+END = """
+import os, sys, time
+from checkpoint import CheckpointedRunner
+sync = os.fdatasync
+os.fdatasync = lambda fd: (time.sleep(0.7), sync(fd))
+runner = CheckpointedRunner("j", sys.argv[1])
+running = runner.iterate(range(1_000_000), key_fn=lambda item: item)
+next(running)
+runner.save_result(0, 1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="it is slowed down by that")
+@pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
+def test_a_process_with_a_pass_that_nobody_ended_ends_though_the_disk_is_slow(tmp_path: Path) -> None:
+    """The thread that tends the store is not stopped by the interpreter's end while it holds the store's lock."""
+    for part in range(3):
+        run(END, tmp_path / str(part))
+        assert keys_in(tmp_path / str(part) / "j_results.jsonl") == [0]
+
+
+@pytest.mark.promise("threads")
+def test_versions_may_be_opened_while_meta_is_written(tmp_path: Path, make: Opener) -> None:
+    """Whoever runs a pass does not notice."""
+    runner = make(version=0)
+    runner.save_result(0, 0)
+    stop = threading.Event()
+
+    def open_versions() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            CheckpointedRunner("j", tmp_path, version={"number": number}).close()
+
+    opener = threading.Thread(target=open_versions)
+    opener.start()
+    try:
+        for _ in range(100):
+            runner.records.store._write_meta()
+    finally:
+        stop.set()
+        opener.join()
+
+
+@pytest.mark.promise("meta or index missing, empty, garbage, stale")
+def test_an_index_of_a_journal_whose_lines_were_swapped_is_not_believed(tmp_path: Path) -> None:
+    """Its size, its beginning and its end are what they were; no item gets the result of another."""
+
+    @checkpointed("j", checkpoint_dir=tmp_path, version=1)
+    def square(n: int) -> int:
+        return n * n
+
+    square.map(range(10, 20), progress=False)
+    square.runner.records.store.results.write_index()
+    square.runner.close()
+    path = tmp_path / "j_results.jsonl"
+    state, lines = path.stat(), path.read_bytes().splitlines(keepends=True)
+    here, there = next(
+        pair for pair in itertools.combinations(range(2, 9), 2) if len({len(lines[n]) for n in pair}) == 1
+    )
+    lines[here], lines[there] = lines[there], lines[here]
+    path.write_bytes(b"".join(lines))
+    assert path.stat().st_size == state.st_size
+    assert square.map(range(10, 20), progress=False) == [n * n for n in range(10, 20)]
+
+
+MAP = """
+import sys
+from checkpoint import CheckpointError, checkpointed
+from checkpoint.cli import main
+square = checkpointed("j", checkpoint_dir=sys.argv[1], version=1)(lambda n: n * n)
+try:
+    print(square.map(range(12), progress=False) == [n * n for n in range(12)])
+except CheckpointError as error:
+    print(type(error).__name__, "It is no file" in str(error))
+sys.stderr = sys.stdout
+print(main(["check", "j", "--dir", sys.argv[1]]) in (0, 1))
+"""
+
+
+@pytest.mark.promise("symlinks, permissions")
+@posix
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("j_meta.json", "True"), (".j_results.index", "True"),
+        ("j_results.jsonl", "StoreError True"), (".j.lock", "StoreError True"),
+    ],
+)  # fmt: skip
+def test_a_pipe_in_the_place_of_a_file_is_waited_for_by_nobody(tmp_path: Path, name: str, ends: str) -> None:
+    """A cache is rebuilt; where the file matters, the error says what is there."""
+    with CheckpointedRunner("j", tmp_path, version=1) as runner:
+        for key in range(10):
+            runner.save_result(key, key * key)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    printed = run(MAP, tmp_path).splitlines()
+    assert printed[0] == ends
+    assert printed[-1] == "True"
