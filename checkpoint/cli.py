@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: after --help and --version (0), and for a wrong command line (2).
     """
+    if sys.stdout is None:  # it was closed by whoever started us
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     parser = _parser()
     if "_ARGCOMPLETE" in os.environ:
         _complete(parser)

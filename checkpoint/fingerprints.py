@@ -19,6 +19,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import cached_property, partial, partialmethod
 from hashlib import blake2b
 from itertools import islice
@@ -32,8 +35,10 @@ from types import (
     MemberDescriptorType,
     MethodType,
     ModuleType,
+    SimpleNamespace,
 )
 from typing import Any, NamedTuple
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import wrapt
@@ -52,6 +57,7 @@ _BUILDERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__", "
 _MOST_FUNCTIONS = 1000
 _MOST_PARTS = 10_000  # of a value, and 1,000 characters for one
 _MOST_SHOWN = 60
+_INCOMPARABLE = "nothing that can be compared"
 _SECRET_NAME = re.compile(r"key|token|passw|pwd|secret|auth|cred|cookie|bearer|private|salt|dsn|signature", re.I)
 _SECRET_TEXT = re.compile(r"://[^/\s]*@|(?=[A-Za-z]*\d)[A-Za-z0-9]{20}|^(?:sk|pk|ghp|xox\w)[-_]")
 
@@ -142,6 +148,12 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
             if old is not None and old[0] != value.digest:
                 names.append(name)
                 values.append(f"{name}: {shorten(str(old[1]), 80)} → {value.shown}")
+        if old_code == new_code:  # which reads the same names, unless a value is of another kind, or class
+            for name in [*(known[1].keys() - now.values.keys()), *(now.values.keys() - known[1].keys())]:
+                old, new = known[1].get(name), now.values.get(name)
+                names.append(name)
+                shown = shorten(str(old[1]), 80) if old else _INCOMPARABLE
+                values.append(f"{name}: {shown} → {new.shown if new else _INCOMPARABLE}")
     elif old_code == new_code and old_values != new_values:
         values.append("a value that it reads (which one is no longer known)")
     if old_code == new_code:
@@ -231,10 +243,53 @@ def _value(name: str, value: Any) -> Value | None:
     if _is_plain(value):
         data = canonical(value)
         return None if data is None else Value(blake2b(data, digest_size=6).hexdigest(), _shown(name, value))
+    told = _spelled(value)
+    if told is not None:
+        is_open = len(told) <= _MOST_SHOWN and not (_SECRET_NAME.search(name + told) or _SECRET_TEXT.search(told))
+        return Value(hashed(f"spelled {told}"), told if is_open else f"a {type(value).__name__}")
     called = _name_of(value)
     if called is None or called.rpartition(".")[2] == name.rpartition(".")[2]:
         return None
     return Value(hashed(f"named {called}"), called)
+
+
+_CONSTANTS = (bytes, complex, range, Decimal, date, datetime, time, timedelta, UUID)
+_DEEPEST = 20
+
+
+def _spelled(value: Any, depth: int = 0) -> str | None:
+    """A constant that is no JSON, or a container of such, as text that is the same in every process."""
+    kind = type(value)
+    if _is_plain(value):
+        data = canonical(value)
+        return None if data is None else data.decode("utf-8", "surrogatepass")
+    if kind in _CONSTANTS:
+        return repr(value)
+    if kind is re.Pattern:
+        return f"re.compile({value.pattern!r}, {value.flags})"
+    if issubclass(kind, PurePath) and kind.__module__.partition(".")[0] == "pathlib":
+        return f"Path({str(value)!r})"
+    if issubclass(kind, Enum):
+        name = _dict_of(value).get("_name_")
+        return f"{kind.__qualname__}.{name}" if type(name) is str else None
+    for base, spell in ((str, str.__str__), (int, int.__repr__), (float, float.__repr__)):
+        if issubclass(kind, base):
+            return f"{kind.__qualname__}({spell(value)!r})"
+    return None if depth > _DEEPEST else _spelled_parts(value, kind, depth + 1)
+
+
+def _spelled_parts(value: Any, kind: type, depth: int) -> str | None:
+    def spell(part: Any) -> str:
+        return _spelled(part, depth) or f"a {type(part).__name__}"
+
+    if kind is dict:
+        return f"{{{', '.join(sorted(f'{spell(name)}: {spell(part)}' for name, part in value.items()))}}}"
+    if kind in (set, frozenset):
+        return f"{kind.__name__}({', '.join(sorted(map(spell, value)))})"
+    if kind is list or issubclass(kind, tuple):
+        parts = (list if kind is list else tuple).__iter__(value)
+        return f"{kind.__qualname__}({', '.join(map(spell, islice(parts, _MOST_PARTS)))})"
+    return None
 
 
 def _shown(name: str, value: Any) -> str:
@@ -247,7 +302,9 @@ def _shown(name: str, value: Any) -> str:
     if _SECRET_NAME.search(name):
         return f"a {kind.__name__} that is not shown"
     if kind is not str:
-        return f"a {kind.__name__} of {len(value):,}"
+        told = (canonical(value) or b"").decode("utf-8", "replace") if len(value) <= _MOST_SHOWN else ""
+        is_open = 0 < len(told) <= _MOST_SHOWN and not (_SECRET_NAME.search(told) or _SECRET_TEXT.search(told))
+        return told if is_open else f"a {kind.__name__} of {len(value):,}"
     if len(value) <= _MOST_SHOWN and not _SECRET_TEXT.search(value):
         return repr(value)
     return f"a str of {len(value):,} characters"
@@ -345,6 +402,7 @@ class _Reading:
             self._read(self._todo.pop(0))
             if not self._todo:
                 self._read_members()
+                self._follow_attributes()
         if not self._parts:
             return None
         for label, instance in self._instances:
@@ -407,8 +465,10 @@ class _Reading:
         for place, value in enumerate(given.args):
             name = names[place + shift] if place + shift < len(names) else f"argument {place + 1}"
             self._note((id(given), name), name, "", value, None)
+            self._follow(value, name)
         for name, value in given.keywords.items():
             self._note((id(given), name), name, "", value, None)
+            self._follow(value, name)
         self._follow(function, "")
 
     def _read(self, function: FunctionType) -> None:
@@ -423,7 +483,7 @@ class _Reading:
         self._names |= steps.names
         cells = _cells(function)
         if function.__name__ not in _BUILDERS:
-            self._stored |= steps.stored
+            self._stored |= steps.stored - (syntax.given if syntax else frozenset())
             self._note_changes(function, cells, steps.written, syntax)
         self._read_defaults(function, name)
         wrapped = _dict_of(function).get("__wrapped__")
@@ -533,7 +593,8 @@ class _Reading:
             return
         if called:
             self._add_call(cls)
-        if cls is not value and not told and id(cls) in self._classes:
+        holds_only = cls is SimpleNamespace or (cls.__module__, cls.__name__) == ("argparse", "Namespace")
+        if cls is not value and not told and (holds_only or id(cls) in self._classes):
             self._alive.append(value)
             self._instances.append((label, value))
 
@@ -541,6 +602,14 @@ class _Reading:
         call = _of_class(cls, "__call__")
         if call is not None:
             self._add(call)
+
+    def _follow_attributes(self) -> None:
+        """Functions and objects that an object of the user's own class holds are code that it calls."""
+        for label, instance in list(self._instances):
+            for name, value in static_attributes(instance):
+                if name in self._names and (id(instance), name) not in self._members:
+                    self._members.add((id(instance), name))
+                    self._follow(value, f"{label}.{name}")
 
     def _read_instance(self, label: str, instance: Any) -> None:
         """What the methods of the user's own class read of an object."""

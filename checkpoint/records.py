@@ -72,9 +72,11 @@ class Records:
         store: shared with everyone in the process who names the same files.
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
+        only_reads: whether nothing is to be written, not even that a record is damaged.
     """
 
     store: Store
+    only_reads = False
 
     def __init__(self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any) -> None:
         self.name = name
@@ -306,7 +308,7 @@ class Records:
         try:
             yield
         except DamagedRecord as error:
-            if reader is None or reader is shelf.journal.reader:
+            if not self.only_reads and (reader is None or reader is shelf.journal.reader):
                 self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
             raise
 

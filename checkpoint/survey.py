@@ -297,12 +297,15 @@ class Survey:
         if self.failed:
             parts.append(f"{'' if self.is_exact else 'about '}{self.failed:,} failed")
         if self.aside:
-            parts.append(f"{self.aside:,} kept aside, since their values could not be stored")
+            of = "of them " if self.failed else ""
+            parts.append(f"{self.aside:,} {of}kept aside, since their values could not be stored")
         return " · ".join(parts)
 
     def writing(self) -> str:
         """Who is writing, and when the last record was saved."""
-        last = "nothing saved yet" if self.last is None else f"last record {_ago(self.idle)}"
+        last = f"last record {_ago(self.idle)}"
+        if self.last is None:
+            last = "no time is recorded" if self.done or self.failed else "nothing saved yet"
         if self.writer is None:
             return f"nobody; {last}"
         if not self.writer:

@@ -121,6 +121,7 @@ class Syntax(NamedTuple):
 
     digest: str
     changed: frozenset[tuple[str, ...]]
+    given: frozenset[str]  # attributes that it writes of nothing but objects which it makes itself
 
 
 def syntax_of(code: CodeType) -> Syntax | None:
@@ -147,7 +148,7 @@ def _syntax_of(code: CodeType, path: str) -> Syntax | None:  # code of two files
 
 def _described(node: _Function) -> Syntax | None:
     try:
-        return Syntax(hashed(_spell(node, outermost=True)), frozenset(_changed_in(node)))
+        return Syntax(hashed(_spell(node, outermost=True)), *_writes_of(node))
     except RecursionError:
         return None
 
@@ -271,6 +272,30 @@ def _without_defaults(arguments: ast.arguments) -> ast.arguments:
 def _spell_constant(value: Any) -> str:
     text = hex(value) if type(value) is int else repr(value)
     return f"{type(value).__name__}:{text}"
+
+
+def _writes_of(node: ast.AST) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
+    """What is changed in place, less what it makes itself; and the attributes that only such objects are given."""
+    made: set[str] = set()
+    others: set[str] = set()
+    targets: set[int] = set()
+    for one in ast.walk(node):
+        if isinstance(one, ast.arg):
+            others.add(one.arg)
+        elif isinstance(one, ast.Assign) and isinstance(one.value, ast.Call):
+            targets |= {id(target) for target in one.targets if isinstance(target, ast.Name)}
+    for one in ast.walk(node):
+        if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load):
+            (made if id(one) in targets else others).add(one.id)
+        elif isinstance(one, (ast.Global, ast.Nonlocal)):
+            others.update(one.names)
+    made -= others
+    given: set[str] = set()
+    kept: set[str] = set()
+    for one in ast.walk(node):
+        if isinstance(one, ast.Attribute) and not isinstance(one.ctx, ast.Load):
+            (given if isinstance(one.value, ast.Name) and one.value.id in made else kept).add(one.attr)
+    return frozenset(chain for chain in _changed_in(node) if chain[0] not in made), frozenset(given - kept)
 
 
 def _changed_in(node: ast.AST) -> Iterator[tuple[str, ...]]:

@@ -883,6 +883,7 @@ def export(
                 filename=str(directory),
             )
         with closing(records if version is LATEST else of_version(records, version)) as chosen:
+            chosen.only_reads = True
             table = Table.saved(chosen, errors=errors)
             write(table, path)
             return len(table)
@@ -924,6 +925,8 @@ def of_version(records: Records, version: Any) -> Records:
         digest, label = version.version, version.label
     else:
         digest, label = "" if version is None else short_digest(version, "version"), version
+        if type(version) is str and digest not in (listed := [count.version for count in known]) and version in listed:
+            digest = version  # as `versions_of` tells it where nothing else is known
     if digest != records.version and digest not in [count.version for count in known]:
         there = ", ".join(
             [quote(count.label if count.label is not None else count.version, 60) for count in known[:10]]

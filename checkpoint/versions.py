@@ -63,7 +63,8 @@ def _of_bound(function: Any, instance: Any) -> Any:
     own = {} if instance is cls else dict(static_attributes(instance))
     attributes = {**_read_of_class(cls, read), **own}
     encoded = {name: canonical(value) for name, value in attributes.items()}
-    if needed := sorted(name for name, data in encoded.items() if data is None and name in read):
+    passed = _passes_self(function)  # whoever it is given to may read any of them
+    if needed := sorted(name for name, data in encoded.items() if data is None and (passed or name in read)):
         name, kind = needed[0], type(attributes[needed[0]]).__name__
         raise VersionNeeded(
             f"{cls.__name__}.{function.__name__} reads self.{name}, a {kind}: whether it is the same next time cannot "
@@ -73,6 +74,25 @@ def _of_bound(function: Any, instance: Any) -> Any:
     told = {name: f"{digest_of(data):016x}" for name, data in encoded.items() if data is not None}
     told.update({name: f"of {owner}" for name, owner in _overridden(function, cls, read)})
     return {"instance": told} if told else None
+
+
+_NAMING = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR")
+
+
+def _passes_self(function: Any) -> bool:
+    """Whether the method uses its instance for more than attributes that it names: helper(self), getattr(self, x)."""
+    code = function.__code__
+    if not code.co_argcount:
+        return False
+    name, steps = code.co_varnames[0], [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
+    for step, after in zip(steps, [*steps[1:], None], strict=True):
+        if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")):
+            continue
+        loaded = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+        attribute = after is not None and after.opname in _NAMING
+        if name in loaded[:-1] or (loaded[-1] == name and not attribute):
+            return True
+    return False
 
 
 def _read_of_class(cls: type, read: set[str]) -> dict[str, Any]:

@@ -1031,3 +1031,11 @@ def test_messages_are_escaped_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     """A directory's name may hold what a terminal would obey."""
     assert main(["show", "job", "--dir", str(tmp_path / "a\x1b[2Jb")]) == 1
     assert "a\\x1b[2Jb" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+def test_a_closed_output_is_no_fault_of_the_commands(tmp_path: Path) -> None:
+    """`checkpoint ls >&-`, as some schedulers start what they run."""
+    command = f"exec {sys.executable} -m checkpoint ls {tmp_path} >&-"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -215,6 +215,15 @@ def test_a_version_that_is_not_there_is_told(versioned: Callable[[Any], Any]) ->
         work.results.of(object())
 
 
+def test_a_version_is_found_by_the_digest_that_lists_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command prints it, where nothing else is known of it."""
+    monkeypatch.chdir(tmp_path)
+    for by in (1, 2):
+        checkpointed("by digest", version={"by": by})(lambda n, by=by: n * by).map([5], progress=False)
+    results = checkpointed("by digest", version={"by": 2})(lambda n: n).results
+    assert [dict(results.of(version.version)) for version in results.versions] == [{5: 5}, {5: 10}]
+
+
 # --- notebooks ------------------------------------------------------------------------------------------------------
 
 

@@ -669,6 +669,20 @@ def test_a_full_disk_leaves_what_was_there(make: Opener, tmp_path: Path, suffix:
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_an_export_changes_nothing_though_it_finds_damage(make: Opener, tmp_path: Path) -> None:
+    """It says what is damaged each time; that is put right by whoever runs the job, or repairs."""
+    with make() as runner:
+        for key in range(3):
+            runner.save_result(key, f"value {key}")
+    path = tmp_path / "j_results.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"value 1", b"value X") + b'{"key":"torn')
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for _ in range(2):
+        with pytest.raises(DamagedRecord):
+            export("j", tmp_path.parent / "out.csv", tmp_path)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 def test_an_interrupt_leaves_what_was_there(make: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between two rows."""
     runner = make()
