@@ -284,8 +284,8 @@ def _spelled_parts(value: Any, kind: type, depth: int) -> str | None:
 
     if kind is dict:
         return f"{{{', '.join(sorted(f'{spell(name)}: {spell(part)}' for name, part in value.items()))}}}"
-    if kind in (set, frozenset):
-        return f"{kind.__name__}({', '.join(sorted(map(spell, value)))})"
+    if kind is frozenset:  # a set is one of what is changed elsewhere, more often than not
+        return f"frozenset({', '.join(sorted(map(spell, value)))})"
     if kind is list or issubclass(kind, tuple):
         parts = (list if kind is list else tuple).__iter__(value)
         return f"{kind.__qualname__}({', '.join(map(spell, islice(parts, _MOST_PARTS)))})"

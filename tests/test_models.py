@@ -127,7 +127,7 @@ LOOPS = [
     (closure, Path("small"), Path("large"), "a path"),
     (closure, Decimal("0.1"), Decimal("0.2"), "a Decimal"),
     (closure, b"small", b"large", "bytes"),
-    (closure, frozenset({"a", "b"}), frozenset({"a", "c"}), "a set"),
+    (closure, frozenset({"a", "b"}), frozenset({"a", "c"}), "a frozenset"),
     (closure, re.compile("a"), re.compile("b"), "a compiled pattern"),
     (closure, {"model": Model.SMALL}, {"model": Model.LARGE}, "a dict of an Enum"),
     (closure, [Named(Model.SMALL)], [Named(Model.LARGE)], "deep within"),
