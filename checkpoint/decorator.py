@@ -24,7 +24,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -84,6 +83,7 @@ log = logging.getLogger("checkpoint")
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as _TypeVar
 
+    from checkpoint.clusters import Submits
     from checkpoint.fingerprints import Fingerprint
 
     V = _TypeVar("V", default=R)  # what a call returns: of a function of batches, more than one result
@@ -175,7 +175,8 @@ class PassOptions(TypedDict, total=False):
     Attributes:
         workers: how many calls are made at once: threads for a plain function, tasks of the event loop for a coroutine
             function. Default 1: in the caller's own thread; for processes, the number of CPUs.
-        executor: "processes" for worker processes, or any `concurrent.futures.Executor`; not for coroutine functions.
+        executor: "processes" for worker processes, "ray", any `concurrent.futures.Executor`, a Dask client, or an
+            executor of submitit; not for coroutine functions.
         chunksize: how many calls a worker is handed at a time, for functions that take microseconds; default 1.
             Failures, retries and records stay per item.
         progress: whether a bar is shown; default True.
@@ -186,7 +187,7 @@ class PassOptions(TypedDict, total=False):
     """
 
     workers: int | None
-    executor: Literal["processes"] | Executor | None
+    executor: Literal["processes", "ray"] | Submits | None
     chunksize: int | None
     progress: bool
     desc: str | None
@@ -231,6 +232,9 @@ class _Work:
             workers = workers or _cpus()
             hire = partial(Processes, self._call, workers, timeout=self._timeout)
         elif executor is not None:
+            from checkpoint.clusters import executor_of
+
+            executor = executor_of(executor)
             workers = workers or getattr(executor, "_max_workers", None) or _cpus()
             hire = partial(Given, self._call, executor)
         return concurrent(self.running, self._call, self._schedule, self._spread(workers or 1), hire)
@@ -262,11 +266,13 @@ def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> No
         raise InvalidOption(
             f"{what}= is for plain functions; a coroutine function runs on its event loop: use workers="
         )
-    if not (executor is None or executor == "processes" or callable(getattr(executor, "submit", None))):
+    if not (executor in (None, "processes", "ray") or callable(getattr(executor, "submit", None))):
         raise InvalidOption(
-            f'executor is {quote(executor)}; give "processes", an object with `submit` as concurrent.futures.Executor '
-            "has, or leave it out for threads (workers=8)"
+            f'executor is {quote(executor)}; give "processes", "ray", an object with `submit` as '
+            "concurrent.futures.Executor has, or leave it out for threads (workers=8)"
         )
+    if getattr(executor, "asynchronous", False) is True:
+        raise InvalidOption(f"executor is {quote(executor)}, which is asynchronous; give a client that is not")
     if several and options.batch_size is not None:
         raise InvalidOption("chunksize= goes with functions of one item; with batch_size= a batch is handed over whole")
     if several and options.rate is not None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import clock
 from checkpoint.calls import Answer, Arrived, Call, Fatal, Shipped, arrived, failed, out_of_time
-from checkpoint.errors import BrokenWorkers, UnguardedMain, quote, quote_error
+from checkpoint.errors import BrokenWorkers, UnguardedMain, WorkerDied, quote, quote_error
 from checkpoint.schedule import Attempt
 
 if TYPE_CHECKING:
@@ -864,11 +864,13 @@ class Given:
             answers: Any = future.result()
         except (BrokenExecutor, CancelledError, BrokenWorkers) as error:
             answers = Broken(_broke(self._executor, error))
+        except WorkerDied as error:  # of it, and the executor has others
+            answers = Died(error.exitcode)
         except Exception as error:  # what it was given, or gave, could not travel
             answers = Unsent(error)
         except BaseException as error:
             answers = [Fatal(error)]
-        if not isinstance(answers, (list, bytes, Broken, Unsent)) or answers == []:
+        if not isinstance(answers, (list, bytes, Broken, Died, Unsent)) or answers == []:
             answers = Broken(_broke(self._executor, TypeError(f"it gave {quote(answers)} for a call")))
         self._report([(task, answers)])
 
