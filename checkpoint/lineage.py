@@ -9,10 +9,11 @@ Records carry the digest, meta says what it stands for: where meta is lost, it i
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.errors import FunctionChanged, plural
+from checkpoint.errors import CheckpointError, FunctionChanged, plural
 from checkpoint.fingerprints import Changes, Fingerprint, changes, is_told
 from checkpoint.records import Records
 
@@ -136,6 +137,9 @@ class Lineage:
             records.name, self.code.name, drift, plural(len(drift.stale), "result"),
             "s" if len(drift.stale) == 1 else "", fate,
         )  # fmt: skip
+        with suppress(CheckpointError):  # where it cannot be noted now, it is told again next time
+            records.store.begin_writing()
+            self.note(records)
 
     def refusal(self, name: str, drift: Drift) -> FunctionChanged | None:
         """The error that ends the pass before it begins, or None."""
