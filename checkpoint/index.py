@@ -87,6 +87,7 @@ class Segment:
         self.header = header
         self._entries_at = _HEADER + (header.pages + 1) * _PAGE.size
         self._shift = 128 - (header.pages.bit_length() - 1)
+        self._salt = _salt(header)
 
     @classmethod
     def open(cls, path: Path, journal: Reader) -> Segment | None:
@@ -122,7 +123,7 @@ class Segment:
         if not 0 <= size <= self.header.entries * _ENTRY.size:
             raise IndexDamaged
         data = os.pread(self._fd, size, self._entries_at + first * _ENTRY.size)
-        if _checksum(page, data) != check:
+        if _checksum(self._salt ^ page, data) != check:
             raise IndexDamaged
         return data
 
@@ -156,7 +157,13 @@ _HAS_PREAD = hasattr(os, "pread")  # where it is missing (Windows) the journal i
 
 
 def _checksum(page: int, data: bytes) -> int:
-    return zlib.crc32(data, page + 1)  # never 0 for an empty page: a block of zeros is what a power cut leaves
+    return zlib.crc32(data, page + 1 & 0xFFFFFFFF)  # hardly 0 for an empty page: zeros are what a power cut leaves
+
+
+def _salt(header: _Header) -> int:
+    """What pages of this file have, and those of the one before, which a power cut may leave in it, have not."""
+    made_of = (header.covered, header.tail, header.modified, header.entries)
+    return zlib.crc32(repr(made_of).encode())
 
 
 def _read_header(fd: int) -> _Header | None:
@@ -632,7 +639,7 @@ def _write_segment(path: Path, header: _Header, entries: list[bytes]) -> None:
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(text)
-            file.write(_page_table(entries, header.pages))
+            file.write(_page_table(entries, header.pages, _salt(header)))
             file.writelines(entries)
         os.replace(temporary, path)
     except BaseException:
@@ -641,13 +648,13 @@ def _write_segment(path: Path, header: _Header, entries: list[bytes]) -> None:
     # Not synced: after a power cut its checksums tell, and it is built anew.
 
 
-def _page_table(entries: list[bytes], pages: int) -> bytes:
+def _page_table(entries: list[bytes], pages: int, salt: int) -> bytes:
     shift = 128 - (pages.bit_length() - 1)
     table, first = bytearray(), 0
     for page in range(pages):
         last = len(entries)
         if page + 1 < pages:
             last = bisect_left(entries, ((page + 1) << shift).to_bytes(16, "big"), lo=first)
-        table += _PAGE.pack(first, _checksum(page, b"".join(entries[first:last])))
+        table += _PAGE.pack(first, _checksum(salt ^ page, b"".join(entries[first:last])))
         first = last
     return bytes(table + _PAGE.pack(len(entries), 0))

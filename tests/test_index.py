@@ -401,3 +401,22 @@ def test_a_damaged_page_is_noticed_when_many_are_found_at_once(tmp_path: Path) -
         offsets, _ = runner.records.store.results.find_all("", [*KEYS, "absent"])
         assert [offset >= 0 for offset in offsets] == [True] * len(KEYS) + [False]
         assert not index_of(tmp_path).exists()
+
+
+@pytest.mark.promise("meta or index missing, empty, garbage, stale", "power loss, kernel crash")
+def test_pages_of_the_index_before_are_not_believed(make: Opener, tmp_path: Path) -> None:
+    """A power cut may leave them behind the beginning of the new one: each is whole, and lacks what came since."""
+    path = tmp_path / ".j_results.index"
+    held = []
+    for keys in (range(3), range(3, 5)):
+        runner = make()
+        for key in keys:
+            runner.save_result(key, key)
+        runner.records.store.results.write_index()
+        held.append(path.read_bytes())
+        runner.close()
+    old, new = held
+    assert len(old) < len(new)
+    path.write_bytes((new[:4096] + old[4096:]).ljust(len(new), b"\0"))
+    runner = make()
+    assert [runner.is_completed(key) for key in range(6)] == [True] * 5 + [False]
