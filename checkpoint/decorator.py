@@ -51,7 +51,7 @@ from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, Inv
 from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
-from checkpoint.plan import Plan, make_plan
+from checkpoint.plan import Plan, html_table, make_plan
 from checkpoint.policies import (
     Durability,
     ErrorLimit,
@@ -376,13 +376,7 @@ class _Face(Generic[R], _Parts):
         return int.from_bytes(blake2b(name + b"/" + identity(plain_key(key)), digest_size=8).digest(), "big")
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = "".join(
-            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
-            for name, text in self._told()
-        )
-        return f"<table><caption>{escape(f'checkpointed {_name(self.__wrapped__)}')}</caption>{rows}</table>"
+        return html_table(f"checkpointed {_name(self.__wrapped__)}", self._told())
 
     def _told(self) -> Iterator[tuple[str, str]]:
         """(what, text) of the function's checkpoint; it reads, and makes nothing."""

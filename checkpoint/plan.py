@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from checkpoint.fingerprints import Fingerprint
     from checkpoint.lineage import Drift
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "html_table", "make_plan"]
 
 _SAMPLE = 500  # recorded durations that are looked at
 _DRAWS = 200
@@ -136,13 +136,18 @@ class Plan:
         return f", in about {_spoken(self.seconds)} ({span}) with {plural(self.workers, 'worker')}"
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return html_table(f"{self.name}: {self._counts()}", self._rows())
 
-        rows = "".join(
-            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
-            for name, text in self._rows()
-        )
-        return f"<table><caption>{escape(f'{self.name}: {self._counts()}')}</caption>{rows}</table>"
+
+def html_table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A table of (what, text) for notebooks."""
+    from html import escape
+
+    body = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
+        for name, text in rows
+    )
+    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
 
 
 def _spoken(seconds: float) -> str:

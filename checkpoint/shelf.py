@@ -62,7 +62,7 @@ class Shelf:
         log.warning("%s: damaged line skipped: %s; so are lines %s; their bytes stay in the file", where, why, others)
 
     def refresh(self) -> None:
-        """Learn what others wrote since; start anew where the file is another one or shorter."""
+        """Learn what others wrote since; start anew where the file is another one, shorter, or written anew."""
         reader = self.journal.reader
         size = -1 if reader is None or not reader.is_current() else reader.size()
         if reader is None or size < self.index.end or not self.journal.is_as_known():
