@@ -70,9 +70,11 @@ class Workers(Protocol):
 
     Attributes:
         settles: whether who reports may settle: it makes no calls itself.
+        shares_blame: whether a death may be told of a call that only waited beside the one that caused it.
     """
 
     settles: bool
+    shares_blame: bool
 
     def start(self, task: Task, running: int) -> None: ...
 
@@ -118,6 +120,7 @@ class Judge:
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
+        self.doubts_deaths = False  # whether what is told to have died of a call may have died of another
 
     def dones(self, task: Task, answers: list[Answer]) -> list[Done]:
         """What is to be settled of a task's answers."""
@@ -160,7 +163,7 @@ class Judge:
         for unit in reversed(attempt.units):
             self._schedule.at_once(self._alone(attempt, unit))
 
-    def died(self, task: Task, exitcode: int | None) -> list[Done]:
+    def died(self, task: Task, death: Died) -> list[Done]:
         """What a worker's death makes of what it was at: whatever did not kill it must not suffer."""
         finished = []
         for attempt in reversed(task):
@@ -169,12 +172,14 @@ class Judge:
             if len(attempt.units) > 1:
                 self._split(attempt)
             elif attempt.deaths < _MOST_DEATHS:
+                attempt.quiet = self.doubts_deaths and attempt.deaths == _MOST_DEATHS - 1
                 self._schedule.at_once(attempt)
             else:
+                last = death.why if death.exitcode is None and death.why else exit_in_words(death.exitcode)
                 error = WorkerDied(
-                    f"its worker process died {attempt.deaths} times of it, at last of {exit_in_words(exitcode)}; "
+                    f"its worker process died {attempt.deaths} times of it, at last of {last}; "
                     "SIGKILL is often the system's answer to too much memory, SIGSEGV a fault in compiled code",
-                    exitcode=exitcode,
+                    exitcode=death.exitcode,
                 )
                 failure = failed(error).failure.counted(attempt.made + attempt.deaths)
                 finished.append(Done(attempt.units[0], failure))
@@ -233,6 +238,7 @@ class Coordinator:
         self._workers: Workers
         self._thread: threading.Thread | None = None
         self._running = 0  # tasks
+        self._is_quiet_kept = False  # one runs that nothing else may run beside
         self._under_way = 0  # units that were drawn and are not settled
         self._late: list[Done] = []  # finished after the store failed
         self._with_desk = 0  # how many the desk has and could not save
@@ -247,6 +253,7 @@ class Coordinator:
     def begin(self, workers: Workers) -> None:
         """Start, with these workers."""
         self._workers = workers
+        self._judge.doubts_deaths = workers.shares_blame
         self._thread = threading.Thread(target=self._run, name="checkpoint-coordinator", daemon=True)
         self._thread.start()
 
@@ -299,10 +306,17 @@ class Coordinator:
 
     def _due(self) -> float | None:
         """When something may start that could not just now, on the monotonic clock; under the lock."""
-        if self.stopped or self.waits or self._running >= self._slots:
+        if self.stopped or self.waits or self._running >= self._slots or self._waits_for_quiet:
             return None
         wait = self._schedule.wait(1 if self._all_drawn else self._chunksize)
         return None if wait is None else clock.monotonic() + wait
+
+    @property
+    def _waits_for_quiet(self) -> bool:
+        """Whether nothing may start before what runs has ended."""
+        if not self._judge.doubts_deaths or self._running == 0:
+            return False
+        return self._is_quiet_kept or self._schedule.wants_quiet
 
     def _have_looked(self) -> None:
         """See that the thread looks at the schedule in time; under the lock, by others than it."""
@@ -420,7 +434,7 @@ class Coordinator:
             except Exception as error:  # unpickling runs the values' own code
                 return judge.apart(task, error, answers)
         if type(answers) is Died:
-            return [] if self.stopped else judge.died(task, answers.exitcode)
+            return [] if self.stopped else judge.died(task, answers)
         if type(answers) is Unsent:
             return judge.unsent(task, answers.error)
         if type(answers) is Broken:
@@ -465,9 +479,12 @@ class Coordinator:
     def _start(self) -> None:
         """Start what may start; under the lock."""
         while self._running < self._slots and not self.stopped and not self.waits:
+            if self._judge.doubts_deaths and self._waits_for_quiet:
+                return
             task = self._next_task()
             if not task:
                 return
+            self._is_quiet_kept = task[0].quiet
             self._running += 1
             try:
                 self._workers.start(task, self._running)
@@ -483,7 +500,7 @@ class Coordinator:
             return task
         while len(task) < self._chunksize:
             try:
-                attempt = schedule.take(first=not task)
+                attempt = schedule.take(first=not task, only=self._running == 0)
             except BadCost as bad:
                 self._running += 1
                 self._inbox.put(([bad.attempt], [failed(bad.error)]))

@@ -47,12 +47,14 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         made: how many attempts were made that count.
         deaths: how many workers died of it.
         alone: it travels alone, since something died or broke of it and others.
+        quiet: nothing else is to be under way with it: what it does next decides on it.
         waits: how often it was told to come again later.
         began: when it was last taken to be called, on the monotonic clock; told where there are retries.
     """
 
     units: list[Unit]
     alone: bool = False
+    quiet: bool = False
     made: int = 0
     deaths: int = 0
     began: float = 0.0
@@ -150,6 +152,12 @@ class Schedule:
         self._wake()
         return len(self._due) + len(self._ready)
 
+    @property
+    def wants_quiet(self) -> bool:
+        """Whether the next call starts only once nothing is under way."""
+        queue = self._due or self._ready
+        return bool(queue) and queue[0].quiet
+
     def has_room(self, ready: int, ahead: int = 0) -> bool:
         """Whether more may be added: fewer than so many are ready, ahead or not, and not too many wait for a retry."""
         return len(self._due) + len(self._ready) < ready + ahead and len(self._later) < ready + MOST_LATER
@@ -158,11 +166,12 @@ class Schedule:
         """To be called as soon as may be, after those that were added before."""
         self._ready.append(attempt)
 
-    def take(self, *, first: bool = True) -> Attempt | None:
+    def take(self, *, first: bool = True, only: bool = True) -> Attempt | None:
         """The next call that may start now, its permits taken; None: see `wait`.
 
         Args:
             first: whether it is the first of its task: one that travels alone is no other.
+            only: whether nothing is under way: else one that wants quiet is not taken.
 
         Raises:
             BadCost: what the call costs cannot be told, or is too much.
@@ -172,7 +181,7 @@ class Schedule:
         queue = self._due or self._ready
         if not queue or (self._paused_until > -math.inf and self._now() < self._paused_until):
             return None
-        if queue[0].alone and not first:
+        if (queue[0].alone and not first) or (queue[0].quiet and not only):
             return None
         if self._rates and not self._permitted(queue):
             return None

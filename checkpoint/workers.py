@@ -58,9 +58,10 @@ Report = Callable[[list[tuple[Task, Any]]], None]
 
 
 class Died(NamedTuple):
-    """In place of answers: the worker process died of the task."""
+    """In place of answers: the worker process died of the task; `why` is what is known where that is no exit code."""
 
     exitcode: int | None
+    why: str = ""
 
 
 class Unsent(NamedTuple):
@@ -95,6 +96,7 @@ class Threads:
     """
 
     settles = False
+    shares_blame = False
 
     def __init__(self, call: Call, count: int, report: Report) -> None:
         self._call = call
@@ -145,6 +147,7 @@ class Tasks:
 
     report: Report
     settles = True
+    shares_blame = False
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -247,6 +250,7 @@ class Processes:
     """
 
     settles = True
+    shares_blame = False
 
     def __init__(self, call: Call, count: int, report: Report, timeout: float | None = None) -> None:
         call.shipped()  # what cannot travel is told before anything is started
@@ -841,6 +845,7 @@ class Given:
     """
 
     settles = False
+    shares_blame = True
 
     def __init__(self, call: Call, executor: Executor, report: Report) -> None:
         self._call = call
@@ -865,7 +870,7 @@ class Given:
         except (BrokenExecutor, CancelledError, BrokenWorkers) as error:
             answers = Broken(_broke(self._executor, error))
         except WorkerDied as error:  # of it, and the executor has others
-            answers = Died(error.exitcode)
+            answers = Died(error.exitcode, str(error))
         except Exception as error:  # what it was given, or gave, could not travel
             answers = Unsent(error)
         except BaseException as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]),
     "PYTHONUTF8": "1",
-    "PYTHONWARNINGS": "error",
+    # What executorlib uses of pydantic.
+    "PYTHONWARNINGS": "error,ignore:`pydantic.config.Extra` is,ignore:Support for class-based `config` is",
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # where mpiexec is installed
+    "RAY_AUTH_TOKEN": secrets.token_hex(),  # else Ray writes one into the home directory
 }
 ENVIRONMENT.pop("CHECKPOINT_DIR", None)
 
@@ -46,7 +51,21 @@ def read_blocks(text: str) -> list[Block]:
 
 
 BLOCKS = read_blocks(README)
-PYTHON = [pytest.param(block, id=f"README.md:{block.line}") for block in BLOCKS if block.language == "python"]
+CLUSTERS = ("distributed", "ray", "submitit", "executorlib", "mpi4py")
+
+
+def marks(text: str) -> list[pytest.MarkDecorator]:
+    """An example for an engine that cannot be had on every system is skipped where it is not."""
+    needed = [name for name in CLUSTERS if re.search(rf"(?m)^(?:import|from) {name}\b", text)]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    return [pytest.mark.skipif(bool(missing), reason=f"not installed: {missing}")] if needed else []
+
+
+PYTHON = [
+    pytest.param(block, id=f"README.md:{block.line}", marks=marks(block.text))
+    for block in BLOCKS
+    if block.language == "python"
+]
 
 
 @pytest.mark.parametrize("block", PYTHON)
