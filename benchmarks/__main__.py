@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import importing, opening, reading, saving, spreading, tables
+from benchmarks import driving, importing, opening, reading, saving, spreading, tables
 from benchmarks.racing import DEFAULT, FULL, QUICK, Bench, Sizes
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +31,7 @@ WORK: dict[str, Callable[[Bench], None]] = {
     "threads": spreading.threads,
     "tasks": spreading.tasks,
     "processes": spreading.processes,
+    "driver": driving.drive,
     "import": importing.imports,
 }
 
