@@ -289,8 +289,11 @@ class Coordinator:
         """One more unit is to be called."""
         with self._lock:
             self._under_way += 1
-            for attempt in self._batches.add(unit):
-                self._schedule.add(attempt)
+            if self._batches.size == 1:
+                self._schedule.add(Attempt([unit]))
+            else:
+                for attempt in self._batches.add(unit):
+                    self._schedule.add(attempt)
             if self._running < self._slots:
                 self._start()
                 self._have_looked()
@@ -419,6 +422,8 @@ class Coordinator:
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         try:
+            if type(answers) is list and type(answers[-1]) is tuple:
+                return self._judge.dones(task, answers)
             return self._dones(task, answers)
         except Exception as error:  # of a policy of the user's: what else finished is settled all the same
             self._fail(error)
@@ -426,8 +431,6 @@ class Coordinator:
 
     def _dones(self, task: Task, answers: Any) -> list[Done]:
         judge = self._judge
-        if type(answers) is list and type(answers[-1]) is tuple:
-            return judge.dones(task, answers)
         if type(answers) is bytes:
             try:
                 answers = unpack(answers)

@@ -234,8 +234,8 @@ async def asynchronous(
     assert consumer is not None
     woken, tasks = asyncio.Event(), Tasks(call)
 
-    def look(leave: int = 0) -> None:
-        tasks.look(leave)
+    def look() -> None:
+        tasks.look()
         if coordinator.wants_drawer:
             woken.set()
 
@@ -269,21 +269,21 @@ async def asynchronous(
 
     finished: list[tuple[Task, Any]] = []
 
-    def hand_over(leave: int = 0) -> None:
+    def hand_over() -> None:
         reports = finished[:]
         finished.clear()
         if not reports:
             return
         if coordinator.deal_at_once(reports):
-            look(leave)
+            look()
         else:
             for task, answers in reports:
                 coordinator.report(task, answers)
 
-    def report(reports: list[tuple[Task, Any]]) -> None:
-        finished.extend(reports)
+    def report(task: Task, answers: Any) -> None:
+        finished.append((task, answers))
         if len(finished) == _TOGETHER:
-            hand_over(leave=1)  # for the loop task that reports
+            hand_over()
         elif len(finished) == 1:
             loop.call_soon(hand_over)
 

@@ -25,6 +25,7 @@ from functools import cache
 from importlib.util import find_spec
 from math import inf
 from queue import SimpleQueue
+from types import coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import clock
@@ -142,17 +143,18 @@ class Tasks:
         call: what they make; its function gives awaitables.
 
     Attributes:
-        report: is told tasks with their answers.
+        report: is told a task with its answers.
     """
 
-    report: Report
+    report: Callable[[Task, Any], None]
     settles = True
     shares_blame = False
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._waiting: deque[Task] = deque()
-        self._idle: list[Any] = []  # a future for each loop task that has nothing to do
+        self._coming = 0  # loop tasks that have reported, and look for more by themselves
+        self._idle: list[Any] = []  # a future for each that has nothing to do
         self._tasks: list[Any] = []
         self._kind = _task_kind()
         self._context = copy_context()  # the loop may look on behalf of another thread
@@ -161,11 +163,11 @@ class Tasks:
         """To be started when the loop looks; from any thread."""
         self._waiting.append(task)
 
-    def look(self, leave: int = 0) -> None:
-        """Start what waits, but so many of it; in the loop."""
+    def look(self) -> None:
+        """Start what waits, and nobody comes for; in the loop."""
         import asyncio
 
-        for _ in range(len(self._waiting) - leave):
+        for _ in range(len(self._waiting) - self._coming):
             if self._idle:
                 future = self._idle.pop()
                 if not future.done():  # else it was cancelled
@@ -179,21 +181,28 @@ class Tasks:
         import asyncio
 
         loop, batch, awaited = asyncio.get_running_loop(), self._call.batch, self._call.awaited
+        waiting = self._waiting
         while True:
             units = task[0].units
             try:
                 answer = await awaited([unit.item for unit in units] if batch else units[0].item)
             except asyncio.CancelledError as error:
                 if not self._is_own(asyncio.current_task()):
-                    self.report([(task, [Fatal(error)])])
+                    self.report(task, [Fatal(error)])
                     raise
                 answer = failed(error)
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
-            self.report([(task, [answer])])
+            self._coming += 1
+            self.report(task, [answer])
             task = answer = None  # type: ignore[assignment]  # what is settled is let go of
-            if self._waiting:
-                task = self._waiting.popleft()
+            try:
+                if not waiting:
+                    await _a_turn()  # until then others have finished, and are dealt with together
+            finally:
+                self._coming -= 1
+            if waiting:
+                task = waiting.popleft()
                 continue
             idle = loop.create_future()
             self._idle.append(idle)
@@ -218,6 +227,12 @@ class Tasks:
         import asyncio
 
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@coroutine
+def _a_turn() -> Generator[None, None, None]:
+    """Let the event loop go round once."""
+    yield
 
 
 @cache

@@ -39,7 +39,6 @@ PACKAGES = ("distributed", "ray", "submitit", "executorlib", "mpi4py")
 HAS = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
 FOREVER = 100  # seconds that no test takes
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-pytestmark = pytest.mark.xdist_group("clusters")  # each cluster is started once
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -72,7 +71,7 @@ def dask_cluster() -> Iterator[Any]:
     """A cluster of two processes with a thread each."""
     distributed = importlib.import_module("distributed")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of each worker that is killed
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         yield cluster
 
 
@@ -314,7 +313,7 @@ def main(kind):
         return run(None, workers=4)
     if kind == "dask":
         from distributed import Client, LocalCluster
-        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as it:
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as it:
             return run(it)
     if kind == "ray":
         import ray

@@ -22,8 +22,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]),
     "PYTHONUTF8": "1",
-    # What executorlib uses of pydantic.
-    "PYTHONWARNINGS": "error,ignore:`pydantic.config.Extra` is,ignore:Support for class-based `config` is",
+    # What executorlib uses of pydantic; and Dask, when another test has a cluster too.
+    "PYTHONWARNINGS": "error,ignore:`pydantic.config.Extra` is,ignore:Support for class-based `config` is,"
+    "ignore:Port 8787 is already in use",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # where mpiexec is installed
     "RAY_AUTH_TOKEN": secrets.token_hex(),  # else Ray writes one into the home directory
 }
