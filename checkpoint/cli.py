@@ -568,7 +568,7 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
 def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
     store, directory = runner.records.open(), runner.records.store.directory
     counts = [store.results, store.errors, store.unsaved]
-    results, errors, aside = (sum(map(shelf.count, shelf.index.versions)) for shelf in counts)
+    results, errors, aside = (sum(map(shelf.count, shelf.versions)) for shelf in counts)
     held = _told(results, errors, aside)
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
@@ -632,7 +632,7 @@ def _key_meant(store: Store, version: str, text: str) -> Key:
         raise InvalidOption(f"the keys {quote(there[0])} and {quote(there[1])} are both there; {_both(keys[0], text)}")
     if there:
         return there[-1]
-    others = [other for other in store.results.index.versions - {version} if _is_there_as(store, other, keys)]
+    others = [other for other in store.results.versions - {version} if _is_there_as(store, other, keys)]
     of = f"; it is there under {_labels(store, others)}, which is not the version written last" if others else ""
     raise CheckpointError(
         f"key {quote(keys[0])} is not in checkpoint {store.name!r} in {store.directory}{of}; nothing was forgotten"

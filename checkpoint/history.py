@@ -149,10 +149,10 @@ def gather(records: Records) -> Story:
     """What the records of the current version tell."""
     records.pin()  # what is saved meanwhile must not lead to another version halfway
     store, story = records.open(), Story()
-    if len(store.results.index.versions | store.errors.index.versions) > 1:
+    if len(store.results.versions | store.errors.versions) > 1:
         story.versions = versions_of(records)
-    story.total = store.total
-    story.damaged = len(store.results.index.damaged) + len(store.errors.index.damaged)
+    story.total = store.whole_total()
+    story.damaged = store.results.damaged + store.errors.damaged
     story.causes = causes_of(_failures(records, story))
     for reader, offset, key, record in _sound(store.results, records.version, story):
         story.note(key, record, failed=False)
@@ -181,7 +181,7 @@ def _sound(shelf: Shelf, version: str, story: Story) -> Iterator[tuple[Reader, i
     reader, offsets = shelf.offsets(version)
     if reader is None:
         return
-    exact = _exact_texts(reader, offsets) if shelf.index.has_loose else set()
+    exact = _exact_texts(reader, offsets) if shelf.has_loose else set()
     for offset in offsets:
         try:
             record = reader.read(offset)

@@ -586,7 +586,7 @@ def _versions(store: Store, current: str, counts: tuple[int, int], meta: dict[st
     labels = {**store.versions, **(noted if isinstance(noted, dict) else {})}
     if any(counts):
         yield VersionCount(current, labels.get(current), *counts)
-    others = (store.results.index.versions | store.errors.index.versions) - {current}
+    others = (store.results.versions | store.errors.versions) - {current}
     found = [
         (store.results.count(version), _unresolved(store, store.errors, version)[0], version) for version in others
     ]
