@@ -30,7 +30,7 @@ from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, plural
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
-from checkpoint.places import command_line, locate, names_in, size_in_words, writer_of
+from checkpoint.places import command_line, locate, names_in, owner_of, size_in_words, writers_of
 from checkpoint.records import LATEST
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
@@ -204,8 +204,14 @@ def _ls_row(held: Summary) -> tuple[str, ...]:
         "–" if held.total is None else f"{held.total:,}",
         size_in_words(held.size),
         "–" if moment is None else ago(clock.now() - moment),
-        f"process {held.writer.get('pid')} is writing" if held.writer else "",
+        _who_writes(held),
     )
+
+
+def _who_writes(held: Summary) -> str:
+    if held.shards:
+        return plural(held.shards, "shard") + (f", {held.writers:,} being written" if held.writers else "")
+    return f"process {held.writer.get('pid')} is writing" if held.writer else ""
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -534,8 +540,8 @@ def _add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
-        if writer_of(directory, arguments.name):
-            with runner.records.store.alone():
+        if writers_of(directory, arguments.name):
+            with runner.records.store.all_alone():
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
             return _clear_keys(arguments, runner)
@@ -588,10 +594,8 @@ def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int
 
 
 def _files_of(name: str, directory: Path) -> list[str]:
-    parts = [f"{name}_results.jsonl", f"{name}_errors.jsonl", f"{name}_meta.json"]
-    hidden = [f".{name}_{kind}" for kind in ("results", "errors", "unsaved")]
-    parts += [f".{name}_unsaved.jsonl", *(f"{part}.{end}" for part in hidden for end in ("index", "aside"))]
-    return [part for part in (*parts, f".{name}.lock") if os.path.lexists(directory / part)]
+    begins = tuple(f"{dot}{name}{end}" for dot in ("", ".") for end in ("_", "@", ".lock"))
+    return [file for file in sorted(os.listdir(directory)) if file.startswith(begins) and owner_of(file) == name]
 
 
 def _told(results: int, errors: int, aside: int) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import sys
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from checkpoint.errors import DamagedRecord
@@ -23,7 +23,7 @@ from checkpoint.index import Index, Place
 from checkpoint.journal import Reader, Record
 from checkpoint.keys import Key, identity
 from checkpoint.shards import Shard, hash_of
-from checkpoint.shelf import Shelf, key_of
+from checkpoint.shelf import Shelf
 
 __all__ = ["Joined", "JoinedReader", "allow_files"]
 
@@ -339,16 +339,11 @@ class Joined(Shelf):
                 hidden.update(place for place in places if place != best)
         return frozenset(hidden)
 
-    def _sound_in(self, number: int, version: str) -> Iterator[tuple[int, Key, Record]]:
-        shelf = self._shelves[number]
-        reader, offsets = shelf.offsets(version)
-        for offset in offsets if reader is not None else ():
-            try:
-                assert reader is not None
-                record = reader.read(offset)
-                yield number << _SHIFT | offset, key_of(reader, record, offset), record
-            except DamagedRecord:
-                continue
+    def _sound_in(
+        self, number: int, version: str, on_damage: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, Key, Record]]:
+        for _, offset, key, record in self._shelves[number].sound_places(version, on_damage):
+            yield number << _SHIFT | offset, key, record
 
     def count(self, version: str) -> int:
         """How many keys have a record."""
@@ -403,13 +398,19 @@ class Joined(Shelf):
             raise _located(error, base) from None
 
     def sound(self, version: str) -> Iterator[tuple[Key, Record]]:
-        """(key, record) of every key whose record is sound, journal after journal."""
+        """(key, record) of every key whose record is sound, in the order in which they were saved."""
+        return ((key, record) for _, _, key, record in self.sound_places(version, lambda: None))
+
+    def sound_places(self, version: str, on_damage: Callable[[], None]) -> Iterator[tuple[Reader, int, Key, Record]]:
+        """As `Shelf.sound_places`."""
         with self.lock:
-            hidden = self._look(version).hidden
-        for number in range(len(self._shelves)):
-            for place, key, record in self._sound_in(number, version):
-                if place not in hidden:
-                    yield key, record
+            hidden, reader = self._look(version).hidden, self.reader
+        if reader is None:
+            return
+        found = [self._sound_in(number, version, on_damage) for number in range(len(self._shelves))]
+        for place, key, record in heapq.merge(*found, key=lambda part: part[2].timestamp):
+            if place not in hidden:
+                yield reader, place, key, record
 
     def codes(self, version: str) -> dict[str, list[int]]:
         """Where the records of a version begin, by the code that they name."""

@@ -17,12 +17,27 @@ from typing import Any
 from checkpoint.errors import InvalidName, StoreError, plural
 from checkpoint.journal import Journal, store_error
 from checkpoint.lock import Lock
+from checkpoint.shards import ALL, Shard, shards_in, split_prefix
 from checkpoint.store import check_name, resolve_directory
 
-__all__ = ["aside_name", "command_line", "locate", "names_in", "paths_of", "size_in_words", "size_of", "writer_of"]
+__all__ = [
+    "aside_name",
+    "command_line",
+    "locate",
+    "names_in",
+    "owner_of",
+    "parts_of",
+    "paths_of",
+    "size_in_words",
+    "size_of",
+    "writer_of",
+    "writers_of",
+]
 
 _SHOWN = 10
 _FILE = re.compile(r"([^.].*)_(?:results\.jsonl|errors\.jsonl|meta\.json)")
+_HIDDEN = r"\.(.+)_(?:unsaved\.jsonl|(?:results|errors|unsaved)\.(?:index|aside))|\.(.+)\.lock"
+_ANY_FILE = re.compile(f"{_FILE.pattern}|{_HIDDEN}")
 
 
 def names_in(directory: Path) -> list[str]:
@@ -37,8 +52,14 @@ def names_in(directory: Path) -> list[str]:
         return []
     except OSError as error:
         raise store_error(error, "cannot read", directory) from error
-    found = {match[1] for file in files if (match := _FILE.fullmatch(file))}
+    found = {split_prefix(match[1])[0] for file in files if (match := _FILE.fullmatch(file))}
     return sorted(name for name in found if _is_name(name))
+
+
+def owner_of(file: str) -> str | None:
+    """The name of the checkpoint that a file of this name is of; None where it is of none."""
+    match = _ANY_FILE.fullmatch(file)
+    return None if match is None else split_prefix(match[1] or match[2] or match[3])[0]
 
 
 def _is_name(name: str) -> bool:
@@ -61,13 +82,16 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
     try:
         if any(_is_there(path) for path in (*paths_of(name, directory), directory / f"{name}_meta.json")):
             return directory
+        if len(parts_of(name, directory)) > 1:
+            return directory
     except OSError as error:
         raise store_error(error, "cannot read", directory) from error
     there = names_in(directory)
     shown = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
     hint = f"there are: {shown}" if there else "nor is there any other; name the directory by --dir (checkpoint_dir=)"
     named = _FILE.fullmatch(name)
-    meant = [named[1]] if named and named[1] in there else difflib.get_close_matches(name, there, 1)
+    owner = split_prefix(named[1])[0] if named else ""
+    meant = [owner] if owner in there else difflib.get_close_matches(name, there, 1)
     did = f"did you mean {meant[0]!r}? " if meant else ""
     raise StoreError(
         f"there is no checkpoint {name!r} in {directory}; {did}{hint}",
@@ -83,6 +107,15 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def parts_of(name: str, directory: Path) -> dict[Shard, str]:
+    """What the names of its files begin with: of its own journals, and of those of each shard that has files."""
+    try:
+        shards = shards_in(directory, name)
+    except (FileNotFoundError, NotADirectoryError):
+        shards = set()
+    return {shard: shard.prefix(name) for shard in (ALL, *sorted(shards, key=lambda shard: (shard.of, shard)))}
 
 
 def paths_of(name: str, directory: Path) -> tuple[Path, Path, Path]:
@@ -121,6 +154,12 @@ def writer_of(directory: Path, name: str) -> dict[str, Any] | None:
     if held:
         return {part: owner.get(part) for part in ("pid", "host", "since")}
     return None if owner.get("host") in (None, socket.gethostname()) else {}
+
+
+def writers_of(directory: Path, name: str) -> dict[Shard, dict[str, Any]]:
+    """What `writer_of` says of each shard, and of the checkpoint's own journals, that is being written."""
+    found = {shard: writer_of(directory, prefix) for shard, prefix in parts_of(name, directory).items()}
+    return {shard: writer for shard, writer in found.items() if writer is not None}
 
 
 def size_in_words(size: int) -> str:

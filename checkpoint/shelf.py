@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -268,16 +268,22 @@ class Shelf:
 
     def sound(self, version: str) -> Iterator[tuple[Key, Record]]:
         """(key, record) of every key whose record is sound, in the order of the file: to count without raising."""
-        with self.lock:
-            offsets, reader = self._offsets(version), self.journal.reader
+        return ((key, record) for _, _, key, record in self.sound_places(version, lambda: None))
+
+    def sound_places(self, version: str, on_damage: Callable[[], None]) -> Iterator[tuple[Reader, int, Key, Record]]:
+        """What `records` gives, less what is damaged, of which it is called; lines without checksum are all there."""
+        reader, offsets = self.offsets(version)
         if reader is None:
             return
         for offset in offsets:
             try:
                 record = reader.read(offset)
-                yield key_of(reader, record, offset), record
+                key = key_of(reader, record, offset)
             except DamagedRecord as error:
                 log.debug("%s", error)
+                on_damage()
+                continue
+            yield reader, offset, key, record
 
     def sample(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where records of the version begin: at most so many, spread evenly over the file."""

@@ -180,6 +180,16 @@ class Store:
         """Those that are read besides its own journals."""
         return list(self._members)
 
+    @property
+    def own(self) -> tuple[Shelf, Shelf, Shelf]:
+        """Its own journals of results, errors and values kept aside: those that it writes."""
+        return self._shelves
+
+    @property
+    def parts(self) -> list[tuple[Shelf, Shelf]]:
+        """(results, errors) of each shard that is read, its own first."""
+        return [shelves[:2] for shelves in (self._shelves, *self._members.values())]
+
     def _look_for_shards(self) -> None:
         """Join the journals of shards that came into the directory: it is listed once it was modified."""
         try:
