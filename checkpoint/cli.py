@@ -30,7 +30,7 @@ from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, plural
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
-from checkpoint.places import command_line, locate, names_in, owner_of, size_in_words, writers_of
+from checkpoint.places import command_line, locate, names_in, parts_of, size_in_words, writer_of
 from checkpoint.records import LATEST
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
@@ -540,7 +540,7 @@ def _add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
-        if writers_of(directory, arguments.name):
+        if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
             with runner.records.store.all_alone():
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
@@ -578,10 +578,11 @@ def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int
     held = _told(results, errors, aside)
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
-    with store.alone():
-        before = _files_of(arguments.name, directory)
+    prefixes = parts_of(arguments.name, directory).values()
+    with store.all_alone():
+        before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
         runner.clear()
-    kept = _files_of(arguments.name, directory)
+    kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]
     deleted = [path for path in before if path not in kept]
     if arguments.json:
         told = {"name": arguments.name, "directory": str(directory), "keys": None, "deleted": deleted}
@@ -594,8 +595,10 @@ def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int
 
 
 def _files_of(name: str, directory: Path) -> list[str]:
-    begins = tuple(f"{dot}{name}{end}" for dot in ("", ".") for end in ("_", "@", ".lock"))
-    return [file for file in sorted(os.listdir(directory)) if file.startswith(begins) and owner_of(file) == name]
+    parts = [f"{name}_results.jsonl", f"{name}_errors.jsonl", f"{name}_meta.json"]
+    hidden = [f".{name}_{kind}" for kind in ("results", "errors", "unsaved")]
+    parts += [f".{name}_unsaved.jsonl", *(f"{part}.{end}" for part in hidden for end in ("index", "aside"))]
+    return [part for part in (*parts, f".{name}.lock") if os.path.lexists(directory / part)]
 
 
 def _told(results: int, errors: int, aside: int) -> str:

@@ -25,19 +25,15 @@ __all__ = [
     "command_line",
     "locate",
     "names_in",
-    "owner_of",
     "parts_of",
     "paths_of",
     "size_in_words",
     "size_of",
     "writer_of",
-    "writers_of",
 ]
 
 _SHOWN = 10
 _FILE = re.compile(r"([^.].*)_(?:results\.jsonl|errors\.jsonl|meta\.json)")
-_HIDDEN = r"\.(.+)_(?:unsaved\.jsonl|(?:results|errors|unsaved)\.(?:index|aside))|\.(.+)\.lock"
-_ANY_FILE = re.compile(f"{_FILE.pattern}|{_HIDDEN}")
 
 
 def names_in(directory: Path) -> list[str]:
@@ -54,12 +50,6 @@ def names_in(directory: Path) -> list[str]:
         raise store_error(error, "cannot read", directory) from error
     found = {split_prefix(match[1])[0] for file in files if (match := _FILE.fullmatch(file))}
     return sorted(name for name in found if _is_name(name))
-
-
-def owner_of(file: str) -> str | None:
-    """The name of the checkpoint that a file of this name is of; None where it is of none."""
-    match = _ANY_FILE.fullmatch(file)
-    return None if match is None else split_prefix(match[1] or match[2] or match[3])[0]
 
 
 def _is_name(name: str) -> bool:
@@ -154,12 +144,6 @@ def writer_of(directory: Path, name: str) -> dict[str, Any] | None:
     if held:
         return {part: owner.get(part) for part in ("pid", "host", "since")}
     return None if owner.get("host") in (None, socket.gethostname()) else {}
-
-
-def writers_of(directory: Path, name: str) -> dict[Shard, dict[str, Any]]:
-    """What `writer_of` says of each shard, and of the checkpoint's own journals, that is being written."""
-    found = {shard: writer_of(directory, prefix) for shard, prefix in parts_of(name, directory).items()}
-    return {shard: writer for shard, writer in found.items() if writer is not None}
 
 
 def size_in_words(size: int) -> str:

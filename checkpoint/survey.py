@@ -25,7 +25,7 @@ from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural,
 from checkpoint.journal import Reader, Record, open_file, parse
 from checkpoint.keys import Key, key_from_json
 from checkpoint.ledger import plain_json
-from checkpoint.places import aside_name, locate, names_in, parts_of, paths_of, size_in_words, size_of, writers_of
+from checkpoint.places import aside_name, locate, names_in, parts_of, paths_of, size_in_words, size_of, writer_of
 from checkpoint.records import LATEST, Records, item_error
 from checkpoint.shards import ALL, Shard
 from checkpoint.shelf import Shelf, index_path, key_of
@@ -526,7 +526,7 @@ class Observer:
         store = self._records.open()
         version = self._records.version
         tails = _Tails(store)
-        shards, writers = set(parts_of(self.name, self.directory)) - {ALL}, writers_of(self.directory, self.name)
+        writers = self._writers()
         failed, is_exact = _unresolved(store, store.errors, version)
         size = sum(_sizes(self.name, self.directory).values())
         return Summary(
@@ -539,7 +539,7 @@ class Observer:
             size,
             tails.last,
             _first_writer(writers),
-            shards=len(shards),
+            shards=len(writers) - 1,
             writers=sum(map(bool, writers.values())),
         )
 
@@ -549,7 +549,7 @@ class Observer:
         if store.shards:
             store.learn_codes()  # what versions stand for that shards began meanwhile
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
-        shards, writers = list(parts_of(self.name, self.directory)), writers_of(self.directory, self.name)
+        writers = self._writers()
         writer = _first_writer(writers)
         done, (failed, is_exact) = store.results.count(version), _unresolved(store, store.errors, version)
         causes, read, afresh = self._failures.look(store, version, tails.current)
@@ -578,13 +578,18 @@ class Observer:
             last=tails.last,
             idle=idle,
             writer=writer,
-            shards=tuple((str(shard), writers.get(shard)) for shard in shards if shard != ALL),
+            shards=tuple((str(shard), writer) for shard, writer in writers.items() if shard != ALL),
             sessions=len(around.sessions | tails.sessions),
             durations=around.durations,
             sizes=_sizes(self.name, self.directory),
             recent=tuple(tails.recent()),
             asked_at=now,
         )
+
+    def _writers(self) -> dict[Shard, dict[str, Any] | None]:
+        """Who is writing its own journals, and those of each shard."""
+        parts = parts_of(self.name, self.directory)
+        return {shard: writer_of(self.directory, prefix) for shard, prefix in parts.items()}
 
     def _look_around(self, store: Store, version: str) -> _Around:
         """How long calls took, and which sessions wrote; looked for again once the file has grown by a tenth."""
@@ -599,9 +604,9 @@ class Observer:
         return known
 
 
-def _first_writer(writers: dict[Shard, dict[str, Any]]) -> dict[str, Any] | None:
+def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any] | None:
     """The first who is known; {} where it cannot be told whether there is one."""
-    return next((writer for writer in writers.values() if writer), {} if writers else None)
+    return next((writer for writer in writers.values() if writer), {} if {} in writers.values() else None)
 
 
 def _meta_of(store: Store) -> dict[str, Any]:
