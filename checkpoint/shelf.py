@@ -313,7 +313,7 @@ class Shelf:
         return code if last == version else ""
 
     def last_moment(self) -> str:
-        """The timestamp of the journal's last record; "" where it has none."""
+        """The timestamp of the journal's last record, not of what forgets one; "" where it has none."""
         return self._last()[0]
 
     def _last(self) -> tuple[str, str, str]:
@@ -393,7 +393,7 @@ class _Code(msgspec.Struct, gc=False):
 
 _decode_codes = msgspec.json.Decoder(_Code).decode_lines
 _TAIL = 4096
-_LAST = re.compile(rb',"timestamp":"([^"]*)"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
+_LAST = re.compile(rb'(?<!"forgotten":true),"timestamp":"([^"]*)"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
 
 
 def _codes_in(block: bytes) -> Iterator[tuple[bytes, str]]:

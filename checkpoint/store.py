@@ -167,13 +167,17 @@ class Store:
     # reading
 
     def refresh(self) -> None:
-        """See what other processes wrote since the last look. The writer need not look: nobody else writes."""
-        if not self._writing:
-            with self.lock:
-                if not self._writing:
-                    self._look_for_shards()
-                    for shelf in (self.results, self.errors, self.unsaved):
-                        shelf.refresh()
+        """See what other processes wrote since the last look. The writer need not look: nobody else writes.
+
+        But for those who write shards; of these a pass that writes knows what it found when it began.
+        """
+        if self._writing and (self._in_pass or not self._members):
+            return
+        with self.lock:
+            if not self._writing:
+                for shelf in self._shelves:
+                    shelf.refresh()
+            self._refresh_theirs()
 
     @property
     def shards(self) -> list[Shard]:
@@ -297,9 +301,8 @@ class Store:
             for shelf in (self.results, self.errors):
                 shelf.open_to_write()
             self._settle_names()
-            self._look_for_shards()
-            for shelf in (self.unsaved, *self._theirs()):
-                shelf.refresh()
+            self._shelves[2].refresh()
+            self._refresh_theirs()
         except BaseException:
             self._let_go()
             raise
@@ -313,6 +316,12 @@ class Store:
     def _theirs(self) -> list[Shelf]:
         """The journals of other shards."""
         return [shelf for shelves in self._members.values() for shelf in shelves]
+
+    def _refresh_theirs(self) -> None:
+        with self.lock:
+            self._look_for_shards()
+            for shelf in self._theirs():
+                shelf.refresh()
 
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""
@@ -452,6 +461,7 @@ class Store:
             CheckpointLocked: another process writes one of the journals that know them; nothing was forgotten.
         """
         keys = list(keys)
+        self._refresh_theirs()
         with self._others(self._that_know(version, keys)) as others:
             stores = [self, *others] if not others or _knows(self._shelves, version, keys) else others
             for store in stores:
@@ -463,11 +473,6 @@ class Store:
     def _that_know(self, version: str, keys: list[Key]) -> list[Shard]:
         with self.lock:
             return [shard for shard, shelves in self._members.items() if _knows(shelves, version, keys)]
-
-    def _refresh_theirs(self) -> None:
-        with self.lock:
-            for shelf in self._theirs():
-                shelf.refresh()
 
     @contextmanager
     def _others(self, shards: Iterable[Shard]) -> Iterator[list[Store]]:
@@ -528,6 +533,7 @@ class Store:
         Raises:
             CheckpointLocked: another process writes one of the journals; nothing was forgotten.
         """
+        self._refresh_theirs()
         with self._others(list(self._members)) as others:
             for store in (self, *others):
                 store._begin_anew()
