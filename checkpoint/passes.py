@@ -323,8 +323,12 @@ class Pass:
         )
 
     def _tell_if_unknown(self) -> None:
-        """Another key function makes every item a new one; what this pass made itself tells nothing."""
-        if not (self._known and self.keys):
+        """Another key function makes every item a new one; what this pass made itself tells nothing.
+
+        Nor do the results of other shards: few of them are of this one's keys.
+        """
+        known = self._known if self._share is None else self._store.own[0].count(self._version)
+        if not (known and self.keys):
             return
         shelves, first = (self._store.results, self._store.errors), self.keys[:_FIRST]
         before = [key for key in first if key not in self._made]
@@ -332,7 +336,7 @@ class Pass:
             log.warning(
                 "checkpoint %r has %s, and none for any of the first %s (such as %s): if the key function has changed, "
                 "stop now, since everything is computed anew",
-                self.records.name, plural(self._known, "result"), plural(len(first), "key"), quote(first[0]),
+                self.records.name, plural(known, "result"), plural(len(first), "key"), quote(first[0]),
             )  # fmt: skip
 
     def _tell_resumed(self) -> None:

@@ -135,6 +135,7 @@ class Store:
         self._shelves = self._make_shelves(name)
         self.results, self.errors, self.unsaved = self._shelves
         self._members: dict[Shard, tuple[Shelf, Shelf, Shelf]] = {}
+        self._has_their_meta = False
         self._looked = 0  # when the directory was modified last, as of the last look for shards
         self.meta_path = directory / f"{name}_meta.json"
         self.users = 0
@@ -229,6 +230,7 @@ class Store:
         """What the meta files of shards say that digests stand for."""
         for shard in shards:
             meta = _meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
+            self._has_their_meta = self._has_their_meta or bool(meta)
             known = meta.get("versions")
             for digest, version in known.items() if isinstance(known, dict) else ():
                 self.versions.setdefault(digest, version)
@@ -241,17 +243,18 @@ class Store:
         """
         if self._writing or not self._members:
             return self.total
-        passes: dict[int, list[tuple[str, int | None]]] = {}
+        totals: dict[int, list[int]] = {}
+        moments: dict[int, str] = {}
         for shard in (self._shard, *self._members):
             meta = _meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
-            if meta:
-                told = str(meta.get("last_updated", "")), _count_or_none(meta.get("total_items"))
-                passes.setdefault(shard.of, []).append(told)
-        if not passes:
+            total = _count_or_none(meta.get("total_items"))
+            if total is not None:
+                totals.setdefault(shard.of, []).append(total)
+                moments[shard.of] = max(moments.get(shard.of, ""), str(meta.get("last_updated", "")))
+        if not totals:
             return None
-        of, last = max(passes.items(), key=lambda held: max(held[1])[0])
-        totals = [total for _, total in last if total is not None]
-        return sum(totals) if len(totals) == of else None
+        last = max(moments, key=lambda of: (moments[of], of))
+        return sum(totals[last]) if len(totals[last]) == last else None
 
     @property
     def latest(self) -> str:
@@ -582,6 +585,8 @@ class Store:
         values_on_error = False
         try:
             self.refresh()
+            if self._writing:  # what was saved by hand just now: then `refresh` leaves it at that
+                self._refresh_theirs()
             yield
         except StoreError:
             values_on_error = True
@@ -769,8 +774,8 @@ class Store:
 
     @property
     def has_meta(self) -> bool:
-        """Whether meta was sound, or has been written since."""
-        return bool(self._meta)
+        """Whether meta was sound, or has been written since; of shards, that of any."""
+        return bool(self._meta) or self._has_their_meta
 
     def codes_of(self, version: str) -> dict[str, Any]:
         """What may have computed results of the version, by digest, the last one last."""

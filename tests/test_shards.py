@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-from checkpoint import CheckpointedRunner, CheckpointLocked, DamagedRecord, DuplicateKey, checkpointed
+from checkpoint import CheckpointedRunner, CheckpointLocked, DamagedRecord, DuplicateKey, ItemsFailed, checkpointed
 from checkpoint import store as stores
 from checkpoint.cli import main
-from checkpoint.errors import InvalidKey, InvalidName, InvalidOption
+from checkpoint.errors import FunctionChanged, InvalidKey, InvalidName, InvalidOption
 from checkpoint.history import gather
 from checkpoint.index import Index
 from checkpoint.journal import Reader, seal
@@ -542,6 +542,58 @@ def test_shards_run_beside_each_other_and_beside_a_pass_over_all(squares: Square
     assert len(squares.face.results) == 20, "a key that two have is one"
 
 
+def test_values_kept_aside_by_a_shard_are_found_and_not_paid_for_again(tmp_path: Path) -> None:
+    """By whoever reads the whole, and by a task of another count."""
+    calls: list[int] = []
+
+    def make(n: int) -> Any:
+        calls.append(n)
+        return object() if n == 5 else n
+
+    face = checkpointed("odd", checkpoint_dir=tmp_path, version=1)(make)
+    for i in range(3):
+        face.map(range(10), shard=(i, 3), progress=False, return_exceptions=True)
+    assert list(face.unsaved) == [5]
+    assert list(face.errors) == [5]
+    for shard in ((0, 1), (hash_of(5) % 4, 4)):
+        with pytest.raises(ItemsFailed):
+            face.map(range(10), shard=shard, progress=False)
+    assert sorted(calls) == list(range(10))
+    face.clear([5])
+    assert not face.unsaved
+
+
+@pytest.mark.parametrize("shard", [(0, 1), (1, 3)], ids=["all", "another count"])
+def test_a_function_that_changed_is_known_by_what_shards_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shard: tuple[int, int]
+) -> None:
+    """A changed value is refused, and told with what it was; "recompute" computes anew what any shard holds."""
+
+    def scaled(by: int, on_change: Any = None) -> Any:
+        return checkpointed("scaled", checkpoint_dir=tmp_path, on_change=on_change)(lambda n: n * by)
+
+    for i in range(2):
+        scaled(2).map(range(20), shard=(i, 2), progress=False)
+    with pytest.raises(FunctionChanged, match="2 → 3"):
+        scaled(3).map(range(20), shard=shard, progress=False)
+    own = [n for n in range(20) if Shard(*shard).has(n)]
+    for _ in range(2):
+        assert scaled(3, "recompute").map(range(20), shard=shard, progress=False) == [3 * n for n in own]
+    results = scaled(3).results
+    assert {n: results[n] for n in range(20)} == {n: n * (3 if n in own else 2) for n in range(20)}
+    assert len(results) == 20
+
+
+def test_what_is_saved_by_hand_hides_no_shard_from_the_next_pass(squares: Squares, tmp_path: Path) -> None:
+    """The lock is kept for a moment after a save; shards that were written since are looked for all the same."""
+    runner = squares.face.runner
+    runner.save_result(0, 0)
+    squares.array(range(20), 3)
+    squares.calls.clear()
+    assert squares.map(range(20), progress=False) == [n * n for n in range(20)]
+    assert not squares.calls
+
+
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -580,6 +632,19 @@ def test_a_million_results_in_a_hundred_shards_open_without_their_values_being_r
 
 def _text(n: int) -> str:
     return "x" * 40
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_more_shards_than_the_limit_of_open_files_are_read(squares: Squares, tmp_path: Path) -> None:
+    """The soft limit is raised as far as it takes."""
+    squares.array(range(100), 50)
+    code = (
+        "import resource, sys; from checkpoint import CheckpointedRunner; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1])); "
+        "print(CheckpointedRunner('sq', sys.argv[1], version=1).progress())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == ("(100, 100)\n", "")
 
 
 def test_an_unsharded_checkpoint_is_looked_at_once_more_at_most(
