@@ -127,6 +127,8 @@ class Shelf:
     def reopen(self) -> None:
         """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
         reader, index = Reader.open(self.journal.path), Index(self._note)
+        if reader is None and self.journal.reader is None and self.is_empty:
+            return  # there is no file yet: what is known of it, which is nothing, stays valid
         if reader is not None:
             index.load(self._index_path, reader)
             index.scan(reader)

@@ -597,7 +597,8 @@ class Observer:
         size = sum(part.size() for part in (*results, *errors))
         known = self._known
         if known is None or known.of != (results, errors, version) or not known.size <= size <= 1.1 * known.size:
-            looks = [_Looks(part, share=len(store.parts)) for part in (*results, *errors)]
+            share = len(store.parts)
+            looks = [_Looks(part, share) for part in (*results, *errors)]
             took = [seconds for look in looks[: len(results)] for seconds in look.took(version)]
             sessions = set().union(*[look.sessions() for look in looks])
             known = self._known = _Around((results, errors, version), size, _durations_of(took), sessions)

@@ -398,6 +398,20 @@ def test_shards_that_come_later_are_noticed(squares: Squares, tmp_path: Path) ->
             assert runner.progress()[0] == sum(hash_of(n) % 3 <= i for n in range(30))
 
 
+def test_what_is_known_stays_so_until_something_is_learned(squares: Squares) -> None:
+    """Looking again at journals that did not change, or are not there, makes no reader count or find anew."""
+    squares.array(range(30), 3)
+    store = squares.face.runner.records.open()
+    before, reader = store.results.state, store.results.reader
+    store.refresh()
+    assert store.results.state == before
+    assert store.results.reader is reader
+    squares.array(range(31), 3)
+    store.refresh()
+    assert store.results.state != before
+    assert store.results.reader is reader
+
+
 def test_a_pass_keeps_its_results_whatever_shards_do_later(squares: Squares, tmp_path: Path) -> None:
     """They were found in several files, of which each is kept open; a shard that joins later moves none of them."""
     squares.map(range(10), progress=False)
