@@ -30,7 +30,7 @@ from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, plural
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
-from checkpoint.places import command_line, locate, names_in, size_in_words, writer_of
+from checkpoint.places import command_line, locate, names_in, parts_of, size_in_words, writer_of
 from checkpoint.records import LATEST
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
@@ -204,8 +204,14 @@ def _ls_row(held: Summary) -> tuple[str, ...]:
         "–" if held.total is None else f"{held.total:,}",
         size_in_words(held.size),
         "–" if moment is None else ago(clock.now() - moment),
-        f"process {held.writer.get('pid')} is writing" if held.writer else "",
+        _who_writes(held),
     )
+
+
+def _who_writes(held: Summary) -> str:
+    if held.shards:
+        return plural(held.shards, "shard") + (f", {held.writers:,} being written" if held.writers else "")
+    return f"process {held.writer.get('pid')} is writing" if held.writer else ""
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -534,8 +540,8 @@ def _add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
-        if writer_of(directory, arguments.name):
-            with runner.records.store.alone():
+        if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
+            with runner.records.store.all_alone():
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
             return _clear_keys(arguments, runner)
@@ -568,14 +574,15 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
 def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
     store, directory = runner.records.open(), runner.records.store.directory
     counts = [store.results, store.errors, store.unsaved]
-    results, errors, aside = (sum(map(shelf.count, shelf.index.versions)) for shelf in counts)
+    results, errors, aside = (sum(map(shelf.count, shelf.versions)) for shelf in counts)
     held = _told(results, errors, aside)
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
-    with store.alone():
-        before = _files_of(arguments.name, directory)
+    prefixes = parts_of(arguments.name, directory).values()
+    with store.all_alone():
+        before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
         runner.clear()
-    kept = _files_of(arguments.name, directory)
+    kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]
     deleted = [path for path in before if path not in kept]
     if arguments.json:
         told = {"name": arguments.name, "directory": str(directory), "keys": None, "deleted": deleted}
@@ -632,7 +639,7 @@ def _key_meant(store: Store, version: str, text: str) -> Key:
         raise InvalidOption(f"the keys {quote(there[0])} and {quote(there[1])} are both there; {_both(keys[0], text)}")
     if there:
         return there[-1]
-    others = [other for other in store.results.index.versions - {version} if _is_there_as(store, other, keys)]
+    others = [other for other in store.results.versions - {version} if _is_there_as(store, other, keys)]
     of = f"; it is there under {_labels(store, others)}, which is not the version written last" if others else ""
     raise CheckpointError(
         f"key {quote(keys[0])} is not in checkpoint {store.name!r} in {store.directory}{of}; nothing was forgotten"

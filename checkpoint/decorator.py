@@ -66,8 +66,9 @@ from checkpoint.policies import (
     retry_of,
 )
 from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
-from checkpoint.runner import CheckpointedRunner
+from checkpoint.runner import CheckpointedRunner, ShardRunner
 from checkpoint.schedule import Schedule
+from checkpoint.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.store import check_name, resolve_directory
 from checkpoint.versions import moved_attributes, version_of
 from checkpoint.workers import Given, Processes, Report, Threads, refuse_while_importing_main
@@ -184,6 +185,8 @@ class PassOptions(TypedDict, total=False):
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
         retry_failed: whether items that failed earlier are run again (default), or stand in their places.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
+        shard: run and return only the items of one shard: (i, n), 0 ≤ i < n, or "slurm" for the place of this task in
+            its Slurm array; (0, 1) is all. Default: what ``$CHECKPOINT_SHARD`` says (``3/100`` or ``slurm``), else all.
     """
 
     workers: int | None
@@ -194,6 +197,7 @@ class PassOptions(TypedDict, total=False):
     max_errors: int | float | None
     retry_failed: bool
     grace: float
+    shard: ShardOption | None
 
 
 class _Work:
@@ -288,6 +292,15 @@ def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> No
         raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
 
 
+def _told_shard(name: str, option: ShardOption | None) -> Shard:
+    """The shard that is meant, which is told: what a map returns depends on it."""
+    shard = shard_of(option)
+    if shard != ALL:
+        whence = "" if option is not None else " (of $CHECKPOINT_SHARD)"
+        log.info("checkpoint %r: running shard %s%s: the items that are of it, and no others", name, shard, whence)
+    return shard
+
+
 class _Inner:
     """The inner function, on its way to a worker: its own name would lead to what is decorated."""
 
@@ -324,15 +337,19 @@ class _Face(Generic[R], _Parts):
     @property
     def runner(self) -> CheckpointedRunner:
         """The runner behind it, for this version and directory."""
+        return self._runner_of(ALL)
+
+    def _runner_of(self, shard: Shard) -> CheckpointedRunner:
         options = self._self_options
         function, instance = self._target()
         version = version_of(options.version, function, instance)
         directory = resolve_directory(options.checkpoint_dir)
-        place = (directory, "" if version is None else short_digest(version, "version"), os.getpid())
+        place = (directory, "" if version is None else short_digest(version, "version"), shard, os.getpid())
         runner = self._self_runners.get(place)
         if runner is None or runner.closed:
             result_type = options.result_type if options.result_type is not None else self._returned(options)
-            runner = self._self_runners[place] = CheckpointedRunner(
+            kind = CheckpointedRunner if shard == ALL else partial(ShardRunner, shard)
+            runner = self._self_runners[place] = kind(
                 options.name, directory, version=version, durability=options.durability, result_type=result_type
             )
         return runner
@@ -403,6 +420,7 @@ class _Face(Generic[R], _Parts):
         options = self._self_options
         refuse_while_importing_main(options.name)
         _check_spread(options, given, is_async=is_async)
+        shard = _told_shard(options.name, given.get("shard"))
         desc = given.get("desc")
         function, instance = self._target()
         before = version_of(options.version, function, instance)
@@ -413,7 +431,7 @@ class _Face(Generic[R], _Parts):
 
             lineage = Lineage(code, options.on_change)
         try:
-            with self.runner.start_pass(
+            with self._runner_of(shard).start_pass(
                 items,
                 key_function(options.key),
                 on_change=options.on_change or "keep",
@@ -421,7 +439,7 @@ class _Face(Generic[R], _Parts):
                 limit=ErrorLimit(given.get("max_errors")),
                 collect=collect,
                 progress=given.get("progress", True),
-                desc=options.name if desc is None else desc,
+                desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
                 lineage=lineage,
             ) as running:
                 yield _Work(self, function, running, given)
@@ -449,12 +467,13 @@ class _Face(Generic[R], _Parts):
         function, instance = self._target()
         return fingerprint(function, bound=instance is not None)
 
-    def plan(self, items: Iterable[Any], *, workers: int | None = None) -> Plan:
+    def plan(self, items: Iterable[Any], *, workers: int | None = None, shard: ShardOption | None = None) -> Plan:
         """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.
 
         Args:
             items: as in `map`, but what can be read twice.
             workers: as for `map`; it divides the time that is expected.
+            shard: as for `map`.
 
         Raises:
             InvalidKey, DuplicateKey: as `map` would.
@@ -470,7 +489,7 @@ class _Face(Generic[R], _Parts):
         options = self._self_options
         check_count("workers", workers)
         return make_plan(
-            self.runner.records,
+            self._runner_of(shard_of(shard)).records,
             items,
             key_function(options.key),
             code=self._fingerprint(),

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from checkpoint.causes import Cause, causes_of
-from checkpoint.errors import DamagedRecord, ItemError
+from checkpoint.errors import ItemError
 from checkpoint.journal import Reader, Record
 from checkpoint.records import Records, item_error
-from checkpoint.shelf import Shelf, key_of
+from checkpoint.shelf import Shelf
 from checkpoint.tables import versions_of
 from checkpoint.upkeep import VersionCount
 
@@ -149,10 +149,10 @@ def gather(records: Records) -> Story:
     """What the records of the current version tell."""
     records.pin()  # what is saved meanwhile must not lead to another version halfway
     store, story = records.open(), Story()
-    if len(store.results.index.versions | store.errors.index.versions) > 1:
+    if len(store.results.versions | store.errors.versions) > 1:
         story.versions = versions_of(records)
-    story.total = store.total
-    story.damaged = len(store.results.index.damaged) + len(store.errors.index.damaged)
+    story.total = store.whole_total()
+    story.damaged = store.results.damaged + store.errors.damaged
     story.causes = causes_of(_failures(records, story))
     for reader, offset, key, record in _sound(store.results, records.version, story):
         story.note(key, record, failed=False)
@@ -178,31 +178,14 @@ def _failures(records: Records, story: Story) -> Iterator[ItemError]:
 
 def _sound(shelf: Shelf, version: str, story: Story) -> Iterator[tuple[Reader, int, Any, Record]]:
     """(reader, offset, key, record) of every key whose record is sound, in the order of the file."""
-    reader, offsets = shelf.offsets(version)
-    if reader is None:
-        return
-    exact = _exact_texts(reader, offsets) if shelf.index.has_loose else set()
-    for offset in offsets:
-        try:
-            record = reader.read(offset)
-            key = key_of(reader, record, offset)
-        except DamagedRecord:
-            story.damaged += 1
-            continue
+
+    def damaged() -> None:
+        story.damaged += 1
+
+    exact = {str(key) for key, record in shelf.sound(version) if record.crc} if shelf.has_loose else set()
+    for reader, offset, key, record in shelf.sound_places(version, damaged):
         if record.crc or key not in exact:  # a line with a checksum wins over one without
             yield reader, offset, key, record
-
-
-def _exact_texts(reader: Reader, offsets: list[int]) -> set[str]:
-    found = set()
-    for offset in offsets:
-        try:
-            record = reader.read(offset)
-            if record.crc:
-                found.add(str(key_of(reader, record, offset)))
-        except DamagedRecord:
-            pass  # it is counted when it is read again
-    return found
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -310,6 +310,19 @@ class Index:
                     found.add(offset)
         return sorted(found)
 
+    def hashes(self, version: str) -> Iterator[tuple[bytes, int]]:
+        """(hash, offset) of each live record of a version that has a checksum: a key's hash is one in every journal."""
+        for key, row in self._rows.get(version, {}).items():
+            if row >= 0:
+                yield _hash(version, key), self._places[2 * row] + row
+        segment = self._segment
+        if segment is not None and version in segment.header.versions:
+            number, hidden = segment.header.versions.index(version), self._hidden()
+            for entry in segment.raw_entries():
+                digest, offset, _, flags = _ENTRY.unpack(entry)
+                if flags == number and digest not in hidden:
+                    yield digest, offset
+
     def _hidden(self) -> set[bytes]:
         """Hashes of segment entries that recent records replace."""
         hidden = {_hash(version, key) for version, rows in self._rows.items() for key in rows}

@@ -367,6 +367,10 @@ class Reader:
             at += len(data)
         return count
 
+    def where(self, offset: int) -> str:
+        """`path:line` of the record at `offset`, for messages."""
+        return f"{self.path}:{self.line_number(offset)}"
+
     def blocks(self, start: int) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of runs of whole lines from `start` on; what follows the last newline is left out."""
         at, size = start, _BLOCK

@@ -14,6 +14,7 @@ import weakref
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -36,6 +37,7 @@ from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
 from checkpoint.records import Records, item_error
+from checkpoint.shards import ALL, Share
 from checkpoint.shelf import Shelf
 from checkpoint.store import Entry
 
@@ -94,17 +96,19 @@ class Pass:
         self._lineage = lineage
         self.name = records.name
         self._store = records.store
+        self._shard = records.shard
         self._lock = threading.Lock()
         self._version = records.version
         # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
         self.items = list(items) if type(items) is list else items
+        self._share: Share | None = None
         self._key_of = key_of
         self._on_change = on_change
         self._retry_failed = retry_failed
         self._collect = collect
         self._desc, self._show = desc, progress
         self._bar: Bar | None = None
-        self.total: int | None = _length(items)
+        self.total: int | None = _length(items) if self._shard == ALL else None
         self.drawn = 0
         self.completed = 0
         self.errors = ErrorCount(limit or ErrorLimit())
@@ -113,6 +117,8 @@ class Pass:
         self.keys: list[Key] = []
         self._one_shot = _is_one_shot(items)
         self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
+        if self._shard != ALL:
+            self.items = self._share = Share(self.items, self._key_in_whole, self._shard)
         self._seen: dict[Key, int] = {}  # the first place of each key
         self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
         self._keyed = 0  # how many items were keyed before anything ran
@@ -150,6 +156,9 @@ class Pass:
         self._tell_resumed()
         if any(self._would_run(self.keys[place]) for place in self._undone()):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
+        elif self._shard != ALL:
+            with suppress(StoreError):
+                self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
         elif self.records.power:
             self._store.confirm()
         if self._steady and not self._collect:
@@ -163,6 +172,8 @@ class Pass:
             InvalidKey, DuplicateKey, InputChanged: naming the items.
         """
         self._known = self._store.results.count(self._version)
+        if self._steady and self._share is not None:
+            self.items = list(self._share)
         if not self._one_shot:
             self._key_all()
             self.total = self._keyed = len(self.keys)
@@ -244,15 +255,23 @@ class Pass:
         self.keys.append(key)
         if self._on_change != "keep" and not item_digest(item):
             raise InvalidOption(
-                f"on_change={self._on_change!r} needs items whose changes can be told, and item {place} is "
-                f"{quote(item)}, a {type(item).__name__}, not a JSON-like value; map dicts, or leave on_change out"
+                f"on_change={self._on_change!r} needs items whose changes can be told, and item "
+                f"{self._in_whole(place)} is {quote(item)}, a {type(item).__name__}, not a JSON-like value; "
+                "map dicts, or leave on_change out"
             )
         if self._seen.setdefault(key, place) != place:
             self._refuse_unequal(key, place, item)
         elif not self._steady:
             self._kept[key] = _comparable(item)
 
+    def _in_whole(self, place: int) -> int:
+        """Where an item is in the input that was given; of a shard, `place` counts its own items only."""
+        return place if self._share is None else self._share.places[place]
+
     def _key(self, place: int, item: Any) -> Key:
+        return self._key_in_whole(self._in_whole(place), item)
+
+    def _key_in_whole(self, place: int, item: Any) -> Key:
         try:
             return self._key_of(item)  # type: ignore[no-any-return]
         except InvalidKey as error:
@@ -272,11 +291,12 @@ class Pass:
             return
         if _equals(_comparable(self._item_at(first)) if self._steady else self._kept[key], item):
             return
+        shown = self._in_whole(first), self._in_whole(place)
         raise DuplicateKey(
-            f"items {first} and {place} have one key, {quote(key)}, and are not known to be equal: "
+            f"items {shown[0]} and {shown[1]} have one key, {quote(key)}, and are not known to be equal: "
             f"{quote(self._item_at(first))} and {quote(item)}; use a key that tells them apart, or drop one",
             key=key,
-            places=(first, place),
+            places=shown,
         )
 
     def _item_at(self, place: int) -> Any:
@@ -303,8 +323,12 @@ class Pass:
         )
 
     def _tell_if_unknown(self) -> None:
-        """Another key function makes every item a new one; what this pass made itself tells nothing."""
-        if not (self._known and self.keys):
+        """Another key function makes every item a new one; what this pass made itself tells nothing.
+
+        Nor do the results of other shards: few of them are of this one's keys.
+        """
+        known = self._known if self._share is None else self._store.own[0].count(self._version)
+        if not (known and self.keys):
             return
         shelves, first = (self._store.results, self._store.errors), self.keys[:_FIRST]
         before = [key for key in first if key not in self._made]
@@ -312,7 +336,7 @@ class Pass:
             log.warning(
                 "checkpoint %r has %s, and none for any of the first %s (such as %s): if the key function has changed, "
                 "stop now, since everything is computed anew",
-                self.records.name, plural(self._known, "result"), plural(len(first), "key"), quote(first[0]),
+                self.records.name, plural(known, "result"), plural(len(first), "key"), quote(first[0]),
             )  # fmt: skip
 
     def _tell_resumed(self) -> None:
@@ -370,11 +394,12 @@ class Pass:
     def _expected(self, place: int, item: Any) -> Key:
         key = self.keys[place]
         if (again := self._key(place, item)) != key:
+            shown = self._in_whole(place)
             raise DuplicateKey(
-                f"item {place} had key {quote(key)} when the items were first read, and {quote(again)} now: they come "
+                f"item {shown} had key {quote(key)} when the items were first read, and {quote(again)} now: they come "
                 "in another order each time they are read, or the key function is not stable; pass list(items)",
                 key=again,
-                places=(place, place),
+                places=(shown, shown),
             )
         return key
 
@@ -465,8 +490,7 @@ class Pass:
             self._lineage.note(self.records)
 
     def _index_now(self) -> tuple[object, int]:
-        index = self._store.results.index
-        return index, index.end
+        return self._store.results.state
 
     def _recount(self) -> None:
         """What another process saved since the items were keyed is done."""
@@ -734,7 +758,7 @@ class Pass:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
         version, results, errors = self._version, self._store.results, self._store.errors
         keys, made, failed = self.keys, self._made, self._failed
-        if self._index_now()[0] is self._counted[0] and len(self._found) == len(keys):
+        if self._index_now()[0] == self._counted[0] and len(self._found) == len(keys):
             places = self._found[:]
             todo = [place for place, offset in enumerate(places) if offset < 0 or (made and keys[place] in made)]
         else:  # one-shot input; or the journal was opened anew

@@ -17,9 +17,20 @@ from typing import Any
 from checkpoint.errors import InvalidName, StoreError, plural
 from checkpoint.journal import Journal, store_error
 from checkpoint.lock import Lock
+from checkpoint.shards import ALL, Shard, shards_in, split_prefix
 from checkpoint.store import check_name, resolve_directory
 
-__all__ = ["aside_name", "command_line", "locate", "names_in", "paths_of", "size_in_words", "size_of", "writer_of"]
+__all__ = [
+    "aside_name",
+    "command_line",
+    "locate",
+    "names_in",
+    "parts_of",
+    "paths_of",
+    "size_in_words",
+    "size_of",
+    "writer_of",
+]
 
 _SHOWN = 10
 _FILE = re.compile(r"([^.].*)_(?:results\.jsonl|errors\.jsonl|meta\.json)")
@@ -37,7 +48,7 @@ def names_in(directory: Path) -> list[str]:
         return []
     except OSError as error:
         raise store_error(error, "cannot read", directory) from error
-    found = {match[1] for file in files if (match := _FILE.fullmatch(file))}
+    found = {split_prefix(match[1])[0] for file in files if (match := _FILE.fullmatch(file))}
     return sorted(name for name in found if _is_name(name))
 
 
@@ -61,13 +72,16 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
     try:
         if any(_is_there(path) for path in (*paths_of(name, directory), directory / f"{name}_meta.json")):
             return directory
+        if len(parts_of(name, directory)) > 1:
+            return directory
     except OSError as error:
         raise store_error(error, "cannot read", directory) from error
     there = names_in(directory)
     shown = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
     hint = f"there are: {shown}" if there else "nor is there any other; name the directory by --dir (checkpoint_dir=)"
     named = _FILE.fullmatch(name)
-    meant = [named[1]] if named and named[1] in there else difflib.get_close_matches(name, there, 1)
+    owner = split_prefix(named[1])[0] if named else ""
+    meant = [owner] if owner in there else difflib.get_close_matches(name, there, 1)
     did = f"did you mean {meant[0]!r}? " if meant else ""
     raise StoreError(
         f"there is no checkpoint {name!r} in {directory}; {did}{hint}",
@@ -83,6 +97,15 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def parts_of(name: str, directory: Path) -> dict[Shard, str]:
+    """What the names of its files begin with: of its own journals, and of those of each shard that has files."""
+    try:
+        shards = shards_in(directory, name)
+    except (FileNotFoundError, NotADirectoryError):
+        shards = set()
+    return {shard: shard.prefix(name) for shard in (ALL, *sorted(shards, key=lambda shard: (shard.of, shard)))}
 
 
 def paths_of(name: str, directory: Path) -> tuple[Path, Path, Path]:

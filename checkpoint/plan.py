@@ -255,7 +255,7 @@ def _stale(records: Records, drift: Drift | None, keys: list[Key]) -> int:
 def _elsewhere(records: Records, keys: list[Key]) -> dict[str, int]:
     """How many of the keys have a result under each other version; of the twenty versions that have most."""
     store = records.store
-    others = [version for version in store.results.index.versions if version != records.version]
+    others = [version for version in store.results.versions if version != records.version]
     if not keys or not others:
         return {}
     others.sort(key=store.results.count, reverse=True)
@@ -278,7 +278,7 @@ def _durations(records: Records) -> list[float]:
     for shelf in (results, errors):
         if found := _durations_on(shelf, records.version):
             return found
-    others = sorted(results.index.versions - {records.version}, key=results.count, reverse=True)
+    others = sorted(results.versions - {records.version}, key=results.count, reverse=True)
     return _durations_on(results, others[0]) if others else []
 
 

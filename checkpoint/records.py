@@ -33,6 +33,7 @@ from checkpoint.errors import (
 from checkpoint.journal import Reader, Record, seal
 from checkpoint.keys import Key, key_json, plain_key, short_digest
 from checkpoint.outcomes import Failure
+from checkpoint.shards import ALL, Shard
 from checkpoint.shelf import Shelf, key_of
 from checkpoint.store import Entry, Store, open_store
 
@@ -67,6 +68,7 @@ class Records:
         version: a JSON value, None for none, or `LATEST`.
         power: whether each record is synced before it counts as saved.
         result_type: an annotation that names classes to rebuild.
+        shard: whose journals are written.
 
     Attributes:
         store: shared with everyone in the process who names the same files.
@@ -78,8 +80,11 @@ class Records:
     store: Store
     only_reads = False
 
-    def __init__(self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any) -> None:
+    def __init__(
+        self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL
+    ) -> None:
         self.name = name
+        self.shard = shard
         self.power = power
         codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
@@ -89,7 +94,7 @@ class Records:
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
         self._code = b""
-        self._detach: Callable[[], None] | None = open_store(name, directory, self)
+        self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
         if digest:
             self.store.versions.setdefault(digest, version)
         self._set_version(digest)
@@ -308,7 +313,7 @@ class Records:
         try:
             yield
         except DamagedRecord as error:
-            if not self.only_reads and (reader is None or reader is shelf.journal.reader):
+            if not self.only_reads and (reader is None or shelf.holds(reader, error.offset)):
                 self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
             raise
 
@@ -317,14 +322,12 @@ class Records:
         try:
             return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
         except UnbuildableValue as error:
-            number = reader.line_number(offset)
-            raise UnbuildableValue(f"{reader.path}:{number}, key {quote(key)}: {error}", cls=error.cls) from None
+            raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}", cls=error.cls) from None
         except ValueError as error:
             if not record.crc:
                 raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
             # The bytes are those that were written: it is this process that lacks what it takes to read them.
-            number = reader.line_number(offset)
-            raise UnbuildableValue(f"{reader.path}:{number}, key {quote(key)}: {error}") from None
+            raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}") from None
 
     def iter_results(self) -> Iterator[tuple[Any, Any]]:
         """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""

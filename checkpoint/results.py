@@ -144,9 +144,9 @@ class Results(_Rows, Sequence[R]):
         store = running.records.store
         with store.lock:
             self._places: array[int] = running.places()
-            self._results, self._errors = store.results.journal.reader, store.errors.journal.reader
+            self._results, self._errors = store.results.reader, store.errors.reader
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
-            loose = store.results.index.has_loose or store.errors.index.has_loose
+            loose = store.results.has_loose or store.errors.has_loose
             told = not loose and NOT_RUN not in self._places
         self._keys = None if told else list(running.keys)
 

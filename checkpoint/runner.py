@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from checkpoint.errors import InvalidOption, quote
@@ -13,9 +14,10 @@ from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.passes import Pass
 from checkpoint.policies import Durability, check_choice
 from checkpoint.records import LATEST, Records, Unsaved
+from checkpoint.shards import ALL, Shard
 from checkpoint.store import check_name, resolve_directory
 
-__all__ = ["BatchCheckpointedRunner", "CheckpointedRunner"]
+__all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
 T = TypeVar("T")
 
@@ -57,15 +59,18 @@ class CheckpointedRunner:
     ) -> None:
         self.name = check_name(name)
         check_choice("durability", durability, Durability)
+        self._pass: Pass | None = None
+        self._last: tuple[int, int | None] | None = None
         self.records = Records(
             self.name,
             resolve_directory(checkpoint_dir),
             version=version,
             power=durability == "power",
             result_type=result_type,
+            shard=self._shard,
         )
-        self._pass: Pass | None = None
-        self._last: tuple[int, int | None] | None = None
+
+    _shard = ALL
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {str(self.records.store.directory)!r})"
@@ -149,7 +154,7 @@ class CheckpointedRunner:
         if self._last is not None:
             return self._last
         store = self.records.open()
-        return store.results.count(self.records.version), store.total
+        return store.results.count(self.records.version), store.whole_total()
 
     # forgetting
 
@@ -229,6 +234,19 @@ class CheckpointedRunner:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class ShardRunner(CheckpointedRunner):
+    """The runner of one shard: its passes run and write the shard's own items, and know what other counts have done.
+
+    Args:
+        shard: not all.
+        name, directory, options: as for `CheckpointedRunner`.
+    """
+
+    def __init__(self, shard: Shard, name: str, directory: Path, **options: Any) -> None:
+        self._shard = shard
+        super().__init__(name, directory, **options)
 
 
 class BatchCheckpointedRunner(CheckpointedRunner):

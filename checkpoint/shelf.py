@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,60 @@ class Shelf:
         self._damage: list[tuple[int, str]] = []  # found by a scan, and not told yet
         self._filing = threading.Lock()
 
+    # what it is at; a joined shelf answers for all of its journals
+
+    @property
+    def reader(self) -> Reader | None:
+        """What reads the records at the offsets that are found here; None where there is no file yet."""
+        return self.journal.reader
+
+    @property
+    def readers(self) -> list[Reader]:
+        """The journal files, open."""
+        return [] if self.journal.reader is None else [self.journal.reader]
+
+    @property
+    def versions(self) -> set[str]:
+        """The versions that have had a record."""
+        return self.index.versions
+
+    @property
+    def latest(self) -> str:
+        """The version of the last record; "" is none."""
+        return self.index.latest
+
+    @property
+    def has_loose(self) -> bool:
+        """Whether there are lines without checksum, which stand for any key of equal str()."""
+        return self.index.has_loose
+
+    @property
+    def damaged(self) -> int:
+        """How many lines a scan could not read; of very many, the first hundred of a journal are counted."""
+        return len(self.index.damaged)
+
+    @property
+    def state(self) -> tuple[object, int]:
+        """(what offsets are valid for, how much is known): both are equal as long as nothing is learned."""
+        return self.index, self.index.end
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return self.index.end == 0
+
+    def holds(self, reader: Reader, offset: int) -> bool:
+        """Whether the reader still reads, at this offset, the file that is found at the path."""
+        return reader is self.journal.reader
+
+    def recent_keys(self) -> list[Key] | None:
+        """The keys of all records, where the index has them at hand."""
+        index = self.index
+        at_hand = index.filed == (0, 0) and not index.has_loose
+        return list(dict.fromkeys(index.keys_from(0))) if at_hand else None
+
+    # learning
+
     def _note(self, offset: int, why: str) -> None:
         self._damage.append((offset, why))
 
@@ -73,6 +127,8 @@ class Shelf:
     def reopen(self) -> None:
         """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
         reader, index = Reader.open(self.journal.path), Index(self._note)
+        if reader is None and self.journal.reader is None and self.is_empty:
+            return  # there is no file yet: what is known of it, which is nothing, stays valid
         if reader is not None:
             index.load(self._index_path, reader)
             index.scan(reader)
@@ -117,10 +173,7 @@ class Shelf:
             self.journal.learned(self.index.end)
             self._tell_damage()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing in it."""
-        return self.index.end == 0
+    # looking up
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the key's last record is."""
@@ -143,6 +196,13 @@ class Shelf:
                 return self.index.count(version)
             except (IndexDamaged, OSError):
                 return self._rebuilt().count(version)
+
+    def hashes(self, version: str) -> list[tuple[bytes, int]]:
+        """As `Index.hashes` tells it."""
+        try:
+            return list(self.index.hashes(version))
+        except (IndexDamaged, OSError):
+            return list(self._rebuilt().hashes(version))
 
     def _offsets(self, version: str) -> list[int]:
         try:
@@ -194,9 +254,13 @@ class Shelf:
             DamagedRecord: at the first record whose bytes are not those that were written.
         """
         with self.lock:
-            offsets, reader, loose = self._offsets(version), self.journal.reader, self.index.has_loose
-        if reader is None:
-            return
+            offsets, reader = self._offsets(version), self.journal.reader
+        if reader is not None:
+            yield from self.records_at(reader, version, offsets)
+
+    def records_at(self, reader: Reader, version: str, offsets: list[int]) -> Iterator[tuple[Reader, int, Key, Record]]:
+        """`records` of those at these offsets, which this index gave; a line with a checksum wins over one without."""
+        loose = self.index.has_loose
         exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
         for offset in offsets:
             record = self.read_at(reader, version, offset)
@@ -206,16 +270,22 @@ class Shelf:
 
     def sound(self, version: str) -> Iterator[tuple[Key, Record]]:
         """(key, record) of every key whose record is sound, in the order of the file: to count without raising."""
-        with self.lock:
-            offsets, reader = self._offsets(version), self.journal.reader
+        return ((key, record) for _, _, key, record in self.sound_places(version, lambda: None))
+
+    def sound_places(self, version: str, on_damage: Callable[[], None]) -> Iterator[tuple[Reader, int, Key, Record]]:
+        """What `records` gives, less what is damaged, of which it is called; lines without checksum are all there."""
+        reader, offsets = self.offsets(version)
         if reader is None:
             return
         for offset in offsets:
             try:
                 record = reader.read(offset)
-                yield key_of(reader, record, offset), record
+                key = key_of(reader, record, offset)
             except DamagedRecord as error:
                 log.debug("%s", error)
+                on_damage()
+                continue
+            yield reader, offset, key, record
 
     def sample(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where records of the version begin: at most so many, spread evenly over the file."""
@@ -241,10 +311,25 @@ class Shelf:
 
     def last_code(self, version: str) -> str:
         """The code that the journal's last record names, where that is of this version; else ""."""
+        _, last, code = self._last()
+        return code if last == version else ""
+
+    def last_moment(self) -> str:
+        """The timestamp of the journal's last record, not of what forgets one; "" where it has none."""
+        return self._last()[0]
+
+    def _last(self) -> tuple[str, str, str]:
+        """(timestamp, version, code) of the last record."""
         reader = self.journal.reader
         size = 0 if reader is None else reader.size()
-        found = _LAST_CODE.findall(reader.pread(_TAIL, max(0, size - _TAIL))) if reader is not None else []
-        return found[-1][1].decode() if found and found[-1][0] == version.encode() else ""
+        found = _LAST.findall(reader.pread(_TAIL, max(0, size - _TAIL))) if reader is not None else []
+        moment, version, code = found[-1] if found else (b"", b"", b"")
+        return moment.decode("utf-8", "replace"), version.decode(), code.decode("utf-8", "replace")
+
+    def last_offsets(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
+        """The reader, and where the last records of the version begin: at most so many."""
+        reader, offsets = self.offsets(version)
+        return reader, offsets[-most:]
 
     def _exact_texts(self, reader: Reader, version: str, offsets: list[int]) -> Iterator[str]:
         """The str() of keys on lines with a checksum, which win over lines without."""
@@ -310,7 +395,7 @@ class _Code(msgspec.Struct, gc=False):
 
 _decode_codes = msgspec.json.Decoder(_Code).decode_lines
 _TAIL = 4096
-_LAST_CODE = re.compile(rb',"timestamp":"[^"]*"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
+_LAST = re.compile(rb'(?<!"forgotten":true),"timestamp":"([^"]*)"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
 
 
 def _codes_in(block: bytes) -> Iterator[tuple[bytes, str]]:

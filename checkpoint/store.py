@@ -6,6 +6,9 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
     NAME_results.jsonl   what succeeded          .NAME_*.index    rebuildable
     NAME_errors.jsonl    what failed             .NAME.lock       who writes
     NAME_meta.json       counts, for people      .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
+
+Each shard of a checkpoint is a store of its own, whose files begin with NAME@3-of-100. A store reads its own journals
+joined with those of the shards that can hold its keys, and writes its own only.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from math import inf
 from pathlib import Path
@@ -39,9 +42,11 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Index
+from checkpoint.joined import Joined, allow_files
 from checkpoint.journal import Journal, Record, fsync_directory, open_file, open_safely, seal, store_error
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
+from checkpoint.shards import ALL, Shard, shards_in
 from checkpoint.shelf import Shelf
 
 __all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "forgetting", "open_store", "resolve_directory"]
@@ -54,6 +59,7 @@ _NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 _SECOND = 1.0
 _META_EVERY = 30.0
 _MOST_CODES = 100  # that meta explains
+_TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -108,25 +114,31 @@ class Store:
     Args:
         name: a safe file-name component.
         directory: absolute.
+        shard: whose journals are written.
 
     Attributes:
-        results, errors, unsaved: the journals with their indexes.
-        total: how many items the last pass had, where it knew.
+        results, errors, unsaved: the journals with their indexes; joined with those of shards, where there are any.
+        name: what the files begin with.
+        shards: those that are read besides its own journals.
+        total: how many items the last pass over its own journals had, where it knew.
         versions: what digests of versions stand for.
         codes: what digests of code stand for, and the versions whose results they may have computed.
         told: (version, code) of changes that this process has told.
     """
 
-    def __init__(self, name: str, directory: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, directory: Path, shard: Shard = ALL) -> None:
+        self._base = name
+        self._shard = shard
+        self.name = name = shard.prefix(name)
         self.directory = directory
         self.lock = threading.RLock()
-        self.results = Shelf(directory / f"{name}_results.jsonl", self.lock)
-        self.errors = Shelf(directory / f"{name}_errors.jsonl", self.lock)
-        self.unsaved = Shelf(directory / f".{name}_unsaved.jsonl", self.lock)
+        self._shelves = self._make_shelves(name)
+        self.results, self.errors, self.unsaved = self._shelves
+        self._members: dict[Shard, tuple[Shelf, Shelf, Shelf]] = {}
+        self._has_their_meta = False
+        self._looked = 0  # when the directory was modified last, as of the last look for shards
         self.meta_path = directory / f"{name}_meta.json"
         self.users = 0
-        self._shelves = (self.results, self.errors, self.unsaved)
         self._writer = Lock(directory / f".{name}.lock", name)
         self._running: weakref.ref[_Running] | None = None
         self._pass_since = ""
@@ -146,21 +158,108 @@ class Store:
         self._take_codes(self._meta)
         for shelf in self._shelves:
             shelf.reopen()
+        self._look_for_shards()
+
+    def _make_shelves(self, prefix: str) -> tuple[Shelf, Shelf, Shelf]:
+        paths = (f"{prefix}_results.jsonl", f"{prefix}_errors.jsonl", f".{prefix}_unsaved.jsonl")
+        results, errors, unsaved = (Shelf(self.directory / path, self.lock) for path in paths)
+        return results, errors, unsaved
 
     # reading
 
     def refresh(self) -> None:
-        """See what other processes wrote since the last look. The writer need not look: nobody else writes."""
-        if not self._writing:
-            with self.lock:
-                if not self._writing:
-                    for shelf in self._shelves:
-                        shelf.refresh()
+        """See what other processes wrote since the last look. The writer need not look: nobody else writes.
+
+        But for those who write shards; of these a pass that writes knows what it found when it began.
+        """
+        if self._writing and (self._in_pass or not self._members):
+            return
+        with self.lock:
+            if not self._writing:
+                for shelf in self._shelves:
+                    shelf.refresh()
+            self._refresh_theirs()
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Those that are read besides its own journals."""
+        return list(self._members)
+
+    @property
+    def own(self) -> tuple[Shelf, Shelf, Shelf]:
+        """Its own journals of results, errors and values kept aside: those that it writes."""
+        return self._shelves
+
+    @property
+    def parts(self) -> list[tuple[Shelf, Shelf]]:
+        """(results, errors) of each shard that is read, its own first."""
+        return [shelves[:2] for shelves in (self._shelves, *self._members.values())]
+
+    def _look_for_shards(self) -> None:
+        """Join the journals of shards that came into the directory: it is listed once it was modified."""
+        try:
+            modified = os.stat(self.directory).st_mtime_ns
+            if modified == self._looked:
+                return
+            found = shards_in(self.directory, self._base)
+        except OSError:
+            return  # no directory yet; or one that cannot be read, which opening a file in it tells
+        self._looked = modified if clock.now() - modified / 1e9 > _TICK else 0
+        if self._shard != ALL and found:
+            found.add(ALL)
+        # Shards of one count share no key: a task need not open the journals of its thousand siblings.
+        others = {shard for shard in found if self._shard == ALL or shard.of != self._shard.of}
+        if missing := sorted(shard for shard in others - self._members.keys() if shard.meets(self._shard)):
+            self._join(missing)
+
+    def _join(self, shards: list[Shard]) -> None:
+        allow_files(256 + 6 * (len(self._members) + len(shards)))
+        for shard in shards:
+            shelves = self._make_shelves(shard.prefix(self._base))
+            for shelf in shelves:
+                shelf.reopen()
+            self._members[shard] = shelves
+        kinds = [
+            Joined({self._shard: own, **{shard: shelves[kind] for shard, shelves in self._members.items()}})
+            for kind, own in enumerate(self._shelves)
+        ]
+        self.results, self.errors, self.unsaved = kinds
+        self._learn_from(shards)
+
+    def _learn_from(self, shards: Iterable[Shard]) -> None:
+        """What the meta files of shards say that digests stand for."""
+        for shard in shards:
+            meta = _meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
+            self._has_their_meta = self._has_their_meta or bool(meta)
+            known = meta.get("versions")
+            for digest, version in known.items() if isinstance(known, dict) else ():
+                self.versions.setdefault(digest, version)
+            self._take_codes(meta)
+
+    def whole_total(self) -> int | None:
+        """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
+
+        The last pass is that whose meta was written last.
+        """
+        if self._writing or not self._members:
+            return self.total
+        totals: dict[int, list[int]] = {}
+        moments: dict[int, str] = {}
+        for shard in (self._shard, *self._members):
+            meta = _meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
+            total = _count_or_none(meta.get("total_items"))
+            if total is not None:
+                totals.setdefault(shard.of, []).append(total)
+                moments[shard.of] = max(moments.get(shard.of, ""), str(meta.get("last_updated", "")))
+        if not totals:
+            return None
+        last = max(moments, key=lambda of: (moments[of], of))
+        return sum(totals[last]) if len(totals[last]) == last else None
 
     @property
     def latest(self) -> str:
         """The version of the last record, results before errors; "" is none."""
-        return self.results.index.latest or self.errors.index.latest
+        return self.results.latest or self.errors.latest
 
     # writing
 
@@ -205,7 +304,8 @@ class Store:
             for shelf in (self.results, self.errors):
                 shelf.open_to_write()
             self._settle_names()
-            self.unsaved.refresh()
+            self._shelves[2].refresh()
+            self._refresh_theirs()
         except BaseException:
             self._let_go()
             raise
@@ -215,6 +315,16 @@ class Store:
         _tend(self)
         if self._read_meta().get("total_items", -1) != self.total:  # who looks on sees how much this pass has to do
             self._write_meta()
+
+    def _theirs(self) -> list[Shelf]:
+        """The journals of other shards."""
+        return [shelf for shelves in self._members.values() for shelf in shelves]
+
+    def _refresh_theirs(self) -> None:
+        with self.lock:
+            self._look_for_shards()
+            for shelf in self._theirs():
+                shelf.refresh()
 
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""
@@ -341,26 +451,51 @@ class Store:
 
     def confirm(self) -> None:
         """What was found is on the medium when this returns: its writer may have been killed before it synced it."""
-        for shelf in (self.results, self.errors):
-            reader = shelf.journal.reader
-            if reader is not None:
-                try:
-                    reader.sync()
-                except StoreError as error:
-                    raise self._fail(error) from error.__cause__
+        for reader in (*self.results.readers, *self.errors.readers):
+            try:
+                reader.sync()
+            except StoreError as error:
+                raise self._fail(error) from error.__cause__
 
     def forget(self, version: str, keys: Iterable[Key], session: bytes, *, durable: bool = False) -> int:
-        """Append what forgets the keys' records under the version; returns how many keys had one."""
+        """Append what forgets the keys' records under the version, where they are; returns how many keys had one.
+
+        Raises:
+            CheckpointLocked: another process writes one of the journals that know them; nothing was forgotten.
+        """
         keys = list(keys)
+        self._refresh_theirs()
+        with self._others(self._that_know(version, keys)) as others:
+            stores = [self, *others] if not others or _knows(self._shelves, version, keys) else others
+            for store in stores:
+                store.begin_writing()
+            forgotten = [store._forget_here(version, keys, session, durable=durable) for store in stores]
+        self._refresh_theirs()
+        return len(set().union(*forgotten))
+
+    def _that_know(self, version: str, keys: list[Key]) -> list[Shard]:
+        with self.lock:
+            return [shard for shard, shelves in self._members.items() if _knows(shelves, version, keys)]
+
+    @contextmanager
+    def _others(self, shards: Iterable[Shard]) -> Iterator[list[Store]]:
+        """The stores of other shards, to be written. Two of them may want each other's: hold no store's lock here."""
+        with ExitStack() as opened:
+            users = [_User() for _ in shards]
+            for user, shard in zip(users, shards, strict=True):
+                opened.callback(open_store(self._base, self.directory, user, shard))
+            yield [user.store for user in users]
+
+    def _forget_here(self, version: str, keys: list[Key], session: bytes, *, durable: bool) -> set[int]:
+        """The places of those keys that had a record in the own journals."""
         forgotten: set[int] = set()
         with self.lock:
-            self.begin_writing()
             for shelf in self._shelves:
                 known = [(place, key) for place, key in enumerate(keys) if shelf.find(version, key) is not None]
                 forgotten.update(place for place, _ in known)
                 if known:
                     self.append(shelf, [forgetting(version, key, session) for _, key in known], durable=durable)
-        return len(forgotten)
+        return forgotten
 
     def discard(self, shelf: Shelf, version: str, key: Key, offset: int, session: bytes) -> None:
         """The key's record proved damaged: it is not done from now on, and on disk too where that can be said.
@@ -371,17 +506,52 @@ class Store:
             place = shelf.find(version, key)
             if place is None or place.offset != offset:
                 return
-            try:
+            shard, own, local = shelf.shard_at(offset) if isinstance(shelf, Joined) else (self._shard, shelf, offset)
+            if shard == self._shard:
+                try:
+                    self.append(own, [forgetting(version, key, session)])
+                except (StoreError, StoreForked) as error:
+                    log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
+                    own.index.forget(version, key)
+                return
+            assert isinstance(shelf, Joined)
+            shelf.forget_at(offset, version, key)
+        try:
+            with self._others([shard]) as (other,):
+                other.discard_at(own.journal.path, version, key, local, session)
+        except (StoreError, StoreForked) as error:
+            log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
+
+    def discard_at(self, path: Path, version: str, key: Key, offset: int, session: bytes) -> None:
+        """`discard` of a record at an offset in that one of the own journals."""
+        (shelf,) = (shelf for shelf in self._shelves if shelf.journal.path == path)
+        with self.lock:
+            place = shelf.find(version, key)
+            if place is not None and place.offset == offset:
                 self.append(shelf, [forgetting(version, key, session)])
-            except (StoreError, StoreForked) as error:
-                log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
-                shelf.index.forget(version, key)
 
     def clear(self) -> None:
-        """Forget everything: unlink the journals, indexes and meta. The lock file and bytes set aside stay."""
+        """Forget everything: unlink the journals, indexes and meta. Lock files and bytes set aside stay.
+
+        Raises:
+            CheckpointLocked: another process writes one of the journals; nothing was forgotten.
+        """
+        self._refresh_theirs()
+        with self._others(list(self._members)) as others:
+            for store in (self, *others):
+                store._begin_anew()
+            for store in (self, *others):
+                store._clear_here()
+        self._refresh_theirs()
+
+    def _begin_anew(self) -> None:
         with self.lock:
             if self._failure is not None:
                 self._start_anew()
+            self.begin_writing()
+
+    def _clear_here(self) -> None:
+        with self.lock:
             self.begin_writing()
             try:
                 for shelf in self._shelves:
@@ -415,6 +585,8 @@ class Store:
         values_on_error = False
         try:
             self.refresh()
+            if self._writing:  # what was saved by hand just now: then `refresh` leaves it at that
+                self._refresh_theirs()
             yield
         except StoreError:
             values_on_error = True
@@ -448,8 +620,20 @@ class Store:
     def _start_anew(self) -> None:
         self._failure = None
         self._let_go()
-        for shelf in self._shelves:
+        for shelf in (*self._shelves, *self._theirs()):
             shelf.reopen()
+
+    @contextmanager
+    def all_alone(self) -> Iterator[None]:
+        """`alone`, with every shard.
+
+        Raises:
+            CheckpointLocked, StoreError: as `alone`.
+        """
+        with self._others(list(self._members)) as others, ExitStack() as held:
+            for store in (self, *others):
+                held.enter_context(store.alone())
+            yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -482,7 +666,9 @@ class Store:
                 self._check_places(at_once=True)
                 for shelf in self._shelves:
                     self._sync(shelf.journal)
-                    shelf.write_index_if_worth(growth=0.25, rows=100_000, size=32 << 20)
+                    # Who opens the checkpoint opens all shards: together they leave as much to be read anew as one.
+                    of = self._shard.of
+                    shelf.write_index_if_worth(growth=0.25, rows=100_000 // of, size=(32 << 20) // of)
                 if self._meta_owed:
                     self._write_meta()
         finally:
@@ -500,7 +686,7 @@ class Store:
             try:
                 self._stop_writing()
             finally:
-                for shelf in self._shelves:
+                for shelf in (*self._shelves, *self._theirs()):
                     shelf.close()
 
     # housekeeping, by a thread that lives while something is owed
@@ -544,12 +730,7 @@ class Store:
     # meta
 
     def _read_meta(self) -> dict[str, Any]:
-        try:
-            with os.fdopen(open_file(self.meta_path, os.O_RDONLY), "rb") as file:
-                meta = json.loads(file.read())
-        except (OSError, ValueError, RecursionError):
-            return {}  # missing, empty or garbage: rebuilt from the journals
-        return meta if isinstance(meta, dict) else {}
+        return _meta_in(self.meta_path)
 
     def _write_meta(self) -> None:
         """Replace the file atomically. It tells people and is rebuildable: failing to write it is not an error."""
@@ -573,15 +754,17 @@ class Store:
             raise
 
     def _compose_meta(self) -> dict[str, Any]:
+        """What one shard holds is told of its own journals; the whole, of all that are joined."""
         version, now = self.latest, clock.Stamper()().decode()
-        completed = self.results.count(version)
+        results, errors, _ = (self.results, self.errors, None) if self._shard == ALL else self._shelves
+        completed = results.count(version)
         return {
-            "experiment_name": self.name,
+            "experiment_name": self._base,
             "started_at": self._meta.setdefault("started_at", now),
             "last_updated": now,
             "total_items": self.total,
             "completed_items": completed,
-            "failed_items": self.failed_count(version),
+            "failed_items": self._count_failed(errors, version),
             "schema_version": SCHEMA_VERSION,
             "versions": dict(self.versions),  # other threads open versions meanwhile
             "codes": self.codes,
@@ -591,8 +774,8 @@ class Store:
 
     @property
     def has_meta(self) -> bool:
-        """Whether meta was sound, or has been written since."""
-        return bool(self._meta)
+        """Whether meta was sound, or has been written since; of shards, that of any."""
+        return bool(self._meta) or self._has_their_meta
 
     def codes_of(self, version: str) -> dict[str, Any]:
         """What may have computed results of the version, by digest, the last one last."""
@@ -601,6 +784,7 @@ class Store:
     def learn_codes(self) -> None:
         """Learn what other processes noted."""
         self._take_codes(self._read_meta())
+        self._learn_from(self._members)
 
     def _take_codes(self, meta: dict[str, Any]) -> None:
         noted = meta.get("codes")
@@ -623,7 +807,10 @@ class Store:
 
     def failed_count(self, version: str) -> int:
         """How many keys have an error and no result."""
-        return sum(not self.is_retired(version, key, error) for key, error in self.errors.sound(version))
+        return self._count_failed(self.errors, version)
+
+    def _count_failed(self, errors: Shelf, version: str) -> int:
+        return sum(not self.is_retired(version, key, error) for key, error in errors.sound(version))
 
     def is_retired(self, version: str, key: Key, error: Record) -> bool:
         """Whether a result retires the key's error; one without checksum stands for any key of equal str()."""
@@ -636,15 +823,31 @@ class Store:
     def after_fork(self) -> None:
         """In a forked child: drop the parent's lock, never write."""
         self.lock = threading.RLock()
-        for shelf in self._shelves:
+        for shelf in (*self._shelves, *self._theirs()):
             shelf.lock = self.lock
             shelf.index.after_fork()
+        for joined in (self.results, self.errors, self.unsaved):
+            joined.lock = self.lock
         self._forked = True
         self._writing = False
         self._running = None
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.drop()
+
+
+def _meta_in(path: Path) -> dict[str, Any]:
+    """What a meta file says."""
+    try:
+        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+            meta = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return {}  # missing, empty or garbage: rebuilt from the journals
+    return meta if isinstance(meta, dict) else {}
+
+
+def _knows(shelves: Iterable[Shelf], version: str, keys: list[Key]) -> bool:
+    return any(max(shelf.find_all(version, keys)[0], default=-1) >= 0 for shelf in shelves)
 
 
 def _make_directory(path: Path, *, is_new: bool) -> None:
@@ -687,20 +890,27 @@ def _count_or_none(value: Any) -> int | None:
 
 # --- one store for each path in a process ----------------------------------------------------------------------------
 
+
+class _User:
+    """Who uses a store meanwhile."""
+
+    store: Store
+
+
 _stores: dict[tuple[str, str], Store] = {}
 _stores_lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
 
 
-def open_store(name: str, directory: Path, user: object) -> Callable[[], None]:
-    """Attach `user` to the store of that path, as its `store`; returns what detaches it, once.
+def open_store(name: str, directory: Path, user: object, shard: Shard = ALL) -> Callable[[], None]:
+    """Attach `user` to the store of that path and shard, as its `store`; returns what detaches it, once.
 
     The store is closed when its last user is detached or collected.
     """
-    path = (os.path.realpath(directory), name)
+    path = (os.path.realpath(directory), shard.prefix(name))
     with _stores_lock:
         store = _stores.get(path)
         if store is None:
-            store = Store(name, directory)
+            store = Store(name, directory, shard)
         store.users += 1
         _stores[path] = store
     user.store = store  # type: ignore[attr-defined]

@@ -10,10 +10,11 @@ import heapq
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Self
@@ -21,12 +22,12 @@ from typing import Any, NamedTuple, Self
 from checkpoint import clock
 from checkpoint.causes import Cause, causes_of
 from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, quote, shorten
-from checkpoint.index import Index
 from checkpoint.journal import Reader, Record, open_file, parse
 from checkpoint.keys import Key, key_from_json
 from checkpoint.ledger import plain_json
-from checkpoint.places import aside_name, locate, names_in, paths_of, size_in_words, size_of, writer_of
+from checkpoint.places import aside_name, locate, names_in, parts_of, paths_of, size_in_words, size_of, writer_of
 from checkpoint.records import LATEST, Records, item_error
+from checkpoint.shards import ALL, Shard
 from checkpoint.shelf import Shelf, index_path, key_of
 from checkpoint.store import Store, resolve_directory
 from checkpoint.upkeep import VersionCount
@@ -138,6 +139,8 @@ class Summary:
         size: bytes of all its files.
         last: when the last record was saved (ISO 8601), or None.
         writer: as in `Survey`.
+        shards: how many shards have files.
+        writers: how many of these, and of its own journals, are being written.
         why: what stands in the way of reading it, else "".
     """
 
@@ -150,12 +153,15 @@ class Summary:
     size: int
     last: str | None
     writer: dict[str, Any] | None
+    shards: int = 0
+    writers: int = 0
     why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """These names stay.
 
-        `name`, `done`, `failed`, `failed_is_exact`, `total`, `bytes`, `last_activity`, `writer`, `error`.
+        `name`, `done`, `failed`, `failed_is_exact`, `total`, `bytes`, `last_activity`, `writer`, `shards` and `writers`
+        (how many), `error`.
         """
         return {
             "name": self.name,
@@ -166,6 +172,8 @@ class Summary:
             "bytes": self.size,
             "last_activity": self.last,
             "writer": self.writer,
+            "shards": self.shards,
+            "writers": self.writers,
             "error": self.why or None,
         }
 
@@ -190,7 +198,9 @@ class Survey:
         seconds_left: what is left at that rate; None where nobody writes, or it cannot be told.
         last: when the last record was saved (ISO 8601), or None.
         idle: seconds since then, or None.
-        writer: who is writing (pid, host, since, where they are known), {} where that cannot be told here, or None.
+        writer: who is writing (pid, host, since, where they are known), {} where that cannot be told here, or None; of
+            several the first one who is known.
+        shards: (shard, who is writing it) of each shard that has files; of its own journals alone, nothing.
         sessions: how many sessions have written, as far as a look at parts of the files tells.
         durations: how long calls took, or None.
         sizes: bytes by file name.
@@ -215,6 +225,7 @@ class Survey:
     last: str | None
     idle: float | None
     writer: dict[str, Any] | None
+    shards: tuple[tuple[str, dict[str, Any] | None], ...]
     sessions: int
     durations: Durations | None
     sizes: dict[str, int]
@@ -231,9 +242,10 @@ class Survey:
 
         `name`, `directory`, `version`, `versions` (a list of `version`, `label`, `results`, `errors`, `current`),
         `done`, `failed`, `failed_is_exact`, `total`, `left`, `aside`, `causes` (a list of `type`, `where`, `count`,
-        `message`, `keys`), `causes_read`, `rate`, `seconds_left`, `last_activity`, `idle_seconds`, `writer`,
-        `sessions`, `durations` (null, or `median`, `p95`, `sample`), `files` (bytes by name), `bytes`, `recent` (a list
-        of `key`, `text`, `failed`, `timestamp`). Keys stand as in a journal.
+        `message`, `keys`), `causes_read`, `rate`, `seconds_left`, `last_activity`, `idle_seconds`, `writer`, `shards`
+        (a list of `shard`, such as "3/100", and `writer`), `sessions`, `durations` (null, or `median`, `p95`,
+        `sample`), `files` (bytes by name), `bytes`, `recent` (a list of `key`, `text`, `failed`, `timestamp`). Keys
+        stand as in a journal.
         """
         return {
             "name": self.name,
@@ -253,6 +265,7 @@ class Survey:
             "last_activity": self.last,
             "idle_seconds": self.idle,
             "writer": self.writer,
+            "shards": [{"shard": shard, "writer": writer} for shard, writer in self.shards],
             "sessions": self.sessions,
             "durations": self.durations and self.durations.to_json(),
             "files": self.sizes,
@@ -270,6 +283,8 @@ class Survey:
         """(label, lines) of what is known, for people."""
         yield "done", [self.counts()]
         yield "writing", [self.writing()]
+        if self.shards:
+            yield "shards", list(self.shard_lines())
         if self.rate is not None:
             yield "rate", [self.pace()]
         if self.durations is not None:
@@ -313,6 +328,17 @@ class Survey:
         since = moment_of(self.writer.get("since"))
         told = "" if since is None else f", for {span(self.asked_at - since)}"
         return f"process {self.writer.get('pid')} on {self.writer.get('host')}{told}; {last}"
+
+    def shard_lines(self) -> Iterator[str]:
+        """How many shards there are, and who is writing which."""
+        counts = Counter(shard.rpartition("/")[2] for shard, _ in self.shards)
+        told = ", ".join(f"{count:,} of {of}" for of, count in counts.items())
+        written = [(shard, writer) for shard, writer in self.shards if writer]
+        yield f"{told} have files" + (f"; {len(written):,} being written" if written else "")
+        for shard, writer in written[:_SHOWN]:
+            yield f"{shard} by process {writer.get('pid')} on {writer.get('host')}"
+        if len(written) > _SHOWN:
+            yield f"… and {len(written) - _SHOWN:,} more"
 
     def pace(self) -> str:
         """ "8.1 items/s · about 23 s left"."""
@@ -431,7 +457,7 @@ def _summary(name: str, directory: Path) -> Summary:
             return observer.summary()
     except (CheckpointError, OSError) as error:
         size = sum(_sizes(name, directory).values())
-        return Summary(name, str(directory), 0, 0, True, None, size, None, None, str(error))
+        return Summary(name, str(directory), 0, 0, True, None, size, None, None, why=str(error))
 
 
 # --- what one is at --------------------------------------------------------------------------------------------------
@@ -500,6 +526,7 @@ class Observer:
         store = self._records.open()
         version = self._records.version
         tails = _Tails(store)
+        writers = self._writers()
         failed, is_exact = _unresolved(store, store.errors, version)
         size = sum(_sizes(self.name, self.directory).values())
         return Summary(
@@ -511,16 +538,21 @@ class Observer:
             _total_of(store, _meta_of(store)),
             size,
             tails.last,
-            writer_of(self.directory, self.name),
+            _first_writer(writers),
+            shards=len(writers) - 1,
+            writers=sum(map(bool, writers.values())),
         )
 
     def look(self) -> Survey:
         """The checkpoint at this moment."""
         store = self._records.open()
+        if store.shards:
+            store.learn_codes()  # what versions stand for that shards began meanwhile
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
-        writer = writer_of(self.directory, self.name)
+        writers = self._writers()
+        writer = _first_writer(writers)
         done, (failed, is_exact) = store.results.count(version), _unresolved(store, store.errors, version)
-        causes, read, afresh = self._failures.look(store, version, tails.session)
+        causes, read, afresh = self._failures.look(store, version, tails.current)
         total = _total_of(store, meta)
         # Items that failed in an earlier session are tried again; of this one's, those that were read tell.
         left = None if total is None else max(0, total - done - (failed if afresh == read else afresh))
@@ -546,6 +578,7 @@ class Observer:
             last=tails.last,
             idle=idle,
             writer=writer,
+            shards=tuple((str(shard), writer) for shard, writer in writers.items() if shard != ALL),
             sessions=len(around.sessions | tails.sessions),
             durations=around.durations,
             sizes=_sizes(self.name, self.directory),
@@ -553,17 +586,28 @@ class Observer:
             asked_at=now,
         )
 
+    def _writers(self) -> dict[Shard, dict[str, Any] | None]:
+        """Who is writing its own journals, and those of each shard."""
+        parts = parts_of(self.name, self.directory)
+        return {shard: writer_of(self.directory, prefix) for shard, prefix in parts.items()}
+
     def _look_around(self, store: Store, version: str) -> _Around:
         """How long calls took, and which sessions wrote; looked for again once the file has grown by a tenth."""
-        reader, errors = store.results.journal.reader, store.errors.journal.reader
-        size = sum(part.size() for part in (reader, errors) if part is not None)
+        results, errors = store.results.readers, store.errors.readers
+        size = sum(part.size() for part in (*results, *errors))
         known = self._known
-        if known is None or known.of != (reader, errors, version) or not known.size <= size <= 1.1 * known.size:
-            looks = [_Looks(part) for part in (reader, errors) if part is not None]
-            durations = looks[0].durations(version) if reader is not None else None
+        if known is None or known.of != (results, errors, version) or not known.size <= size <= 1.1 * known.size:
+            share = len(store.parts)
+            looks = [_Looks(part, share) for part in (*results, *errors)]
+            took = [seconds for look in looks[: len(results)] for seconds in look.took(version)]
             sessions = set().union(*[look.sessions() for look in looks])
-            known = self._known = _Around((reader, errors, version), size, durations, sessions)
+            known = self._known = _Around((results, errors, version), size, _durations_of(took), sessions)
         return known
+
+
+def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The first who is known; {} where it cannot be told whether there is one."""
+    return next((writer for writer in writers.values() if writer), {} if {} in writers.values() else None)
 
 
 def _meta_of(store: Store) -> dict[str, Any]:
@@ -577,7 +621,7 @@ def _meta_of(store: Store) -> dict[str, Any]:
 
 def _total_of(store: Store, meta: dict[str, Any]) -> int | None:
     """How many items the last pass had: this process's own, or as the writer last noted it."""
-    total = store.total if store.writing else meta.get("total_items")
+    total = store.total if store.writing else store.whole_total() if store.shards else meta.get("total_items")
     return total if type(total) is int and total >= 0 else None
 
 
@@ -586,7 +630,7 @@ def _versions(store: Store, current: str, counts: tuple[int, int], meta: dict[st
     labels = {**store.versions, **(noted if isinstance(noted, dict) else {})}
     if any(counts):
         yield VersionCount(current, labels.get(current), *counts)
-    others = (store.results.index.versions | store.errors.index.versions) - {current}
+    others = (store.results.versions | store.errors.versions) - {current}
     found = [
         (store.results.count(version), _unresolved(store, store.errors, version)[0], version) for version in others
     ]
@@ -596,13 +640,16 @@ def _versions(store: Store, current: str, counts: tuple[int, int], meta: dict[st
 
 
 def _sizes(name: str, directory: Path) -> dict[str, int]:
-    """Bytes of each file that is there, by what it is."""
-    results, errors, unsaved = paths_of(name, directory)
-    files = {"results": results, "errors": errors, "kept aside": unsaved, "meta": directory / f"{name}_meta.json"}
-    sizes = {what: size_of(path) for what, path in files.items()}
-    sizes["indexes"] = sum(size_of(index_path(path)) for path in (results, errors, unsaved))
-    asides = [path.with_name(aside_name(path)) for path in (results, errors, unsaved)]
-    sizes["set aside by repairs"] = sum(map(size_of, asides))
+    """Bytes of the files that are there, those of shards included, by what they are."""
+    sizes: Counter[str] = Counter()
+    for prefix in parts_of(name, directory).values():
+        results, errors, unsaved = paths_of(prefix, directory)
+        files = {"results": results, "errors": errors, "kept aside": unsaved, "meta": directory / f"{prefix}_meta.json"}
+        for what, path in files.items():
+            sizes[what] += size_of(path)
+        sizes["indexes"] += sum(size_of(index_path(path)) for path in (results, errors, unsaved))
+        asides = [path.with_name(aside_name(path)) for path in (results, errors, unsaved)]
+        sizes["set aside by repairs"] += sum(map(size_of, asides))
     return {what: size for what, size in sizes.items() if size}
 
 
@@ -615,8 +662,7 @@ def _unresolved(store: Store, shelf: Shelf, version: str) -> tuple[int, bool]:
     if not count:
         return 0, True
     with store.lock:
-        index: Index = shelf.index
-        keys = list(dict.fromkeys(index.keys_from(0))) if index.filed == (0, 0) and not index.has_loose else None
+        keys = shelf.recent_keys()
     if keys is not None:
         held, done = shelf.find_all(version, keys)[0], store.results.find_all(version, keys)[0]
         return sum(place >= 0 and at < 0 for place, at in zip(held, done, strict=True)), True
@@ -652,10 +698,9 @@ class _Failures:
         self._shown: list[int] = []
         self._causes: list[Cause] = []
 
-    def look(self, store: Store, version: str, session: str) -> tuple[list[Cause], int, int]:
-        """(causes, how many failures they are of, how many of these the session recorded)."""
-        reader, offsets = store.errors.offsets(version)
-        offsets = offsets[-_READ:]
+    def look(self, store: Store, version: str, current: set[str]) -> tuple[list[Cause], int, int]:
+        """(causes, how many failures they are of, how many of these were recorded by the sessions that go on)."""
+        reader, offsets = store.errors.last_offsets(version, _READ)
         if reader is not self._reader:
             self._reader, self._known, self._shown, self._causes = reader, {}, [], []
         known = {offset: self._known[offset] if offset in self._known else _read(reader, offset) for offset in offsets}
@@ -670,7 +715,7 @@ class _Failures:
         shown = [offset for offset, _, _ in left]
         if shown != self._shown:
             self._shown, self._causes = shown, causes_of(item_error(key, record) for _, key, record in left)
-        return self._causes, len(left), sum(record.session == session for _, _, record in left)
+        return self._causes, len(left), sum(record.session in current for _, _, record in left)
 
 
 def _read(reader: Reader | None, offset: int) -> tuple[Key, Record] | None:
@@ -754,16 +799,50 @@ class _Last(NamedTuple):
 
 
 class _Tails:
-    """What the last bytes of results and errors tell; no more of them is read."""
+    """What the last bytes of all journals tell; no more of them is read.
+
+    Attributes:
+        last, moment: when the last record was saved, in words and in seconds.
+        current: the sessions that wrote within a minute of it: of each journal the last one.
+        sessions: all that are seen.
+    """
 
     def __init__(self, store: Store) -> None:
+        most = max(_TAIL // len(store.parts), _NEAR)
+        self._tails = [_Tail(*part, most) for part in store.parts]
+        held = sorted([(tail.moment, tail.last) for tail in self._tails if tail.moment is not None], key=itemgetter(0))
+        self.moment: float | None = held[-1][0] if held else None
+        self.last: str | None = held[-1][1] if held else None
+        self._current = [tail for tail in self._tails if self._is_current(tail)]
+        self.current = {tail.session for tail in self._current}
+        self.sessions = set().union(*[tail.sessions for tail in self._tails])
+
+    def _is_current(self, tail: _Tail) -> bool:
+        return self.moment is None or (tail.moment is not None and tail.moment >= self.moment - _MINUTE)
+
+    def rate(self, now: float | None) -> float | None:
+        """Records a second, of all that go on."""
+        rates = [rate for tail in self._current if (rate := tail.rate(now)) is not None]
+        return sum(rates) if rates else None
+
+    def recent(self) -> list[Recent]:
+        """The last few records."""
+        found = [(moment, recent) for tail in self._tails for moment, recent in tail.recent()]
+        return [recent for _, recent in sorted(found, key=itemgetter(0))[-_RECENT:]]
+
+
+class _Tail:
+    """What the last bytes of results and errors of one shard tell."""
+
+    def __init__(self, results: Shelf, errors: Shelf, most: int) -> None:
+        self._most = most
         self._from = float("-inf")  # what was saved earlier may be out of sight
-        results, errors = (
+        done, failures = (
             [] if shelf.journal.reader is None else self._read(shelf.journal.reader, failed)
-            for shelf, failed in ((store.results, False), (store.errors, True))
+            for shelf, failed in ((results, False), (errors, True))
         )
         # Within a file its order counts, whatever the clock did.
-        self._found = list(heapq.merge(results, errors, key=attrgetter("moment")))
+        self._found = list(heapq.merge(done, failures, key=attrgetter("moment")))
         last = self._found[-1] if self._found else None
         self.last = None if last is None else last.record.timestamp
         self.moment = None if last is None else last.moment
@@ -772,7 +851,7 @@ class _Tails:
 
     def _read(self, reader: Reader, failed: bool) -> list[_Last]:
         size = reader.size()
-        start = max(0, size - _TAIL)
+        start = max(0, size - self._most)
         data = reader.pread(size - start, start)
         cut = data.find(b"\n") + 1 if start else 0
         found = list(_records_in(data[cut:])) if cut or not start else []
@@ -800,9 +879,9 @@ class _Tails:
             passed = now - moments[0]  # nothing comes any more: the rate falls until something does
         return steps / passed
 
-    def recent(self) -> Iterator[Recent]:
-        """The last few records."""
-        for _, failed, record in self._found[-_RECENT:]:
+    def recent(self) -> Iterator[tuple[float, Recent]]:
+        """The last few records, and when they were saved."""
+        for moment, failed, record in self._found[-_RECENT:]:
             try:
                 key = key_from_json(record.key)
             except ValueError:
@@ -811,7 +890,7 @@ class _Tails:
             if failed:
                 text = f"{record.type or 'error'}: {record.error or ''}"
             if text:  # else it is so large that only its end was read
-                yield Recent(key, shorten(text, 100), failed, record.timestamp)
+                yield moment, Recent(key, shorten(text, 100), failed, record.timestamp)
 
 
 def _records_in(data: bytes) -> Iterator[Record]:
@@ -841,7 +920,7 @@ _SHORTEST_LINE = 80
 class _Around(NamedTuple):
     """What looks around the journals found, when they had this size."""
 
-    of: tuple[Reader | None, Reader | None, str]
+    of: tuple[list[Reader], list[Reader], str]
     size: int
     durations: Durations | None
     sessions: set[str]
@@ -862,13 +941,13 @@ class _Looks:
     A line's end is enough, since a result stands before it, however large.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, share: int) -> None:
         self._reader, size = reader, reader.size()
-        count = min(_LOOKS, size // _SHORTEST_LINE + 1)
+        count = min(-(-_LOOKS // share), size // _SHORTEST_LINE + 1)
         places = sorted({size * part // count for part in range(count)} | ({size - 2} if size > 1 else set()))
         looks = (self._look(place) for place in places)
         self._seen = list({seen.stop: seen for seen in looks if seen is not None}.values())
-        self._left = _MORE_LOOKS
+        self._left = -(-_MORE_LOOKS // share)
 
     def _look(self, place: int) -> _Seen | None:
         """What the end of the line says that holds the byte at this place."""
@@ -889,13 +968,10 @@ class _Looks:
             session = b""  # of a `clear`, which is no run of the job
         return _Seen(start + stop, version.decode(), session.decode(), _float(elapsed))
 
-    def durations(self, version: str) -> Durations | None:
+    def took(self, version: str) -> list[float]:
         """How long the calls took that were seen."""
-        took = sorted([seen.elapsed for seen in self._seen if seen.version == version and seen.elapsed is not None])
-        took = [seconds for seconds in took if 0 <= seconds < float("inf")]
-        if not took:
-            return None
-        return Durations(took[len(took) // 2], took[min(len(took) - 1, len(took) * 95 // 100)], len(took))
+        took = [seen.elapsed for seen in self._seen if seen.version == version and seen.elapsed is not None]
+        return [seconds for seconds in took if 0 <= seconds < float("inf")]
 
     def sessions(self) -> set[str]:
         """The sessions that wrote: between two places of one session is no other, as far as this looks.
@@ -920,6 +996,13 @@ class _Looks:
                     found.add(seen.session)
                     pairs.append((seen, after))
         return found - {""}
+
+
+def _durations_of(took: list[float]) -> Durations | None:
+    took = sorted(took)
+    if not took:
+        return None
+    return Durations(took[len(took) // 2], took[min(len(took) - 1, len(took) * 95 // 100)], len(took))
 
 
 def _float(text: bytes) -> float | None:

@@ -896,7 +896,7 @@ def versions_of(records: Records) -> list[VersionCount]:
     """What is there of each version, in the order in which the first of it that counts was saved."""
     store = records.open()
     found = []
-    for version in store.results.index.versions | store.errors.index.versions:
+    for version in store.results.versions | store.errors.versions:
         done = store.results.count(version)
         failed = sum(not store.is_retired(version, key, record) for key, record in store.errors.sound(version))
         if done or failed:

@@ -15,16 +15,27 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from checkpoint.errors import StoreError, plural, quote
 from checkpoint.index import file_state
+from checkpoint.joined import allow_files
 from checkpoint.journal import Journal, Reader, is_whole, open_file, store_error
 from checkpoint.keys import Key
 from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
-from checkpoint.places import aside_name, command_line, locate, paths_of, size_in_words, size_of, writer_of
+from checkpoint.places import (
+    aside_name,
+    command_line,
+    locate,
+    parts_of,
+    paths_of,
+    size_in_words,
+    size_of,
+    writer_of,
+)
+from checkpoint.shards import Shard
 from checkpoint.shelf import Shelf, index_path
 from checkpoint.store import Store, forgetting, open_store
 
@@ -136,6 +147,7 @@ class Soundness:
         meta: what the file of counts is worth; it is rebuilt.
         writer: who is writing (pid, host, since, where they are known), {} where that cannot be told here, or None.
         leftovers: (path, bytes) of temporary files that a killed process left.
+        shards: of each shard the same, its versions and labels left out.
     """
 
     name: str
@@ -147,21 +159,22 @@ class Soundness:
     meta: Literal["sound", "missing", "garbage"]
     writer: dict[str, Any] | None
     leftovers: tuple[tuple[str, int], ...]
+    shards: tuple[Soundness, ...] = ()
 
     @property
     def journals(self) -> tuple[JournalState, JournalState, JournalState]:
-        """All three."""
+        """All three; those of shards are theirs."""
         return self.results, self.errors, self.unsaved
 
     @property
     def is_sound(self) -> bool:
         """Whether no line is damaged; a torn tail is normal, and meta and index files are rebuilt."""
-        return not any(journal.damage for journal in self.journals)
+        return not any(journal.damage for part in (self, *self.shards) for journal in part.journals)
 
     @property
     def lost(self) -> tuple[Key, ...]:
-        """The keys whose results are damaged: they are run again. Each once, whatever its version."""
-        return tuple(dict.fromkeys(key for _, key in self.results.lost))
+        """The keys of damaged results, which are run again unless another shard has them. Each once."""
+        return tuple(dict.fromkeys(key for part in (self, *self.shards) for _, key in part.results.lost))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; these names stay.
@@ -170,8 +183,8 @@ class Soundness:
         `missing`, `bytes`, `lines`, `superseded_lines`, `superseded_bytes`, `without_checksum`, `unreadable`, `torn`
         (null, or `offset` and `bytes`), `damage` (a list of `line`, `offset`, `bytes`, `why`, `keys`), `unnamed`,
         `lost` and `outdated` (lists of `version`, `key`), `index` and `aside_bytes`; `versions` (a list of `version`,
-        `label`, `results`, `errors`); `meta`; `writer`; `leftovers` (a list of `path`, `bytes`). Keys stand as in a
-        journal.
+        `label`, `results`, `errors`); `meta`; `writer`; `leftovers` (a list of `path`, `bytes`); `shards`, a list of
+        such objects. Keys stand as in a journal.
         """
         return {
             "name": self.name,
@@ -182,17 +195,22 @@ class Soundness:
             "meta": self.meta,
             "writer": self.writer,
             "leftovers": [{"path": path, "bytes": size} for path, size in self.leftovers],
+            "shards": [part.to_json() for part in self.shards],
         }
 
     def __str__(self) -> str:
-        return "\n".join([*self._summary(), *self._normal(), *self._damage(), *self._advice()])
+        parts = (self, *self.shards)
+        normal = [line for part in parts for line in part._normal()]
+        damage = [line for part in parts for line in part._damage()]
+        return "\n".join([*self._summary(), *normal, *damage, *self._advice()])
 
     def _summary(self) -> Iterator[str]:
         results, errors = (sum(getattr(v, kind) for v in self.versions) for kind in ("results", "errors"))
-        count = sum(len(journal.damage) for journal in self.journals)
+        count = sum(len(journal.damage) for part in (self, *self.shards) for journal in part.journals)
+        of = f" and {plural(len(self.shards), 'shard')}" if self.shards else ""
         verdict = f"{plural(count, 'damaged line')}" if count else "sound"
         told = f"{plural(results, 'result')} and {plural(errors, 'error')}"
-        yield f"checkpoint {self.name!r} in {self.directory}: {verdict}; {told}, every line read"
+        yield f"checkpoint {self.name!r}{of} in {self.directory}: {verdict}; {told}, every line read"
         if len(self.versions) > 1:
             for version in self.versions:
                 shown = quote(version.label, 60) if version.label is not None else version.version or "None"
@@ -238,9 +256,10 @@ class Soundness:
     def _advice(self) -> Iterator[str]:
         if not self.is_sound:
             yield f"to set damaged lines aside: {self._command('check')} --repair; to compute what is lost, run the job"
-        lines, size = (sum(journal.superseded[part] for journal in self.journals) for part in (0, 1))
-        if lines or self.leftovers:
-            size += sum(size for _, size in self.leftovers)
+        parts = (self, *self.shards)
+        lines, size = (sum(journal.superseded[n] for part in parts for journal in part.journals) for n in (0, 1))
+        if lines or any(part.leftovers for part in parts):
+            size += sum(size for part in parts for _, size in part.leftovers)
             what = f"{plural(lines, 'superseded line')}" if lines else "temporary files"
             yield f"to free {size_in_words(size)} ({what}): {self._command('compact')}"
 
@@ -371,22 +390,43 @@ def check(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> So
         (True, 1, ())
     """
     directory = locate(name, checkpoint_dir)
-    paths = paths_of(name, directory)
+    prefixes = parts_of(name, directory).values()
+    allow_files(256 + 3 * len(prefixes))
+    own, *shards = [_check_one(prefix, directory) for prefix in prefixes]
+    parts = (own, *shards)
+    labels = {digest: label for part in reversed(parts) for digest, label in part.labels.items()}
+    results, errors = ([ledger for part in parts if (ledger := part.ledgers[kind]) is not None] for kind in (0, 1))
+    versions = tuple(_count_versions(results, errors, labels))
+    return replace(own.found, versions=versions, shards=tuple(part.found for part in shards))
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What `check` found of the journals of one shard."""
+
+    found: Soundness
+    ledgers: tuple[Ledger | None, Ledger | None]  # of results and errors
+    labels: dict[str, Any]
+
+
+def _check_one(prefix: str, directory: Path) -> _Checked:
+    paths = paths_of(prefix, directory)
     readers = [Reader.open(path) for path in paths]
     ledgers = [_ledger(reader, decode=path is paths[0]) for path, reader in zip(paths, readers, strict=True)]
     states = [_state_of(path, reader, ledger) for path, reader, ledger in zip(paths, readers, ledgers, strict=True)]
-    meta, labels = _read_meta(directory / f"{name}_meta.json")
-    return Soundness(
-        name=name,
+    meta, labels = _read_meta(directory / f"{prefix}_meta.json")
+    found = Soundness(
+        name=prefix,
         directory=str(directory),
         results=states[0],
         errors=states[1],
         unsaved=states[2],
-        versions=tuple(_count_versions(ledgers[0], ledgers[1], labels)),
+        versions=(),
         meta=meta,
-        writer=writer_of(directory, name),
-        leftovers=tuple(_leftovers(name, directory)),
+        writer=writer_of(directory, prefix),
+        leftovers=tuple(_leftovers(prefix, directory)),
     )
+    return _Checked(found, (ledgers[0], ledgers[1]), labels)
 
 
 def _ledger(reader: Reader | None, *, decode: bool) -> Ledger | None:
@@ -419,21 +459,33 @@ def _state_of(path: Path, reader: Reader | None, ledger: Ledger | None) -> Journ
     )
 
 
-def _count_versions(results: Ledger | None, errors: Ledger | None, labels: dict[str, Any]) -> Iterator[VersionCount]:
-    ledgers = [ledger for ledger in (results, errors) if ledger is not None]
-    for version in sorted({version for ledger in ledgers for version in (*ledger.exact, *ledger.loose)}):
-        done = sum(1 for _ in results.live(version)) if results else 0
-        failed = _count_failed(version, results, errors) if errors else 0
+def _count_versions(
+    results: Sequence[Ledger], errors: Sequence[Ledger], labels: dict[str, Any]
+) -> Iterator[VersionCount]:
+    for version in sorted({version for ledger in (*results, *errors) for version in (*ledger.exact, *ledger.loose)}):
+        done = len(_live(results, version))
+        failed = _count_failed(version, results, errors)
         if done or failed:
             yield VersionCount(version, labels.get(version), done, failed)
 
 
-def _count_failed(version: str, results: Ledger | None, errors: Ledger) -> int:
+def _live(ledgers: Sequence[Ledger], version: str) -> set[tuple[Key, bool]]:
+    """(key, whether its line has a checksum) of each key that any of them has; one with a checksum wins."""
+    live = {held for ledger in ledgers for held in ledger.live(version)}
+    if len(ledgers) > 1 and any(ledger.has_loose for ledger in ledgers):
+        texts = {str(key) for key, sealed in live if sealed}
+        live = {(key, sealed) for key, sealed in live if sealed or key not in texts}
+    return live
+
+
+def _count_failed(version: str, results: Sequence[Ledger], errors: Sequence[Ledger]) -> int:
     """How many keys have an error and no result; an error without checksum stands for any key of equal str()."""
-    if results is None:
-        return sum(1 for _ in errors.live(version))
-    texts = {str(key) for key, _ in results.live(version)} if errors.has_loose else set()
-    return sum(not (results.has(version, key) or (not sealed and key in texts)) for key, sealed in errors.live(version))
+    loose = any(ledger.has_loose for ledger in errors)
+    texts = {str(key) for ledger in results for key, _ in ledger.live(version)} if loose else set()
+    return sum(
+        not (any(ledger.has(version, key) for ledger in results) or (not sealed and key in texts))
+        for key, sealed in _live(errors, version)
+    )
 
 
 def _read_meta(path: Path) -> tuple[Literal["sound", "missing", "garbage"], dict[str, Any]]:
@@ -472,10 +524,10 @@ class _User:
 
 
 @contextmanager
-def _alone(name: str, directory: Path) -> Iterator[Store]:
+def _alone(name: str, directory: Path, shard: Shard) -> Iterator[Store]:
     """The store that this process has of it, under the writer's lock."""
     user = _User()
-    detach = open_store(name, directory, user)
+    detach = open_store(name, directory, user, shard)
     try:
         with user.store.alone():
             yield user.store
@@ -484,8 +536,8 @@ def _alone(name: str, directory: Path) -> Iterator[Store]:
 
 
 def _shelves(store: Store) -> Iterator[tuple[Shelf, Reader]]:
-    """Each journal that is there, its end repaired."""
-    for shelf in (store.results, store.errors, store.unsaved):
+    """Each of its own journals that is there, its end repaired."""
+    for shelf in store.own:
         if shelf.journal.open() is not None:
             shelf.open_to_write()
             assert shelf.journal.reader is not None
@@ -503,7 +555,7 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
         checkpoint_dir: as for `check`.
 
     Raises:
-        CheckpointLocked: another process writes it, or a pass of this one is running.
+        CheckpointLocked: another process writes it, or one of its shards, or a pass of this one is running.
         StoreError: it could not be done; the journals are as they were, or those before this one are done.
 
     Example:
@@ -513,14 +565,21 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
         ()
     """
     directory = locate(name, checkpoint_dir)
-    before = sum(size_of(Journal(path).aside) for path in paths_of(name, directory))
-    torn = sum(map(_torn_bytes, paths_of(name, directory)))
+    done = [_repair_one(name, directory, shard) for shard in parts_of(name, directory)]
+    moved = tuple(damage for part in done for damage in part.moved)
+    return Repair(name, str(directory), moved, sum(part.torn for part in done), sum(part.forgotten for part in done))
+
+
+def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
+    prefix = shard.prefix(name)
+    before = sum(size_of(Journal(path).aside) for path in paths_of(prefix, directory))
+    torn = sum(map(_torn_bytes, paths_of(prefix, directory)))
     moved: list[Damage] = []
     forgotten = 0
-    with _alone(name, directory) as store:
-        _discard_leftovers(name, directory)
+    with _alone(name, directory, shard) as store:
+        _discard_leftovers(prefix, directory)
         for shelf, reader in _shelves(store):
-            ledger = Ledger(reader, decode=shelf is store.results)
+            ledger = Ledger(reader, decode=shelf is store.own[0])
             if not ledger.damage:
                 continue
             instead = _forgettings(ledger)
@@ -533,7 +592,7 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
             shelf.replace(_without(reader, ledger.damage, instead, ledger.end))
             moved += ledger.damage
             forgotten += len(instead)
-        after = sum(size_of(shelf.journal.aside) for shelf in (store.results, store.errors, store.unsaved))
+        after = sum(size_of(shelf.journal.aside) for shelf in store.own)
     return Repair(name, str(directory), tuple(moved), torn if after > before else 0, forgotten)
 
 
@@ -580,7 +639,7 @@ def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> 
         checkpoint_dir: as for `check`.
 
     Raises:
-        CheckpointLocked: another process writes it, or a pass of this one is running.
+        CheckpointLocked: another process writes it, or one of its shards, or a pass of this one is running.
         StoreError: it could not be done (disk full …); the journals are as they were, or those before this one are
             compacted.
 
@@ -592,11 +651,21 @@ def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> 
         1
     """
     directory = locate(name, checkpoint_dir)
+    done = [_compact_one(name, directory, shard) for shard in parts_of(name, directory)]
+    lines, size, left, damaged = (
+        sum(getattr(part, count) for part in done) for count in ("lines", "size", "left", "damaged")
+    )
+    leftovers = tuple(leftover for part in done for leftover in part.leftovers)
+    return Compaction(name, str(directory), lines, size, left, damaged, leftovers)
+
+
+def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
+    prefix = shard.prefix(name)
     lines = size = left = damaged = 0
-    with _alone(name, directory) as store:
-        leftovers = _discard_leftovers(name, directory)
+    with _alone(name, directory, shard) as store:
+        leftovers = _discard_leftovers(prefix, directory)
         for shelf, reader in _shelves(store):
-            before, ledger = reader.size(), Ledger(reader, decode=shelf is store.results)
+            before, ledger = reader.size(), Ledger(reader, decode=shelf is store.own[0])
             kept = ledger.kept()
             if len(kept) < ledger.lines:
                 shelf.replace(lines_at(reader, kept, ledger.end))

@@ -393,8 +393,8 @@ def meta_believed(breaker: Breaker) -> None:
     """As long as nothing is appended, meta says how many results there are."""
 
     def make(real: Function) -> Function:
-        def init(self: Store, name: str, directory: Path) -> None:
-            real(self, name, directory)
+        def init(self: Store, name: str, directory: Path, *shard: Any) -> None:
+            real(self, name, directory, *shard)
             said, end, count = self._meta.get("completed_items"), self.results.index.end, self.results.count
             vars(self.results)["count"] = lambda version: (
                 said if type(said) is int and self.results.index.end == end else count(version)

@@ -451,7 +451,8 @@ def test_the_names_in_json_are_those_that_are_documented(tmp_path: Path) -> None
     with journal_of(tmp_path).open("ab") as file:
         file.write(b"x\nyy")
     told = json.loads(json.dumps(check("j", tmp_path).to_json()))
-    assert list(told) == ["name", "directory", "sound", "journals", "versions", "meta", "writer", "leftovers"]
+    names = ["name", "directory", "sound", "journals", "versions", "meta", "writer", "leftovers", "shards"]
+    assert list(told) == names
     assert list(told["journals"]) == ["results", "errors", "unsaved"]
     for journal in told["journals"].values():
         assert list(journal) == [
