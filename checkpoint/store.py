@@ -6,6 +6,8 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
     NAME_results.jsonl   what succeeded          .NAME_*.index    rebuildable
     NAME_errors.jsonl    what failed             .NAME.lock       who writes
     NAME_meta.json       counts, for people      .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
+
+Where the directory mirrors a URL, `mirror` and `uploads` bring the journals from there and back.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ from checkpoint.index import Index
 from checkpoint.journal import Journal, Record, fsync_directory, open_file, open_safely, seal, store_error
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
+from checkpoint.mirror import Mirror
+from checkpoint.remote import KINDS, note_url, place_of, url_at
 from checkpoint.shelf import Shelf
+from checkpoint.uploads import Uploads
 
 __all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "forgetting", "open_store", "resolve_directory"]
 
@@ -52,6 +57,7 @@ log = logging.getLogger("checkpoint")
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9 ._\-]*")
 _NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 _SECOND = 1.0
+_IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
 _META_EVERY = 30.0
 _MOST_CODES = 100  # that meta explains
 
@@ -85,15 +91,23 @@ def check_name(name: Any) -> str:
 
 
 def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
-    """The directory: the argument, else $CHECKPOINT_DIR, else ./checkpoints; absolute, whatever chdir does later."""
+    """The directory: the argument, else $CHECKPOINT_DIR, else ./checkpoints; absolute, whatever chdir does later.
+
+    For a URL it is the local directory that mirrors it.
+    """
+    named = os.environ.get("CHECKPOINT_DIR") or "checkpoints"
     if checkpoint_dir is None:
-        checkpoint_dir = os.environ.get("CHECKPOINT_DIR") or "checkpoints"
+        checkpoint_dir = named
     if not isinstance(checkpoint_dir, (str, os.PathLike)) or not os.fspath(checkpoint_dir):
         raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}; give a directory's path")
+    path, url = place_of(checkpoint_dir, named)
     try:
-        return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
+        directory = Path(os.path.realpath(path.expanduser()))
     except ValueError as error:
         raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}: {error}") from None
+    if url is not None:
+        note_url(directory, url)
+    return directory
 
 
 class _Running:
@@ -115,6 +129,7 @@ class Store:
         versions: what digests of versions stand for.
         codes: what digests of code stand for, and the versions whose results they may have computed.
         told: (version, code) of changes that this process has told.
+        uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
     """
 
     def __init__(self, name: str, directory: Path) -> None:
@@ -144,8 +159,19 @@ class Store:
         self.codes: dict[str, dict[str, Any]] = {}
         self.told: set[tuple[str, str]] = set()
         self._take_codes(self._meta)
+        self.uploads = self._mirrored()
+        if self.uploads is not None:
+            self.uploads.mirror.look()
         for shelf in self._shelves:
             shelf.reopen()
+
+    def _mirrored(self) -> Uploads | None:
+        url = url_at(self.directory)
+        if url is None:
+            return None
+        journals = {kind: shelf.journal for kind, shelf in zip(KINDS, self._shelves, strict=True)}
+        paths = {kind: journal.path for kind, journal in journals.items()}
+        return Uploads(Mirror(self.name, self.directory, url, paths), journals)
 
     # reading
 
@@ -154,6 +180,8 @@ class Store:
         if not self._writing:
             with self.lock:
                 if not self._writing:
+                    if self.uploads is not None:
+                        self.uploads.mirror.look()
                     for shelf in self._shelves:
                         shelf.refresh()
 
@@ -200,21 +228,35 @@ class Store:
             _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
-        self._writer.acquire()
-        try:
-            for shelf in (self.results, self.errors):
-                shelf.open_to_write()
-            self._settle_names()
-            self.unsaved.refresh()
-        except BaseException:
-            self._let_go()
-            raise
+        if self.uploads is None:
+            self._open_to_write()
+        else:
+            self.uploads.mirror.take_turn()
+            try:
+                self._open_to_write()
+            finally:
+                self.uploads.mirror.end_turn()
         self._writing = True
         self._check_at = clock.monotonic() + _SECOND
         self._wrote_at = self._meta_at = clock.monotonic()
         _tend(self)
         if self._read_meta().get("total_items", -1) != self.total:  # who looks on sees how much this pass has to do
             self._write_meta()
+
+    def _open_to_write(self) -> None:
+        self._writer.acquire()
+        try:
+            if self.uploads is not None:
+                self.uploads.begin()
+            for shelf in (self.results, self.errors):
+                shelf.open_to_write()
+            self._settle_names()
+            self.unsaved.refresh()
+            if self.uploads is not None:
+                self.uploads.start()
+        except BaseException:
+            self._let_go()
+            raise
 
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""
@@ -229,6 +271,11 @@ class Store:
         """Notice a journal that was cut, deleted or replaced: once a second, and before writing ends."""
         if clock.monotonic() < self._check_at and not at_once:
             return
+        if self.uploads is not None:
+            try:
+                self.uploads.check()
+            except CheckpointLocked as error:
+                raise self._fail(error) from None
         for shelf in self._shelves:
             try:
                 shelf.journal.check_place()
@@ -383,6 +430,9 @@ class Store:
             if self._failure is not None:
                 self._start_anew()
             self.begin_writing()
+            if self.uploads is not None:
+                self.uploads.suspend()
+                self.uploads.clear()
             try:
                 for shelf in self._shelves:
                     shelf.unlink()
@@ -394,6 +444,16 @@ class Store:
             self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
             self.codes, self.told = {}, set()
             self._stop_writing()
+
+    def replace(self, shelf: Shelf, chunks: Iterable[bytes]) -> None:
+        """A journal of these lines takes the place of the shelf's; call it inside of `alone`.
+
+        Raises:
+            StoreError: as `Shelf.replace`.
+        """
+        if self.uploads is not None:
+            self.uploads.suspend()
+        shelf.replace(chunks)
 
     # passes
 
@@ -420,6 +480,8 @@ class Store:
             values_on_error = True
             raise
         finally:
+            if self.uploads is not None:
+                self.uploads.drain()  # here, and not under the lock that others wait for to save
             with self.lock:
                 self._running = None
                 try:
@@ -485,11 +547,15 @@ class Store:
                     shelf.write_index_if_worth(growth=0.25, rows=100_000, size=32 << 20)
                 if self._meta_owed:
                     self._write_meta()
+                if self.uploads is not None:
+                    self.uploads.finish()
         finally:
             self._let_go()
 
     def _let_go(self) -> None:
         self._writing = False
+        if self.uploads is not None:
+            self.uploads.let_go()
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.release()
@@ -517,7 +583,7 @@ class Store:
         with self.lock:
             if not self._writing:
                 return False
-            if not self._in_pass and clock.monotonic() - self._wrote_at >= _SECOND:
+            if not self._in_pass and self._is_idle():
                 try:
                     self._stop_writing()
                 except StoreError as error:
@@ -529,6 +595,13 @@ class Store:
         for shelf in self._shelves:
             shelf.write_index_if_worth(growth=0.5, rows=100_000, size=64 << 20)
         return True
+
+    def _is_idle(self) -> bool:
+        """Whether nothing was written for a while; where uploads lag behind, letting go would wait for them."""
+        idle = clock.monotonic() - self._wrote_at
+        if self.uploads is None:
+            return idle >= _SECOND
+        return idle >= _IDLE and self.uploads.is_settled
 
     def _sync_aside(self) -> None:
         for shelf in self._shelves:
@@ -645,6 +718,8 @@ class Store:
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.drop()
+        if self.uploads is not None:
+            self.uploads.after_fork()
 
 
 def _make_directory(path: Path, *, is_new: bool) -> None:

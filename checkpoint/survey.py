@@ -29,6 +29,7 @@ from checkpoint.places import aside_name, locate, names_in, paths_of, size_in_wo
 from checkpoint.records import LATEST, Records, item_error
 from checkpoint.shelf import Shelf, index_path, key_of
 from checkpoint.store import Store, resolve_directory
+from checkpoint.uploads import Uploaded
 from checkpoint.upkeep import VersionCount
 
 __all__ = [
@@ -196,6 +197,8 @@ class Survey:
         sizes: bytes by file name.
         recent: the last few records, the latest last.
         asked_at: seconds since the epoch.
+        url: what the directory mirrors, or None.
+        uploaded: how far that is behind, or None.
     """
 
     name: str
@@ -220,6 +223,8 @@ class Survey:
     sizes: dict[str, int]
     recent: tuple[Recent, ...]
     asked_at: float
+    url: str | None = None
+    uploaded: Uploaded | None = None
 
     @property
     def size(self) -> int:
@@ -233,8 +238,11 @@ class Survey:
         `done`, `failed`, `failed_is_exact`, `total`, `left`, `aside`, `causes` (a list of `type`, `where`, `count`,
         `message`, `keys`), `causes_read`, `rate`, `seconds_left`, `last_activity`, `idle_seconds`, `writer`,
         `sessions`, `durations` (null, or `median`, `p95`, `sample`), `files` (bytes by name), `bytes`, `recent` (a list
-        of `key`, `text`, `failed`, `timestamp`). Keys stand as in a journal.
+        of `key`, `text`, `failed`, `timestamp`). Keys stand as in a journal. Of a URL also `url` and `not_uploaded`
+        (`bytes`, `seconds`).
         """
+        behind = self.uploaded
+        mirrors = behind and {"url": self.url, "not_uploaded": {"bytes": behind.bytes, "seconds": behind.seconds}}
         return {
             "name": self.name,
             "directory": self.directory,
@@ -258,6 +266,7 @@ class Survey:
             "files": self.sizes,
             "bytes": self.size,
             "recent": [recent.to_json() for recent in self.recent],
+            **(mirrors or {}),
         }
 
     def __str__(self) -> str:
@@ -281,6 +290,8 @@ class Survey:
             yield "versions", [self._version_line(held) for held in self.versions]
         if self.sessions:
             yield "sessions", [f"{self.sessions:,}"]
+        if self.uploaded is not None:
+            yield "mirrors", [self._mirrors(self.uploaded)]
         yield (
             "files",
             [f"{size_in_words(self.size)}: " + ", ".join(f"{k} {size_in_words(n)}" for k, n in self.sizes.items())],
@@ -313,6 +324,12 @@ class Survey:
         since = moment_of(self.writer.get("since"))
         told = "" if since is None else f", for {span(self.asked_at - since)}"
         return f"process {self.writer.get('pid')} on {self.writer.get('host')}{told}; {last}"
+
+    def _mirrors(self, behind: Uploaded) -> str:
+        if not behind.bytes:
+            return f"{self.url}; all of it is there"
+        last = f" since the last upload, {ago(behind.seconds)}" if behind.seconds else ""
+        return f"{self.url}; {size_in_words(behind.bytes)} are not there yet{last}"
 
     def pace(self) -> str:
         """ "8.1 items/s · about 23 s left"."""
@@ -551,6 +568,8 @@ class Observer:
             sizes=_sizes(self.name, self.directory),
             recent=tuple(tails.recent()),
             asked_at=now,
+            url=None if store.uploads is None else store.uploads.mirror.url,
+            uploaded=None if store.uploads is None else store.uploads.uploaded(),
         )
 
     def _look_around(self, store: Store, version: str) -> _Around:

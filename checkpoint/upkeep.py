@@ -530,7 +530,7 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
                 raise
             except OSError as error:
                 raise store_error(error, "cannot set damaged lines aside in", shelf.journal.aside) from error
-            shelf.replace(_without(reader, ledger.damage, instead, ledger.end))
+            store.replace(shelf, _without(reader, ledger.damage, instead, ledger.end))
             moved += ledger.damage
             forgotten += len(instead)
         after = sum(size_of(shelf.journal.aside) for shelf in (store.results, store.errors, store.unsaved))
@@ -599,7 +599,7 @@ def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> 
             before, ledger = reader.size(), Ledger(reader, decode=shelf is store.results)
             kept = ledger.kept()
             if len(kept) < ledger.lines:
-                shelf.replace(lines_at(reader, kept, ledger.end))
+                store.replace(shelf, lines_at(reader, kept, ledger.end))
                 assert shelf.journal.reader is not None
                 lines += ledger.lines - len(kept)
                 size += before - shelf.journal.reader.size()
