@@ -31,6 +31,7 @@ log = logging.getLogger("checkpoint")
 
 _LOOK_EVERY = 5.0
 _TURN = 0.05
+_TOKENS = 4
 _TRIES = 5
 _ENDS = 4096
 _BLOCK = 1 << 20
@@ -61,13 +62,13 @@ class State(msgspec.Struct):
 
     Attributes:
         whole: the session before which nothing counts, as it was when this was written.
-        token: of the last session that wrote from this directory.
+        tokens: of the sessions that wrote from this directory, the last ones.
         joining: whether journals are being changed; where that was cut off, nothing is known.
         sent: seconds since the epoch, when everything was in the store.
     """
 
     whole: int = 0
-    token: str = ""
+    tokens: list[str] = []
     joining: bool = False
     sent: float = 0.0
     journals: dict[str, Held] = {}
@@ -122,10 +123,16 @@ class Mirror:
         except (OSError, ValueError, RecursionError):
             return None
 
-    def token(self) -> str:
-        """Of the last session that wrote from this directory, or ""."""
+    def tokens(self) -> list[str]:
+        """Of the sessions that wrote from this directory, the last ones."""
         state = self._read()
-        return "" if state is None else state.token
+        return [] if state is None else state.tokens
+
+    def note_token(self, token: str) -> None:
+        """A session is about to begin from this directory: who finds it here later knows that it is over."""
+        state = self._read() or State(joining=True)
+        state.tokens = [*state.tokens[1 - _TOKENS :], token]
+        self.save(state)
 
     def _fits(self, item: tuple[str, Held]) -> bool:
         kind, held = item
@@ -316,16 +323,16 @@ class Mirror:
             listing: what the store has.
             state: where it is known, only what is owed is kept: the rest was compacted or cleared elsewhere.
         """
-        token = self.token()
+        tokens = self.tokens()
         first = state is None and listing.whole > 0
         built = {}
         for kind in self.paths:
             held = None if state is None else state.journals.get(kind, Held())
             built[kind] = self._build(kind, listing.of(kind), held, first=first)
         # A state that is lost here lets what was cleared elsewhere come back: only renames are left to do.
-        self.save(State(joining=True, token=token))
+        self.save(State(joining=True, tokens=tokens))
         journals = {kind: Held() if found is None else self._install(kind, *found) for kind, found in built.items()}
-        self.save(State(whole=listing.whole, token=token, journals=journals))
+        self.save(State(whole=listing.whole, tokens=tokens, journals=journals))
 
     def _build(
         self, kind: str, parts: list[Part], held: Held | None, *, first: bool

@@ -29,8 +29,8 @@ from checkpoint.places import aside_name, locate, names_in, paths_of, size_in_wo
 from checkpoint.records import LATEST, Records, item_error
 from checkpoint.shelf import Shelf, index_path, key_of
 from checkpoint.store import Store, resolve_directory
-from checkpoint.uploads import Uploaded
 from checkpoint.upkeep import VersionCount
+from checkpoint.uploads import Uploaded
 
 __all__ = [
     "Durations",

@@ -97,15 +97,14 @@ class Uploads:
             if owners:
                 self._refuse_if_owned(owners[-1])
             self._epoch = max([listing.greatest, *owners]) + 1
+            sign(mirror.directory, mirror.url)
+            mirror.note_token(token)
             if _take(mirror, self._epoch, self._owner) is None:
                 break
         else:
             raise StoreError(f"{mirror.objects.url} gets new sessions all the time", filename=mirror.objects.url)
         try:
-            sign(mirror.directory, mirror.url)
             mirror.pull()
-            mirror.state.token = token
-            mirror.save(mirror.state)
             mirror.objects.delete([_owner_name(old) for old in owners])
         except BaseException:
             self._release()
@@ -121,7 +120,7 @@ class Uploads:
         objects, name = self.mirror.objects, _owner_name(epoch)
         try:
             owner = _said(objects.read(name))
-            if owner.get("released") or (owner.get("token") and owner["token"] == self.mirror.token()):
+            if owner.get("released") or (owner.get("token") and owner["token"] in self.mirror.tokens()):
                 return  # the second is one of this directory, which died, since the local lock is ours
             age = self._age(name)
         except FileNotFoundError:
@@ -533,8 +532,8 @@ class _Session:
             self._put_marker()
         with self._counting:
             if not self._over.is_set():
-                token = self._owner["token"]
-                self._mirror.save(State(whole=self._epoch, token=token, sent=clock.now(), journals=journals))
+                tokens = self._mirror.state.tokens
+                self._mirror.save(State(whole=self._epoch, tokens=tokens, sent=clock.now(), journals=journals))
         self._replaced = False
         self._mirror.objects.delete(self._mirror.objects.look().stale)
 
