@@ -30,6 +30,7 @@ __all__ = ["Held", "Mirror", "State", "mark_of"]
 log = logging.getLogger("checkpoint")
 
 _LOOK_EVERY = 5.0
+_LOOK_FAILING = 60.0  # an attempt that fails may take long, and who reads waits for it
 _TURN = 0.05
 _TOKENS = 4
 _TRIES = 5
@@ -186,7 +187,7 @@ class Mirror:
         Raises:
             StoreError: the store cannot be reached, and nothing of it is known here.
         """
-        if clock.monotonic() - self._looked_at < _LOOK_EVERY:
+        if clock.monotonic() - self._looked_at < (_LOOK_FAILING if self._failing else _LOOK_EVERY):
             return
         try:
             self._look()

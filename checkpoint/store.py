@@ -236,6 +236,7 @@ class Store:
                 self._open_to_write()
             finally:
                 self.uploads.mirror.end_turn()
+            _close_early()
         self._writing = True
         self._check_at = clock.monotonic() + _SECOND
         self._wrote_at = self._meta_at = clock.monotonic()
@@ -480,16 +481,21 @@ class Store:
             values_on_error = True
             raise
         finally:
-            if self.uploads is not None:
-                self.uploads.drain()  # here, and not under the lock that others wait for to save
-            with self.lock:
-                self._running = None
-                try:
-                    self._stop_writing()
-                except StoreError as error:
-                    if not values_on_error:
-                        raise
-                    log.error("%s", error)  # the one that is raised holds values that are nowhere else
+            try:
+                if self.uploads is not None:
+                    self.uploads.drain()  # here, and not under the lock that others wait for to save
+            finally:
+                self._end_pass(values_on_error=values_on_error)
+
+    def _end_pass(self, *, values_on_error: bool) -> None:
+        with self.lock:
+            self._running = None
+            try:
+                self._stop_writing()
+            except StoreError as error:
+                if not values_on_error:
+                    raise
+                log.error("%s", error)  # the one that is raised holds values that are nowhere else
 
     @property
     def _in_pass(self) -> bool:
@@ -547,10 +553,12 @@ class Store:
                     shelf.write_index_if_worth(growth=0.25, rows=100_000, size=32 << 20)
                 if self._meta_owed:
                     self._write_meta()
+        finally:
+            try:
                 if self.uploads is not None:
                     self.uploads.finish()
-        finally:
-            self._let_go()
+            finally:
+                self._let_go()
 
     def _let_go(self) -> None:
         self._writing = False
@@ -848,6 +856,34 @@ def _close_all() -> None:
         except (StoreError, StoreClosed) as error:
             log.error("%s", error)
     _end_tending()
+
+
+_closes_early = False
+
+
+def _close_early() -> None:
+    """See that uploads end before executors do: a name is resolved in one, and at exit it takes no more work.
+
+    `threading` has a list for that, which concurrent.futures is on; it has no public name.
+    """
+    global _closes_early
+    if not _closes_early:
+        _closes_early = True
+        import concurrent.futures.thread  # noqa: F401  # the list is called backwards: it comes after us
+
+        try:
+            threading._register_atexit(_close_mirrored)  # type: ignore[attr-defined]
+        except (AttributeError, RuntimeError):
+            pass  # another Python, or one that ends already: what cannot be uploaded at exit is told
+
+
+def _close_mirrored() -> None:
+    for store in list(_stores.values()):
+        if store.uploads is not None and not store._in_pass:
+            try:
+                store.close()
+            except (StoreError, StoreClosed) as error:
+                log.error("%s", error)
 
 
 def _end_tending() -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from checkpoint import clock
 from checkpoint.clock import Stamper
-from checkpoint.errors import CheckpointLocked, StoreError, plural
+from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
 from checkpoint.journal import Journal, Reader
 from checkpoint.mirror import Held, Mirror, State, mark_of
 from checkpoint.remote import Part, sign
@@ -96,10 +96,11 @@ class Uploads:
             listing, owners = mirror.objects.look(), mirror.objects.owners()
             if owners:
                 self._refuse_if_owned(owners[-1])
-            self._epoch = max([listing.greatest, *owners]) + 1
+            epoch = max([listing.greatest, *owners]) + 1
             sign(mirror.directory, mirror.url)
             mirror.note_token(token)
-            if _take(mirror, self._epoch, self._owner) is None:
+            if _take(mirror, epoch, self._owner) is None:
+                self._epoch = epoch
                 break
         else:
             raise StoreError(f"{mirror.objects.url} gets new sessions all the time", filename=mirror.objects.url)
@@ -107,7 +108,7 @@ class Uploads:
             mirror.pull()
             mirror.objects.delete([_owner_name(old) for old in owners])
         except BaseException:
-            self._release()
+            self.let_go()
             raise
 
     def _release(self) -> None:
@@ -262,7 +263,8 @@ class _Session:
         self._mirror, self._journals, self._epoch, self._owner = mirror, journals, epoch, owner
         self.failing = ""
         self.ended_by: CheckpointLocked | None = None
-        self._readers: dict[str, Reader] = {}
+        # A journal that is deleted meanwhile is uploaded to its end: who has it open reads on.
+        self._readers = {kind: reader for kind in journals if (reader := Reader.open(mirror.paths[kind])) is not None}
         self._tails: dict[str, bytes] = {}  # of each journal, the part that grows
         self._numbers: dict[str, int] = {}
         self._work = threading.Lock()  # held while objects are written
@@ -284,7 +286,7 @@ class _Session:
     # what is left to do
 
     def _held(self, kind: str) -> Held:
-        return self._mirror.state.journals.setdefault(kind, Held())
+        return self._mirror.state.journals.get(kind) or Held()
 
     def _spans(self, kind: str) -> list[tuple[int, int]]:
         return self._held(kind).spans(self._journals[kind].end)
@@ -317,6 +319,9 @@ class _Session:
                     self._step()
             except CheckpointLocked as error:
                 self._end_by(error)
+            except JournalLost as error:  # the local store tells it
+                self.failing, self._gave_up = str(error), True
+                self._over.set()
             except (StoreError, FileNotFoundError, FileExistsError) as error:
                 self._failed(error)
             else:
@@ -367,7 +372,7 @@ class _Session:
 
     def _count(self, kind: str, name: str, whole: bytes, start: int, stop: int) -> None:
         """The lines from `start` to `stop` are in the store, at the end of a part."""
-        held = self._held(kind)
+        held = self._mirror.state.journals.setdefault(kind, Held())
         if held.owed:
             last = held.owed[0][1]
             held.owed[:1] = [(stop, last)] if stop < last else []
@@ -383,7 +388,7 @@ class _Session:
         if reader is None:
             reader = Reader.open(self._journals[kind].path)
             if reader is None:
-                raise FileNotFoundError(self._journals[kind].path)
+                raise JournalLost(f"{self._journals[kind].path} was deleted")
             self._readers[kind] = reader
         size = min(SIZE, stop - start)
         data = reader.pread(size, start)
@@ -391,7 +396,7 @@ class _Session:
             size = min(2 * size, stop - start)
             data = reader.pread(size, start)
         if not cut:
-            raise FileNotFoundError(f"{reader.path} was cut")
+            raise JournalLost(f"{reader.path} was cut")
         return data[:cut]
 
     def _check_ours(self) -> None:
@@ -604,6 +609,9 @@ def _take(mirror: Mirror, epoch: int, owner: dict[str, Any]) -> dict[str, Any] |
     try:
         mirror.objects.create(_owner_name(epoch), _json(owner))
     except FileExistsError:
-        there = _said(mirror.objects.read(_owner_name(epoch)))
+        try:
+            there = _said(mirror.objects.read(_owner_name(epoch)))
+        except FileNotFoundError:
+            return {}
         return None if there.get("token") == owner["token"] else there
     return None

@@ -570,18 +570,79 @@ def test_the_mirror_knows_what_it_mirrors(
     assert "mirrors   memory://bucket/prefix; all of it is there" in capsys.readouterr().out
 
 
-def test_a_forked_child_uploads_nothing(machine: Machine) -> None:
-    """Its parent does."""
-    runner = machine("first")
-    runner.save_result(1, 1)
-    uploading = runner.records.store.uploads
-    assert uploading is not None
-    session = uploading._session
-    runner.records.store.after_fork()
-    assert uploading._session is None
-    uploading._session = session
-    runner.records.store._forked, runner.records.store._writing = False, True
-    runner.close()
+FORK = """
+import os, sys
+from checkpoint import CheckpointedRunner
+from checkpoint.errors import StoreForked
+runner = CheckpointedRunner("j", "memory://bucket/prefix")
+runner.save_result(1, 1)
+uploads = runner.records.store.uploads
+pid = os.fork()
+if not pid:
+    assert uploads._session is None
+    try:
+        runner.save_result(2, 2)
+    except StoreForked:
+        sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert uploads._session is not None and runner.uploaded.bytes
+runner.close()
+import fsspec
+names = [path.rpartition("/")[2] for path in fsspec.filesystem("memory").find("/bucket")]
+assert names == ["00000001.json", "results-00000001-00000000.jsonl"], names
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_uploads_nothing(tmp_path: Path) -> None:
+    """Its parent does; the child ends as it would have."""
+    environment = os.environ | {"PYTHONPATH": ROOT, "CHECKPOINT_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, haste: None
+) -> None:
+    """Lines that were not uploaded are kept; those that were left out do not come back."""
+    first = machine("first")
+    first.save_result(1, "old")
+    first.save_result(1, "new")
+    until(lambda: first.uploaded == (0, 0.0, ""))
+    system = fsspec.filesystem("memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
+        first.save_result(2, "late")
+        first.close()
+    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    machine("second").close()
+    assert compact("j", "memory://bucket/prefix").lines == 1
+    with machine("first") as again:
+        assert again.get_all_results() == {1: "new", 2: "late"}
+        assert len(again.records.store.results.journal.path.read_bytes().splitlines()) == 2
+        again.save_result(3, 3)
+    assert machine("third").get_all_results() == {1: "new", 2: "late", 3: 3}
+
+
+def test_who_begins_at_one_moment_never_harms_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower one finds the number taken, and changes nothing of the quicker one's."""
+    first, second = machine("first"), machine("second")
+    owners = remote.Objects.owners
+    raced: list[int] = []
+
+    def late(self: remote.Objects) -> list[int]:
+        found = owners(self)
+        if not raced:
+            raced.append(1)
+            first.save_result(1, 1)
+        return found
+
+    monkeypatch.setattr(remote.Objects, "owners", late)
+    with pytest.raises(CheckpointLocked, match="is being written by"):
+        second.save_result(2, 2)
+    assert json.loads(objects_of()["owners/00000001.json"])["released"] is False
+    first.close()
+    assert json.loads(objects_of()["owners/00000001.json"])["released"] is True
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -766,6 +827,39 @@ def test_a_killed_process_goes_on_in_its_directory(bucket: str, tmp_path: Path) 
     finish(start_job(bucket, tmp_path / "first", calls, items))
     assert count(calls) <= items + 1
     assert len(set(lines_of(bucket))) == items
+
+
+EXIT = """
+import sys
+from checkpoint import CheckpointedRunner, uploads
+runner = CheckpointedRunner("j", sys.argv[1])
+runner.save_result(1, 1)
+assert runner.records.store.uploads.drain()
+runner.save_result(2, 2)
+print("saved", flush=True)
+sys.stdin.readline()
+from aiohttp.connector import _DNSCacheTable
+_DNSCacheTable.expired = lambda *_: True  # the name has to be resolved again
+"""
+
+
+def test_a_process_that_just_ends_uploads_first(
+    bucket: str, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was closed, the connections have gone, and names are resolved by an executor."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://localhost:{server.port}")
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", EXIT, bucket],
+        env=os.environ | {"CHECKPOINT_DIR": str(tmp_path), "PYTHONPATH": ROOT},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        job.stdout.readline()
+        server.set("up")
+        _, told = job.communicate("\n", timeout=60)
+    assert (job.returncode, told) == (0, "")
+    assert len(lines_of(bucket)) == 2
+    assert all(json.loads(data)["released"] for name, data in objects_of(bucket).items() if name.startswith("owners"))
 
 
 def test_a_server_that_stops_and_comes_back_is_caught_up_with(bucket: str, server: Proxy, tmp_path: Path) -> None:
