@@ -528,14 +528,14 @@ class Observer:
             _total_of(store, _meta_of(store)),
             size,
             tails.last,
-            writer_of(self.directory, self.name),
+            self._writer(store),
         )
 
     def look(self) -> Survey:
         """The checkpoint at this moment."""
         store = self._records.open()
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
-        writer = writer_of(self.directory, self.name)
+        writer = self._writer(store)
         done, (failed, is_exact) = store.results.count(version), _unresolved(store, store.errors, version)
         causes, read, afresh = self._failures.look(store, version, tails.session)
         total = _total_of(store, meta)
@@ -571,6 +571,11 @@ class Observer:
             url=None if store.uploads is None else store.uploads.mirror.url,
             uploaded=None if store.uploads is None else store.uploads.uploaded(),
         )
+
+    def _writer(self, store: Store) -> dict[str, Any] | None:
+        """Who writes here, or from another machine."""
+        here = writer_of(self.directory, self.name)
+        return store.uploads.writer() if here is None and store.uploads is not None else here
 
     def _look_around(self, store: Store, version: str) -> _Around:
         """How long calls took, and which sessions wrote; looked for again once the file has grown by a tenth."""

@@ -184,6 +184,18 @@ class Uploads:
             return self._session.uploaded()
         return waiting(self.mirror)
 
+    def writer(self) -> dict[str, Any] | None:
+        """Who writes from another machine (pid, host, since), as far as can be told by our clock: only to be shown."""
+        try:
+            owners = self.mirror.objects.owners()
+            owner = _said(self.mirror.objects.read(_owner_name(owners[-1]))) if owners else {"released": True}
+            moment = None if owner.get("released") else self.mirror.objects.modified(_owner_name(owners[-1]))
+        except (FileNotFoundError, StoreError):
+            return None
+        if moment is None or clock.now() - moment.timestamp() > _LEASE:
+            return None
+        return {part: owner.get(part) for part in ("pid", "host", "since")}
+
     def beside(self) -> str:
         """What stands beside a bar: nothing while uploads keep up."""
         told = self.uploaded()
@@ -478,6 +490,8 @@ class _Session:
         self._try_at = -inf
         begun = clock.monotonic()
         self._wake.set()
+        if self.failing and not self._gave_up:
+            log.info("checkpoint %r: waiting for uploads, at most %.0f s", self._mirror.name, _GIVE_UP)
         with self._moved:
             while not is_done():
                 idle = clock.monotonic() - max(begun, self._worked_at)

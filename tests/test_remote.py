@@ -279,12 +279,7 @@ def test_a_dead_machine_is_taken_over_and_may_come_back(
     again.save_result("later", 5)
     assert again.get_all_results().items() >= {"early": 1, "late": 2, "new": 3, "later": 5}.items()
     again.close()
-    assert machine("third").get_all_results() == again_results(machine)
-
-
-def again_results(machine: Machine) -> dict[Any, Any]:
-    """What the first machine has."""
-    return machine("first").get_all_results()
+    assert machine("third").get_all_results() == machine("first").get_all_results()
 
 
 def test_who_died_here_is_not_waited_for(machine: Machine, haste: None) -> None:
@@ -468,11 +463,6 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(verb: str, least: int, tmp
 # --- the mirror ------------------------------------------------------------------------------------------------------
 
 
-def copy_of(path: Path) -> bytes:
-    """A file's bytes."""
-    return path.read_bytes()
-
-
 @pytest.mark.parametrize("damage", ["deleted", "garbage", "stale", "of another journal", "cut off while joining"])
 def test_a_lost_state_loses_nothing(damage: str, machine: Machine, tmp_path: Path) -> None:
     """What only this machine has is found by comparing; it is uploaded, and nothing else is."""
@@ -480,7 +470,7 @@ def test_a_lost_state_loses_nothing(damage: str, machine: Machine, tmp_path: Pat
         runner.save_result(1, 1)
     directory = runner.records.store.directory
     state = directory / ".j.remote"
-    stale = copy_of(state)
+    stale = state.read_bytes()
     with machine("second") as other:
         other.save_result(2, 2)
     with machine("first") as runner:
@@ -568,6 +558,23 @@ def test_the_mirror_knows_what_it_mirrors(
     assert (listed["name"], listed["done"]) == ("j", 2)
     assert main(["show", "j", "--dir", "memory://bucket/prefix"]) == 0
     assert "mirrors   memory://bucket/prefix; all of it is there" in capsys.readouterr().out
+
+
+def test_who_writes_elsewhere_is_shown(
+    machine: Machine, capsys: pytest.CaptureFixture[str], url: str, haste: None
+) -> None:
+    """Until it has ended."""
+    from checkpoint.cli import main
+
+    writer = machine("first")
+    writer.save_result(1, 1)
+    until(lambda: writer.uploaded == (0, 0.0, ""))
+    machine("second")
+    assert main(["show", "j", "--dir", url]) == 0
+    assert f"writing   process {os.getpid()} on " in capsys.readouterr().out
+    writer.close()
+    assert main(["show", "j", "--dir", url]) == 0
+    assert "writing   nobody" in capsys.readouterr().out
 
 
 FORK = """
