@@ -342,7 +342,10 @@ import os, sys, shutil, itertools
 from pathlib import Path
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
+import checkpoint
+from checkpoint import mirror, upkeep, uploads
 
+uploads._POLL, mirror._TURN = 0.01, 0.01
 root, verb = Path(sys.argv[1]), sys.argv[2]
 
 class Disk(LocalFileSystem):
@@ -382,7 +385,6 @@ def child(function):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def runner(machine):
-    import checkpoint
     os.environ["CHECKPOINT_DIR"] = str(root / machine)
     return checkpoint.CheckpointedRunner("j", "disk://b/p")
 
@@ -392,7 +394,6 @@ def fill():
             opened.save_result(n % 5, n)
 
 def act():
-    from checkpoint import upkeep
     with runner("first") as opened:
         opened.save_result("before", 1)
         opened.records.store.uploads.drain()
@@ -454,7 +455,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(verb: str, least: int, tmp
     environment = os.environ | {"PYTHONPATH": ROOT, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "root"), verb],
-        capture_output=True, text=True, env=environment, timeout=120, check=False,
+        capture_output=True, text=True, env=environment, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[1]) > least
