@@ -163,7 +163,8 @@ class Pass:
             self._store.confirm()
         if self._steady and not self._collect:
             self.items = self._undone_items(self.items)
-        self._bar = Bar(self.total, self.completed, self._desc, show=self._show)
+        beside = None if self._store.uploads is None else self._store.uploads.beside
+        self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
 
     def look(self) -> None:
         """The part of `prepare` that reads.

@@ -17,8 +17,9 @@ from typing import Any
 from checkpoint.errors import InvalidName, StoreError, plural
 from checkpoint.journal import Journal, store_error
 from checkpoint.lock import Lock
+from checkpoint.remote import names_under, url_at
 from checkpoint.shards import ALL, Shard, shards_in, split_prefix
-from checkpoint.store import check_name, resolve_directory
+from checkpoint.store import Store, check_name, open_store, resolve_directory
 
 __all__ = [
     "aside_name",
@@ -37,7 +38,7 @@ _FILE = re.compile(r"([^.].*)_(?:results\.jsonl|errors\.jsonl|meta\.json)")
 
 
 def names_in(directory: Path) -> list[str]:
-    """The names of the checkpoints in a directory; none where it is not there.
+    """The names of the checkpoints in a directory, and in the store that it mirrors; none where it is not there.
 
     Raises:
         StoreError: it cannot be read.
@@ -45,11 +46,12 @@ def names_in(directory: Path) -> list[str]:
     try:
         files = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        files = []
     except OSError as error:
         raise store_error(error, "cannot read", directory) from error
-    found = {split_prefix(match[1])[0] for file in files if (match := _FILE.fullmatch(file))}
-    return sorted(name for name in found if _is_name(name))
+    found = {match[1] for file in files if (match := _FILE.fullmatch(file))}
+    names = {split_prefix(prefix)[0] for prefix in found.union(names_under(directory))}
+    return sorted(name for name in names if _is_name(name))
 
 
 def _is_name(name: str) -> bool:
@@ -61,7 +63,7 @@ def _is_name(name: str) -> bool:
 
 
 def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The directory, if the checkpoint is there.
+    """The directory, if the checkpoint is there; what the store has that it mirrors is brought first.
 
     Raises:
         InvalidName: as for a runner.
@@ -69,6 +71,8 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
     """
     directory = resolve_directory(checkpoint_dir)
     check_name(name)
+    if url_at(directory) is not None:
+        open_store(name, directory, _User())()
     try:
         if any(_is_there(path) for path in (*paths_of(name, directory), directory / f"{name}_meta.json")):
             return directory
@@ -89,6 +93,12 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
         strerror="no such checkpoint",
         filename=str(directory),
     )
+
+
+class _User:
+    """Who opens a store, which brings what it mirrors."""
+
+    store: Store
 
 
 def _is_there(path: Path) -> bool:

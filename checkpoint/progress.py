@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -48,9 +48,19 @@ class Bar:
         done: how many of them are done already.
         desc: what stands before it.
         show: whether it is wanted.
+        beside: what else is to be said at the moment, if anything is.
     """
 
-    def __init__(self, total: int | None, done: int, desc: str | None, *, show: bool) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        done: int,
+        desc: str | None,
+        *,
+        show: bool,
+        beside: Callable[[], str] | None = None,
+    ) -> None:
+        self._beside = beside
         outermost = not _open
         _open.add(self)
         self._bar: Any = None
@@ -82,8 +92,9 @@ class Bar:
         if self._bar is None:
             return
         with self._watched():
-            if failed:
-                self._bar.set_postfix_str(f"{failed:,} failed", refresh=False)
+            if failed or self._beside is not None:
+                told = (f"{failed:,} failed" if failed else "", self._beside() if self._beside is not None else "")
+                self._bar.set_postfix_str(", ".join(filter(None, told)), refresh=False)
             self._bar.update(count)
 
     def skip(self, count: int) -> None:

@@ -16,6 +16,7 @@ from checkpoint.policies import Durability, check_choice
 from checkpoint.records import LATEST, Records, Unsaved
 from checkpoint.shards import ALL, Shard
 from checkpoint.store import check_name, resolve_directory
+from checkpoint.uploads import Uploaded
 
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
@@ -29,7 +30,8 @@ class CheckpointedRunner:
 
     Args:
         name: letters, digits, space, ``.``, ``_``, ``-``, at most 200 bytes: it names the files.
-        checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``. Made at the first save.
+        checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``. Made at the first save. Or
+            a URL such as ``s3://bucket/prefix``: a local directory mirrors it, and is uploaded in the background.
         version: any JSON value that names what results depend on besides the item (prompt, model, parameters);
             results of other versions stay, and count again when you go back. None: no version. Default: that of the
             last record.
@@ -155,6 +157,17 @@ class CheckpointedRunner:
             return self._last
         store = self.records.open()
         return store.results.count(self.records.version), store.whole_total()
+
+    @property
+    def uploaded(self) -> Uploaded | None:
+        """How far the store behind a URL lags: (bytes, seconds, failing); None where `checkpoint_dir` is no URL.
+
+        Example:
+            >>> print(CheckpointedRunner("my_experiment").uploaded)
+            None
+        """
+        uploads = self.records.open().uploads
+        return None if uploads is None else uploads.uploaded()
 
     # forgetting
 

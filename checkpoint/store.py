@@ -9,6 +9,7 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
 
 Each shard of a checkpoint is a store of its own, whose files begin with NAME@3-of-100. A store reads its own journals
 joined with those of the shards that can hold its keys, and writes its own only.
+Where the directory mirrors a URL, `mirror` and `uploads` bring the journals from there and back.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ from checkpoint.joined import Joined, allow_files
 from checkpoint.journal import Journal, Record, fsync_directory, open_file, open_safely, seal, store_error
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
-from checkpoint.shards import ALL, Shard, shards_in
+from checkpoint.mirror import Mirror
+from checkpoint.remote import KINDS, names_under, note_url, place_of, url_at
+from checkpoint.shards import ALL, Shard, shards_in, split_prefix
 from checkpoint.shelf import Shelf
+from checkpoint.uploads import Uploads
 
 __all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "forgetting", "open_store", "resolve_directory"]
 
@@ -57,6 +61,8 @@ log = logging.getLogger("checkpoint")
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9 ._\-]*")
 _NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 _SECOND = 1.0
+_ASK_EVERY = 5.0
+_IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
 _META_EVERY = 30.0
 _MOST_CODES = 100  # that meta explains
 _TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
@@ -91,15 +97,23 @@ def check_name(name: Any) -> str:
 
 
 def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
-    """The directory: the argument, else $CHECKPOINT_DIR, else ./checkpoints; absolute, whatever chdir does later."""
+    """The directory: the argument, else $CHECKPOINT_DIR, else ./checkpoints; absolute, whatever chdir does later.
+
+    For a URL it is the local directory that mirrors it.
+    """
+    named = os.environ.get("CHECKPOINT_DIR") or "checkpoints"
     if checkpoint_dir is None:
-        checkpoint_dir = os.environ.get("CHECKPOINT_DIR") or "checkpoints"
+        checkpoint_dir = named
     if not isinstance(checkpoint_dir, (str, os.PathLike)) or not os.fspath(checkpoint_dir):
         raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}; give a directory's path")
+    path, url = place_of(checkpoint_dir, named)
     try:
-        return Path(os.path.realpath(Path(checkpoint_dir).expanduser()))
+        directory = Path(os.path.realpath(path.expanduser()))
     except ValueError as error:
         raise InvalidOption(f"checkpoint_dir is {quote(checkpoint_dir)}: {error}") from None
+    if url is not None:
+        note_url(directory, url)
+    return directory
 
 
 class _Running:
@@ -124,6 +138,7 @@ class Store:
         versions: what digests of versions stand for.
         codes: what digests of code stand for, and the versions whose results they may have computed.
         told: (version, code) of changes that this process has told.
+        uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
     """
 
     def __init__(self, name: str, directory: Path, shard: Shard = ALL) -> None:
@@ -135,6 +150,8 @@ class Store:
         self._shelves = self._make_shelves(name)
         self.results, self.errors, self.unsaved = self._shelves
         self._members: dict[Shard, tuple[Shelf, Shelf, Shelf]] = {}
+        self._mirrors: dict[Shard, Mirror] = {}  # of these, where the directory mirrors a URL
+        self._asked_at = -inf  # monotonic; when the store behind it was asked for shards
         self._has_their_meta = False
         self._looked = 0  # when the directory was modified last, as of the last look for shards
         self.meta_path = directory / f"{name}_meta.json"
@@ -156,6 +173,9 @@ class Store:
         self.codes: dict[str, dict[str, Any]] = {}
         self.told: set[tuple[str, str]] = set()
         self._take_codes(self._meta)
+        self.uploads = self._mirrored()
+        if self.uploads is not None:
+            self.uploads.mirror.look()
         for shelf in self._shelves:
             shelf.reopen()
         self._look_for_shards()
@@ -164,6 +184,23 @@ class Store:
         paths = (f"{prefix}_results.jsonl", f"{prefix}_errors.jsonl", f".{prefix}_unsaved.jsonl")
         results, errors, unsaved = (Shelf(self.directory / path, self.lock) for path in paths)
         return results, errors, unsaved
+
+    def _mirrored(self) -> Uploads | None:
+        url = url_at(self.directory)
+        if url is None:
+            return None
+        journals = {kind: shelf.journal for kind, shelf in zip(KINDS, self._shelves, strict=True)}
+        return Uploads(self._mirror(url, self.name, self._shelves), journals)
+
+    def _mirror(self, url: str, prefix: str, shelves: Iterable[Shelf]) -> Mirror:
+        paths = {kind: shelf.journal.path for kind, shelf in zip(KINDS, shelves, strict=True)}
+        return Mirror(prefix, self.directory, url, paths)
+
+    def mirror_of(self, shard: Shard) -> Mirror | None:
+        """What brings a shard's journals here, where the directory mirrors a URL."""
+        if self.uploads is not None and shard == self._shard:
+            return self.uploads.mirror
+        return self._mirrors.get(shard)
 
     # reading
 
@@ -176,6 +213,8 @@ class Store:
             return
         with self.lock:
             if not self._writing:
+                if self.uploads is not None:
+                    self.uploads.mirror.look()
                 for shelf in self._shelves:
                     shelf.refresh()
             self._refresh_theirs()
@@ -197,25 +236,43 @@ class Store:
 
     def _look_for_shards(self) -> None:
         """Join the journals of shards that came into the directory: it is listed once it was modified."""
+        found = self._shards_in_store()
         try:
             modified = os.stat(self.directory).st_mtime_ns
-            if modified == self._looked:
+            if modified == self._looked and not found:
                 return
-            found = shards_in(self.directory, self._base)
+            found |= shards_in(self.directory, self._base)
+            self._looked = modified if clock.now() - modified / 1e9 > _TICK else 0
         except OSError:
-            return  # no directory yet; or one that cannot be read, which opening a file in it tells
-        self._looked = modified if clock.now() - modified / 1e9 > _TICK else 0
-        if self._shard != ALL and found:
-            found.add(ALL)
+            pass  # no directory yet; or one that cannot be read, which opening a file in it tells
+        if self._shard != ALL:
+            found = found - {self._shard} | {ALL}
         # Shards of one count share no key: a task need not open the journals of its thousand siblings.
         others = {shard for shard in found if self._shard == ALL or shard.of != self._shard.of}
         if missing := sorted(shard for shard in others - self._members.keys() if shard.meets(self._shard)):
             self._join(missing)
 
+    def _shards_in_store(self) -> set[Shard]:
+        """Those that the store has which the directory mirrors; it is asked every few seconds."""
+        now = clock.monotonic()
+        if self.uploads is None or now - self._asked_at < _ASK_EVERY:
+            return set()
+        self._asked_at = now
+        try:
+            prefixes = names_under(self.directory)
+        except StoreError as error:
+            log.debug("%s", error)
+            return set()
+        return {shard for name, shard in map(split_prefix, prefixes) if name == self._base} - {self._shard}
+
     def _join(self, shards: list[Shard]) -> None:
         allow_files(256 + 6 * (len(self._members) + len(shards)))
         for shard in shards:
-            shelves = self._make_shelves(shard.prefix(self._base))
+            prefix = shard.prefix(self._base)
+            shelves = self._make_shelves(prefix)
+            if self.uploads is not None:
+                mirror = self._mirrors[shard] = self._mirror(self.uploads.mirror.url, prefix, shelves)
+                mirror.look()
             for shelf in shelves:
                 shelf.reopen()
             self._members[shard] = shelves
@@ -299,12 +356,16 @@ class Store:
             _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
-        self._writer.acquire()
+        if self.uploads is None:
+            self._open_to_write()
+        else:
+            self.uploads.mirror.take_turn()
+            try:
+                self._open_to_write()
+            finally:
+                self.uploads.mirror.end_turn()
+            _close_early()
         try:
-            for shelf in (self.results, self.errors):
-                shelf.open_to_write()
-            self._settle_names()
-            self._shelves[2].refresh()
             self._refresh_theirs()
         except BaseException:
             self._let_go()
@@ -323,8 +384,25 @@ class Store:
     def _refresh_theirs(self) -> None:
         with self.lock:
             self._look_for_shards()
+            for mirror in self._mirrors.values():
+                mirror.look()
             for shelf in self._theirs():
                 shelf.refresh()
+
+    def _open_to_write(self) -> None:
+        self._writer.acquire()
+        try:
+            if self.uploads is not None:
+                self.uploads.begin()
+            for shelf in (self.results, self.errors):
+                shelf.open_to_write()
+            self._settle_names()
+            self._shelves[2].refresh()
+            if self.uploads is not None:
+                self.uploads.start()
+        except BaseException:
+            self._let_go()
+            raise
 
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""
@@ -339,6 +417,11 @@ class Store:
         """Notice a journal that was cut, deleted or replaced: once a second, and before writing ends."""
         if clock.monotonic() < self._check_at and not at_once:
             return
+        if self.uploads is not None:
+            try:
+                self.uploads.check()
+            except CheckpointLocked as error:
+                raise self._fail(error) from None
         for shelf in self._shelves:
             try:
                 shelf.journal.check_place()
@@ -549,10 +632,14 @@ class Store:
             if self._failure is not None:
                 self._start_anew()
             self.begin_writing()
+            if self.uploads is not None:
+                self.uploads.suspend()
 
     def _clear_here(self) -> None:
         with self.lock:
             self.begin_writing()
+            if self.uploads is not None:
+                self.uploads.clear()
             try:
                 for shelf in self._shelves:
                     shelf.unlink()
@@ -564,6 +651,16 @@ class Store:
             self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
             self.codes, self.told = {}, set()
             self._stop_writing()
+
+    def replace(self, shelf: Shelf, chunks: Iterable[bytes]) -> None:
+        """A journal of these lines takes the place of the shelf's; call it inside of `alone`.
+
+        Raises:
+            StoreError: as `Shelf.replace`.
+        """
+        if self.uploads is not None:
+            self.uploads.suspend()
+        shelf.replace(chunks)
 
     # passes
 
@@ -592,14 +689,21 @@ class Store:
             values_on_error = True
             raise
         finally:
-            with self.lock:
-                self._running = None
-                try:
-                    self._stop_writing()
-                except StoreError as error:
-                    if not values_on_error:
-                        raise
-                    log.error("%s", error)  # the one that is raised holds values that are nowhere else
+            try:
+                if self.uploads is not None:
+                    self.uploads.drain()  # here, and not under the lock that others wait for to save
+            finally:
+                self._end_pass(values_on_error=values_on_error)
+
+    def _end_pass(self, *, values_on_error: bool) -> None:
+        with self.lock:
+            self._running = None
+            try:
+                self._stop_writing()
+            except StoreError as error:
+                if not values_on_error:
+                    raise
+                log.error("%s", error)  # the one that is raised holds values that are nowhere else
 
     @property
     def _in_pass(self) -> bool:
@@ -672,10 +776,16 @@ class Store:
                 if self._meta_owed:
                     self._write_meta()
         finally:
-            self._let_go()
+            try:
+                if self.uploads is not None:
+                    self.uploads.finish()
+            finally:
+                self._let_go()
 
     def _let_go(self) -> None:
         self._writing = False
+        if self.uploads is not None:
+            self.uploads.let_go()
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.release()
@@ -703,7 +813,7 @@ class Store:
         with self.lock:
             if not self._writing:
                 return False
-            if not self._in_pass and clock.monotonic() - self._wrote_at >= _SECOND:
+            if not self._in_pass and self._is_idle():
                 try:
                     self._stop_writing()
                 except StoreError as error:
@@ -715,6 +825,13 @@ class Store:
         for shelf in self._shelves:
             shelf.write_index_if_worth(growth=0.5, rows=100_000, size=64 << 20)
         return True
+
+    def _is_idle(self) -> bool:
+        """Whether nothing was written for a while; where uploads lag behind, letting go would wait for them."""
+        idle = clock.monotonic() - self._wrote_at
+        if self.uploads is None:
+            return idle >= _SECOND
+        return idle >= _IDLE and self.uploads.is_settled
 
     def _sync_aside(self) -> None:
         for shelf in self._shelves:
@@ -834,6 +951,10 @@ class Store:
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.drop()
+        if self.uploads is not None:
+            self.uploads.after_fork()
+            for mirror in self._mirrors.values():
+                mirror.after_fork()
 
 
 def _meta_in(path: Path) -> dict[str, Any]:
@@ -983,6 +1104,34 @@ def _close_all() -> None:
         except (StoreError, StoreClosed) as error:
             log.error("%s", error)
     _end_tending()
+
+
+_closes_early = False
+
+
+def _close_early() -> None:
+    """See that uploads end before executors do: a name is resolved in one, and at exit it takes no more work.
+
+    `threading` has a list for that, which concurrent.futures is on; it has no public name.
+    """
+    global _closes_early
+    if not _closes_early:
+        _closes_early = True
+        import concurrent.futures.thread  # noqa: F401  # the list is called backwards: it comes after us
+
+        try:
+            threading._register_atexit(_close_mirrored)  # type: ignore[attr-defined]
+        except (AttributeError, RuntimeError):
+            pass  # another Python, or one that ends already: what cannot be uploaded at exit is told
+
+
+def _close_mirrored() -> None:
+    for store in list(_stores.values()):
+        if store.uploads is not None and not store._in_pass:
+            try:
+                store.close()
+            except (StoreError, StoreClosed) as error:
+                log.error("%s", error)
 
 
 def _end_tending() -> None:

@@ -31,6 +31,7 @@ from checkpoint.shards import ALL, Shard
 from checkpoint.shelf import Shelf, index_path, key_of
 from checkpoint.store import Store, resolve_directory
 from checkpoint.upkeep import VersionCount
+from checkpoint.uploads import Uploaded, writer_there
 
 __all__ = [
     "Durations",
@@ -206,6 +207,8 @@ class Survey:
         sizes: bytes by file name.
         recent: the last few records, the latest last.
         asked_at: seconds since the epoch.
+        url: what the directory mirrors, or None.
+        uploaded: how far that is behind, or None.
     """
 
     name: str
@@ -231,6 +234,8 @@ class Survey:
     sizes: dict[str, int]
     recent: tuple[Recent, ...]
     asked_at: float
+    url: str | None = None
+    uploaded: Uploaded | None = None
 
     @property
     def size(self) -> int:
@@ -245,8 +250,10 @@ class Survey:
         `message`, `keys`), `causes_read`, `rate`, `seconds_left`, `last_activity`, `idle_seconds`, `writer`, `shards`
         (a list of `shard`, such as "3/100", and `writer`), `sessions`, `durations` (null, or `median`, `p95`,
         `sample`), `files` (bytes by name), `bytes`, `recent` (a list of `key`, `text`, `failed`, `timestamp`). Keys
-        stand as in a journal.
+        stand as in a journal. Of a URL also `url` and `not_uploaded` (`bytes`, `seconds`).
         """
+        behind = self.uploaded
+        mirrors = behind and {"url": self.url, "not_uploaded": {"bytes": behind.bytes, "seconds": behind.seconds}}
         return {
             "name": self.name,
             "directory": self.directory,
@@ -271,6 +278,7 @@ class Survey:
             "files": self.sizes,
             "bytes": self.size,
             "recent": [recent.to_json() for recent in self.recent],
+            **(mirrors or {}),
         }
 
     def __str__(self) -> str:
@@ -296,6 +304,8 @@ class Survey:
             yield "versions", [self._version_line(held) for held in self.versions]
         if self.sessions:
             yield "sessions", [f"{self.sessions:,}"]
+        if self.uploaded is not None:
+            yield "mirrors", [self._mirrors(self.uploaded)]
         yield (
             "files",
             [f"{size_in_words(self.size)}: " + ", ".join(f"{k} {size_in_words(n)}" for k, n in self.sizes.items())],
@@ -339,6 +349,12 @@ class Survey:
             yield f"{shard} by process {writer.get('pid')} on {writer.get('host')}"
         if len(written) > _SHOWN:
             yield f"… and {len(written) - _SHOWN:,} more"
+
+    def _mirrors(self, behind: Uploaded) -> str:
+        if not behind.bytes:
+            return f"{self.url}; all of it is there"
+        last = f" since the last upload, {ago(behind.seconds)}" if behind.seconds else ""
+        return f"{self.url}; {size_in_words(behind.bytes)} are not there yet{last}"
 
     def pace(self) -> str:
         """ "8.1 items/s · about 23 s left"."""
@@ -526,7 +542,7 @@ class Observer:
         store = self._records.open()
         version = self._records.version
         tails = _Tails(store)
-        writers = self._writers()
+        writers = self._writers(store)
         failed, is_exact = _unresolved(store, store.errors, version)
         size = sum(_sizes(self.name, self.directory).values())
         return Summary(
@@ -549,7 +565,7 @@ class Observer:
         if store.shards:
             store.learn_codes()  # what versions stand for that shards began meanwhile
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
-        writers = self._writers()
+        writers = self._writers(store)
         writer = _first_writer(writers)
         done, (failed, is_exact) = store.results.count(version), _unresolved(store, store.errors, version)
         causes, read, afresh = self._failures.look(store, version, tails.current)
@@ -584,12 +600,18 @@ class Observer:
             sizes=_sizes(self.name, self.directory),
             recent=tuple(tails.recent()),
             asked_at=now,
+            url=None if store.uploads is None else store.uploads.mirror.url,
+            uploaded=None if store.uploads is None else store.uploads.uploaded(),
         )
 
-    def _writers(self) -> dict[Shard, dict[str, Any] | None]:
-        """Who is writing its own journals, and those of each shard."""
-        parts = parts_of(self.name, self.directory)
-        return {shard: writer_of(self.directory, prefix) for shard, prefix in parts.items()}
+    def _writers(self, store: Store) -> dict[Shard, dict[str, Any] | None]:
+        """Who is writing its own journals, and those of each shard, here or from another machine."""
+        found = {}
+        for shard, prefix in parts_of(self.name, self.directory).items():
+            found[shard] = writer_of(self.directory, prefix)
+            if found[shard] is None and (mirror := store.mirror_of(shard)) is not None:
+                found[shard] = writer_there(mirror)
+        return found
 
     def _look_around(self, store: Store, version: str) -> _Around:
         """How long calls took, and which sessions wrote; looked for again once the file has grown by a tenth."""

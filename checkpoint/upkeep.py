@@ -589,7 +589,7 @@ def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
                 raise
             except OSError as error:
                 raise store_error(error, "cannot set damaged lines aside in", shelf.journal.aside) from error
-            shelf.replace(_without(reader, ledger.damage, instead, ledger.end))
+            store.replace(shelf, _without(reader, ledger.damage, instead, ledger.end))
             moved += ledger.damage
             forgotten += len(instead)
         after = sum(size_of(shelf.journal.aside) for shelf in store.own)
@@ -668,7 +668,7 @@ def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
             before, ledger = reader.size(), Ledger(reader, decode=shelf is store.own[0])
             kept = ledger.kept()
             if len(kept) < ledger.lines:
-                shelf.replace(lines_at(reader, kept, ledger.end))
+                store.replace(shelf, lines_at(reader, kept, ledger.end))
                 assert shelf.journal.reader is not None
                 lines += ledger.lines - len(kept)
                 size += before - shelf.journal.reader.size()

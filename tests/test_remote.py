@@ -1,0 +1,929 @@
+"""Storage that outlives the machine: what was uploaded is there on every other one, and nothing local is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from object_store import Mode, Proxy, s3_environment, s3_server
+
+import checkpoint
+from checkpoint import CheckpointedRunner, mirror, remote, uploads
+from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
+from checkpoint.store import resolve_directory
+from checkpoint.upkeep import compact
+
+ROOT = str(Path(checkpoint.__file__).parents[1])
+Machine = Callable[..., CheckpointedRunner]
+
+
+def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What is waited for, once it is so."""
+    deadline = time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A prefix in memory of this process, that nobody else uses."""
+    system = fsspec.filesystem("memory")
+    yield "memory://bucket/prefix"
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
+    opened: list[CheckpointedRunner] = []
+    monkeypatch.setattr(mirror, "_LOOK_EVERY", 0.0)
+
+    def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
+        monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
+        opened.append(CheckpointedRunner("j", at, **options))
+        return opened[-1]
+
+    yield open_runner
+    for runner in opened:
+        runner.close()
+
+
+@pytest.fixture
+def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads begin at once, and are given up soon."""
+    monkeypatch.setattr(uploads, "EVERY", 0.05)
+    monkeypatch.setattr(uploads, "_POLL", 0.02)
+    monkeypatch.setattr(uploads, "_PAUSES", (0.1, 0.2))
+    monkeypatch.setattr(uploads, "_GIVE_UP", 0.5)
+
+
+def objects_of(url: str = "memory://bucket/prefix", name: str = "j") -> dict[str, bytes]:
+    """What the store has of a checkpoint, by name."""
+    system, root = fsspec.core.url_to_fs(f"{url}/{name}")
+    system.invalidate_cache()
+    return {
+        path[path.index(f"/{name}/") + len(name) + 2 :]: system.cat_file(path) for path in sorted(system.find(root))
+    }
+
+
+def lines_of(url: str = "memory://bucket/prefix", kind: str = "results") -> list[bytes]:
+    """The lines that the store has of a journal."""
+    return [line for part, data in objects_of(url).items() if part.startswith(f"{kind}-") for line in data.splitlines()]
+
+
+# --- URLs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "local", "why"),
+    [
+        ("memory://bucket/prefix", "memory/bucket/prefix", "readable"),
+        ("memory://bucket//prefix/", "memory/bucket/prefix", "one directory for one place"),
+        ("memory://bucket/a b/c%d", "memory/bucket/a b/c%25d", "nothing that a file system may refuse, and no clash"),
+        ("memory://bucket", "memory/bucket", "a prefix is not needed"),
+    ],
+)
+def test_a_url_has_a_directory_that_mirrors_it(
+    given: str, local: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is beside the other checkpoints, and nothing is made by asking for it."""
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "here"))
+    assert resolve_directory(given) == tmp_path / "here" / local, why
+    assert not (tmp_path / "here").exists()
+
+
+def test_the_environment_may_name_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then mirrors are in ./checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHECKPOINT_DIR", "memory://bucket/x")
+    assert resolve_directory(None) == tmp_path / "checkpoints" / "memory" / "bucket" / "x"
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "why"),
+    [
+        ("file:///a/b", "/a/b", "a file's URL is a path"),
+        ("C:/a", "C:/a", "a drive is none"),
+        ("a:b/c", "a:b/c", "nor is a colon"),
+    ],
+)
+def test_what_is_no_url_is_a_path(given: str, path: str, why: str) -> None:
+    """And mirrors nothing."""
+    assert resolve_directory(given) == Path(os.path.realpath(path)), why
+    assert remote.url_at(resolve_directory(given)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "match", "why"),
+    [
+        ("nothing://bucket/x", "knows no protocol", "told before anything runs"),
+        ("memory://", "PROTOCOL://BUCKET", "no bucket"),
+        ("memory://bucket/../x", "without", "it would lead out of the mirrors' directory"),
+        ("memory://user:secret@host/x", "password", "it would be in logs and in file names"),
+        (Path("s3://bucket/x"), "string", "pathlib takes a slash away"),
+    ],
+)
+def test_urls_that_cannot_be_mirrored_are_refused(given: Any, match: str, why: str) -> None:
+    """By what is wrong with them; a secret is not repeated."""
+    with pytest.raises(InvalidOption, match=match) as caught:
+        resolve_directory(given)
+    assert "secret" not in str(caught.value), why
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra that brings it."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.setattr(remote, "_usable", set())
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    with pytest.raises(ExtraNeeded, match=r"pip install 'checkpoint-map\[s3\]'"):
+        CheckpointedRunner("j", "s3://bucket/prefix")
+
+
+def test_an_ordinary_directory_imports_none_of_it(tmp_path: Path) -> None:
+    """fsspec is imported when a URL is used."""
+    script = (
+        "import sys, checkpoint\n"
+        f"with checkpoint.CheckpointedRunner('j', {str(tmp_path)!r}) as runner: runner.save_result(1, 2)\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert not {"fsspec", "s3fs"} & set(done.stdout.split())
+
+
+# --- another machine -------------------------------------------------------------------------------------------------
+
+
+def test_another_machine_finds_everything(machine: Machine) -> None:
+    """Results, errors, and values that could not be encoded."""
+    with machine("first") as runner:
+        for number in range(100):
+            runner.save_result(number, {"square": number**2})
+        runner.save_error("bad", ValueError("why"))
+        with pytest.raises(TypeError):
+            runner.save_result("odd", {1, object})
+    second = machine("second")
+    assert second.get_all_results() == {number: {"square": number**2} for number in range(100)}
+    assert set(second.get_all_errors()) == {"bad", "odd"}
+    assert set(second.unsaved) == {"odd"}
+
+
+def test_an_empty_store_is_an_empty_checkpoint(machine: Machine, tmp_path: Path) -> None:
+    """And reading makes nothing."""
+    assert machine("first").get_all_results() == {}
+    assert not (tmp_path / "first").exists()
+
+
+def test_a_reader_elsewhere_sees_what_is_uploaded_meanwhile(machine: Machine, haste: None) -> None:
+    """It reads on, and fetches nothing twice."""
+    writer = machine("first")
+    writer.save_result(1, "one")
+    reader = machine("second")
+    until(lambda: reader.get_all_results() == {1: "one"})
+    writer.save_result(2, "two")
+    until(lambda: reader.get_all_results() == {1: "one", 2: "two"})
+    lines = reader.records.store.results.journal.path.read_bytes().splitlines()
+    assert len(lines) == len(set(lines)) == 2
+
+
+def test_sessions_of_several_machines_join(machine: Machine) -> None:
+    """One after the other, forth and back; nothing is uploaded twice."""
+    for turn in range(6):
+        with machine(("first", "second", "third")[turn % 3]) as runner:
+            assert set(runner.get_all_results()) == set(range(turn))
+            runner.save_result(turn, turn)
+    assert len(lines_of()) == 6
+    assert [name for name in objects_of() if name.startswith("owners")] == ["owners/00000006.json"]
+
+
+def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is full is not written again; each byte is once in the store; one line may be larger than a part."""
+    monkeypatch.setattr(uploads, "SIZE", 2000)
+    monkeypatch.setattr(uploads, "_SEALED", 1000)
+    with machine("first") as runner:
+        for number in range(300):
+            runner.save_result(number, number)
+        runner.save_result("large", "x" * 50_000)
+        path = runner.records.store.results.journal.path
+    parts = [data for name, data in objects_of().items() if name.startswith("results-")]
+    assert len(parts) > 10
+    assert b"".join(parts) == path.read_bytes()
+    assert all(part.endswith(b"\n") for part in parts)
+    assert max(len(part) for part in parts[:-2]) < 3000
+    second = machine("second")
+    assert second.get_result("large") == "x" * 50_000
+    assert second.records.store.results.journal.path.read_bytes() == path.read_bytes()
+
+
+# --- who writes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_machine_is_refused(machine: Machine) -> None:
+    """It is told who writes, since when, and when that counts no more; readers are not."""
+    first, second = machine("first"), machine("second")
+    first.save_result(1, 1)
+    with pytest.raises(CheckpointLocked, match=rf"process {os.getpid()} on .* since .*taken for dead") as caught:
+        second.save_result(2, 2)
+    assert caught.value.pid == os.getpid()
+    assert caught.value.host
+    assert second.get_all_results() in ({}, {1: 1})
+    first.close()
+    second.save_result(2, 2)
+    assert second.get_all_results() == {1: 1, 2: 2}
+
+
+def test_a_dead_machine_is_taken_over_and_may_come_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, haste: None
+) -> None:
+    """Who was taken for dead uploads no more and is told; what it saved meanwhile joins in when it is opened again."""
+    first = machine("first")
+    first.save_result("early", 1)
+    until(lambda: first.uploaded == (0, 0.0, ""))
+    uploading = first.records.store.uploads
+    assert uploading is not None
+    assert uploading._session is not None
+    uploading._session._work.acquire()  # the machine hangs
+    first.save_result("late", 2)
+    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    second = machine("second")
+    second.save_result("new", 3)
+    assert "takes over" in caplog.text
+    assert second.get_all_results() == {"early": 1, "new": 3}
+    uploading._session._work.release()
+
+    def save() -> bool:
+        try:
+            first.save_result("lost?", 4)
+        except CheckpointLocked as error:
+            return "taken over" in str(error)
+        return False
+
+    until(save)
+    assert "late" not in second.get_all_results()
+    second.close()
+    first.close()
+    again = machine("first")
+    again.save_result("later", 5)
+    assert again.get_all_results().items() >= {"early": 1, "late": 2, "new": 3, "later": 5}.items()
+    again.close()
+    assert machine("third").get_all_results() == machine("first").get_all_results()
+
+
+def test_who_died_here_is_not_waited_for(machine: Machine, haste: None) -> None:
+    """The local lock tells that the session of this very directory is over."""
+    first = machine("first")
+    first.save_result(1, 1)
+    owned = first.records.store.uploads
+    assert owned is not None
+    until(lambda: owned.uploaded().bytes == 0)
+    first.records.store._let_go()  # as a kill would: nothing is said to the store
+    first.save_result(2, 2)
+    first.close()
+    assert machine("second").get_all_results() == {1: 1, 2: 2}
+
+
+def test_a_store_that_heeds_no_condition_is_told_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything else works."""
+    system = fsspec.filesystem("memory")
+    write = type(system).pipe_file
+    monkeypatch.setattr(type(system), "pipe_file", lambda self, path, data, mode="overwrite": write(self, path, data))
+    monkeypatch.setattr(remote, "_told", set())
+    for name in ("first", "second", "first"):
+        with machine(name) as runner:
+            runner.save_result(name, 1)
+    assert caplog.text.count("cannot create an object only where there is none") == 1
+    assert len(lines_of()) == 3
+
+
+# --- what is replaced ------------------------------------------------------------------------------------------------
+
+
+def test_compaction_and_clearing_reach_every_machine(machine: Machine) -> None:
+    """Nothing that was left out comes back from another machine."""
+    with machine("first") as runner:
+        for number in range(50):
+            runner.save_result(number % 5, number)
+    expected = {number: 45 + number for number in range(5)}
+    assert machine("second").get_all_results() == expected
+    machine("first").close()
+    assert compact("j", "memory://bucket/prefix").lines == 45
+    assert len(lines_of()) == 5
+    assert [name for name in objects_of() if name.startswith("results")] == ["results-00000003-whole-00000000.jsonl"]
+    second = machine("second")
+    assert second.get_all_results() == expected
+    assert len(second.records.store.results.journal.path.read_bytes().splitlines()) == 5
+    second.save_result("more", 1)
+    second.clear()
+    assert lines_of() == []
+    third = machine("first")
+    assert third.get_all_results() == {}
+    third.save_result("anew", 1)
+    third.close()
+    assert machine("second").get_all_results() == {"anew": 1}
+
+
+KILLS = """
+import os, sys, shutil, itertools
+from pathlib import Path
+from fsspec import register_implementation
+from fsspec.implementations.local import LocalFileSystem
+import checkpoint
+from checkpoint import mirror, upkeep, uploads
+
+uploads._POLL, mirror._TURN = 0.01, 0.01
+root, verb = Path(sys.argv[1]), sys.argv[2]
+
+class Disk(LocalFileSystem):
+    protocol = "disk"
+    calls, most = 0, None
+    @classmethod
+    def _strip_protocol(cls, path):
+        path = path.removeprefix("disk://")
+        return path if path.startswith("/") else str(root / "bucket" / path)
+    def _count(self):
+        Disk.calls += 1
+        if Disk.calls == Disk.most:
+            os._exit(9)
+    def pipe_file(self, path, data, mode="overwrite"):
+        self._count()
+        with open(path, "xb" if mode == "create" else "wb") as file:
+            file.write(data)
+    def mv(self, a, b):
+        os.replace(a, b)
+        self._count()
+    def rm_file(self, path):
+        self._count()
+        os.unlink(path)
+
+register_implementation("disk", Disk)
+
+def child(function):
+    pid = os.fork()
+    if not pid:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def runner(machine):
+    os.environ["CHECKPOINT_DIR"] = str(root / machine)
+    return checkpoint.CheckpointedRunner("j", "disk://b/p")
+
+def fill():
+    with runner("first") as opened:
+        for n in range(30):
+            opened.save_result(n % 5, n)
+
+def act():
+    with runner("first") as opened:
+        opened.save_result("before", 1)
+        opened.records.store.uploads.drain()
+        Disk.most = kill_at
+        Disk.calls = 0
+        if verb == "clear":
+            opened.clear()
+        elif verb == "save":
+            opened.save_result("new", 2)
+    if verb == "compact":
+        Disk.most = kill_at
+        upkeep.compact("j", "disk://b/p")
+
+FULL = {**{n: 25 + n for n in range(5)}, "before": 1}
+
+def check(machine):
+    def look():
+        with runner(machine) as opened:
+            found = opened.get_all_results()
+        assert found in (FULL, {**FULL, "new": 2} if verb == "save" else {}), (kill_at, machine, found)
+        assert found or verb == "clear"
+    return look
+
+def go_on():
+    with runner("first") as opened:
+        was = opened.get_all_results()
+        opened.save_result("after", 3)
+    with runner("first") as opened:
+        assert opened.get_all_results() == {**was, "after": 3}, (was, opened.get_all_results())
+
+def agree():
+    with runner("first") as opened:
+        first = opened.get_all_results()
+    with runner("third") as opened:
+        assert opened.get_all_results() == first, (kill_at, first, opened.get_all_results())
+
+for kill_at in itertools.count(1):
+    shutil.rmtree(root, ignore_errors=True)
+    assert child(fill) == 0
+    assert child(lambda: runner("reader").close()) == 0
+    code = child(act)
+    assert code in (0, 9), code
+    for machine in ("second", "reader"):
+        assert child(check(machine)) == 0
+    assert child(go_on) == 0
+    assert child(agree) == 0
+    if code == 0:
+        print("steps", kill_at)
+        break
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks for each step")
+@pytest.mark.parametrize(("verb", "least"), [("compact", 5), ("clear", 4), ("save", 3)])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(verb: str, least: int, tmp_path: Path) -> None:
+    """For who reads elsewhere, who had read before, and who was killed and goes on."""
+    script = tmp_path / "kills.py"
+    script.write_text(KILLS)
+    environment = os.environ | {"PYTHONPATH": ROOT, "PYTHONWARNINGS": "error"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "root"), verb],
+        capture_output=True, text=True, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[1]) > least
+
+
+# --- the mirror ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["deleted", "garbage", "stale", "of another journal", "cut off while joining"])
+def test_a_lost_state_loses_nothing(damage: str, machine: Machine, tmp_path: Path) -> None:
+    """What only this machine has is found by comparing; it is uploaded, and nothing else is."""
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+    directory = runner.records.store.directory
+    state = directory / ".j.remote"
+    stale = state.read_bytes()
+    with machine("second") as other:
+        other.save_result(2, 2)
+    with machine("first") as runner:
+        runner.save_result(3, 3)
+    with CheckpointedRunner("k", tmp_path / "elsewhere") as plain:
+        plain.save_result(4, 4)
+    journal = directory / "j_results.jsonl"
+    own = plain.records.store.results.journal.path.read_bytes()
+    journal.write_bytes(own + journal.read_bytes() if damage == "of another journal" else journal.read_bytes() + own)
+    if damage == "deleted":
+        state.unlink()
+    elif damage == "garbage":
+        state.write_bytes(b"\0{")
+    elif damage == "stale":
+        state.write_bytes(stale)
+    elif damage == "cut off while joining":
+        state.write_bytes(json.dumps(json.loads(state.read_bytes()) | {"joining": True}).encode())
+    with machine("first") as runner:
+        assert runner.get_all_results() == {1: 1, 2: 2, 3: 3, 4: 4}
+        runner.save_result(5, 5)
+    assert machine("third").get_all_results() == {1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
+    assert len(set(lines_of())) == 5
+    assert len(lines_of()) <= (7 if damage == "stale" else 5)  # what came after the stale state looks like its own
+
+
+def test_a_lost_state_brings_nothing_back_over_what_was_compacted(machine: Machine) -> None:
+    """What only this machine has stands before what the store has."""
+    with machine("first") as runner:
+        runner.save_result(1, "old")
+        runner.save_result(1, "new")
+    with machine("second") as other:
+        other.get_all_results()
+    (other.records.store.directory / ".j.remote").unlink()
+    machine("first").close()
+    compact("j", "memory://bucket/prefix")
+    assert machine("second").get_all_results() == {1: "new"}
+
+
+def test_a_download_that_breaks_off_changes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is begun again: never is a part of it taken for the whole."""
+    monkeypatch.setattr(uploads, "SIZE", 2000)
+    monkeypatch.setattr(uploads, "_SEALED", 1000)
+    with machine("first") as runner:
+        for number in range(200):
+            runner.save_result(number, number)
+    system = fsspec.filesystem("memory")
+    read = type(system).cat_file
+
+    def broken(self: Any, path: str, **options: Any) -> bytes:
+        data = bytes(read(self, path, **options))
+        return data[: len(data) // 2] if path.endswith("00000005.jsonl") else data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(system), "cat_file", broken)
+        with pytest.raises(StoreError, match="broke off"):
+            machine("second")
+    assert len(machine("second").get_all_results()) == 200
+
+
+def test_objects_that_went_from_the_store_are_uploaded_again(machine: Machine) -> None:
+    """Somebody deleted the prefix: this machine has it still."""
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+    fsspec.filesystem("memory").rm("/bucket/prefix/j", recursive=True)
+    with machine("first") as runner:
+        runner.save_result(2, 2)
+    assert machine("second").get_all_results() == {1: 1, 2: 2}
+
+
+def test_the_mirror_knows_what_it_mirrors(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its path the same checkpoint is opened; the commands fetch what another machine uploaded."""
+    from checkpoint.cli import main
+
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+    monkeypatch.setattr(remote, "_urls", {})
+    with CheckpointedRunner("j", runner.records.store.directory) as by_path:
+        by_path.save_result(2, 2)
+    assert len(lines_of()) == 2
+    machine("second").close()
+    assert main(["ls", "memory://bucket/prefix", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert (listed["name"], listed["done"]) == ("j", 2)
+    assert main(["show", "j", "--dir", "memory://bucket/prefix"]) == 0
+    assert "mirrors   memory://bucket/prefix; all of it is there" in capsys.readouterr().out
+
+
+def test_who_writes_elsewhere_is_shown(
+    machine: Machine, capsys: pytest.CaptureFixture[str], url: str, haste: None
+) -> None:
+    """Until it has ended."""
+    from checkpoint.cli import main
+
+    writer = machine("first")
+    writer.save_result(1, 1)
+    until(lambda: writer.uploaded == (0, 0.0, ""))
+    machine("second")
+    assert main(["show", "j", "--dir", url]) == 0
+    assert f"writing   process {os.getpid()} on " in capsys.readouterr().out
+    writer.close()
+    assert main(["show", "j", "--dir", url]) == 0
+    assert "writing   nobody" in capsys.readouterr().out
+
+
+FORK = """
+import os, sys
+from checkpoint import CheckpointedRunner
+from checkpoint.errors import StoreForked
+runner = CheckpointedRunner("j", "memory://bucket/prefix")
+runner.save_result(1, 1)
+uploads = runner.records.store.uploads
+pid = os.fork()
+if not pid:
+    assert uploads._session is None
+    try:
+        runner.save_result(2, 2)
+    except StoreForked:
+        sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert uploads._session is not None and runner.uploaded.bytes
+runner.close()
+import fsspec
+names = [path.rpartition("/")[2] for path in fsspec.filesystem("memory").find("/bucket")]
+assert names == ["00000001.json", "results-00000001-00000000.jsonl"], names
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_uploads_nothing(tmp_path: Path) -> None:
+    """Its parent does; the child ends as it would have."""
+    environment = os.environ | {"PYTHONPATH": ROOT, "CHECKPOINT_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, haste: None
+) -> None:
+    """Lines that were not uploaded are kept; those that were left out do not come back."""
+    first = machine("first")
+    first.save_result(1, "old")
+    first.save_result(1, "new")
+    until(lambda: first.uploaded == (0, 0.0, ""))
+    system = fsspec.filesystem("memory")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
+        first.save_result(2, "late")
+        first.close()
+    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    machine("second").close()
+    assert compact("j", "memory://bucket/prefix").lines == 1
+    with machine("first") as again:
+        assert again.get_all_results() == {1: "new", 2: "late"}
+        assert len(again.records.store.results.journal.path.read_bytes().splitlines()) == 2
+        again.save_result(3, 3)
+    assert machine("third").get_all_results() == {1: "new", 2: "late", 3: 3}
+
+
+def test_who_begins_at_one_moment_never_harms_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower one finds the number taken, and changes nothing of the quicker one's."""
+    first, second = machine("first"), machine("second")
+    owners = remote.Objects.owners
+    raced: list[int] = []
+
+    def late(self: remote.Objects) -> list[int]:
+        found = owners(self)
+        if not raced:
+            raced.append(1)
+            first.save_result(1, 1)
+        return found
+
+    monkeypatch.setattr(remote.Objects, "owners", late)
+    with pytest.raises(CheckpointLocked, match="is being written by"):
+        second.save_result(2, 2)
+    assert json.loads(objects_of()["owners/00000001.json"])["released"] is False
+    first.close()
+    assert json.loads(objects_of()["owners/00000001.json"])["released"] is True
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_uploads_that_fail_are_told_retried_and_never_waited_for(
+    machine: Machine, haste: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a streak; the delay is shown; and once it works again that is told too."""
+    caplog.set_level(logging.INFO, "checkpoint")
+    runner = machine("first")
+    runner.save_result(0, 0)
+    system = fsspec.filesystem("memory")
+    with monkeypatch.context() as patch:
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise PermissionError(13, "no more")
+
+        patch.setattr(type(system), "pipe_file", refuse)
+        for number in range(1, 100):
+            runner.save_result(number, number)
+        until(lambda: (told := runner.uploaded) and told.bytes and told.seconds and "no more" in told.failing)
+    until(lambda: runner.uploaded == (0, 0.0, ""))
+    runner.close()
+    assert caplog.text.count("uploading fails") == 1
+    assert caplog.text.count("uploading works again") == 1
+    assert len(lines_of()) == 100
+
+
+def test_what_could_not_be_uploaded_at_the_end_is_told_and_uploaded_next_time(
+    machine: Machine, haste: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pass ends all the same."""
+    runner = machine("first")
+    system = fsspec.filesystem("memory")
+    with monkeypatch.context() as patch:
+        for item in runner.iterate(range(10)):
+            if item == 0:
+                runner.save_result(item, item)
+                until(lambda: lines_of())
+                patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
+            else:
+                runner.save_result(item, item)
+    assert "9 results" in caplog.text
+    assert "the next opening here uploads them" in caplog.text
+    behind = runner.uploaded
+    assert behind is not None
+    assert behind.bytes > 0
+    runner.save_result("more", 1)
+    runner.close()
+    assert len(machine("second").get_all_results()) == 11
+
+
+@pytest.mark.parametrize(
+    ("told", "beside"),
+    [((0, 0.0, ""), ""), ((9, 12.0, ""), ""), ((9, 31.0, "x"), "uploads 31 s behind")],
+)
+def test_a_delay_stands_beside_the_bar(
+    told: Any, beside: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once it is longer than half a minute."""
+    uploading = machine("first").records.store.uploads
+    assert uploading is not None
+    monkeypatch.setattr(uploads.Uploads, "uploaded", lambda _: uploads.Uploaded(*told))
+    assert uploading.beside() == beside
+
+
+def test_an_unreachable_store_is_an_error_or_is_read_as_it_was(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mirror that knows nothing would run everything anew; one that knows something reads, and does not write."""
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+    system = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(system), "ls", lambda *_, **__: (_ for _ in ()).throw(OSError(111, "refused")))
+    with pytest.raises(StoreError, match=r"cannot list memory://bucket/prefix/j: .*refused"):
+        machine("second")
+    again = machine("first")
+    assert again.get_all_results() == {1: 1}
+    assert "as it was last seen here" in caplog.text
+    with pytest.raises(StoreError, match="refused"):
+        again.save_result(2, 2)
+
+
+# --- a real server ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Proxy]:
+    """One for all tests of this file."""
+    with s3_server() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(server: Proxy, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty bucket."""
+    for name, value in s3_environment(server.port).items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{abs(hash(request.node.name))}"
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}/prefix"
+    server.set("up")
+
+
+JOB = """
+import os, sys, logging
+logging.basicConfig(level=logging.INFO)
+for name in ("botocore", "aiobotocore", "fsspec", "s3fs", "asyncio"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+from checkpoint import checkpointed, uploads
+import checkpoint, time
+uploads.EVERY, uploads._POLL, uploads._LEASE = 0.2, 0.05, float(os.environ.get("LEASE", 60))
+
+@checkpointed("j", key="id", checkpoint_dir=sys.argv[1])
+def work(item):
+    with open(sys.argv[2], "a") as file:
+        file.write(f"{item['id']}\\n")
+    time.sleep(float(sys.argv[4]))
+    return {"square": item["id"] ** 2}
+
+assert checkpoint.__file__.startswith(os.environ["PYTHONPATH"])
+found = work.map([{"id": n} for n in range(int(sys.argv[3]))], progress=False)
+assert [one["square"] for one in found] == [n * n for n in range(int(sys.argv[3]))]
+"""
+
+
+def start_job(
+    url: str, local: Path, calls: Path, items: int, pause: float = 0.0, **environment: str
+) -> subprocess.Popen[str]:
+    """A process that maps, with a directory of its own."""
+    script = calls.with_suffix(".py")
+    script.write_text(JOB)
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(script), url, str(calls), str(items), str(pause)],
+        env=os.environ | {"CHECKPOINT_DIR": str(local), "PYTHONPATH": ROOT} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    """What it told; it has to end well."""
+    _, told = job.communicate(timeout=120)
+    assert job.returncode == 0, told[-3000:]
+    return told
+
+
+def count(path: Path) -> int:
+    """How many calls a job noted."""
+    return len(path.read_text().split()) if path.exists() else 0
+
+
+def test_a_job_goes_on_where_its_machine_was_lost(bucket: str, tmp_path: Path) -> None:
+    """On an empty directory; run again is what was not uploaded yet, and nothing else. Until the lease has passed the
+    other machine is refused."""
+    calls, items = tmp_path / "calls", 3000
+    job = start_job(bucket, tmp_path / "first", calls, items, 0.002)
+    until(lambda: count(calls) > 600 and len(lines_of(bucket)) > 300)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    before, uploaded = count(calls), len(lines_of(bucket))
+    shutil.rmtree(tmp_path / "first")
+    refused = start_job(bucket, tmp_path / "second", calls, items)
+    _, told = refused.communicate(timeout=60)
+    assert "CheckpointLocked" in told
+    assert count(calls) == before
+    told = finish(start_job(bucket, tmp_path / "second", calls, items, LEASE="0"))
+    assert "takes over" in told
+    assert count(calls) - before == items - uploaded
+    assert finish(start_job(bucket, tmp_path / "third", calls, items))
+    assert count(calls) - before == items - uploaded
+
+
+def test_a_killed_process_goes_on_in_its_directory(bucket: str, tmp_path: Path) -> None:
+    """At once, and nothing that it had saved is run again, uploaded or not; the store has all of it at the end."""
+    calls, items = tmp_path / "calls", 1000
+    job = start_job(bucket, tmp_path / "first", calls, items, 0.002)
+    until(lambda: count(calls) > 300)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    finish(start_job(bucket, tmp_path / "first", calls, items))
+    assert count(calls) <= items + 1
+    assert len(set(lines_of(bucket))) == items
+
+
+EXIT = """
+import sys
+from checkpoint import CheckpointedRunner, uploads
+runner = CheckpointedRunner("j", sys.argv[1])
+runner.save_result(1, 1)
+assert runner.records.store.uploads.drain()
+runner.save_result(2, 2)
+print("saved", flush=True)
+sys.stdin.readline()
+from aiohttp.connector import _DNSCacheTable
+_DNSCacheTable.expired = lambda *_: True  # the name has to be resolved again
+"""
+
+
+def test_a_process_that_just_ends_uploads_first(
+    bucket: str, server: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was closed, the connections have gone, and names are resolved by an executor."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://localhost:{server.port}")
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", EXIT, bucket],
+        env=os.environ | {"CHECKPOINT_DIR": str(tmp_path), "PYTHONPATH": ROOT},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        job.stdout.readline()
+        server.set("up")
+        _, told = job.communicate("\n", timeout=60)
+    assert (job.returncode, told) == (0, "")
+    assert len(lines_of(bucket)) == 2
+    assert all(json.loads(data)["released"] for name, data in objects_of(bucket).items() if name.startswith("owners"))
+
+
+def test_a_server_that_stops_and_comes_back_is_caught_up_with(bucket: str, server: Proxy, tmp_path: Path) -> None:
+    """The job neither waits for it nor loses anything."""
+    calls, items = tmp_path / "calls", 1500
+    job = start_job(bucket, tmp_path / "first", calls, items, 0.002)
+    until(lambda: count(calls) > 200)
+    server.set("down")
+    at = count(calls)
+    until(lambda: count(calls) > at + 300)
+    server.set("up")
+    told = finish(job)
+    assert "uploading fails" in told
+    assert "uploading works again" in told
+    assert len(lines_of(bucket)) == count(calls) == items
+
+
+@pytest.mark.parametrize("mode", ["slow", "cut", "503"])
+def test_a_bad_line_only_delays(mode: Mode, bucket: str, server: Proxy, tmp_path: Path) -> None:
+    """Slow, cut half-way, refusing: at the end everything is there, once each."""
+    calls, items = tmp_path / "calls", 800
+    job = start_job(bucket, tmp_path / "first", calls, items, 0.002)
+    until(lambda: count(calls) > 100)
+    server.set(mode)
+    until(lambda: count(calls) > 600)
+    server.set("up")
+    finish(job)
+    assert count(calls) == items
+    assert len(lines_of(bucket)) == items
+
+
+def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: Machine) -> None:
+    """3,000 results and one of 20 MB; what went over the line is that, and the last part that was not full."""
+    before = server.sent
+    with machine("first", bucket) as runner:
+        for number in range(3000):
+            runner.save_result(number, number)
+        runner.save_result("large", "x" * 20_000_000)
+        size = runner.records.store.results.journal.path.stat().st_size
+    assert server.sent - before < size + 3 * uploads._SEALED
+    second = machine("second", bucket)
+    assert len(second.get_all_results()) == 3001
+    assert len(second.get_result("large")) == 20_000_000
+
+
+def test_s3_creates_an_owner_only_where_there_is_none(bucket: str, machine: Machine, caplog: Any) -> None:
+    """So that of two that begin at one moment one is refused."""
+    objects = remote.Objects(bucket, "j")
+    objects.create("owners/00000001.json", b"1")
+    with pytest.raises(FileExistsError):
+        objects.create("owners/00000001.json", b"2")
+    assert objects.read("owners/00000001.json") == b"1"
+    assert "cannot create" not in caplog.text
+
+
+def test_a_bucket_that_is_not_there_is_named(server: Proxy, bucket: str, machine: Machine) -> None:
+    """None is made."""
+    with pytest.raises(StoreError, match="make the bucket"):
+        machine("first", "s3://no-such-bucket/prefix").save_result(1, 1)
