@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from checkpoint.errors import InvalidOption, quote
 from checkpoint.keys import KeyFunction, key_function, plain_key
@@ -16,7 +16,9 @@ from checkpoint.policies import Durability, check_choice
 from checkpoint.records import LATEST, Records, Unsaved
 from checkpoint.shards import ALL, Shard
 from checkpoint.store import check_name, resolve_directory
-from checkpoint.uploads import Uploaded
+
+if TYPE_CHECKING:
+    from checkpoint.uploads import Uploaded
 
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 

@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -47,11 +47,13 @@ from checkpoint.joined import Joined, allow_files
 from checkpoint.journal import Journal, Record, fsync_directory, open_file, open_safely, seal, store_error
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
-from checkpoint.mirror import Mirror
 from checkpoint.remote import KINDS, names_under, note_url, place_of, url_at
 from checkpoint.shards import ALL, Shard, shards_in, split_prefix
 from checkpoint.shelf import Shelf
-from checkpoint.uploads import Uploads
+
+if TYPE_CHECKING:
+    from checkpoint.mirror import Mirror
+    from checkpoint.uploads import Uploads
 
 __all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "forgetting", "open_store", "resolve_directory"]
 
@@ -189,10 +191,14 @@ class Store:
         url = url_at(self.directory)
         if url is None:
             return None
+        from checkpoint.uploads import Uploads
+
         journals = {kind: shelf.journal for kind, shelf in zip(KINDS, self._shelves, strict=True)}
         return Uploads(self._mirror(url, self.name, self._shelves), journals)
 
     def _mirror(self, url: str, prefix: str, shelves: Iterable[Shelf]) -> Mirror:
+        from checkpoint.mirror import Mirror
+
         paths = {kind: shelf.journal.path for kind, shelf in zip(KINDS, shelves, strict=True)}
         return Mirror(prefix, self.directory, url, paths)
 

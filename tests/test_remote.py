@@ -21,7 +21,9 @@ from object_store import Mode, Proxy, s3_environment, s3_server
 import checkpoint
 from checkpoint import CheckpointedRunner, mirror, remote, uploads
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
+from checkpoint.shards import shard_of
 from checkpoint.store import resolve_directory
+from checkpoint.survey import list_checkpoints
 from checkpoint.upkeep import compact
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
@@ -927,3 +929,34 @@ def test_a_bucket_that_is_not_there_is_named(server: Proxy, bucket: str, machine
     """None is made."""
     with pytest.raises(StoreError, match="make the bucket"):
         machine("first", "s3://no-such-bucket/prefix").save_result(1, 1)
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_shards_of_several_machines_are_read_as_one(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array of tasks, each on a machine of its own; another count of them, and the last step, elsewhere again."""
+    calls: list[int] = []
+
+    def work(n: int) -> int:
+        calls.append(n)
+        return n * 10
+
+    def on(name: str, shard: tuple[int, int] | None = None, upto: int = 40) -> list[int]:
+        monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
+        f = checkpoint.checkpointed("array", checkpoint_dir=url)(work)
+        try:
+            return f.map(range(upto), shard=shard, progress=False)[:]
+        finally:
+            f._runner_of(shard_of(shard)).close()
+
+    on("base", upto=5)
+    assert sorted(n for i in range(2) for n in on(f"machine {i}", (i, 2))) == [n * 10 for n in range(40)]
+    assert sorted(calls) == list(range(40))
+    for i in range(3):
+        on(f"resubmitted {i}", (i, 3))
+    assert on("collects") == [n * 10 for n in range(40)]
+    assert sorted(calls) == list(range(40))
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "looks"))
+    (told,) = list_checkpoints(url)
+    assert (told.name, told.done, told.shards) == ("array", 40, 2)

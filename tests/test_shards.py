@@ -917,3 +917,21 @@ def test_show_tells_who_writes_which_shard(tmp_path: Path) -> None:
     assert (held.shards, held.writers) == (3, 1)
     assert "1 being written" in str(seen)
     assert "2/3 by process" in str(seen)
+
+
+def test_the_first_shard_knows_what_was_done_before_there_were_any(tmp_path: Path) -> None:
+    """Results in the checkpoint's own journal count from the first look on."""
+    calls: list[int] = []
+
+    def work(n: int) -> int:
+        calls.append(n)
+        return n
+
+    f = checkpointed("later", checkpoint_dir=tmp_path)(work)
+    f.map(range(50), progress=False)
+    calls.clear()
+    plan = f.plan(range(60), shard=(1, 2))
+    assert plan.done == len(f.map(range(50), shard=(1, 2), progress=False))
+    assert calls == []
+    f.map(range(60), shard=(1, 2), progress=False)
+    assert set(calls) <= set(range(50, 60))
