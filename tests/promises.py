@@ -1,6 +1,6 @@
 """What is promised when things go wrong, and which tests cause it: the table that PROMISES.md beside this file shows.
 
-The law: each row has a test by its name in test_promises.py, which really causes the fault; the marker
+The law: each row has a test by its name, most in test_promises.py, which really causes the fault; the marker
 `@pytest.mark.promise("torn tail", …)` says of any test which rows it causes. A row without a test is not promised.
 
     python tests/promises.py            print the table
@@ -99,7 +99,11 @@ ROWS = (
         "the parent goes on; a forked child does not keep the lock of a dead parent",
     ),
     Row("threads", "one runner may be shared; every acknowledged record is whole"),
-    Row("clock jumps", "order in the file decides, never a timestamp"),
+    Row(
+        "clock jumps",
+        "order in the file decides, never a timestamp; between the journals of shards that have records of one key the "
+        "later timestamp counts, and either is a valid result",
+    ),
     Row(
         "journal deleted, replaced or truncated while open",
         "noticed at once when cut, within a second when deleted or replaced; `JournalLost` lists the keys at risk; "
@@ -150,6 +154,34 @@ ROWS = (
         "a worker of somebody else's pool dies",
     ),
     Row("the parent of worker processes is killed", "no worker outlives it for longer than a moment"),
+    Row(
+        "shards killed, and resubmitted with another count",
+        "every acknowledged result is there, whichever shard saved it; readers see one checkpoint meanwhile; only what "
+        "was in flight is run again",
+    ),
+    Row(
+        "the machine is lost",
+        "with a `checkpoint_dir` behind a URL everything uploaded is there on the next machine. What was not uploaded "
+        "is run again: that of 5 s or 8 MB, and of the upload under way; `runner.uploaded` tells how much it is",
+        "its disk too",
+    ),
+    Row(
+        "the store behind a URL stops, and comes back",
+        "saving goes on and waits for nothing; nothing local is lost; the failure is told, retried, and caught up "
+        "with. An opening that has never seen the store is an error, never an empty checkpoint; a mirror reads what it "
+        "saw last",
+        "or is slow, refuses, or cuts connections",
+    ),
+    Row(
+        "two machines on one URL",
+        "the second gets `CheckpointLocked` with pid, host, since when, and when it may take over: after 60 s without "
+        "a word. A writer that was taken for dead and comes back is told; nothing of either is lost. A store that "
+        "cannot create an object exclusively is told of once",
+    ),
+    Row(
+        "a kill while a URL is compacted or cleared",
+        "every reader sees the old or the new, and no result is lost",
+    ),
     Row(
         "a checkpoint of schema 1.0.0",
         "opens and resumes; its lines count for any key of equal `str()`, and stay as they are",

@@ -233,7 +233,8 @@ def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyP
 # --- who writes ------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_machine_is_refused(machine: Machine) -> None:
+@pytest.mark.promise("two machines on one URL")
+def test_two_machines_on_one_url(machine: Machine) -> None:
     """It is told who writes, since when, and when that counts no more; readers are not."""
     first, second = machine("first"), machine("second")
     first.save_result(1, 1)
@@ -247,6 +248,7 @@ def test_a_second_machine_is_refused(machine: Machine) -> None:
     assert second.get_all_results() == {1: 1, 2: 2}
 
 
+@pytest.mark.promise("two machines on one URL")
 def test_a_dead_machine_is_taken_over_and_may_come_back(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, haste: None
 ) -> None:
@@ -297,6 +299,7 @@ def test_who_died_here_is_not_waited_for(machine: Machine, haste: None) -> None:
     assert machine("second").get_all_results() == {1: 1, 2: 2}
 
 
+@pytest.mark.promise("two machines on one URL")
 def test_a_store_that_heeds_no_condition_is_told_once(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -448,9 +451,10 @@ for kill_at in itertools.count(1):
 """
 
 
+@pytest.mark.promise("a kill while a URL is compacted or cleared")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks for each step")
 @pytest.mark.parametrize(("verb", "least"), [("compact", 5), ("clear", 4), ("save", 3)])
-def test_a_kill_at_any_step_leaves_the_old_or_the_new(verb: str, least: int, tmp_path: Path) -> None:
+def test_a_kill_while_a_url_is_compacted_or_cleared(verb: str, least: int, tmp_path: Path) -> None:
     """For who reads elsewhere, who had read before, and who was killed and goes on."""
     script = tmp_path / "kills.py"
     script.write_text(KILLS)
@@ -720,6 +724,7 @@ def test_a_delay_stands_beside_the_bar(
     assert uploading.beside() == beside
 
 
+@pytest.mark.promise("the store behind a URL stops, and comes back")
 def test_an_unreachable_store_is_an_error_or_is_read_as_it_was(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -806,7 +811,8 @@ def count(path: Path) -> int:
     return len(path.read_text().split()) if path.exists() else 0
 
 
-def test_a_job_goes_on_where_its_machine_was_lost(bucket: str, tmp_path: Path) -> None:
+@pytest.mark.promise("the machine is lost")
+def test_the_machine_is_lost(bucket: str, tmp_path: Path) -> None:
     """On an empty directory; run again is what was not uploaded yet, and nothing else. Until the lease has passed the
     other machine is refused."""
     calls, items = tmp_path / "calls", 3000
@@ -872,7 +878,8 @@ def test_a_process_that_just_ends_uploads_first(
     assert all(json.loads(data)["released"] for name, data in objects_of(bucket).items() if name.startswith("owners"))
 
 
-def test_a_server_that_stops_and_comes_back_is_caught_up_with(bucket: str, server: Proxy, tmp_path: Path) -> None:
+@pytest.mark.promise("the store behind a URL stops, and comes back")
+def test_the_store_behind_a_url_stops_and_comes_back(bucket: str, server: Proxy, tmp_path: Path) -> None:
     """The job neither waits for it nor loses anything."""
     calls, items = tmp_path / "calls", 1500
     job = start_job(bucket, tmp_path / "first", calls, items, 0.002)
@@ -887,6 +894,7 @@ def test_a_server_that_stops_and_comes_back_is_caught_up_with(bucket: str, serve
     assert len(lines_of(bucket)) == count(calls) == items
 
 
+@pytest.mark.promise("the store behind a URL stops, and comes back")
 @pytest.mark.parametrize("mode", ["slow", "cut", "503"])
 def test_a_bad_line_only_delays(mode: Mode, bucket: str, server: Proxy, tmp_path: Path) -> None:
     """Slow, cut half-way, refusing: at the end everything is there, once each."""
@@ -934,6 +942,7 @@ def test_a_bucket_that_is_not_there_is_named(server: Proxy, bucket: str, machine
 # --- shards ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("the machine is lost")
 def test_shards_of_several_machines_are_read_as_one(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An array of tasks, each on a machine of its own; another count of them, and the last step, elsewhere again."""
     calls: list[int] = []

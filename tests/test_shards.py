@@ -861,7 +861,8 @@ def calls_in(directory: Path) -> list[int]:
     return [int(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
-def test_tasks_that_are_killed_and_resubmitted_with_another_count_run_each_item_once(tmp_path: Path) -> None:
+@pytest.mark.promise("shards killed, and resubmitted with another count")
+def test_shards_killed_and_resubmitted_with_another_count(tmp_path: Path) -> None:
     """But for the one that each was at when it was killed. Readers see one checkpoint grow meanwhile."""
     count, random = 400, Random(7)
     killed, seen = 0, 0
