@@ -221,7 +221,11 @@ class CheckpointedRunner:
         """One pass over items, from keying them to letting go of the lock; the options are those of `Pass`."""
         with self.records.open().a_pass():
             self.records.pin()
-            running = self._pass = Pass(self.records, items, key_of, **options)
+            try:
+                running = self._pass = Pass(self.records, items, key_of, **options)
+            except BaseException:  # what is given for items runs code of the user's
+                self.records.unpin()
+                raise
             try:
                 running.prepare()
                 yield running

@@ -610,3 +610,12 @@ def test_the_items_may_be_a_generator_that_fails(make: Callable[..., Any]) -> No
     with pytest.raises(ConnectionError):
         loop()
     assert list(runner.iterate("ab")) == ["b"]
+
+
+def test_items_that_are_none_leave_the_runner_as_it_was(make: Callable[..., Any]) -> None:
+    """It goes on following the version of the last record."""
+    runner, other = make(), make(version="new")
+    with pytest.raises(InvalidOption):
+        list(runner.iterate(5))
+    other.save_result("a", 1)
+    assert runner.get_all_results() == {"a": 1}
