@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -37,10 +38,18 @@ __all__ = [
     "Unreadable",
     "arrived",
     "failed",
+    "is_in_call",
     "out_of_time",
     "portable_bytes",
     "unpack",
 ]
+
+_in_call: ContextVar[bool] = ContextVar("_in_call", default=False)
+
+
+def is_in_call() -> bool:
+    """Whether a pass is calling the function from which this is asked."""
+    return _in_call.get()
 
 
 class Failed(NamedTuple):
@@ -103,6 +112,7 @@ class Call:
     def one(self, given: Any) -> Answer:
         """The answer for one item, or one batch."""
         started = clock.perf_counter()
+        before = _in_call.set(True)
         try:
             value = self.function(given)
             if not self._plain:
@@ -111,6 +121,8 @@ class Call:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
             return Fatal(error)
+        finally:
+            _in_call.reset(before)
         return (value, clock.perf_counter() - started)
 
     def many(self, given: list[Any]) -> list[Answer]:
@@ -129,6 +141,7 @@ class Call:
     async def awaited(self, given: Any) -> Answer:
         """The answer of a coroutine function for one item, or one batch."""
         started = clock.perf_counter()
+        before = _in_call.set(True)
         try:
             if self.timeout is None:
                 value = await self.function(given)
@@ -144,6 +157,8 @@ class Call:
             if type(error).__name__ == "CancelledError":  # the function cancelled itself
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
+        finally:
+            _in_call.reset(before)
         return (value, clock.perf_counter() - started)
 
     async def _in_time(self, given: Any) -> Any:

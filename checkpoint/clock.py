@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
-__all__ = ["Clock", "Stamper", "monotonic", "now", "perf_counter", "sleep"]
+__all__ = ["Clock", "Stamper", "monotonic", "next_stamp", "now", "perf_counter", "sleep"]
 
 Clock = Callable[[], float]
 
@@ -46,3 +47,13 @@ class Stamper:
             stamp = time.strftime(f"%Y-%m-%dT%H:%M:%S.{fraction:03d}Z", time.gmtime(second)).encode()
             self._last = (moment, stamp)
         return stamp
+
+
+def next_stamp(stamp: str) -> bytes:
+    """The timestamp a millisecond after this one; b"" where it is none."""
+    try:
+        moment = datetime.fromisoformat(stamp)
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return b""
+    return Stamper(lambda: seconds + 0.0015)()

@@ -44,7 +44,7 @@ from typing import (
     overload,
 )
 
-from checkpoint.calls import Call
+from checkpoint.calls import Call, is_in_call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, InvalidOption, ItemError, plural, quote
@@ -292,9 +292,14 @@ def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> No
         raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
 
 
+def _meant_shard(option: ShardOption | None) -> Shard:
+    """$CHECKPOINT_SHARD splits the work of the program; what one item needs of another map is needed whole."""
+    return ALL if option is None and is_in_call() else shard_of(option)
+
+
 def _told_shard(name: str, option: ShardOption | None) -> Shard:
     """The shard that is meant, which is told: what a map returns depends on it."""
-    shard = shard_of(option)
+    shard = _meant_shard(option)
     if shard != ALL:
         whence = "" if option is not None else " (of $CHECKPOINT_SHARD)"
         log.info("checkpoint %r: running shard %s%s: the items that are of it, and no others", name, shard, whence)
@@ -489,7 +494,7 @@ class _Face(Generic[R], _Parts):
         options = self._self_options
         check_count("workers", workers)
         return make_plan(
-            self._runner_of(shard_of(shard)).records,
+            self._runner_of(_meant_shard(shard)).records,
             items,
             key_function(options.key),
             code=self._fingerprint(),

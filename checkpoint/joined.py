@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from checkpoint import clock
 from checkpoint.errors import DamagedRecord
 from checkpoint.index import Index, Place
 from checkpoint.journal import Reader, Record
@@ -31,12 +32,18 @@ _SHIFT = 40  # a journal may be of one terabyte; 2**23 of them fit
 _LOCAL = (1 << _SHIFT) - 1
 
 
+_files = 256  # that this process may have open: so many besides, and the journals
+
+
 def allow_files(count: int) -> None:
-    """Raise this process's limit of open files so far, if the system lets it: each journal that is read is one."""
+    """So many more may be opened, since each journal that is read is: the limit is raised, where it may be."""
+    global _files
+    _files += count
     if sys.platform == "win32":
         return
     import resource
 
+    count = _files
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     wanted = count if hard == unlimited else min(count, hard)
@@ -218,7 +225,8 @@ class Joined(Shelf):
         """The journals that can have a record of the key."""
         hashed = hash_of(key)
         homes = [numbers.get(hashed % of, -1) for of, numbers in self._numbers.items()]
-        return [home for home in homes if home >= 0]
+        loose = [number for number, shelf in enumerate(self._shelves) if shelf.has_loose]
+        return [home for home in dict.fromkeys([*homes, *loose]) if home >= 0]
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the record is that counts for the key."""
@@ -240,9 +248,20 @@ class Joined(Shelf):
             return False, False, "", ""
         return True, bool(record.crc), record.timestamp, shelf.journal.path.name
 
+    def moment_after(self, version: str, key: Key) -> bytes:
+        """As `Shelf.moment_after`: clocks differ and jump, and what is saved last is to count."""
+        place = self.find(version, key)
+        if place is None:
+            return b""
+        return clock.next_stamp(self._weight(place)[2])
+
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
         """What `find` gives for each key: offsets (-1: none), and digests."""
         offsets, digests = array("q", [-1]) * len(keys), array("q", [0]) * len(keys)
+        if self.has_loose:  # a line without checksum stands for keys of other shards too
+            for place, key in enumerate(keys):
+                offsets[place], digests[place] = self.find(version, key) or (-1, 0)
+            return offsets, digests
         hashes = array("q", map(hash_of, keys))
         several: set[int] = set()
         for of, numbers in self._numbers.items():

@@ -115,9 +115,10 @@ class Lock:
             owner = self.owner()
         pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
         who = f"process {pid} on {host} since {since}" if pid else "another process"
+        else_ = "give each task a shard of its own" if "@" in self._name else "use another name or checkpoint_dir"
         return CheckpointLocked(
             f"checkpoint {self._name!r} in {self.path.parent} is being written by {who}; wait for it or stop it, "
-            "or use another name or checkpoint_dir. Reading needs no lock",
+            f"or {else_}. Reading needs no lock",
             errno=errno.EWOULDBLOCK,
             strerror="locked",
             filename=str(self.path),

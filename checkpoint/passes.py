@@ -156,11 +156,12 @@ class Pass:
         self._tell_resumed()
         if any(self._would_run(self.keys[place]) for place in self._undone()):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
-        elif self._shard != ALL:
-            with suppress(StoreError):
-                self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
-        elif self.records.power:
-            self._store.confirm()
+        else:
+            if self.records.power:
+                self._store.confirm()
+            if self._shard != ALL:
+                with suppress(StoreError):
+                    self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
         if self._steady and not self._collect:
             self.items = self._undone_items(self.items)
         beside = None if self._store.uploads is None else self._store.uploads.beside

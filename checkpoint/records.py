@@ -130,7 +130,7 @@ class Records:
         shown = quote(self.store.versions[latest]) if latest in self.store.versions else latest or "None"
         log.info("checkpoint %r: reading version %s, that of the last record", self.name, shown)
 
-    def open(self) -> Store:
+    def open(self, *keys: Key) -> Store:
         """The store, up to date with what others wrote.
 
         Raises:
@@ -138,7 +138,7 @@ class Records:
         """
         if self._detach is None:
             raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
-        self.store.refresh()
+        self.store.refresh(*(() if self._follows else keys))
         if self._follows and not self._pinned:
             self._follow()
         return self.store
@@ -194,8 +194,13 @@ class Records:
         if elapsed is None or attempts is None or not digest:
             return self._bare_line(key, raw, digest, elapsed, attempts)
         version, session = self._fields
-        known = (key_json(key), raw, self._stamp(), version, digest, elapsed, attempts, session)
+        stamp = self._stamp_for(key) if self.store.shards else self._stamp()
+        known = (key_json(key), raw, stamp, version, digest, elapsed, attempts, session)
         return seal(_RESULT % known)
+
+    def _stamp_for(self, key: Key) -> bytes:
+        """Now; or later, where the record of the key in another shard is of a clock that is ahead."""
+        return max(self._stamp(), self.store.results.moment_after(self.version, key))
 
     def _bare_line(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> bytes:
         fields = self._plain_fields
@@ -207,7 +212,8 @@ class Records:
             if attempts is not None:
                 known += b',"attempts":%d' % attempts
             fields = version + known + session
-        return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, self._stamp(), fields))
+        stamp = self._stamp_for(key) if self.store.shards else self._stamp()
+        return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, stamp, fields))
 
     def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
         """The record of a failure."""
@@ -269,7 +275,7 @@ class Records:
             DamagedRecord: its bytes are not those that were written; the key is not done from now on.
             UnbuildableValue: its class has changed since.
         """
-        shelf = self.open().results
+        shelf = self.open(key).results
         with self.noting_damage(shelf):
             found = shelf.read(self.version, key)
             if found is None:

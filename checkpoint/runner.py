@@ -121,8 +121,9 @@ class CheckpointedRunner:
 
     def is_completed(self, key: Any) -> bool:
         """Whether an intact result is saved for the key under this version. An error never makes it so."""
-        self.records.open()
-        return self.records.is_done(plain_key(key))
+        key = plain_key(key)
+        self.records.open(key)
+        return self.records.is_done(key)
 
     def get_result(self, key: Any) -> Any:
         """The decoded result for the key, or None where there is none.

@@ -23,7 +23,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from math import inf
 from pathlib import Path
@@ -48,7 +48,7 @@ from checkpoint.journal import Journal, Record, fsync_directory, open_file, open
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
 from checkpoint.remote import KINDS, names_under, note_url, place_of, url_at
-from checkpoint.shards import ALL, Shard, shards_in, split_prefix
+from checkpoint.shards import ALL, Shard, hash_of, shards_in, split_prefix
 from checkpoint.shelf import Shelf
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ class Store:
         self.name = name = shard.prefix(name)
         self.directory = directory
         self.lock = threading.RLock()
+        self.shards: list[Shard] = []  # those that are read besides its own journals
         self._shelves = self._make_shelves(name)
         self.results, self.errors, self.unsaved = self._shelves
         self._members: dict[Shard, tuple[Shelf, Shelf, Shelf]] = {}
@@ -178,9 +179,14 @@ class Store:
         self.uploads = self._mirrored()
         if self.uploads is not None:
             self.uploads.mirror.look()
-        for shelf in self._shelves:
-            shelf.reopen()
-        self._look_for_shards()
+        try:
+            for shelf in self._shelves:
+                shelf.reopen()
+            self._look_for_shards()
+        except BaseException:
+            for shelf in (*self._shelves, *self._theirs()):
+                shelf.close()  # nobody will, and who is told that too many are open must not keep them
+            raise
 
     def _make_shelves(self, prefix: str) -> tuple[Shelf, Shelf, Shelf]:
         paths = (f"{prefix}_results.jsonl", f"{prefix}_errors.jsonl", f".{prefix}_unsaved.jsonl")
@@ -210,12 +216,12 @@ class Store:
 
     # reading
 
-    def refresh(self) -> None:
+    def refresh(self, *keys: Key) -> None:
         """See what other processes wrote since the last look. The writer need not look: nobody else writes.
 
         But for those who write shards; of these a pass that writes knows what it found when it began.
         """
-        if self._writing and (self._in_pass or not self._members):
+        if self._writing and self._in_pass:
             return
         with self.lock:
             if not self._writing:
@@ -223,12 +229,7 @@ class Store:
                     self.uploads.mirror.look()
                 for shelf in self._shelves:
                     shelf.refresh()
-            self._refresh_theirs()
-
-    @property
-    def shards(self) -> list[Shard]:
-        """Those that are read besides its own journals."""
-        return list(self._members)
+            self._refresh_theirs(*keys)
 
     @property
     def own(self) -> tuple[Shelf, Shelf, Shelf]:
@@ -272,7 +273,7 @@ class Store:
         return {shard for name, shard in map(split_prefix, prefixes) if name == self._base} - {self._shard}
 
     def _join(self, shards: list[Shard]) -> None:
-        allow_files(256 + 6 * (len(self._members) + len(shards)))
+        allow_files(6 * len(shards))
         for shard in shards:
             prefix = shard.prefix(self._base)
             shelves = self._make_shelves(prefix)
@@ -282,6 +283,7 @@ class Store:
             for shelf in shelves:
                 shelf.reopen()
             self._members[shard] = shelves
+        self.shards = list(self._members)
         kinds = [
             Joined({self._shard: own, **{shard: shelves[kind] for shard, shelves in self._members.items()}})
             for kind, own in enumerate(self._shelves)
@@ -313,7 +315,8 @@ class Store:
             total = _count_or_none(meta.get("total_items"))
             if total is not None:
                 totals.setdefault(shard.of, []).append(total)
-                moments[shard.of] = max(moments.get(shard.of, ""), str(meta.get("last_updated", "")))
+                moment = str(meta.get("last_pass") or meta.get("last_updated", ""))
+                moments[shard.of] = max(moments.get(shard.of, ""), moment)
         if not totals:
             return None
         last = max(moments, key=lambda of: (moments[of], of))
@@ -376,6 +379,10 @@ class Store:
         except BaseException:
             self._let_go()
             raise
+        if not self._in_pass:  # what the last pass said, wherever it ran
+            self._meta = self._read_meta() or self._meta
+            self.total = _count_or_none(self._meta.get("total_items"))
+            self._pass_since = ""
         self._writing = True
         self._check_at = clock.monotonic() + _SECOND
         self._wrote_at = self._meta_at = clock.monotonic()
@@ -387,13 +394,18 @@ class Store:
         """The journals of other shards."""
         return [shelf for shelves in self._members.values() for shelf in shelves]
 
-    def _refresh_theirs(self) -> None:
+    def _refresh_theirs(self, *keys: Key) -> None:
+        """Of one key, the journals that can hold it are enough: looking at those of a thousand shards takes a while."""
         with self.lock:
             self._look_for_shards()
             for mirror in self._mirrors.values():
                 mirror.look()
-            for shelf in self._theirs():
-                shelf.refresh()
+            hashes = [hash_of(key) for key in keys]
+            for shard, shelves in self._members.items():
+                can_hold = not keys or any(hashed % shard.of == shard.number for hashed in hashes)
+                if can_hold or any(shelf.has_loose for shelf in shelves):
+                    for shelf in shelves:
+                        shelf.refresh()
 
     def _open_to_write(self) -> None:
         self._writer.acquire()
@@ -556,8 +568,9 @@ class Store:
         self._refresh_theirs()
         with self._others(self._that_know(version, keys)) as others:
             stores = [self, *others] if not others or _knows(self._shelves, version, keys) else others
-            for store in stores:
-                store.begin_writing()
+            with self._all_or_none(stores):
+                for store in stores:
+                    store.begin_writing()
             forgotten = [store._forget_here(version, keys, session, durable=durable) for store in stores]
         self._refresh_theirs()
         return len(set().union(*forgotten))
@@ -574,6 +587,19 @@ class Store:
             for user, shard in zip(users, shards, strict=True):
                 opened.callback(open_store(self._base, self.directory, user, shard))
             yield [user.store for user in users]
+
+    @contextmanager
+    def _all_or_none(self, stores: Iterable[Store]) -> Iterator[None]:
+        """Where one of the locks cannot be had, those that were taken for it are let go at once."""
+        idle = [store for store in stores if not store.writing]
+        try:
+            yield
+        except BaseException:
+            for store in idle:
+                with store.lock, suppress(StoreError):
+                    if not store._in_pass:
+                        store._stop_writing()
+            raise
 
     def _forget_here(self, version: str, keys: list[Key], session: bytes, *, durable: bool) -> set[int]:
         """The places of those keys that had a record in the own journals."""
@@ -627,8 +653,9 @@ class Store:
         """
         self._refresh_theirs()
         with self._others(list(self._members)) as others:
-            for store in (self, *others):
-                store._begin_anew()
+            with self._all_or_none((self, *others)):
+                for store in (self, *others):
+                    store._begin_anew()
             for store in (self, *others):
                 store._clear_here()
         self._refresh_theirs()
@@ -885,6 +912,7 @@ class Store:
             "experiment_name": self._base,
             "started_at": self._meta.setdefault("started_at", now),
             "last_updated": now,
+            "last_pass": self._pass_since or self._meta.get("last_pass", ""),
             "total_items": self.total,
             "completed_items": completed,
             "failed_items": self._count_failed(errors, version),

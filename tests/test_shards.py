@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,10 +20,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-from checkpoint import CheckpointedRunner, CheckpointLocked, DamagedRecord, DuplicateKey, ItemsFailed, checkpointed
+from checkpoint import (
+    CheckpointedRunner,
+    CheckpointLocked,
+    DamagedRecord,
+    DuplicateKey,
+    ItemsFailed,
+    checkpointed,
+    clock,
+)
 from checkpoint import store as stores
 from checkpoint.cli import main
-from checkpoint.errors import FunctionChanged, InvalidKey, InvalidName, InvalidOption
+from checkpoint.errors import FunctionChanged, InvalidKey, InvalidName, InvalidOption, StoreError
 from checkpoint.history import gather
 from checkpoint.index import Index
 from checkpoint.journal import Reader, seal
@@ -936,3 +945,148 @@ def test_the_first_shard_knows_what_was_done_before_there_were_any(tmp_path: Pat
     assert calls == []
     f.map(range(60), shard=(1, 2), progress=False)
     assert set(calls) <= set(range(50, 60))
+
+
+# --- what a fresh reader found ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}])
+def test_what_an_item_needs_of_another_map_is_not_split(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """$CHECKPOINT_SHARD splits the work of the program, and not what one of its calls asks for."""
+    monkeypatch.setenv("CHECKPOINT_SHARD", "0/2")
+
+    @checkpointed("page", checkpoint_dir=tmp_path, version=1)
+    def page(place: tuple[int, int]) -> int:
+        return place[1] * 10
+
+    @checkpointed("book", checkpoint_dir=tmp_path, version=1)
+    def book(n: int) -> int:
+        if n % 2:
+            assert page.plan([(n, i) for i in range(4)]).total == 4
+        return sum(page.options(name=f"page {n}").map([(n, i) for i in range(4)], progress=False))
+
+    made = book.map(range(8), progress=False, **options).to_dict()
+    assert 0 < len(made) < 8
+    assert set(made.values()) == {60}
+
+
+def test_what_is_saved_last_counts_whatever_the_clocks_say(
+    squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine whose clock is behind writes another journal."""
+    squares.array(range(4), 2)
+    squares.face.runner.close()
+    monkeypatch.setattr(clock.Stamper.__init__, "__defaults__", (lambda: time.time() - 3600,))
+    with CheckpointedRunner("sq", tmp_path, version=1) as runner:
+        runner.save_result(3, "new")
+        assert runner.get_result(3) == "new"
+    with CheckpointedRunner("sq", tmp_path, version=1) as runner:
+        assert runner.get_all_results() == {0: 0, 1: 1, 2: 4, 3: "new"}
+
+
+def test_who_writes_by_hand_sees_shards_that_begin_later(squares: Squares, tmp_path: Path) -> None:
+    """Also while it goes on writing."""
+    with CheckpointedRunner("sq", tmp_path, version=1) as runner:
+        runner.save_result("a", 1)
+        squares.array(range(6), 2)
+        runner.save_result("b", 2)
+        assert runner.is_completed(3)
+        assert len(runner.get_all_results()) == 8
+
+
+def test_a_line_that_was_edited_stands_for_its_key_in_every_shard(squares: Squares, tmp_path: Path) -> None:
+    """Without checksum it is of any key of equal `str()`, and the text's own shard is another."""
+    squares.array(range(6), 2)
+    squares.face.runner.close()
+    for journal in tmp_path.glob("sq@*_results.jsonl"):
+        lines = journal.read_text().splitlines()
+        for place, record in enumerate(map(json.loads, lines)):
+            if record["key"] == 3:
+                del record["crc"]
+                lines[place] = json.dumps(record | {"result": "edited"})
+        journal.write_text("".join(f"{line}\n" for line in lines))
+    squares.calls.clear()
+    assert squares.map(range(6), progress=False) == [0, 1, 4, "edited", 16, 25]
+    assert dict(squares.face.results) == {0: 0, 1: 1, 2: 4, "3": "edited", 4: 16, 5: 25}
+    assert "3" in squares.face.results
+    assert squares.calls == []
+
+
+def test_a_finished_shard_confirms_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At durability "power" that it cannot be synced is an error, whoever holds the lock."""
+    f = checkpointed("power", checkpoint_dir=tmp_path, version=1, durability="power")(lambda n: n)
+    f.map(range(6), shard=(0, 2), progress=False)
+
+    def refuse(self: Reader) -> None:
+        raise StoreError("cannot sync: EIO", errno=errno.EIO)
+
+    monkeypatch.setattr(Reader, "sync", refuse)
+    with pytest.raises(StoreError, match="EIO"):
+        f.map(range(6), shard=(0, 2), progress=False)
+
+
+@pytest.mark.parametrize("keys", [None, [0, 1, 2, 3, 4, 5]])
+def test_a_refused_clear_lets_go_of_what_it_took(keys: list[int] | None, squares: Squares, tmp_path: Path) -> None:
+    """A task that begins just then is not refused for it; and nothing was forgotten."""
+    squares.array(range(6), 3)
+    squares.face.runner.close()
+    with holding(tmp_path / ".sq@2-of-3.lock"):
+        with pytest.raises(CheckpointLocked):
+            squares.face.clear(keys)
+        for prefix in ("sq", "sq@0-of-3", "sq@1-of-3"):
+            with holding(tmp_path / f".{prefix}.lock"):
+                pass
+    assert len(squares.face.results) == 6
+
+
+def test_who_forgets_in_a_shard_leaves_the_total(squares: Squares, tmp_path: Path) -> None:
+    """Whoever forgets something writes meta, too, and is no pass."""
+    squares.array(range(6), 3)
+    squares.map(range(8), progress=False)
+    squares.face.clear([5])
+    squares.face.runner.close()
+    assert list_checkpoints(tmp_path)[0].total == 8
+
+
+def test_a_stale_process_that_clears_leaves_the_total(squares: Squares, tmp_path: Path) -> None:
+    """It is that of the last pass, wherever that ran."""
+    squares.map(range(4), progress=False)
+    squares.face.runner.close()
+    with CheckpointedRunner("sq", tmp_path, version=1) as stale:
+        child = (
+            "import sys\nfrom checkpoint import checkpointed\n"
+            "checkpointed('sq', checkpoint_dir=sys.argv[1], version=1)(abs).map(range(9), progress=False)"
+        )
+        subprocess.run([sys.executable, "-c", child, str(tmp_path)], check=True, timeout=DEADLINE)
+        stale.clear([1])
+    assert json.loads((tmp_path / "sq_meta.json").read_text())["total_items"] == 9
+
+
+def test_open_files_are_allowed_for_all_checkpoints_together(tmp_path: Path) -> None:
+    """And who fails to open one keeps none of its files."""
+    pytest.importorskip("resource")
+    script = (
+        "import resource, sys\nfrom checkpoint import checkpointed\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))\n"
+        "kept = []\n"
+        "for number in range(3):\n"
+        "    f = checkpointed(f'many {number}', checkpoint_dir=sys.argv[1], version=1)(abs)\n"
+        "    for i in range(60):\n"
+        "        f.map(range(60), shard=(i, 60), progress=False)\n"
+        "    kept.append(f)\n"
+        "    assert len(f.results) == 60\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_shard_that_is_taken_says_what_is_likely(squares: Squares, tmp_path: Path) -> None:
+    """Another name would split the checkpoint."""
+    squares.array(range(6), 2)
+    squares.face.runner.close()
+    other = Squares(tmp_path)
+    with holding(tmp_path / ".sq@1-of-2.lock"), pytest.raises(CheckpointLocked, match="each task a shard of its own"):
+        other.map(range(60), shard=(1, 2), progress=False)
