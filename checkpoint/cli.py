@@ -32,6 +32,7 @@ from checkpoint.keys import Key, identity, key_from_json, plain_key, short_diges
 from checkpoint.ledger import plain_json
 from checkpoint.places import command_line, locate, names_in, parts_of, size_in_words, writer_of
 from checkpoint.records import LATEST
+from checkpoint.remote import url_at
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
 from checkpoint.survey import Observer, Summary, Survey, ago, printable
@@ -167,7 +168,7 @@ def _add_ls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _ls(arguments: argparse.Namespace) -> int:
     directory = resolve_directory(arguments.dir)
-    if arguments.dir is not None and not directory.is_dir():
+    if arguments.dir is not None and not directory.is_dir() and url_at(directory) is None:
         number = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
         raise store_error(OSError(number, os.strerror(number)), "cannot list", directory)
     found = survey.list_checkpoints(directory)

@@ -624,6 +624,7 @@ class _AsyncFace(_Face[R]):
         with self._pass(items, options, is_async=True) as work, ExitStack() as opened:
             async for _ in work.run_async(opened):
                 pass
+            await work.running.uploaded()
             return finish(work.running, return_exceptions=return_exceptions)
 
     def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
@@ -642,6 +643,7 @@ class _AsyncFace(_Face[R]):
                     yield outcome
             for outcome in running.take():
                 yield outcome
+            await running.uploaded()
             raise_verdict(running)
             running.check_drawn()
 

@@ -244,11 +244,24 @@ class Mirror:
     def _join(self, listing: Listing) -> None:
         state = self.load()
         if state is not None and listing.whole == state.whole and _covers(listing, state):
-            self._append(listing, state)
+            if any(self._comes_before(listing.of(kind), state.journals.get(kind, Held()), kind) for kind in self.paths):
+                self._rebuild(listing, state)
+            else:
+                self._append(listing, state)
         elif state is not None and listing.whole > state.whole:
             self._rebuild(listing, state)
         else:
             self._rebuild(listing, None)
+
+    def _comes_before(self, parts: list[Part], held: Held, kind: str) -> bool:
+        """Whether what is news goes before what the journal has: the last record wins, here and on every machine."""
+        news = [part for part, _ in _news(parts, held)]
+        if not news:
+            return False
+        reader = Reader.open(self.paths[kind])
+        if reader is not None and held.spans(reader.size()):
+            return True
+        return news[0] < max((part for part in parts if part.name in held.have), default=news[0])
 
     # what is appended
 

@@ -774,6 +774,14 @@ class Pass:
                 places[place] = NOT_RUN if found is None else ~found.offset
         return places
 
+    async def uploaded(self) -> None:
+        """Wait for uploads here, where an event loop goes on meanwhile, and not at the end of the pass."""
+        if self._store.uploads is not None:
+            import asyncio
+
+            while not self._store.uploads.has_drained():
+                await asyncio.sleep(0.05)
+
     def tell_interrupted(self) -> None:
         """Say what a user who pressed Ctrl-C wants to know."""
         if self._bar is not None:

@@ -88,7 +88,7 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
     meant = [owner] if owner in there else difflib.get_close_matches(name, there, 1)
     did = f"did you mean {meant[0]!r}? " if meant else ""
     raise StoreError(
-        f"there is no checkpoint {name!r} in {directory}; {did}{hint}",
+        f"there is no checkpoint {name!r} in {url_at(directory) or directory}; {did}{hint}",
         errno=errno.ENOENT,
         strerror="no such checkpoint",
         filename=str(directory),

@@ -41,8 +41,8 @@ log = logging.getLogger("checkpoint")
 
 _SIGN = ".mirror.json"
 _AT_ONCE = 8
-_URL = re.compile(r"([a-z][a-z0-9+.\-]+)://(.*)", re.DOTALL)  # two letters at least: a Windows drive is no URL
-_MANGLED = re.compile(r"(?:s3a?|gs|gcs|az|abfss?|sftp|ssh):/[^/]")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://(.*)", re.DOTALL)  # two letters at least: a Windows drive is no URL
+_MANGLED = re.compile(r"(?:s3a?|gs|gcs|az|abfss?|sftp|ssh):/[^/]", re.IGNORECASE)
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
@@ -74,10 +74,10 @@ def place_of(text: str | os.PathLike[str], beside: str) -> tuple[Path, str | Non
     given = os.fspath(text)
     found = _URL.fullmatch(given) if isinstance(given, str) else None
     if found is None:
-        if not isinstance(text, str) and isinstance(given, str) and _MANGLED.match(given):
-            raise InvalidOption(f"checkpoint_dir is {quote(text)}: a path cannot hold a URL; give it as a string")
+        if isinstance(given, str) and _MANGLED.match(given):
+            raise InvalidOption(f"checkpoint_dir is {quote(text)}; give PROTOCOL://BUCKET/PREFIX, as a string")
         return Path(text), None
-    protocol, rest = found.groups()
+    protocol, rest = found[1].lower(), found[2]
     if protocol in ("file", "local"):
         return Path(rest), None
     _check_protocol(protocol, given)

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -219,9 +220,10 @@ class Store:
     def refresh(self, *keys: Key) -> None:
         """See what other processes wrote since the last look. The writer need not look: nobody else writes.
 
-        But for those who write shards; of these a pass that writes knows what it found when it began.
+        But for those who write shards; of these a pass that writes knows what it found when it began, and so does who
+        writes to a URL: what looks there may wait for it.
         """
-        if self._writing and self._in_pass:
+        if self._writing and (self._in_pass or self.uploads is not None):
             return
         with self.lock:
             if not self._writing:
@@ -1077,6 +1079,22 @@ def _detach(path: tuple[str, str], store: Store) -> None:
         store.users -= 1
         if store.users:
             return
+    if store.uploads is not None and _is_uploading_thread():
+        # A collection may run anywhere, and closing waits for just this thread.
+        threading.Thread(target=_close_unused, args=(path, store), name="checkpoint-close", daemon=True).start()
+        return
+    _close_unused(path, store)
+
+
+def _is_uploading_thread() -> bool:
+    """Whether this thread is one that uploads: ours, or that of fsspec's event loop."""
+    asyn = sys.modules.get("fsspec.asyn")
+    loop_thread = asyn.iothread[0] if asyn is not None else None
+    current = threading.current_thread()
+    return current is loop_thread or current.name.startswith("checkpoint-")
+
+
+def _close_unused(path: tuple[str, str], store: Store) -> None:
     try:
         # Before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again.
         store.close()

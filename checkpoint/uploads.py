@@ -195,19 +195,28 @@ class Uploads:
         """Wait until everything is up; False where uploads have failed for a minute."""
         return self._session is None or self._session.drain()
 
+    def has_drained(self) -> bool:
+        """`drain` for who asks again and again, and waits himself."""
+        return self._session is None or self._session.has_drained()
+
     def finish(self) -> None:
         """Wait as `drain` does, and end the session; what is not up is told at ERROR."""
         session = self._session
         if session is None:
             return
-        if not session.finish() and session.ended_by is None:
-            held = waiting(self.mirror)
-            log.error(
-                "checkpoint %r: %s (%s) are in %s only, and not in %s: %s; the next opening here uploads them",
-                self.mirror.name, plural(_results_waiting(self.mirror), "result"), plural(held.bytes, "byte"),
-                self.mirror.directory, self.mirror.url, session.failing or "it takes too long",
-            )  # fmt: skip
-        self.let_go()
+        is_up = False
+        try:
+            is_up = session.finish()
+        finally:  # Ctrl-C may end the wait
+            try:
+                if not is_up and session.ended_by is None and (held := waiting(self.mirror)).bytes:
+                    log.error(
+                        "checkpoint %r: %s (%s) are in %s only, and not in %s: %s; the next opening here uploads them",
+                        self.mirror.name, plural(_results_waiting(self.mirror), "result"), plural(held.bytes, "byte"),
+                        self.mirror.directory, self.mirror.url, session.failing or "it takes too long",
+                    )  # fmt: skip
+            finally:
+                self.let_go()
 
     def let_go(self) -> None:
         """End the session as it is. Whoever takes over need not wait where its end can be told."""
@@ -277,7 +286,7 @@ class _Session:
         self._renewed_at = self._uploaded_at = self._worked_at = now
         self._waiting_since = now if self._behind() else inf
         self._pause = 0.0
-        self._try_at = -inf
+        self._asked_at = self._try_at = -inf
         self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
 
     def start(self) -> None:
@@ -469,6 +478,18 @@ class _Session:
         self._hasty = True
         return self._wait(lambda: not self._behind())
 
+    def has_drained(self) -> bool:
+        """Whether `drain` would return at once; it is hurried on."""
+        if not self._hasty:
+            self._hasty, self._asked_at = True, clock.monotonic()
+            self._wake.set()
+        self._gave_up = self._gave_up or self._is_idle_since(self._asked_at)
+        return self._gave_up or self.ended_by is not None or not self._behind()
+
+    def _is_idle_since(self, begun: float) -> bool:
+        idle = clock.monotonic() - max(begun, self._worked_at)
+        return idle > (_GIVE_UP if self.failing else _STALLED)
+
     def finish(self) -> bool:
         """Wait until everything is up and the session has ended."""
         self._ending = True
@@ -482,8 +503,7 @@ class _Session:
             log.info("checkpoint %r: waiting for uploads, at most %.0f s", self._mirror.name, _GIVE_UP)
         with self._moved:
             while not is_done():
-                idle = clock.monotonic() - max(begun, self._worked_at)
-                if self.ended_by or self._gave_up or idle > (_GIVE_UP if self.failing else _STALLED):
+                if self.ended_by or self._gave_up or self._is_idle_since(begun):
                     self._gave_up = True
                     return False
                 self._moved.wait(_POLL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
 from checkpoint import CheckpointedRunner, mirror, remote, uploads
+from checkpoint import store as stores
+from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
 from checkpoint.shards import shard_of
 from checkpoint.store import resolve_directory
@@ -97,6 +101,7 @@ def lines_of(url: str = "memory://bucket/prefix", kind: str = "results") -> list
         ("memory://bucket//prefix/", "memory/bucket/prefix", "one directory for one place"),
         ("memory://bucket/a b/c%d", "memory/bucket/a b/c%25d", "nothing that a file system may refuse, and no clash"),
         ("memory://bucket", "memory/bucket", "a prefix is not needed"),
+        ("MEMORY://bucket", "memory/bucket", "protocols are written either way"),
     ],
 )
 def test_a_url_has_a_directory_that_mirrors_it(
@@ -137,6 +142,7 @@ def test_what_is_no_url_is_a_path(given: str, path: str, why: str) -> None:
         ("memory://bucket/../x", "without", "it would lead out of the mirrors' directory"),
         ("memory://user:secret@host/x", "password", "it would be in logs and in file names"),
         (Path("s3://bucket/x"), "string", "pathlib takes a slash away"),
+        ("s3:/bucket/x", "PROTOCOL://BUCKET", "it would be a local directory, without a word"),
     ],
 )
 def test_urls_that_cannot_be_mirrored_are_refused(given: Any, match: str, why: str) -> None:
@@ -969,3 +975,133 @@ def test_shards_of_several_machines_are_read_as_one(url: str, tmp_path: Path, mo
     monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "looks"))
     (told,) = list_checkpoints(url)
     assert (told.name, told.done, told.shards) == ("array", 40, 2)
+
+
+# --- what a fresh reader found ---------------------------------------------------------------------------------------
+
+
+def test_every_machine_has_one_order(machine: Machine, monkeypatch: pytest.MonkeyPatch, haste: None) -> None:
+    """What one has not uploaded comes after what another did meanwhile, there as everywhere."""
+    first = machine("first")
+    first.save_result("k", 0)
+    uploading = first.records.store.uploads
+    assert uploading is not None
+    assert uploading._session is not None
+    until(lambda: first.uploaded == (0, 0.0, ""))
+    uploading._session._work.acquire()  # the machine is cut off
+    first.save_result("k", "offline")
+    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    second = machine("second")
+    second.save_result("k", "meanwhile")
+    second.close()
+    uploading._session._work.release()
+    first.close()
+    again = machine("first")
+    again.save_result("other", 1)
+    again.close()
+    seen = [machine(name).get_result("k") for name in ("first", "second", "third")]
+    assert seen == [seen[0]] * 3
+
+
+def test_a_runner_that_is_collected_by_the_uploading_thread_is_closed_all_the_same(machine: Machine) -> None:
+    """Closing waits for that thread, and would for ever."""
+    name = "checkpoint-upload"
+    runner = CheckpointedRunner("j", "memory://bucket/prefix")
+    runner.save_result(1, 1)
+    thread = threading.Thread(target=runner.close, name=name)  # as a finalizer that runs there
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    until(lambda: not any(one.name == "checkpoint-close" for one in threading.enumerate()))
+    assert machine("second").get_result(1) == 1
+
+
+def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though shards are there."""
+
+    def work(n: int) -> int:
+        return n
+
+    f = checkpoint.checkpointed("j", checkpoint_dir="memory://bucket/prefix", version=1)(work)
+    for i in range(2):
+        f.map(range(6), shard=(i, 2), progress=False)
+        f._runner_of(shard_of((i, 2))).close()
+    runner = machine("writes", version=1)
+    runner.save_result("by hand", 1)
+
+    def hang(*_: Any) -> Any:
+        raise AssertionError("the store was asked")
+
+    monkeypatch.setattr(stores, "names_under", hang)
+    monkeypatch.setattr(mirror.Mirror, "look", hang)
+    monkeypatch.setattr(stores, "_ASK_EVERY", 0.0)
+    assert runner.is_completed(3)
+    assert len(runner.get_all_results()) == 7
+
+
+def test_an_event_loop_goes_on_while_the_end_waits_for_uploads(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, haste: None
+) -> None:
+    """Until all is up."""
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+    went_on = threading.Event()
+    put = remote.Objects.put
+
+    def slow(self: remote.Objects, name: str, data: bytes) -> None:
+        if name.startswith("results"):
+            assert went_on.wait(30), "the loop stood still"
+        put(self, name, data)
+
+    monkeypatch.setattr(remote.Objects, "put", slow)
+
+    async def work(n: int) -> int:
+        return n
+
+    async def main() -> list[int]:
+        f = checkpoint.checkpointed("j", checkpoint_dir=url)(work)
+        mapped = asyncio.ensure_future(f.map(range(5), progress=False))
+        while not lines_there():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert not mapped.done()
+        went_on.set()
+        return list(await mapped)
+
+    def lines_there() -> bool:
+        journals = list(tmp_path.rglob("j_results.jsonl"))
+        return bool(journals) and journals[0].read_bytes().count(b"\n") == 5
+
+    assert asyncio.run(main()) == list(range(5))
+    assert len(lines_of()) == 5
+
+
+def test_a_wait_that_is_interrupted_tells_what_is_only_here(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By Ctrl-C, say."""
+    runner = machine("first")
+    runner.save_result(1, 1)
+
+    def interrupt(self: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uploads._Session, "finish", interrupt)
+    store = runner.records.store
+    assert store.uploads is not None
+    with pytest.raises(KeyboardInterrupt):
+        store.uploads.finish()
+    assert "1 result" in caplog.text
+    assert "the next opening here uploads them" in caplog.text
+
+
+def test_ls_of_a_url_needs_no_mirror(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """And what is not there is told by its URL."""
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "fresh"))
+    assert main(["ls", "memory://bucket/prefix"]) == 0
+    assert "j" in capsys.readouterr().out
+    assert main(["show", "none", "--dir", "memory://bucket/prefix"]) == 1
+    assert "in memory://bucket/prefix" in capsys.readouterr().err
