@@ -9,11 +9,10 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import clock
 from checkpoint.errors import (
@@ -29,6 +28,9 @@ from checkpoint.errors import (
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.policies import Again, Retry
 
+if TYPE_CHECKING:
+    from types import FrameType
+
 __all__ = [
     "Answer",
     "Call",
@@ -43,13 +45,6 @@ __all__ = [
     "portable_bytes",
     "unpack",
 ]
-
-_in_call: ContextVar[bool] = ContextVar("_in_call", default=False)
-
-
-def is_in_call() -> bool:
-    """Whether a pass is calling the function from which this is asked."""
-    return _in_call.get()
 
 
 class Failed(NamedTuple):
@@ -112,7 +107,6 @@ class Call:
     def one(self, given: Any) -> Answer:
         """The answer for one item, or one batch."""
         started = clock.perf_counter()
-        before = _in_call.set(True)
         try:
             value = self.function(given)
             if not self._plain:
@@ -121,8 +115,6 @@ class Call:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
             return Fatal(error)
-        finally:
-            _in_call.reset(before)
         return (value, clock.perf_counter() - started)
 
     def many(self, given: list[Any]) -> list[Answer]:
@@ -141,7 +133,6 @@ class Call:
     async def awaited(self, given: Any) -> Answer:
         """The answer of a coroutine function for one item, or one batch."""
         started = clock.perf_counter()
-        before = _in_call.set(True)
         try:
             if self.timeout is None:
                 value = await self.function(given)
@@ -157,8 +148,6 @@ class Call:
             if type(error).__name__ == "CancelledError":  # the function cancelled itself
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
-        finally:
-            _in_call.reset(before)
         return (value, clock.perf_counter() - started)
 
     async def _in_time(self, given: Any) -> Any:
@@ -249,6 +238,19 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Shipped, (self.shipped(),))
+
+
+_CALLING = {Call.one.__code__, Call.awaited.__code__}
+
+
+def is_in_call() -> bool:
+    """Whether a pass is calling the function from which this is asked, in the same thread and loop task."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _CALLING:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_cancelled(error: BaseException) -> bool:
