@@ -306,7 +306,7 @@ class Store:
     def whole_total(self) -> int | None:
         """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
 
-        The last pass is that whose meta was written last.
+        The last pass is the one that began last, as the meta files say.
         """
         if self._writing or not self._members:
             return self.total

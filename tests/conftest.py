@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,6 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if unknown or not marker.args:
                 what = f"{unknown[0]!r} is no row" if unknown else "it names no row"
                 raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.promise: {what} of tests/promises.py")
+
+
+@contextmanager
+def in_time(seconds: int) -> Iterator[None]:
+    """What takes longer fails, and says where."""
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"it did not end within {seconds} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

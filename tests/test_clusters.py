@@ -25,10 +25,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import cache, partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import Any
 
 import pytest
+from conftest import in_time
 
 from checkpoint import BrokenWorkers, ExtraNeeded, InvalidOption, checkpointed
 from checkpoint.clusters import Ray, executor_of
@@ -49,18 +49,8 @@ def needs(package: str) -> pytest.MarkDecorator:
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
     """What waits for ever fails, and says where."""
-
-    def give_up(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"it did not end within {FOREVER} s")
-
-    if not hasattr(signal, "SIGALRM"):
+    with in_time(FOREVER):
         yield
-        return
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(FOREVER)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 # --- clusters of this machine, each started once ---------------------------------------------------------------------

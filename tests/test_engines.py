@@ -17,10 +17,10 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from contextlib import ExitStack, nullcontext, suppress
 from functools import cache, partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
+from conftest import in_time
 
 from checkpoint import BrokenWorkers, checkpointed
 from checkpoint.testing import LAWS, Engine, Law, check, for_executor
@@ -41,18 +41,8 @@ def _quick_starts() -> None:
 @pytest.fixture(autouse=True)
 def _in_time() -> Iterator[None]:
     """What waits for ever fails, and says where."""
-
-    def give_up(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"it did not end within {FOREVER} s")
-
-    if not hasattr(signal, "SIGALRM"):
+    with in_time(FOREVER):
         yield
-        return
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(FOREVER)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 # --- every law × every engine ----------------------------------------------------------------------------------------
