@@ -1,51 +1,34 @@
 """Where the last record of each key lies, so that resuming costs by keys and never by the size of values.
 
-The promise: it is rebuildable. Deleting, cutting or corrupting the file changes nothing but the time of the next
-opening: each page of it carries a checksum, and a page that fails it raises `IndexDamaged`, upon which the store reads
-the journal anew.
+The promise: it is rebuildable. Deleting, cutting or corrupting its file changes nothing but the time of the next
+opening: what is damaged raises `IndexDamaged`, upon which the store reads the journal anew.
 
-Two parts. *Recent* keys, in dicts, came from this process or from the journal's tail. The *segment* is a file, read by
-`pread` page by page, so that opening it takes the same time for ten keys and for ten million: 34-byte entries sorted by
-a 128-bit hash of (version, key), in pages of about 16, behind a table of where each page starts.
+Two parts. *Recent* keys, in dicts, came from this process or from the journal's tail. The *segment* is a file, of which
+no more is read than is asked for, so that opening it takes the same time for ten keys and for ten million.
 """
 
 from __future__ import annotations
 
-import heapq
-import os
-import struct
 import sys
 import threading
-import zlib
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
-from hashlib import blake2b
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from checkpoint.journal import CRC_SIZE, Reader, is_whole, open_safely, parse
-from checkpoint.keys import Key, identity, key_from_json
+from checkpoint.journal import CRC_SIZE, Reader, is_whole, parse
+from checkpoint.keys import Key, key_from_json
+from checkpoint.segment import News, Segment, hash_of, loose_hash
 
-__all__ = ["Index", "IndexDamaged", "Place", "Segment", "file_state", "spelled"]
+__all__ = ["Index", "Place", "spelled"]
 
-_FORMAT = 2
-_HEADER = 4096
-_ENTRY = struct.Struct("<16sqqH")  # hash, offset, input digest, version number (and _LOOSE)
-_PAGE = struct.Struct("<QI")  # first entry, checksum of the page
-_LOOSE = 0x8000
-_PROBE = 64
+_MANY = 8  # looking a key up by its hash takes as long as reading so many in a run
 _MAX_NOTED = 100
 _LONG = 2048  # bytes; of longer lines only the beginning and the end are read
-_MOST_VERSIONS = 80  # that the header has room for
-
-
-class IndexDamaged(Exception):
-    """The index file is not what was written; internal: the store rebuilds it."""
 
 
 class Place(NamedTuple):
@@ -53,144 +36,6 @@ class Place(NamedTuple):
 
     offset: int
     digest: int
-
-
-class _Header(msgspec.Struct):
-    format: int
-    byteorder: str
-    covered: int  # bytes of the journal that the entries stand for
-    head: str  # the journal's first bytes, in hex, and
-    tail: str  # the last covered ones: another journal has others
-    modified: int  # when the journal was, in nanoseconds, where it ended there: what is edited in place may look alike
-    entries: int
-    pages: int
-    versions: list[str]
-    counts: dict[str, int]  # live records by version
-    loose: int
-    latest: str
-    damaged: list[tuple[int, str]]
-
-
-def _hash(version: str, key: Key) -> bytes:
-    return blake2b(identity(key), digest_size=16, key=version.encode()).digest()
-
-
-def _loose_hash(version: str, text: str) -> bytes:
-    return blake2b(b"L" + text.encode("utf-8", "surrogatepass"), digest_size=16, key=version.encode()).digest()
-
-
-class Segment:
-    """The index file, open."""
-
-    def __init__(self, fd: int, header: _Header) -> None:
-        self._fd = fd
-        self.header = header
-        self._entries_at = _HEADER + (header.pages + 1) * _PAGE.size
-        self._shift = 128 - (header.pages.bit_length() - 1)
-        self._salt = _salt(header)
-
-    @classmethod
-    def open(cls, path: Path, journal: Reader) -> Segment | None:
-        """The segment at `path` if it is sound and is of this journal; else None."""
-        try:
-            fd = open_safely(path, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            header = _read_header(fd)
-            if header is not None and _is_of(header, journal):
-                return cls(fd, header)
-        except OSError:
-            pass
-        os.close(fd)
-        return None
-
-    def find(self, digest: bytes) -> tuple[int, int, int] | None:
-        """(offset, input digest, version number) of an entry."""
-        data = self._page(int.from_bytes(digest, "big") >> self._shift)
-        at = data.find(digest)
-        while at % _ENTRY.size and at >= 0:
-            at = data.find(digest, at + 1)
-        return None if at < 0 else _ENTRY.unpack_from(data, at)[1:]
-
-    def _page(self, page: int) -> bytes:
-        where = os.pread(self._fd, 2 * _PAGE.size, _HEADER + page * _PAGE.size) if _HAS_PREAD else b""
-        if len(where) != 2 * _PAGE.size:
-            raise IndexDamaged
-        first, check = _PAGE.unpack_from(where)
-        last, _ = _PAGE.unpack_from(where, _PAGE.size)
-        size = (last - first) * _ENTRY.size
-        if not 0 <= size <= self.header.entries * _ENTRY.size:
-            raise IndexDamaged
-        data = os.pread(self._fd, size, self._entries_at + first * _ENTRY.size)
-        if _checksum(self._salt ^ page, data) != check:
-            raise IndexDamaged
-        return data
-
-    def find_all(self, digests: list[bytes]) -> dict[bytes, tuple[int, int]]:
-        """(offset, input digest) of those entries that there are: each page is read and checked once."""
-        found: dict[bytes, tuple[int, int]] = {}
-        page, data = -1, b""
-        for digest in sorted(digests):
-            wanted = int.from_bytes(digest, "big") >> self._shift
-            if wanted != page:
-                page, data = wanted, self._page(wanted)
-            at = data.find(digest)
-            while at % _ENTRY.size and at >= 0:
-                at = data.find(digest, at + 1)
-            if at >= 0:
-                found[digest] = _ENTRY.unpack_from(data, at)[1:3]
-        return found
-
-    def raw_entries(self) -> Iterator[bytes]:
-        """Every entry, in the order of hashes."""
-        for page in range(self.header.pages):
-            data = self._page(page)
-            for at in range(0, len(data), _ENTRY.size):
-                yield data[at : at + _ENTRY.size]
-
-    def __del__(self) -> None:
-        os.close(self._fd)  # snapshots share a segment: the last one closes it
-
-
-_HAS_PREAD = hasattr(os, "pread")  # where it is missing (Windows) the journal is read anew each time
-
-
-def _checksum(page: int, data: bytes) -> int:
-    return zlib.crc32(data, page + 1 & 0xFFFFFFFF)  # hardly 0 for an empty page: zeros are what a power cut leaves
-
-
-def _salt(header: _Header) -> int:
-    """What pages of this file have, and those of the one before, which a power cut may leave in it, have not."""
-    made_of = (header.covered, header.tail, header.modified, header.entries)
-    return zlib.crc32(repr(made_of).encode())
-
-
-def _read_header(fd: int) -> _Header | None:
-    data = os.read(fd, _HEADER)
-    text, _, check = data.rstrip(b" \n").rpartition(b" ")
-    if len(data) != _HEADER or check != b"%08x" % zlib.crc32(text) or not _HAS_PREAD:
-        return None
-    try:
-        header = msgspec.json.decode(text, type=_Header)
-    except (ValueError, RecursionError):
-        return None
-    return header if (header.format, header.byteorder) == (_FORMAT, sys.byteorder) else None
-
-
-def _probes(journal: Reader, covered: int) -> tuple[str, str]:
-    tail = journal.pread(_PROBE, max(0, covered - _PROBE))[:covered]
-    return journal.pread(min(_PROBE, covered), 0).hex(), tail.hex()
-
-
-def _is_of(header: _Header, journal: Reader) -> bool:
-    if not 0 < header.covered <= journal.size():
-        return False
-    if header.modified and journal.modified_at(header.covered) not in (0, header.modified):
-        return False
-    head = journal.pread(len(header.head) // 2, 0)
-    size = len(header.tail) // 2
-    return (head.hex(), journal.pread(size, header.covered - size).hex()) == (header.head, header.tail)
 
 
 class _Head(msgspec.Struct, gc=False):
@@ -203,8 +48,8 @@ class _Head(msgspec.Struct, gc=False):
     crc: str = ""
 
 
-_forgets = attrgetter("forgotten")
 _SCALARS = frozenset({str, int, float, bool, type(None)})
+_forgets = attrgetter("forgotten")
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
 
 
@@ -220,7 +65,10 @@ class Index:
 
     def __init__(self, on_damage: Callable[[int, str], None] = lambda offset, why: None) -> None:
         self._on_damage = on_damage
-        self._segment: Segment | None = None
+        self._segment: Segment | None = None  # where keys are looked up that are not recent
+        self._base: Segment | None = None  # the file as it was read or written last, which the next one is made from
+        self._based = 0  # how many of the rows it holds
+        self._known = 0  # how many rows there were, in a snapshot
         # A key's row number leads to its place: its offset less the row number (which lets a block's offsets be summed
         # up in C), and the item's digest. One array: an interrupt never leaves half a place.
         self._hashed: dict[str, dict[Key, int]] = {}
@@ -258,26 +106,32 @@ class Index:
         if row >= 0:
             return self._place(row)
         segment = self._segment if row == -2 else None
-        if segment is not None and (entry := segment.find(_hash(version, key))) is not None:
+        if segment is not None and (entry := segment.find(hash_of(version, key))) is not None:
             return Place(entry[0], entry[1])
         return self._find_loose(version, key) if self.has_loose else None
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
         """What `find` gives for each key, much faster than one by one: offsets (-1: none), and digests."""
-        rows, places = self._rows.get(version, {}), self._places
-        known = list(map(rows.get, keys))
-        offsets = array("q", [-1 if row is None or row < 0 else places[2 * row] + row for row in known])
-        digests = array("q", [0 if row is None or row < 0 else places[2 * row + 1] for row in known])
-        if self._segment is None and not self.has_loose:
-            return offsets, digests
-        others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
+        rows, places = self._rows.get(version), self._places
+        if rows:
+            known = list(map(rows.get, keys))
+            offsets = array("q", [-1 if row is None or row < 0 else places[2 * row] + row for row in known])
+            digests = array("q", [0 if row is None or row < 0 else places[2 * row + 1] for row in known])
+            others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
+        else:
+            offsets, digests = array("q", [-1]) * len(keys), array("q", [0]) * len(keys)
+            others = list(range(len(keys)))
+        segment = self._segment
         if self.has_loose:
             for place in others:
                 found = self.find(version, keys[place])
                 offsets[place], digests[place] = (-1, 0) if found is None else found
-        elif self._segment is not None:
-            hashes = [_hash(version, keys[place]) for place in others]
-            filed = self._segment.find_all(hashes)
+        elif others and segment is not None and (stored := segment.header.counts.get(version, 0)):
+            if len(others) * _MANY >= stored:
+                segment.place_all(version, keys, others, (offsets, digests))
+                return offsets, digests
+            hashes = [hash_of(version, keys[place]) for place in others]
+            filed = segment.find_all(hashes)
             for place, digest in zip(others, hashes, strict=True):
                 offsets[place], digests[place] = filed.get(digest, (-1, 0))
         return offsets, digests
@@ -292,7 +146,7 @@ class Index:
             return self._place(row)
         if self._segment is None:
             return None
-        entry = self._segment.find(_loose_hash(version, text))
+        entry = self._segment.find(loose_hash(version, text))
         return None if entry is None else Place(entry[0], entry[1])
 
     def offsets(self, version: str) -> list[int]:
@@ -302,31 +156,26 @@ class Index:
             found.update([self._places[2 * row] + row for row in table.get(version, {}).values() if row >= 0])
         segment = self._segment
         if segment is not None and version in segment.header.versions:
-            number = segment.header.versions.index(version)
             hidden = self._hidden()
-            for entry in segment.raw_entries():
-                digest, offset, _, flags = _ENTRY.unpack(entry)
-                if flags & ~_LOOSE == number and digest not in hidden:
-                    found.add(offset)
+            found.update([offset for digest, offset, _ in segment.entries(version) if digest not in hidden])
         return sorted(found)
 
     def hashes(self, version: str) -> Iterator[tuple[bytes, int]]:
         """(hash, offset) of each live record of a version that has a checksum: a key's hash is one in every journal."""
         for key, row in self._rows.get(version, {}).items():
             if row >= 0:
-                yield _hash(version, key), self._places[2 * row] + row
+                yield hash_of(version, key), self._places[2 * row] + row
         segment = self._segment
         if segment is not None and version in segment.header.versions:
-            number, hidden = segment.header.versions.index(version), self._hidden()
-            for entry in segment.raw_entries():
-                digest, offset, _, flags = _ENTRY.unpack(entry)
-                if flags == number and digest not in hidden:
+            hidden = self._hidden()
+            for digest, offset, is_loose in segment.entries(version):
+                if not is_loose and digest not in hidden:
                     yield digest, offset
 
     def _hidden(self) -> set[bytes]:
         """Hashes of segment entries that recent records replace."""
-        hidden = {_hash(version, key) for version, rows in self._rows.items() for key in rows}
-        hidden.update(_loose_hash(version, text) for version, rows in self._loose.items() for text in rows)
+        hidden = {hash_of(version, key) for version, rows in self._rows.items() for key in rows}
+        hidden.update(loose_hash(version, text) for version, rows in self._loose.items() for text in rows)
         return hidden
 
     def count(self, version: str) -> int:
@@ -334,8 +183,8 @@ class Index:
         count = sum(row >= 0 for table in (self._rows, self._loose) for row in table.get(version, {}).values())
         segment = self._segment
         if segment is not None and (before := segment.header.counts.get(version, 0)):
-            replaced = [_hash(version, key) for key in self._rows.get(version, ())]
-            replaced += [_loose_hash(version, text) for text in self._loose.get(version, ())]
+            replaced = [hash_of(version, key) for key in self._rows.get(version, ())]
+            replaced += [loose_hash(version, text) for text in self._loose.get(version, ())]
             count += before - len(segment.find_all(replaced))
         return count
 
@@ -347,14 +196,19 @@ class Index:
 
     @property
     def recent(self) -> int:
-        """How many records the file that was loaded does not hold."""
-        return len(self._places) // 2
+        """How many records the file does not hold, as it was loaded or written last."""
+        return len(self._places) // 2 - self._based
 
     @property
     def filed(self) -> tuple[int, int]:
-        """(records, bytes of the journal) that the file that was loaded stands for."""
-        header = self._segment.header if self._segment else None
+        """(records, bytes of the journal) that this file stands for."""
+        header = self._base.header if self._base else None
         return (header.entries, header.covered) if header else (0, 0)
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether keys are looked up in a file: else all of them are at hand."""
+        return self._segment is not None
 
     def keys_from(self, offset: int) -> list[Key]:
         """The recent keys whose records start at `offset` or behind it."""
@@ -373,7 +227,7 @@ class Index:
     def snapshot(self) -> Index:
         """What is known at this moment, to be written by another thread while this one learns on."""
         copy = Index()
-        copy._segment = self._segment
+        copy._base, copy._based, copy._known = self._base, self._based, len(self._places) // 2
         copy._hashed = {version: rows.copy() for version, rows in self._rows.items()}
         copy._loose = {version: rows.copy() for version, rows in self._loose.items()}
         copy._places = self._places  # rows are only ever added
@@ -504,7 +358,7 @@ class Index:
         segment = Segment.open(path, journal)
         if segment is None:
             return False
-        self._segment = segment
+        self._segment = self._base = segment
         self.end, self.latest = segment.header.covered, segment.header.latest
         self.has_loose = segment.header.loose > 0
         self.damaged = list(segment.header.damaged)
@@ -512,54 +366,35 @@ class Index:
             self._on_damage(offset, why)
         return True
 
-    def write(self, path: Path, journal: Reader) -> None:
+    def write(self, path: Path, journal: Reader) -> Segment | None:
         """Replace the file at `path` by one that covers all that is known; readers of the old one go on reading it.
+
+        Returns the new one; None where it is not found to be sound.
 
         Raises:
             OSError: it could not be written; nothing changed.
         """
-        versions = sorted(self.versions)
-        if len(versions) > _MOST_VERSIONS:
-            raise OSError("too many versions for an index")
-        numbers = {version: number for number, version in enumerate(versions)}
-        entries = list(self._merged(numbers))
-        modified = journal.modified_at(self.end)
-        head, tail = _probes(journal, self.end)
-        counts = dict.fromkeys(versions, 0)
-        loose = 0
-        for entry in entries:
-            flags = entry[-2] | entry[-1] << 8
-            counts[versions[flags & ~_LOOSE]] += 1
-            loose += flags >= _LOOSE
-        header = _Header(
-            _FORMAT, sys.byteorder, self.end, head, tail, modified, len(entries), _page_count(len(entries)), versions,
-            counts, loose, self.latest, self.damaged,
-        )  # fmt: skip
-        _write_segment(path, header, entries)
+        news = {version: self._news(version) for version in set(self._rows) | set(self._loose)}
+        return Segment.write(path, journal, self._base, news, self.end, self.latest, self.damaged)
 
-    def _merged(self, numbers: dict[str, int]) -> Iterator[bytes]:
-        recent = sorted(self._recent_entries(numbers))
-        segment = self._segment
-        if segment is None:
-            yield from recent
-            return
-        hidden = self._hidden()
-        renumber = [numbers[version] for version in segment.header.versions]
-        old = (_renumbered(entry, renumber) for entry in segment.raw_entries() if entry[:16] not in hidden)
-        yield from heapq.merge(old, recent)
-
-    def _recent_entries(self, numbers: dict[str, int]) -> Iterator[bytes]:
-        pack, places = _ENTRY.pack, self._places
-        tables: Iterable[tuple[dict[str, dict[Any, int]], Callable[[str, Any], bytes], int]] = (
-            (self._rows, _hash, 0),
-            (self._loose, _loose_hash, _LOOSE),
+    def _news(self, version: str) -> News:
+        """What the file lacks of a version."""
+        places, first = self._places, self._based
+        rows, texts = self._rows.get(version, {}), self._loose.get(version, {})
+        keys = [key for key, row in rows.items() if row >= first]
+        fresh = [rows[key] for key in keys]
+        return News(
+            keys,
+            array("q", [places[2 * row] + row for row in fresh]),
+            array("q", [places[2 * row + 1] for row in fresh]),
+            [key for key, row in rows.items() if row < 0],
+            {text: places[2 * row] + row for text, row in texts.items() if row >= first},
+            [text for text, row in texts.items() if row < 0],
         )
-        for table, hashed, flag in tables:
-            for version, rows in table.items():
-                number = numbers[version] | flag
-                for key, row in rows.items():
-                    if row >= 0:
-                        yield pack(hashed(version, key), places[2 * row] + row, places[2 * row + 1], number)
+
+    def wrote(self, snapshot: Index, segment: Segment) -> None:
+        """The file holds now what the snapshot knew."""
+        self._base, self._based = segment, snapshot._known
 
 
 def spelled(line: bytes) -> tuple[str, Key, bool, bool]:
@@ -571,36 +406,6 @@ def spelled(line: bytes) -> tuple[str, Key, bool, bool]:
     head = _head(line, 0, len(line))
     int(head.input, 16)
     return head.version, key_from_json(head.key), head.forgotten, bool(head.crc)
-
-
-def file_state(path: Path, journal: Reader | None) -> Literal["sound", "stale", "missing", "damaged"]:
-    """What an index file is worth: stale is one of another journal, or of another state of this one.
-
-    Raises:
-        StoreError: the journal cannot be read.
-    """
-    if not os.path.lexists(path):
-        return "missing"
-    try:
-        fd = open_safely(path, os.O_RDONLY)
-    except OSError:
-        return "damaged"
-    try:
-        header = _read_header(fd)
-    except OSError:
-        header = None
-    finally:
-        os.close(fd)
-    if header is None:
-        return "damaged"
-    segment = None if journal is None else Segment.open(path, journal)
-    if segment is None:
-        return "stale"
-    try:
-        whole = sum(1 for _ in segment.raw_entries()) == segment.header.entries
-    except (IndexDamaged, OSError):
-        whole = False
-    return "sound" if whole else "damaged"
 
 
 def _head(block: bytes, start: int, stop: int) -> _Head:
@@ -628,46 +433,3 @@ def _abridged(block: bytes, start: int, stop: int) -> bytes:
     result = block.find(b',"result":', start, start + _LONG)
     after = block.rfind(b',"timestamp":"', stop - _LONG, stop)
     return block[start:result] + block[after:stop] if result > 0 and after > 0 else b""
-
-
-def _renumbered(entry: bytes, numbers: list[int]) -> bytes:
-    flags = entry[-2] | entry[-1] << 8
-    return entry[:-2] + (numbers[flags & ~_LOOSE] | flags & _LOOSE).to_bytes(2, "little")
-
-
-def _page_count(entries: int) -> int:
-    return 1 << max(0, (entries // 16).bit_length())
-
-
-def _write_segment(path: Path, header: _Header, entries: list[bytes]) -> None:
-    text = msgspec.json.encode(header)
-    if len(text) > _HEADER - 16 and header.damaged:
-        header.damaged = []  # they are found again by `check`
-        text = msgspec.json.encode(header)
-    if len(text) > _HEADER - 16:
-        raise OSError("too many versions for an index")
-    text = (text + b" %08x" % zlib.crc32(text)).ljust(_HEADER - 1) + b"\n"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(text)
-            file.write(_page_table(entries, header.pages, _salt(header)))
-            file.writelines(entries)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # Not synced: after a power cut its checksums tell, and it is built anew.
-
-
-def _page_table(entries: list[bytes], pages: int, salt: int) -> bytes:
-    shift = 128 - (pages.bit_length() - 1)
-    table, first = bytearray(), 0
-    for page in range(pages):
-        last = len(entries)
-        if page + 1 < pages:
-            last = bisect_left(entries, ((page + 1) << shift).to_bytes(16, "big"), lo=first)
-        table += _PAGE.pack(first, _checksum(salt ^ page, b"".join(entries[first:last])))
-        first = last
-    return bytes(table + _PAGE.pack(len(entries), 0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "key_from_json",
     "key_function",
     "key_json",
+    "keys_of_all",
     "plain_key",
     "short_digest",
 ]
@@ -185,6 +186,17 @@ def key_function(key: str | KeyFunction | None) -> KeyFunction:
             f"key is {quote(key)}, a {type(key).__name__}; give a function, a field's name, or None for the item itself"
         )
     return _checked_key(key)
+
+
+def keys_of_all(function: KeyFunction, items: Sequence[Any]) -> list[Key]:
+    """What a key function gives for each item; fewer where it raised StopIteration."""
+    if function is _own_key:
+        kinds = set(map(type, items))
+        if kinds == {str} and max(map(len, items)) <= _SURELY_SHORT:
+            return list(items)
+        if kinds == {int} and min(items) >= -_WORD and max(items) < _WORD:
+            return list(items)
+    return list(map(function, items))
 
 
 def _checked_key(function: KeyFunction) -> KeyFunction:

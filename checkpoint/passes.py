@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from itertools import islice
+from operator import eq
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from checkpoint.errors import (
@@ -32,7 +33,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Place
-from checkpoint.keys import Key, KeyFunction, item_digest
+from checkpoint.keys import Key, KeyFunction, item_digest, keys_of_all
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
@@ -212,16 +213,27 @@ class Pass:
         return not stands and self._store.unsaved.find(self._version, key) is None
 
     def _key_all(self) -> None:
-        key_of, keys, seen = self._key, self.keys, self._seen
-        simple = self._steady and self._on_change == "keep"
-        for place, item in enumerate(self.items):
-            key = key_of(place, item)
-            if not simple:
-                self._meet(key, place, item)
-                continue
-            keys.append(key)  # what `_meet` does, told flat: many items may be waited for
-            if seen.setdefault(key, place) != place:
-                self._refuse_unequal(key, place, item)
+        if self._steady and self._on_change == "keep":
+            self._key_at_once()
+        else:
+            for place, item in enumerate(self.items):
+                self._meet(self._key(place, item), place, item)
+
+    def _key_at_once(self) -> None:
+        """What the rest of `_key_all` comes to, at C speed where no item is unusual: many may be waited for."""
+        items: Any = self.items
+        try:
+            keys = keys_of_all(self._key_of, items)
+        except Exception:
+            keys = []
+        if len(keys) != len(items):  # which item it was is found one by one
+            keys = [self._key(place, item) for place, item in enumerate(items)]
+        self.keys, self._seen = keys, dict(zip(keys, range(len(keys)), strict=True))
+        if len(self._seen) < len(keys):
+            self._seen = {}
+            for place, key in enumerate(keys):
+                if self._seen.setdefault(key, place) != place:
+                    self._refuse_unequal(key, place, items[place])
 
     def _find_keyed(self) -> array[int]:
         """Where their results are; returns the digests of what these were computed from."""
@@ -232,15 +244,24 @@ class Pass:
     def _note_changes(self, digests: array[int]) -> None:
         """Which of the items that were keyed first differ from what their results were computed from."""
         stale = self._lineage is not None and bool(self._lineage.stale)
+        if not stale and self._steady and self._are_keys(self.items):
+            return
         for place, (item, offset, digest) in enumerate(zip(self.items, self._found, digests, strict=False)):
             key = self.keys[place]
             is_key = type(item) in _WORDS and type(item) is type(key) and item == key  # then it cannot have changed
             if offset >= 0 and (stale or (digest and not is_key)) and self._seen[key] == place:
                 self._note_change(key, item, Place(offset, digest))
 
+    def _are_keys(self, items: Any) -> bool:
+        """Whether each item is its own key: then it cannot have changed."""
+        types = {*map(type, items), *map(type, self.keys)}
+        return types <= _WORDS and all(map(eq, items, self.keys))
+
     def _undone(self) -> list[int]:
         """The places of those items that were keyed first and have no result, or are computed anew."""
         keys, redo = self.keys, self._redo
+        if not redo and -1 not in self._found:
+            return []
         if redo:
             return [place for place, offset in enumerate(self._found) if offset < 0 or keys[place] in redo]
         return [place for place, offset in enumerate(self._found) if offset < 0]
@@ -761,8 +782,9 @@ class Pass:
         version, results, errors = self._version, self._store.results, self._store.errors
         keys, made, failed = self.keys, self._made, self._failed
         if self._index_now()[0] == self._counted[0] and len(self._found) == len(keys):
-            places = self._found[:]
-            todo = [place for place, offset in enumerate(places) if offset < 0 or (made and keys[place] in made)]
+            places, todo = self._found[:], []
+            if made or -1 in places:
+                todo = [place for place, offset in enumerate(places) if offset < 0 or keys[place] in made]
         else:  # one-shot input; or the journal was opened anew
             places, todo = array("q", [-1]) * len(keys), list(range(len(keys)))
         offsets, _ = results.find_all(version, [keys[place] for place in todo])

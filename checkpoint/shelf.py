@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from checkpoint.errors import DamagedRecord, quote
-from checkpoint.index import Index, IndexDamaged, Place
+from checkpoint.index import Index, Place
 from checkpoint.journal import Journal, Reader, Record, fsync_directory
 from checkpoint.keys import Key, key_from_json
+from checkpoint.segment import IndexDamaged
 
 __all__ = ["Shelf", "index_path", "key_of"]
 
@@ -97,7 +98,7 @@ class Shelf:
     def recent_keys(self) -> list[Key] | None:
         """The keys of all records, where the index has them at hand."""
         index = self.index
-        at_hand = index.filed == (0, 0) and not index.has_loose
+        at_hand = not (index.reads_file or index.has_loose)
         return list(dict.fromkeys(index.keys_from(0))) if at_hand else None
 
     # learning
@@ -245,7 +246,7 @@ class Shelf:
             if held != (key if record.crc else str(key)):
                 raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
         except DamagedRecord:
-            if self.index.filed == (0, 0):
+            if not self.index.reads_file:
                 raise
             self._rebuilt()  # the index file may be of a journal that was edited since
             return self.read(version, key)
@@ -372,10 +373,13 @@ class Shelf:
         """Write the index file. It is only a cache: failing to write it is not an error."""
         with self._filing:  # a pass that ends and the thread that tends may both come here
             with self.lock:
-                snapshot, reader = self.index.snapshot(), self.journal.reader
+                index, reader = self.index, self.journal.reader
+                snapshot = index.snapshot()
             try:
                 if reader is not None:
-                    snapshot.write(self._index_path, reader)
+                    segment = snapshot.write(self._index_path, reader)
+                    if segment is not None:
+                        index.wrote(snapshot, segment)
                     if not reader.is_current():  # the journal was replaced meanwhile
                         self._index_path.unlink(missing_ok=True)
             except (IndexDamaged, OSError) as error:

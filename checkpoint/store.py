@@ -858,7 +858,8 @@ class Store:
         if owed:
             self._write_meta()
         for shelf in self._shelves:
-            shelf.write_index_if_worth(growth=0.5, rows=100_000, size=64 << 20)
+            # It is for whoever opens what a kill leaves behind: so much is read in the time that writing it would take.
+            shelf.write_index_if_worth(growth=0.5, rows=500_000, size=256 << 20)
         return True
 
     def _is_idle(self) -> bool:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoint.errors import StoreError, plural, quote
-from checkpoint.index import file_state
 from checkpoint.joined import allow_files
 from checkpoint.journal import Journal, Reader, is_whole, open_file, store_error
 from checkpoint.keys import Key
@@ -35,6 +34,7 @@ from checkpoint.places import (
     size_of,
     writer_of,
 )
+from checkpoint.segment import file_state
 from checkpoint.shards import Shard
 from checkpoint.shelf import Shelf, index_path
 from checkpoint.store import Store, forgetting, open_store

@@ -215,17 +215,29 @@ def put_index(content: bytes, journal: Path, data: bytes) -> None:
 
 
 def resealed(data: bytes) -> bytes:
-    """An index file with the right checksum in its header and of its pages."""
+    """An index file with the right checksums in its header, of its pages and of its runs."""
     text, _, _ = data[:4096].rstrip(b" \n").rpartition(b" ")
     header = (text + b" %08x" % zlib.crc32(text)).ljust(4095)[:4095] + b"\n"
     rest = bytearray(data[4096:])
+
+    def check(number: int, data: bytes) -> int:
+        return zlib.crc32(data, (salt ^ number) + 1 & 0xFFFFFFFF)
+
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, struct.error, RecursionError):
-        pages = json.loads(text)["pages"]
+        about = json.loads(text)
+        salt = zlib.crc32(repr(tuple(about[name] for name in ("covered", "tail", "modified", "entries"))).encode())
+        pages = about["pages"]
+        at = start = 12 * (pages + 1)
         for page in range(min(pages, 1000)):
-            (first, _), (last, _) = (struct.unpack_from("<QI", rest, 12 * at) for at in (page, page + 1))
-            start = 12 * (pages + 1)
-            entries = bytes(rest[start + 34 * first : start + 34 * last])
-            struct.pack_into("<I", rest, 12 * page + 8, zlib.crc32(entries, page + 1))
+            (first, _), (last, _) = (struct.unpack_from("<QI", rest, 12 * number) for number in (page, page + 1))
+            at = start + 34 * last
+            struct.pack_into("<I", rest, 12 * page + 8, check(page, bytes(rest[start + 34 * first : at])))
+        for number in range(min(about["runs"], 1000)):
+            head = bytes(rest[at : at + 10])
+            keys, size, _ = struct.unpack("<IIH", head)
+            end = at + 14 + size + 16 * keys
+            struct.pack_into("<I", rest, at + 10, check(number, head + bytes(rest[at + 14 : end])))
+            at = end
     return header + bytes(rest)
 
 

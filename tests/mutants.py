@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from checkpoint import index, journal, lock, upkeep
+from checkpoint import journal, lock, segment, upkeep
 from checkpoint.errors import StoreError
 from checkpoint.index import Index
 from checkpoint.journal import CRC_SIZE, Journal, Reader
@@ -408,7 +408,7 @@ def meta_believed(breaker: Breaker) -> None:
 @caught_by("test_index.py::test_an_index_of_a_journal_that_has_shrunk_is_not_believed")
 def index_of_any_journal(breaker: Breaker) -> None:
     """An index file is of the journal beside it."""
-    breaker.replace(index, "_is_of", lambda real: lambda header, reader: True)
+    breaker.replace(segment, "_is_of", lambda real: lambda header, reader: True)
 
 
 @caught_by(
@@ -417,7 +417,7 @@ def index_of_any_journal(breaker: Breaker) -> None:
 )
 def index_believed(breaker: Breaker) -> None:
     """A page of NULs is a page without entries."""
-    breaker.replace(index, "_checksum", lambda real: lambda page, data: 0)
+    breaker.replace(segment, "_checksum", lambda real: lambda page, data: 0)
 
 
 # --- several of them ------------------------------------------------------------------------------------------------

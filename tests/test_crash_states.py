@@ -41,8 +41,8 @@ from checkpoint import (
     UnencodableValue,
     checkpointed,
     clock,
-    index,
     journal,
+    segment,
     store,
 )
 from checkpoint.journal import Journal, is_whole, seal
@@ -756,7 +756,7 @@ def without_sync(patch: pytest.MonkeyPatch, name: str) -> None:
 
 def index_without_checksums(patch: pytest.MonkeyPatch) -> None:
     """Every page of an index that holds NULs is sound."""
-    patch.setattr(index, "_checksum", lambda page, data: 0)
+    patch.setattr(segment, "_checksum", lambda page, data: 0)
 
 
 def in_place(patch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import checkpoint
-from checkpoint import CheckpointError, index, journal
+from checkpoint import CheckpointError, journal, segment
 from checkpoint.index import Index
 from checkpoint.journal import Journal
 
@@ -112,8 +112,8 @@ def _flipped(line: bytes) -> bytes:
         (Journal, "repair", lambda self: b"", b"~1\n~0\n{torn", "a record is glued to a torn tail"),
         (Index, "forget", lambda self, version, key: None, b"~0\n~4\n", "what was forgotten is there"),
         (Index, "find", lambda self, version, key: None, b"~0\n", "an intact line is not found"),
-        (index, "_checksum", lambda page, data: 0, b"~0\n~1\n~Iw\xff\x19\x10\xff", "a flipped index is believed"),
-        (index, "_read_header", lambda fd: [].pop(), b"~0\n~Iw\xff", "an error that is no own one"),
+        (segment, "_checksum", lambda page, data: 0, b"~0\n~1\n~Iw\xff\x19\x10\xff", "a flipped index is believed"),
+        (segment, "_read_header", lambda fd: [].pop(), b"~0\n~Iw\xff", "an error that is no own one"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
 )

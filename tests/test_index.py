@@ -330,18 +330,19 @@ def test_an_index_answers_as_a_dict_does(
     assert reader is not None
     partly = Index()
     partly.scan(reader)
-    partly.write(file, reader)
-    path.write_bytes(b"".join(lines))
-    reader = Reader.open(path)
-    assert reader is not None
+    file_away(partly, file, reader)
+    with path.open("ab") as journal:
+        journal.write(b"".join(lines[filed:]))
     scanned, loaded = Index(), Index()
     scanned.scan(reader)
     loaded.load(file, reader)
-    loaded.scan(reader)
-    loaded.write(file, reader)
-    again = Index()
-    assert again.load(file, reader) == bool(rows)
-    for index in (learned, scanned, loaded, again):
+    for index, name in ((loaded, "loaded"), (partly, "onward")):
+        index.scan(reader)
+        file_away(index, tmp_path / name, reader)
+    again, onward = Index(), Index()
+    assert again.load(tmp_path / "loaded", reader) == bool(rows)
+    assert onward.load(tmp_path / "onward", reader) == bool(rows)
+    for index in (learned, scanned, loaded, partly, again, onward):
         for version, key, _, _ in rows:
             assert index.find(version, key) == model.get((version, key))
         assert index.find("", "absent") is None
@@ -349,7 +350,44 @@ def test_an_index_answers_as_a_dict_does(
             places = sorted(place for (held, _), (place, _) in model.items() if held == version)
             assert index.offsets(version) == places
             assert index.count(version) == len(places)
-    assert (scanned.latest, loaded.latest, again.latest) == (learned.latest,) * 3
+            held = [key for (of, key) in model if of == version]
+            for asked in (held, held[:2], [*held, *held], ["absent", *reversed(held), 1, True], [*held, "absent"]):
+                found = zip(*index.find_all(version, asked), strict=True)
+                assert list(found) == [model.get((version, key), (-1, 0)) for key in asked]
+    assert {index.latest for index in (scanned, loaded, partly, again, onward)} == {learned.latest}
+
+
+def file_away(index: Index, file: Path, reader: Reader) -> None:
+    """Write the file of an index as a shelf does."""
+    snapshot = index.snapshot()
+    segment = snapshot.write(file, reader)
+    if segment is not None:
+        index.wrote(snapshot, segment)
+
+
+def test_the_index_of_a_long_run_is_not_written_again_and_again(make: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written once it lacks half of what it holds: the work that goes into it is in proportion to the run's."""
+    runner = make()
+    shelf = runner.records.store.results
+    written: list[int] = []
+    write = shelf.write_index
+
+    def counted() -> None:
+        written.append(shelf.index.end)
+        write()
+
+    monkeypatch.setattr(shelf, "write_index", counted)
+    for key in range(500):
+        runner.save_result(key, key)
+        shelf.write_index_if_worth(growth=0.5, rows=20, size=1 << 30)
+    assert 5 <= len(written) <= 10, written
+    assert shelf.index.filed[0] == pytest.approx(500, rel=0.34)
+    size = shelf.index.end
+    runner.close()
+    runner = make()
+    shelf = runner.records.store.results
+    assert shelf.index.filed[1] == written[-1] <= size
+    assert [runner.get_result(key) for key in range(500)] == list(range(500))
 
 
 def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_path: Path) -> None:
@@ -365,6 +403,23 @@ def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_pat
     runner.records.store.results.write_index()
     runner.close()
     assert make().get_result(1) == "by hand"
+
+
+def test_a_run_that_is_hidden_by_a_flipped_bit_is_missed(tmp_path: Path) -> None:
+    """The number of its version is read before its checksum is: what is left out is noticed all the same."""
+    with CheckpointedRunner("j", tmp_path, version="other") as runner:
+        runner.save_result("x", 1)
+    fill(tmp_path, version="this")
+    data = index_of(tmp_path).read_bytes()
+    keys = data.index(b"[0,1,2,")
+    changed = bytearray(data)
+    changed[keys - 6] ^= 1
+    index_of(tmp_path).write_bytes(changed)
+    with CheckpointedRunner("j", tmp_path, version="this") as runner:
+        shelf = runner.records.store.results
+        assert shelf.index.reads_file
+        assert -1 not in shelf.find_all(runner.records.version, KEYS)[0]
+        assert not shelf.index.reads_file, "it was read anew"
 
 
 @pytest.mark.parametrize("written_by_hand", [False, True])

@@ -1,0 +1,472 @@
+"""The file of an index: places of records by key, for any number of keys, and no more of it is read than is asked for.
+
+The promise: what is read is what was written, or `IndexDamaged`: every page and run carries a checksum; and a file that
+is not of the journal beside it, or of another state of it, is not opened.
+
+34-byte *entries*, sorted by a 128-bit hash of (version, key), stand in pages of about 16, behind a table of where each
+page starts: a key is found by two reads. Behind them stand the keys themselves, in *runs*, in the order in which they
+came: who asks for many reads these in turn, and hashes none.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import zlib
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from hashlib import blake2b
+from itertools import compress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from checkpoint.journal import Reader, open_safely
+from checkpoint.keys import Key, identity, key_from_json, key_json
+
+__all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "loose_hash"]
+
+_FORMAT = 3
+_HEADER = 4096
+_ENTRY = struct.Struct("<16sqqH")  # hash, offset, input digest, version number (and _LOOSE)
+_PAGE = struct.Struct("<QI")  # first entry, checksum of the page
+_RUN = struct.Struct("<IIH")  # of a run: how many keys, bytes of their JSON, version number; and its checksum:
+_CHECK = struct.Struct("<I")
+_RUN_KEYS = 4096
+_LOOSE = 0x8000
+_PROBE = 64
+_MOST_VERSIONS = 80  # that the header has room for
+
+
+class IndexDamaged(Exception):
+    """The index file is not what was written; internal: the store rebuilds it."""
+
+
+class _Header(msgspec.Struct):
+    format: int
+    byteorder: str
+    covered: int  # bytes of the journal that the entries stand for
+    head: str  # the journal's first bytes, in hex, and
+    tail: str  # the last covered ones: another journal has others
+    modified: int  # when the journal was, in nanoseconds, where it ended there: what is edited in place may look alike
+    entries: int
+    pages: int
+    runs: int
+    versions: list[str]
+    counts: dict[str, int]  # live records by version
+    loose: int
+    latest: str
+    damaged: list[tuple[int, str]]
+
+
+def hash_of(version: str, key: Key) -> bytes:
+    """What stands for a key of a version, in the index of any journal."""
+    return blake2b(identity(key), digest_size=16, key=version.encode()).digest()
+
+
+def loose_hash(version: str, text: str) -> bytes:
+    """What stands for any key of equal str(), which a line without checksum is of."""
+    return blake2b(b"L" + text.encode("utf-8", "surrogatepass"), digest_size=16, key=version.encode()).digest()
+
+
+class _Run(NamedTuple):
+    """Some keys of one version, in the order in which they came, and where their records are."""
+
+    version: int
+    size: int  # how many
+    text: bytes  # the keys, as a JSON array
+    places: bytes  # all offsets, then all digests
+
+    def keys(self) -> list[Key]:
+        try:
+            return [key if type(key) in _SCALARS else key_from_json(key) for key in _decode(self.text)]
+        except (ValueError, RecursionError):
+            raise IndexDamaged from None
+
+    def offsets(self) -> array[int]:
+        return array("q", self.places[: 8 * self.size])
+
+    def digests(self) -> array[int]:
+        return array("q", self.places[8 * self.size :])
+
+
+def _run_of(version: int, keys: list[Key], offsets: array[int], digests: array[int]) -> _Run:
+    return _Run(version, len(keys), _spelled_all(keys), offsets.tobytes() + digests.tobytes())
+
+
+def _spelled_all(keys: list[Key]) -> bytes:
+    if _EXACT.issuperset(map(type, keys)):
+        try:
+            return _encode(keys)
+        except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
+            pass
+    return b"[%b]" % b",".join(map(key_json, keys))
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+_EXACT = frozenset({str, int, bool, type(None)})
+_SCALARS = _EXACT | {float}
+
+
+class News(NamedTuple):
+    """What became of a version since the file was written.
+
+    Attributes:
+        keys: those that have a new record.
+        offsets, digests: where each begins, and the digest of its item.
+        forgotten: keys that have none any more.
+        texts: the str() of keys on lines without checksum, and where these begin.
+        replaced: those of which such a line counts no more.
+    """
+
+    keys: list[Key]
+    offsets: array[int]
+    digests: array[int]
+    forgotten: list[Key]
+    texts: dict[str, int]
+    replaced: list[str]
+
+
+class Segment:
+    """The index file, open."""
+
+    def __init__(self, fd: int, header: _Header) -> None:
+        self._fd = fd
+        self.header = header
+        self._entries_at = _HEADER + (header.pages + 1) * _PAGE.size
+        self._shift = 128 - (header.pages.bit_length() - 1)
+        self._salt = _salt(header)
+
+    @classmethod
+    def open(cls, path: Path, journal: Reader) -> Segment | None:
+        """The segment at `path` if it is sound and is of this journal; else None."""
+        try:
+            fd = open_safely(path, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            header = _read_header(fd)
+            if header is not None and _is_of(header, journal):
+                return cls(fd, header)
+        except OSError:
+            pass
+        os.close(fd)
+        return None
+
+    @classmethod
+    def write(
+        cls, path: Path, journal: Reader, base: Segment | None, news: dict[str, News],
+        covered: int, latest: str, damaged: list[tuple[int, str]],
+    ) -> Segment | None:  # fmt: skip
+        """Replace the file at `path` by what `base` holds and the news; readers of the old one go on reading it.
+
+        Args:
+            path: the file.
+            journal: what it is of; the first so many bytes (`covered`) of it.
+            base: the one before.
+            news: by version.
+            covered: as said.
+            latest: the version of the last record.
+            damaged: (offset, why) of lines that could not be read.
+
+        Returns the new one; None where it is not found to be sound.
+
+        Raises:
+            OSError: it could not be written; nothing changed.
+            IndexDamaged: the base is; nothing changed.
+        """
+        versions = sorted({*news, *(base.header.versions if base is not None else ())})
+        if len(versions) > _MOST_VERSIONS:
+            raise OSError("too many versions for an index")
+        numbers = {version: number for number, version in enumerate(versions)}
+        fresh = sorted(entry for version, new in news.items() for entry in _entries_of(numbers[version], version, new))
+        runs = [run for version, new in news.items() for run in _runs_of(numbers[version], new)]
+        entries = fresh
+        if base is not None:
+            kept = base._kept(numbers, {entry[:16] for entry in fresh}.union(_gone(news)))
+            is_all = len(kept) == base.header.entries
+            runs = [*base._kept_runs(numbers, {} if is_all else news), *runs]
+            entries = sorted(kept + fresh)  # two runs that are sorted: merging these takes no search
+        counts, loose = dict.fromkeys(versions, 0), 0
+        for flags, count in Counter([entry[-2:] for entry in entries]).items():
+            number = int.from_bytes(flags, "little")
+            counts[versions[number & ~_LOOSE]] += count
+            loose += count if number & _LOOSE else 0
+        head, tail = _probes(journal, covered)
+        header = _Header(
+            _FORMAT, sys.byteorder, covered, head, tail, journal.modified_at(covered), len(entries),
+            _page_count(len(entries)), len(runs), versions, counts, loose, latest, damaged,
+        )  # fmt: skip
+        _write_file(path, header, entries, runs)
+        written = cls.open(path, journal)
+        return written if written is not None and written.header.covered == covered else None
+
+    def _kept(self, numbers: dict[str, int], hidden: set[bytes]) -> list[bytes]:
+        """The entries that still count, under other version numbers."""
+        renumber = [numbers[version] for version in self.header.versions]
+        kept = [entry for entry in self._raw_entries() if entry[:16] not in hidden]
+        return kept if renumber == list(range(len(renumber))) else [_renumbered(entry, renumber) for entry in kept]
+
+    def _kept_runs(self, numbers: dict[str, int], news: dict[str, News]) -> Iterator[_Run]:
+        """What still counts of the runs."""
+        gone = {version: {*new.keys, *new.forgotten} for version, new in news.items()}
+        for run in self._runs():
+            version = self.header.versions[run.version]
+            if gone.get(version) and not gone[version].isdisjoint(keys := run.keys()):
+                stays = [key not in gone[version] for key in keys]
+                offsets, digests = (array("q", compress(all_, stays)) for all_ in (run.offsets(), run.digests()))
+                run = _run_of(run.version, list(compress(keys, stays)), offsets, digests)
+            yield run._replace(version=numbers[version])
+
+    def is_whole(self) -> bool:
+        """Whether everything in it can be read."""
+        exact = self.header.entries - self.header.loose
+        try:
+            entries = sum(1 for _ in self._raw_entries())
+            return (entries, sum(len(run.keys()) for run in self._runs())) == (self.header.entries, exact)
+        except (IndexDamaged, OSError):
+            return False
+
+    def entries(self, version: str) -> Iterator[tuple[bytes, int, bool]]:
+        """(hash, offset, whether its line has no checksum) of each record of a version, in the order of hashes."""
+        number = self.header.versions.index(version)
+        for entry in self._raw_entries():
+            digest, offset, _, flags = _ENTRY.unpack(entry)
+            if flags & ~_LOOSE == number:
+                yield digest, offset, bool(flags & _LOOSE)
+
+    def find(self, digest: bytes) -> tuple[int, int, int] | None:
+        """(offset, input digest, version number) of an entry."""
+        data = self._page(int.from_bytes(digest, "big") >> self._shift)
+        at = data.find(digest)
+        while at % _ENTRY.size and at >= 0:
+            at = data.find(digest, at + 1)
+        return None if at < 0 else _ENTRY.unpack_from(data, at)[1:]
+
+    def _page(self, page: int) -> bytes:
+        where = os.pread(self._fd, 2 * _PAGE.size, _HEADER + page * _PAGE.size) if _HAS_PREAD else b""
+        if len(where) != 2 * _PAGE.size:
+            raise IndexDamaged
+        first, check = _PAGE.unpack_from(where)
+        last, _ = _PAGE.unpack_from(where, _PAGE.size)
+        size = (last - first) * _ENTRY.size
+        if not 0 <= size <= self.header.entries * _ENTRY.size:
+            raise IndexDamaged
+        data = os.pread(self._fd, size, self._entries_at + first * _ENTRY.size)
+        if _checksum(self._salt ^ page, data) != check:
+            raise IndexDamaged
+        return data
+
+    def find_all(self, digests: list[bytes]) -> dict[bytes, tuple[int, int]]:
+        """(offset, input digest) of those entries that there are: each page is read and checked once."""
+        found: dict[bytes, tuple[int, int]] = {}
+        page, data = -1, b""
+        for digest in sorted(digests):
+            wanted = int.from_bytes(digest, "big") >> self._shift
+            if wanted != page:
+                page, data = wanted, self._page(wanted)
+            at = data.find(digest)
+            while at % _ENTRY.size and at >= 0:
+                at = data.find(digest, at + 1)
+            if at >= 0:
+                found[digest] = _ENTRY.unpack_from(data, at)[1:3]
+        return found
+
+    def _raw_entries(self) -> Iterator[bytes]:
+        """Every entry, in the order of hashes."""
+        for page in range(self.header.pages):
+            data = self._page(page)
+            for at in range(0, len(data), _ENTRY.size):
+                yield data[at : at + _ENTRY.size]
+
+    def _runs(self, version: int | None = None) -> Iterator[_Run]:
+        """The keys and where they are; of one version, or of all."""
+        at, size = self._entries_at + self.header.entries * _ENTRY.size, os.fstat(self._fd).st_size
+        for number in range(self.header.runs):
+            head = os.pread(self._fd, _RUN.size + _CHECK.size, at)
+            if len(head) != _RUN.size + _CHECK.size:
+                raise IndexDamaged
+            (keys, length, of), (check,) = _RUN.unpack_from(head), _CHECK.unpack_from(head, _RUN.size)
+            at += len(head)
+            if at + length + 16 * keys > size or of >= len(self.header.versions):
+                raise IndexDamaged
+            if version is None or of == version:
+                data = os.pread(self._fd, length + 16 * keys, at)
+                if _checksum(self._salt ^ number, head[: _RUN.size] + data) != check:
+                    raise IndexDamaged
+                yield _Run(of, keys, data[:length], data[length:])
+            at += length + 16 * keys
+
+    def place_all(self, version: str, keys: list[Key], others: list[int], found: tuple[array[int], array[int]]) -> None:
+        """Fill in where those of the keys are that stand at the places `others`: (offsets, digests) of all of them."""
+        offsets, digests = found
+        first: dict[Key, int] = {}
+        in_turn = len(others) == len(keys)
+        at = count = 0
+        for run in self._runs(self.header.versions.index(version)):
+            count += run.size
+            if in_turn and _is_next(keys, at, run):
+                offsets[at : at + run.size], digests[at : at + run.size] = run.offsets(), run.digests()
+                at += run.size
+                continue
+            first = first or {keys[place]: place for place in reversed(others)}
+            for place, offset, digest in zip(map(first.get, run.keys()), run.offsets(), run.digests(), strict=True):
+                if place is not None:
+                    offsets[place], digests[place] = offset, digest
+        if count != self.header.counts[version]:
+            raise IndexDamaged  # a run's version number is not what it was
+        if at < len(keys):
+            first = first or {keys[place]: place for place in reversed(others)}
+            for place in others if len(first) < len(others) else ():  # equal keys: the first of them was found
+                offsets[place], digests[place] = offsets[first[keys[place]]], digests[first[keys[place]]]
+
+    def __del__(self) -> None:
+        os.close(self._fd)  # who looks up and who writes may share a segment: the last one closes it
+
+
+def _is_next(keys: list[Key], at: int, run: _Run) -> bool:
+    """Whether the keys from `at` on are those of the run: a pass is often over what the one before was over."""
+    if at >= len(keys) or b"null" in run.text:  # which an infinity would be spelled as
+        return False
+    try:
+        return _encode(keys[at : at + run.size]) == run.text
+    except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
+        return False
+
+
+_HAS_PREAD = hasattr(os, "pread")  # where it is missing (Windows) the journal is read anew each time
+
+
+def _checksum(page: int, data: bytes) -> int:
+    return zlib.crc32(data, page + 1 & 0xFFFFFFFF)  # hardly 0 for an empty page: zeros are what a power cut leaves
+
+
+def _salt(header: _Header) -> int:
+    """What pages of this file have, and those of the one before, which a power cut may leave in it, have not."""
+    made_of = (header.covered, header.tail, header.modified, header.entries)
+    return zlib.crc32(repr(made_of).encode())
+
+
+def _read_header(fd: int) -> _Header | None:
+    data = os.read(fd, _HEADER)
+    text, _, check = data.rstrip(b" \n").rpartition(b" ")
+    if len(data) != _HEADER or check != b"%08x" % zlib.crc32(text) or not _HAS_PREAD:
+        return None
+    try:
+        header = msgspec.json.decode(text, type=_Header)
+    except (ValueError, RecursionError):
+        return None
+    return header if (header.format, header.byteorder) == (_FORMAT, sys.byteorder) else None
+
+
+def _probes(journal: Reader, covered: int) -> tuple[str, str]:
+    tail = journal.pread(_PROBE, max(0, covered - _PROBE))[:covered]
+    return journal.pread(min(_PROBE, covered), 0).hex(), tail.hex()
+
+
+def _is_of(header: _Header, journal: Reader) -> bool:
+    if not 0 < header.covered <= journal.size():
+        return False
+    if header.modified and journal.modified_at(header.covered) not in (0, header.modified):
+        return False
+    head = journal.pread(len(header.head) // 2, 0)
+    size = len(header.tail) // 2
+    return (head.hex(), journal.pread(size, header.covered - size).hex()) == (header.head, header.tail)
+
+
+def file_state(path: Path, journal: Reader | None) -> Literal["sound", "stale", "missing", "damaged"]:
+    """What an index file is worth: stale is one of another journal, or of another state of this one.
+
+    Raises:
+        StoreError: the journal cannot be read.
+    """
+    if not os.path.lexists(path):
+        return "missing"
+    try:
+        fd = open_safely(path, os.O_RDONLY)
+    except OSError:
+        return "damaged"
+    try:
+        header = _read_header(fd)
+    except OSError:
+        header = None
+    finally:
+        os.close(fd)
+    if header is None:
+        return "damaged"
+    segment = None if journal is None else Segment.open(path, journal)
+    if segment is None:
+        return "stale"
+    return "sound" if segment.is_whole() else "damaged"
+
+
+def _entries_of(number: int, version: str, new: News) -> Iterator[bytes]:
+    pack = _ENTRY.pack
+    for key, offset, digest in zip(new.keys, new.offsets, new.digests, strict=True):
+        yield pack(hash_of(version, key), offset, digest, number)
+    for text, offset in new.texts.items():
+        yield pack(loose_hash(version, text), offset, 0, number | _LOOSE)
+
+
+def _runs_of(number: int, new: News) -> Iterator[_Run]:
+    for at in range(0, len(new.keys), _RUN_KEYS):
+        part = slice(at, at + _RUN_KEYS)
+        yield _run_of(number, new.keys[part], new.offsets[part], new.digests[part])
+
+
+def _gone(news: dict[str, News]) -> Iterator[bytes]:
+    for version, new in news.items():
+        yield from (hash_of(version, key) for key in new.forgotten)
+        yield from (loose_hash(version, text) for text in new.replaced)
+
+
+def _renumbered(entry: bytes, numbers: list[int]) -> bytes:
+    flags = entry[-2] | entry[-1] << 8
+    return entry[:-2] + (numbers[flags & ~_LOOSE] | flags & _LOOSE).to_bytes(2, "little")
+
+
+def _page_count(entries: int) -> int:
+    return 1 << max(0, (entries // 16).bit_length())
+
+
+def _write_file(path: Path, header: _Header, entries: list[bytes], runs: list[_Run]) -> None:
+    text = msgspec.json.encode(header)
+    if len(text) > _HEADER - 16 and header.damaged:
+        header.damaged = []  # they are found again by `check`
+        text = msgspec.json.encode(header)
+    if len(text) > _HEADER - 16:
+        raise OSError("too many versions for an index")
+    text = (text + b" %08x" % zlib.crc32(text)).ljust(_HEADER - 1) + b"\n"
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(text)
+            file.write(_page_table(entries, header.pages, _salt(header)))
+            file.writelines(entries)
+            for number, run in enumerate(runs):
+                head = _RUN.pack(run.size, len(run.text), run.version)
+                data = run.text + run.places
+                file.write(head + _CHECK.pack(_checksum(_salt(header) ^ number, head + data)) + data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # Not synced: after a power cut its checksums tell, and it is built anew.
+
+
+def _page_table(entries: list[bytes], pages: int, salt: int) -> bytes:
+    shift = 128 - (pages.bit_length() - 1)
+    table, first = bytearray(), 0
+    for page in range(pages):
+        last = len(entries)
+        if page + 1 < pages:
+            last = bisect_left(entries, ((page + 1) << shift).to_bytes(16, "big"), lo=first)
+        table += _PAGE.pack(first, _checksum(salt ^ page, b"".join(entries[first:last])))
+        first = last
+    return bytes(table + _PAGE.pack(len(entries), 0))
