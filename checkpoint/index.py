@@ -22,7 +22,7 @@ import msgspec
 
 from checkpoint.journal import CRC_SIZE, Reader, is_whole, parse
 from checkpoint.keys import Key, key_from_json
-from checkpoint.segment import News, Segment, hash_of, loose_hash
+from checkpoint.segment import News, Segment, hash_of, hashes_of, loose_hash
 
 __all__ = ["Index", "Place", "spelled"]
 
@@ -130,7 +130,7 @@ class Index:
             if len(others) * _MANY >= stored:
                 segment.place_all(version, keys, others, (offsets, digests))
                 return offsets, digests
-            hashes = [hash_of(version, keys[place]) for place in others]
+            hashes = list(hashes_of(version, [keys[place] for place in others]))
             filed = segment.find_all(hashes)
             for place, digest in zip(others, hashes, strict=True):
                 offsets[place], digests[place] = filed.get(digest, (-1, 0))
@@ -174,7 +174,7 @@ class Index:
 
     def _hidden(self) -> set[bytes]:
         """Hashes of segment entries that recent records replace."""
-        hidden = {hash_of(version, key) for version, rows in self._rows.items() for key in rows}
+        hidden = {digest for version, rows in self._rows.items() for digest in hashes_of(version, rows)}
         hidden.update(loose_hash(version, text) for version, rows in self._loose.items() for text in rows)
         return hidden
 
@@ -183,7 +183,7 @@ class Index:
         count = sum(row >= 0 for table in (self._rows, self._loose) for row in table.get(version, {}).values())
         segment = self._segment
         if segment is not None and (before := segment.header.counts.get(version, 0)):
-            replaced = [hash_of(version, key) for key in self._rows.get(version, ())]
+            replaced = list(hashes_of(version, self._rows.get(version, ())))
             replaced += [loose_hash(version, text) for text in self._loose.get(version, ())]
             count += before - len(segment.find_all(replaced))
         return count

@@ -17,9 +17,9 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from itertools import compress
+from itertools import compress, repeat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,7 @@ import msgspec
 from checkpoint.journal import Reader, open_safely
 from checkpoint.keys import Key, identity, key_from_json, key_json
 
-__all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "loose_hash"]
+__all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_of", "loose_hash"]
 
 _FORMAT = 3
 _HEADER = 4096
@@ -66,6 +66,15 @@ class _Header(msgspec.Struct):
 def hash_of(version: str, key: Key) -> bytes:
     """What stands for a key of a version, in the index of any journal."""
     return blake2b(identity(key), digest_size=16, key=version.encode()).digest()
+
+
+def hashes_of(version: str, keys: Iterable[Key]) -> Iterator[bytes]:
+    """`hash_of` of each, in half the time."""
+    copy = blake2b(digest_size=16, key=version.encode()).copy
+    for key in keys:
+        made = copy()
+        made.update(identity(key))
+        yield made.digest()
 
 
 def loose_hash(version: str, text: str) -> bytes:
@@ -407,8 +416,8 @@ def file_state(path: Path, journal: Reader | None) -> Literal["sound", "stale", 
 
 def _entries_of(number: int, version: str, new: News) -> Iterator[bytes]:
     pack = _ENTRY.pack
-    for key, offset, digest in zip(new.keys, new.offsets, new.digests, strict=True):
-        yield pack(hash_of(version, key), offset, digest, number)
+    for place in zip(hashes_of(version, new.keys), new.offsets, new.digests, repeat(number)):  # endless
+        yield pack(*place)
     for text, offset in new.texts.items():
         yield pack(loose_hash(version, text), offset, 0, number | _LOOSE)
 
@@ -421,7 +430,7 @@ def _runs_of(number: int, new: News) -> Iterator[_Run]:
 
 def _gone(news: dict[str, News]) -> Iterator[bytes]:
     for version, new in news.items():
-        yield from (hash_of(version, key) for key in new.forgotten)
+        yield from hashes_of(version, new.forgotten)
         yield from (loose_hash(version, text) for text in new.replaced)
 
 
