@@ -35,7 +35,8 @@ class Desk(Protocol):
     Attributes:
         name: the checkpoint's.
         items: what is drawn from.
-        in_memory: whether the items are all there already, so that drawing ahead keeps nothing more alive.
+        in_memory: whether the items are all there already, so that drawing ahead keeps nothing more alive; where it
+            `is_watched` not, `admit_next` draws and admits several.
         is_watched: whether who draws must look each time something was settled: for outcomes, or for equal items.
         is_crowded: whether so many items wait for their equals that no more are to be drawn.
         waits_for_medium: whether `settle` returns only once what it saved is on the medium.
@@ -61,6 +62,8 @@ class Desk(Protocol):
     def verdict(self) -> str | None: ...
 
     def admit(self, item: Any) -> Unit | None: ...
+
+    def admit_next(self, most: int) -> list[Unit] | None: ...
 
     def settle(self, finished: list[Done]) -> None: ...
 
@@ -260,20 +263,20 @@ class Coordinator:
     # by who draws
 
     @property
-    def has_room(self) -> bool:
-        """Whether more may be drawn."""
-        return self._has_room(self._ahead)
+    def room(self) -> int:
+        """How many more may be drawn, if any."""
+        return self._room(self._ahead)
 
-    def _has_room(self, ahead: int) -> bool:
+    def _room(self, ahead: int) -> int:
         most = self._slots * self._chunksize
-        return self._schedule.has_room(most if self._running < self._slots else most - 1, ahead)
+        return self._schedule.room(most if self._running < self._slots else most - 1, ahead)
 
     @property
     def wants_drawer(self) -> bool:
         """Whether there is something to do for who draws, when something was settled."""
         if self._desk.is_watched or self.stopped or self._under_way == 0:
             return True
-        return not self._all_drawn and self._has_room(self._ahead // 2)
+        return not self._all_drawn and self._room(self._ahead // 2) > 0
 
     @property
     def is_done(self) -> bool:
@@ -285,14 +288,12 @@ class Coordinator:
         """Whether nothing runs, and nothing waits for the store."""
         return self._running == 0 and not self.waits
 
-    def add(self, unit: Unit) -> None:
-        """One more unit is to be called."""
+    def add(self, units: list[Unit]) -> None:
+        """These are to be called, too."""
         with self._lock:
-            self._under_way += 1
-            if self._batches.size == 1:
-                self._schedule.add(Attempt([unit]))
-            else:
-                for attempt in self._batches.add(unit):
+            self._under_way += len(units)
+            for unit in units:
+                for attempt in [Attempt([unit])] if self._batches.size == 1 else self._batches.add(unit):
                     self._schedule.add(attempt)
             if self._running < self._slots:
                 self._start()
@@ -394,7 +395,7 @@ class Coordinator:
         """Have settled what finished, and start what may start."""
         try:
             with self._lock:
-                finished = [done for task, answers in reports for done in self._judged(task, answers)]
+                finished = self._all_judged(reports)
             if self.waits:
                 self._late += finished
             elif finished:
@@ -419,6 +420,18 @@ class Coordinator:
         if self._desk.verdict is not None:
             self.stopped = True
         self._start()
+
+    def _all_judged(self, reports: list[tuple[Task, Any]]) -> list[Done]:
+        """What is to be settled; a single call that returned is told flat, since this is the per-item path."""
+        finished: list[Done] = []
+        for task, answers in reports:
+            if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
+                attempt, (value, elapsed) = task[0], answers[0]
+                self._schedule.succeeded()
+                finished.append(Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1)))
+            else:
+                finished += self._judged(task, answers)
+        return finished
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         try:

@@ -24,7 +24,7 @@ from checkpoint.calls import Answer, Call, Fatal, failed
 from checkpoint.coordinator import Batches, Coordinator, Desk, Judge, Spread, Workers
 from checkpoint.errors import StoreError, quote
 from checkpoint.interrupts import Interrupts
-from checkpoint.outcomes import Done, Success
+from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
 from checkpoint.workers import Report, Task, Tasks, inputs_of
 
@@ -73,7 +73,7 @@ def _scheduled(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupt
     more = True
     while desk.verdict is None and not interrupts.asked:
         attempt, answers = _take(schedule)
-        if attempt is None and more and schedule.has_room(1):
+        if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
             more = item is not _END
             unit = desk.admit(item) if more else None
@@ -127,16 +127,13 @@ def _draw(desk: Desk, coordinator: Coordinator, interrupts: Interrupts) -> Itera
     def goes_on() -> bool:
         return not (coordinator.stopped or interrupts.asked)
 
-    watched = desk.is_watched
-    for drawn, item in enumerate(desk.items, 1):
-        unit = desk.admit(item)
-        if unit is not None:
-            coordinator.add(unit)
-        if drawn % _UNSEEN == 0:
-            yield None
-        elif watched:
-            yield False
-        while (desk.is_crowded or not coordinator.has_room) and goes_on():
+    units_of = _several if desk.in_memory and not desk.is_watched else _one_by_one
+    for units, others in units_of(desk, coordinator):
+        if units:
+            coordinator.add(units)
+        if others is not False or desk.is_watched:
+            yield others
+        while (desk.is_crowded or coordinator.room <= 0) and goes_on():
             yield True
         if not goes_on():
             break
@@ -147,6 +144,19 @@ def _draw(desk: Desk, coordinator: Coordinator, interrupts: Interrupts) -> Itera
     coordinator.stop()
     while not coordinator.is_quiet:
         yield True
+
+
+def _one_by_one(desk: Desk, _: Coordinator) -> Iterator[tuple[list[Unit], bool | None]]:
+    """What was drawn and admitted, and whether others may have a turn (None) or not (False)."""
+    for drawn, item in enumerate(desk.items, 1):
+        unit = desk.admit(item)
+        yield [] if unit is None else [unit], False if drawn % _UNSEEN else None
+
+
+def _several(desk: Desk, coordinator: Coordinator) -> Iterator[tuple[list[Unit], None]]:
+    """The same for items in memory: as many at a time as there is room for."""
+    while (units := desk.admit_next(min(max(coordinator.room, 1), _UNSEEN))) is not None:
+        yield units, None
 
 
 def _raise_why(coordinator: Coordinator, interrupts: Interrupts) -> None:

@@ -14,7 +14,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from operator import attrgetter
+from operator import attrgetter, countOf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,7 +180,8 @@ class Index:
 
     def count(self, version: str) -> int:
         """How many live records the version has."""
-        count = sum(row >= 0 for table in (self._rows, self._loose) for row in table.get(version, {}).values())
+        tables: list[dict[Any, int]] = [self._rows.get(version, {}), self._loose.get(version, {})]
+        count = sum(len(rows) - countOf(rows.values(), -1) for rows in tables)
         segment = self._segment
         if segment is not None and (before := segment.header.counts.get(version, 0)):
             replaced = list(hashes_of(version, self._rows.get(version, ())))
@@ -249,6 +250,22 @@ class Index:
         self.latest = version
         if self.has_loose:
             self._loose.setdefault(version, {})[str(key)] = -1
+
+    def add_all(self, version: str, keys: list[Key], offset: int, sizes: list[int], digests: list[int]) -> None:
+        """Records were appended, one behind the other from `offset` on."""
+        if self.has_loose:
+            for key, size, digest in zip(keys, sizes, digests, strict=True):
+                self.add(version, key, offset, digest)
+                offset += size
+            return
+        rows, places = self._rows.setdefault(version, {}), self._places
+        row = len(places) // 2
+        for key, size, digest in zip(keys, sizes, digests, strict=True):  # what `add` does
+            places.extend((offset - row, digest))
+            rows[key] = row
+            row += 1
+            offset += size
+        self.latest = version
 
     def forget(self, version: str, key: Key) -> None:
         """The key has no record under the version from now on."""
@@ -382,12 +399,12 @@ class Index:
         places, first = self._places, self._based
         rows, texts = self._rows.get(version, {}), self._loose.get(version, {})
         keys = [key for key, row in rows.items() if row >= first]
-        fresh = [rows[key] for key in keys]
+        fresh = [row for row in rows.values() if row >= first]
         return News(
             keys,
             array("q", [places[2 * row] + row for row in fresh]),
             array("q", [places[2 * row + 1] for row in fresh]),
-            [key for key, row in rows.items() if row < 0],
+            [key for key, row in rows.items() if row < 0] if -1 in rows.values() else [],
             {text: places[2 * row] + row for text, row in texts.items() if row >= first},
             [text for text, row in texts.items() if row < 0],
         )

@@ -23,6 +23,7 @@ __all__ = [
     "digest_of",
     "identity",
     "item_digest",
+    "item_digests",
     "key_from_json",
     "key_function",
     "key_json",
@@ -42,6 +43,7 @@ _MOST_DIGITS = 4300  # Python's own limit for int <-> str
 _codec = Codec()
 _encode = msgspec.json.Encoder().encode
 _exact = frozenset({str, int, bool, type(None)})
+_WORDS = frozenset({str, int})
 
 
 def plain_key(key: Any, depth: int = 0) -> Key:
@@ -158,7 +160,7 @@ def short_digest(value: Any, what: str) -> str:
 
 def item_digest(item: Any) -> int:
     """The digest of an item's content, or 0 where it is not JSON-like; a numpy scalar counts as what it holds."""
-    if type(item) is str or type(item) is int:  # their canonical spelling is their JSON
+    if type(item) in _WORDS:  # their canonical spelling is their JSON
         try:
             return digest_of(_encode(item))
         except (UnicodeEncodeError, OverflowError, ValueError):
@@ -167,6 +169,16 @@ def item_digest(item: Any) -> int:
     if data is None and (held := _held(item)) is not item:
         data = canonical(held)
     return 0 if data is None else digest_of(data)
+
+
+def item_digests(items: Sequence[Any]) -> list[int]:
+    """`item_digest` of each."""
+    if _WORDS.issuperset(map(type, items)):
+        try:
+            return [digest_of(_encode(item)) for item in items]
+        except (UnicodeEncodeError, OverflowError, ValueError):
+            pass
+    return [item_digest(item) for item in items]
 
 
 # --- from item to key -----------------------------------------------------------------------------------------------

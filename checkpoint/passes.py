@@ -33,7 +33,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Place
-from checkpoint.keys import Key, KeyFunction, item_digest, keys_of_all
+from checkpoint.keys import Key, KeyFunction, item_digest, item_digests, keys_of_all
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
@@ -120,6 +120,8 @@ class Pass:
         self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
         if self._shard != ALL:
             self.items = self._share = Share(self.items, self._key_in_whole, self._shard)
+        self._all: Any = ()  # those in memory, and
+        self._left: Iterator[int] = iter(())  # the places of those that are still to be drawn
         self._seen: dict[Key, int] = {}  # the first place of each key
         self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
         self._keyed = 0  # how many items were keyed before anything ran
@@ -164,7 +166,8 @@ class Pass:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
         if self._steady and not self._collect:
-            self.items = self._undone_items(self.items)
+            self._all, self._left = self.items, iter(self._undone())
+            self.items = self._undone_items()
         beside = None if self._store.uploads is None else self._store.uploads.beside
         self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
 
@@ -266,11 +269,11 @@ class Pass:
             return [place for place, offset in enumerate(self._found) if offset < 0 or keys[place] in redo]
         return [place for place, offset in enumerate(self._found) if offset < 0]
 
-    def _undone_items(self, items: Any) -> Iterator[Any]:
+    def _undone_items(self) -> Iterator[Any]:
         """What is to be drawn: those that are done need not be looked at one by one."""
-        for place in self._undone():
+        for place in self._left:
             self.drawn = place
-            yield items[place]
+            yield self._all[place]
         self.drawn = self._keyed
 
     def _meet(self, key: Key, place: int, item: Any) -> None:
@@ -390,6 +393,39 @@ class Pass:
             else:
                 key = self.keys[place] if self._steady else self._expected(place, item)
             return self._admit(item, key)
+
+    def admit_next(self, most: int) -> list[Unit] | None:
+        """Draw at most so many of items that are `in_memory` where nobody `is_watched`, and admit them.
+
+        Returns the units to run; None once there are no more items.
+
+        Raises:
+            CheckpointLocked, StoreError: as `admit`.
+        """
+        places = list(islice(self._left, most))
+        if not places:
+            self.drawn = self._keyed
+            return None
+        items, keys = [self._all[place] for place in places], [self.keys[place] for place in places]
+        with self._lock:
+            self.drawn = places[-1] + 1
+            units = self._admit_new(items, keys)
+            if units is None:
+                units = [unit for unit in map(self._admit, items, keys) if unit is not None]
+        return units
+
+    def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
+        """What `_admit` comes to for items that are all to be run, and of which nothing is known; else None."""
+        store, running = self._store, self._running
+        if self._redo or not (store.writing and self._retry_failed and store.unsaved.is_empty):
+            return None
+        if len(set(keys)) < len(keys) or not (self._failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
+            return None
+        if max(store.results.find_all(self._version, keys)[0]) >= 0:
+            return None  # somebody saved one of them just now
+        digests = item_digests(items)
+        running.update(zip(keys, digests, strict=True))
+        return list(map(Unit, items, keys, digests))
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
         if key in self._failed:
@@ -606,7 +642,7 @@ class Pass:
 
     def _encoded(self, finished: list[Done]) -> tuple[list[_End], list[_End]]:
         """The results among them, and the failures and values that were refused."""
-        records, version = self.records, self._version
+        records, version, now = self.records, self._version, self.records.stamp()
         made: list[_End] = []
         others: list[_End] = []
         raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
@@ -618,7 +654,7 @@ class Pass:
                 line = records.error_line(key, outcome, digest)
                 others.append(_End(version, key, digest, line, unit, outcome))
             elif isinstance(raw := next(raws), bytes):
-                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
+                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
                 made.append(_End(version, key, digest, line, unit, outcome, raw))
             else:
                 _let_go_of_frames(raw, self._handled)  # they lead back here, and hold the user's data
@@ -831,7 +867,8 @@ class Pass:
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
                      f"{self.completed:,}" + (f" of {self.total:,}" if self.total is not None else ""))  # fmt: skip
-        self.items, self._seen, self._kept, self.keys, self._handled = (), {}, {}, [], None
+        self.items = self._all = ()
+        self._seen, self._kept, self.keys, self._handled = {}, {}, [], None
 
 
 _WORDS = frozenset({int, str})

@@ -188,15 +188,20 @@ class Records:
         self._follows = False
 
     def result_line(
-        self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None
-    ) -> bytes:
-        """The record of an encoded result."""
+        self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None,
+        now: bytes = b"",
+    ) -> bytes:  # fmt: skip
+        """The record of an encoded result; `now` is what `stamp` gave, where several are saved together."""
         if elapsed is None or attempts is None or not digest:
             return self._bare_line(key, raw, digest, elapsed, attempts)
         version, session = self._fields
-        stamp = self._stamp_for(key) if self.store.shards else self._stamp()
+        stamp = now or (self._stamp_for(key) if self.store.shards else self._stamp())
         known = (key_json(key), raw, stamp, version, digest, elapsed, attempts, session)
         return seal(_RESULT % known)
+
+    def stamp(self) -> bytes:
+        """Now, where that is the timestamp of whatever is saved now; else b"": it is another for each key."""
+        return b"" if self.store.shards else self._stamp()
 
     def _stamp_for(self, key: Key) -> bytes:
         """Now; or later, where the record of the key in another shard is of a clock that is ahead."""

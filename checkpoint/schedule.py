@@ -158,9 +158,10 @@ class Schedule:
         queue = self._due or self._ready
         return bool(queue) and queue[0].quiet
 
-    def has_room(self, ready: int, ahead: int = 0) -> bool:
-        """Whether more may be added: fewer than so many are ready, ahead or not, and not too many wait for a retry."""
-        return len(self._due) + len(self._ready) < ready + ahead and len(self._later) < ready + MOST_LATER
+    def room(self, ready: int, ahead: int = 0) -> int:
+        """How many more may be added, if any: until so many are ready or ahead, and not too many wait for a retry."""
+        room = ready + ahead - len(self._due) - len(self._ready)
+        return room if len(self._later) < ready + MOST_LATER else 0
 
     def add(self, attempt: Attempt) -> None:
         """To be called as soon as may be, after those that were added before."""

@@ -195,17 +195,14 @@ class Segment:
         numbers = {version: number for number, version in enumerate(versions)}
         fresh = sorted(entry for version, new in news.items() for entry in _entries_of(numbers[version], version, new))
         runs = [run for version, new in news.items() for run in _runs_of(numbers[version], new)]
-        entries = fresh
+        entries, counts, loose = fresh, *_counted(fresh, versions)
         if base is not None:
             kept = base._kept(numbers, {entry[:16] for entry in fresh}.union(_gone(news)))
             is_all = len(kept) == base.header.entries
             runs = [*base._kept_runs(numbers, {} if is_all else news), *runs]
             entries = sorted(kept + fresh)  # two runs that are sorted: merging these takes no search
-        counts, loose = dict.fromkeys(versions, 0), 0
-        for flags, count in Counter([entry[-2:] for entry in entries]).items():
-            number = int.from_bytes(flags, "little")
-            counts[versions[number & ~_LOOSE]] += count
-            loose += count if number & _LOOSE else 0
+            before, more = (base.header.counts, base.header.loose) if is_all else _counted(kept, versions)
+            counts, loose = {version: counts[version] + before.get(version, 0) for version in versions}, loose + more
         head, tail = _probes(journal, covered)
         header = _Header(
             _FORMAT, sys.byteorder, covered, head, tail, journal.modified_at(covered), len(entries),
@@ -420,6 +417,16 @@ def _entries_of(number: int, version: str, new: News) -> Iterator[bytes]:
         yield pack(*place)
     for text, offset in new.texts.items():
         yield pack(loose_hash(version, text), offset, 0, number | _LOOSE)
+
+
+def _counted(entries: list[bytes], versions: list[str]) -> tuple[dict[str, int], int]:
+    """How many there are of each version; and how many of lines without checksum."""
+    counts, loose = dict.fromkeys(versions, 0), 0
+    for flags, count in Counter([entry[-2:] for entry in entries]).items():
+        number = int.from_bytes(flags, "little")
+        counts[versions[number & ~_LOOSE]] += count
+        loose += count if number & _LOOSE else 0
+    return counts, loose
 
 
 def _runs_of(number: int, new: News) -> Iterator[_Run]:

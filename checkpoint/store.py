@@ -485,7 +485,7 @@ class Store:
         return error
 
     def append(self, shelf: Shelf, entries: Sequence[Entry], *, durable: bool = False) -> None:
-        """Append records under one write, and one sync where `durable`.
+        """Append records of one version, all of them to be found or to be forgotten: one write; a sync where `durable`.
 
         Raises:
             StoreError: none of them is on disk.
@@ -498,14 +498,14 @@ class Store:
             if not journal.writable:
                 shelf.open_to_write()
                 index = shelf.index
-            lines = entries[0].line if len(entries) == 1 else b"".join([entry.line for entry in entries])
-            offset = self._write(shelf, lines)
-            for entry in entries:
-                if type(entry) is Forgetting:
-                    index.forget(entry.version, entry.key)
-                else:
-                    index.add(entry.version, entry.key, offset, entry.digest)
-                offset += len(entry.line)
+            lines = [entry.line for entry in entries]
+            offset = self._write(shelf, lines[0] if len(lines) == 1 else b"".join(lines))
+            keys, version = [entry.key for entry in entries], entries[0].version
+            if type(entries[0]) is Forgetting:
+                for key in keys:
+                    index.forget(version, key)
+            else:
+                index.add_all(version, keys, offset, list(map(len, lines)), [entry.digest for entry in entries])
             index.end = journal.end
             if durable:
                 self._sync(journal)

@@ -183,14 +183,14 @@ def test_a_heap_of_retries_is_a_heap(steps: list[tuple[int, int]]) -> None:
 def test_there_is_room_while_little_is_ready_and_little_waits() -> None:
     """What is drawn ahead is bounded, whatever fails."""
     run = Pass(Retry(wait=lambda made: 60.0))
-    assert run.schedule.has_room(1)
+    assert run.schedule.room(1) > 0
     run.add(1)
-    assert (run.schedule.has_room(1), run.schedule.has_room(2)) == (False, True)
+    assert (run.schedule.room(1), run.schedule.room(2) > 0) == (0, True)
     assert run.take() == 1
     for number in range(MOST_LATER + 1):
-        assert run.schedule.has_room(1)
+        assert run.schedule.room(1) > 0
         run.schedule.again(attempt(number), FAILED)
-    assert (run.schedule.has_room(1), run.schedule.has_room(2)) == (False, True)
+    assert (run.schedule.room(1), run.schedule.room(2) > 0) == (0, True)
 
 
 def test_what_is_due_is_ready() -> None:
