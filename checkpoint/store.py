@@ -807,7 +807,7 @@ class Store:
                     self._sync(shelf.journal)
                     # Who opens the checkpoint opens all shards: together they leave as much to be read anew as one.
                     of = self._shard.of
-                    shelf.write_index_if_worth(growth=0.25, rows=100_000 // of, size=(32 << 20) // of)
+                    shelf.write_index_if_worth(growth=0.5, rows=100_000 // of, size=(32 << 20) // of)
                 if self._meta_owed:
                     self._write_meta()
         finally:
