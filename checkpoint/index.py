@@ -87,10 +87,11 @@ class Index:
         """By version, the row of each recent key. Opening reads keys; hashing them waits for the first question."""
         if self._unhashed:
             with self._hashing:
-                for version, keys, first in self._unhashed:
+                unhashed = self._unhashed[:]
+                for version, keys, first in unhashed:
                     rows = self._hashed.setdefault(version, {})
                     rows.update(zip(keys, range(first, first + len(keys)), strict=True))
-                self._unhashed = []  # only now: other threads wait for all of them
+                del self._unhashed[: len(unhashed)]  # only now, since others wait for all of them; more may have come
         return self._hashed
 
     def after_fork(self) -> None:
@@ -408,6 +409,10 @@ class Index:
             {text: places[2 * row] + row for text, row in texts.items() if row >= first},
             [text for text, row in texts.items() if row < 0],
         )
+
+    def drop_base(self) -> None:
+        """The file is not to be built upon: the next one is made from what is known here, which must be everything."""
+        self._base, self._based = None, 0
 
     def wrote(self, snapshot: Index, segment: Segment) -> None:
         """The file holds now what the snapshot knew."""

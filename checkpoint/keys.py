@@ -20,6 +20,7 @@ from checkpoint.errors import InvalidKey, InvalidOption, quote
 __all__ = [
     "Key",
     "KeyFunction",
+    "add_keys",
     "digest_of",
     "identity",
     "item_digest",
@@ -27,7 +28,6 @@ __all__ = [
     "key_from_json",
     "key_function",
     "key_json",
-    "keys_of_all",
     "plain_key",
     "short_digest",
 ]
@@ -200,15 +200,17 @@ def key_function(key: str | KeyFunction | None) -> KeyFunction:
     return _checked_key(key)
 
 
-def keys_of_all(function: KeyFunction, items: Sequence[Any]) -> list[Key]:
-    """What a key function gives for each item; fewer where it raised StopIteration."""
+def add_keys(keys: list[Key], function: KeyFunction, items: Sequence[Any]) -> None:
+    """Add what a key function gives for each item; where it raises, or stops, of those before that one."""
     if function is _own_key:
         kinds = set(map(type, items))
         if kinds == {str} and max(map(len, items)) <= _SURELY_SHORT:
-            return list(items)
+            keys.extend(items)
+            return
         if kinds == {int} and min(items) >= -_WORD and max(items) < _WORD:
-            return list(items)
-    return list(map(function, items))
+            keys.extend(items)
+            return
+    keys.extend(map(function, items))
 
 
 def _checked_key(function: KeyFunction) -> KeyFunction:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from itertools import islice
 from operator import eq
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from checkpoint.errors import (
     DamagedRecord,
@@ -33,7 +33,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Place
-from checkpoint.keys import Key, KeyFunction, item_digest, item_digests, keys_of_all
+from checkpoint.keys import Key, KeyFunction, add_keys, item_digest, item_digests
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
@@ -223,15 +223,17 @@ class Pass:
                 self._meet(self._key(place, item), place, item)
 
     def _key_at_once(self) -> None:
-        """What the rest of `_key_all` comes to, at C speed where no item is unusual: many may be waited for."""
+        """What the rest of `_key_all` comes to, at C speed: many may be waited for."""
         items: Any = self.items
+        keys = self.keys = []
         try:
-            keys = keys_of_all(self._key_of, items)
-        except Exception:
-            keys = []
-        if len(keys) != len(items):  # which item it was is found one by one
-            keys = [self._key(place, item) for place, item in enumerate(items)]
-        self.keys, self._seen = keys, dict(zip(keys, range(len(keys)), strict=True))
+            add_keys(keys, self._key_of, items)
+            if len(keys) < len(items):
+                raise StopIteration  # which ends a loop, and is not seen
+        except Exception as error:
+            place = len(keys)
+            _raise_of_key(error, self._in_whole(place), items[place])
+        self._seen = dict(zip(keys, range(len(keys)), strict=True))
         if len(self._seen) < len(keys):
             self._seen = {}
             for place, key in enumerate(keys):
@@ -300,15 +302,8 @@ class Pass:
     def _key_in_whole(self, place: int, item: Any) -> Key:
         try:
             return self._key_of(item)  # type: ignore[no-any-return]
-        except InvalidKey as error:
-            raise InvalidKey(f"item {place}: {error}", key=error.key) from None
-        except StopIteration:
-            raise InvalidKey(
-                f"the key function raised StopIteration for item {place}, {quote(item)}", key=None
-            ) from None
         except Exception as error:
-            error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
-            raise
+            _raise_of_key(error, place, item)
 
     def _refuse_unequal(self, key: Key, place: int, item: Any) -> None:
         """Equal items share one result; unequal ones would get each other's."""
@@ -890,6 +885,16 @@ def _apart(ends: list[_End]) -> list[list[_End]]:
     """The failures among them, and each that was refused by itself."""
     failed = [end for end in ends if end.refused is None]
     return [failed, *([end] for end in ends if end.refused is not None)]
+
+
+def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
+    """Raise what the key function raised for the item at the place, which it names."""
+    if isinstance(error, InvalidKey):
+        raise InvalidKey(f"item {place}: {error}", key=error.key) from None
+    if isinstance(error, StopIteration):
+        raise InvalidKey(f"the key function raised StopIteration for item {place}, {quote(item)}", key=None) from None
+    error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
+    raise error
 
 
 def _is_one_shot(items: Any) -> bool:

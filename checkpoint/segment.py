@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -65,12 +65,12 @@ class _Header(msgspec.Struct):
 
 def hash_of(version: str, key: Key) -> bytes:
     """What stands for a key of a version, in the index of any journal."""
-    return blake2b(identity(key), digest_size=16, key=version.encode()).digest()
+    return blake2b(identity(key), digest_size=16, key=_salted(version)).digest()
 
 
 def hashes_of(version: str, keys: Iterable[Key]) -> Iterator[bytes]:
     """`hash_of` of each, in half the time."""
-    copy = blake2b(digest_size=16, key=version.encode()).copy
+    copy = blake2b(digest_size=16, key=_salted(version)).copy
     for key in keys:
         made = copy()
         made.update(identity(key))
@@ -79,7 +79,13 @@ def hashes_of(version: str, keys: Iterable[Key]) -> Iterator[bytes]:
 
 def loose_hash(version: str, text: str) -> bytes:
     """What stands for any key of equal str(), which a line without checksum is of."""
-    return blake2b(b"L" + text.encode("utf-8", "surrogatepass"), digest_size=16, key=version.encode()).digest()
+    return blake2b(b"L" + text.encode("utf-8", "surrogatepass"), digest_size=16, key=_salted(version)).digest()
+
+
+def _salted(version: str) -> bytes:
+    """What makes hashes those of a version: its text, where it is one of ours."""
+    text = version.encode("utf-8", "surrogatepass")
+    return text if len(text) <= blake2b.MAX_KEY_SIZE else blake2b(text).digest()
 
 
 class _Run(NamedTuple):
@@ -199,7 +205,7 @@ class Segment:
         if base is not None:
             kept = base._kept(numbers, {entry[:16] for entry in fresh}.union(_gone(news)))
             is_all = len(kept) == base.header.entries
-            runs = [*base._kept_runs(numbers, {} if is_all else news), *runs]
+            runs = list(_joined(chain(base._kept_runs(numbers, {} if is_all else news), runs)))
             entries = sorted(kept + fresh)  # two runs that are sorted: merging these takes no search
             before, more = (base.header.counts, base.header.loose) if is_all else _counted(kept, versions)
             counts, loose = {version: counts[version] + before.get(version, 0) for version in versions}, loose + more
@@ -417,6 +423,22 @@ def _entries_of(number: int, version: str, new: News) -> Iterator[bytes]:
         yield pack(*place)
     for text, offset in new.texts.items():
         yield pack(loose_hash(version, text), offset, 0, number | _LOOSE)
+
+
+def _joined(runs: Iterable[_Run]) -> Iterator[_Run]:
+    """The runs, less empty ones; short ones that are neighbours become one."""
+    last: _Run | None = None
+    for run in runs:
+        if last is None or not last.size:
+            last = run
+        elif run.version == last.version and last.size + run.size <= _RUN_KEYS:
+            both = (last.offsets() + run.offsets(), last.digests() + run.digests())
+            last = _run_of(run.version, last.keys() + run.keys(), *both)
+        elif run.size:
+            yield last
+            last = run
+    if last is not None and last.size:
+        yield last
 
 
 def _counted(entries: list[bytes], versions: list[str]) -> tuple[dict[str, int], int]:

@@ -382,7 +382,12 @@ class Shelf:
                         index.wrote(snapshot, segment)
                     if not reader.is_current():  # the journal was replaced meanwhile
                         self._index_path.unlink(missing_ok=True)
-            except (IndexDamaged, OSError) as error:
+            except IndexDamaged:  # the file before, which this one was to be made from
+                if index.reads_file:
+                    self._rebuilt()
+                else:
+                    index.drop_base()
+            except (OSError, ValueError) as error:  # the latter for versions that only a line by hand can have
                 log.debug("the index %s was not written: %s", self._index_path, error)
 
     def close(self) -> None:

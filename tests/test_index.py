@@ -17,6 +17,7 @@ from checkpoint import CheckpointedRunner, DamagedRecord
 from checkpoint.index import Index
 from checkpoint.journal import Reader, seal
 from checkpoint.keys import key_json
+from checkpoint.segment import Segment, file_state
 
 Opener = Callable[..., CheckpointedRunner]
 KEYS: list[Any] = [*range(40), *"abcdefgh", ("t", 1), None, -1.5]
@@ -403,6 +404,54 @@ def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_pat
     runner.records.store.results.write_index()
     runner.close()
     assert make().get_result(1) == "by hand"
+
+
+def test_a_file_that_was_damaged_is_not_built_upon(make: Opener, tmp_path: Path) -> None:
+    """The next one is made from what is known, and is sound."""
+    runner = make()
+    shelf = runner.records.store.results
+    for key in range(50):
+        runner.save_result(key, key)
+    shelf.write_index()
+    with index_of(tmp_path).open("r+b") as file:  # the very file that is open
+        file.seek(-200, os.SEEK_END)
+        file.write(b"\0" * 100)
+    for key in range(50, 100):
+        runner.save_result(key, key)
+    shelf.write_index()
+    shelf.write_index()
+    assert file_state(index_of(tmp_path), shelf.reader) == "sound"
+    runner.close()
+    with CheckpointedRunner("j", tmp_path) as runner:
+        assert -1 not in runner.records.store.results.find_all("", list(range(100)))[0]
+        assert runner.records.store.results.index.filed[0] == 100
+
+
+def test_runs_that_shrink_or_are_short_become_one(make: Opener, tmp_path: Path) -> None:
+    """However often the file is written, reading it takes as long as it has keys."""
+    runner = make()
+    shelf = runner.records.store.results
+    for value in range(30):
+        for key in range(10):
+            runner.save_result(key, value)
+        shelf.write_index()
+    assert shelf.reader is not None
+    segment = Segment.open(index_of(tmp_path), shelf.reader)
+    assert segment is not None
+    assert (segment.header.entries, segment.header.runs) == (10, 1)
+
+
+def test_a_version_of_any_text_has_an_index(tmp_path: Path) -> None:
+    """Only a line by hand can have one that is no digest."""
+    version = "v" * 100
+    journal_of(tmp_path).write_bytes(b"".join(line_of(version, key, "result", 7, 10) for key in range(20)))
+    with CheckpointedRunner("j", tmp_path) as runner:
+        runner.records.store.results.write_index()
+    assert index_of(tmp_path).exists()
+    with CheckpointedRunner("j", tmp_path) as runner:
+        assert runner.records.store.results.index.reads_file
+        assert -1 not in runner.records.store.results.find_all(version, list(range(20)))[0]
+        assert runner.records.store.results.find(version, 3) is not None
 
 
 def test_a_run_that_is_hidden_by_a_flipped_bit_is_missed(tmp_path: Path) -> None:

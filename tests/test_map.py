@@ -524,6 +524,29 @@ def test_a_key_function_that_raises_is_told_with_the_item(mapper: Maker) -> None
     assert m.calls == []
 
 
+def test_a_key_function_that_fails_is_not_called_again(tmp_path: Path) -> None:
+    """What it raised once is told, whatever it would say the second time: else results had keys nobody finds again."""
+    counter = itertools.count()
+    calls: list[str] = []
+
+    def key(item: str) -> int:
+        number = next(counter)
+        if number == 3:
+            raise OSError("for a moment")
+        return number
+
+    @checkpointed("keyed", key=key, checkpoint_dir=tmp_path)
+    def f(item: str) -> str:
+        calls.append(item)
+        return item
+
+    with pytest.raises(OSError, match="for a moment") as caught:
+        f.map(["a", "b", "c", "d", "e"], progress=False)
+    assert caught.value.__notes__ == ["while the key of item 3 was asked for: 'd'"]
+    assert calls == []
+    assert next(counter) == 4
+
+
 @pytest.mark.parametrize("shape", [list, iter], ids=["re-readable", "one-shot"])
 def test_a_pass_that_knows_none_of_its_first_100_keys_says_so(
     mapper: Maker, caplog: pytest.LogCaptureFixture, shape: Callable[[Any], Any]
