@@ -100,6 +100,7 @@ def run(items):
                 time.sleep(0.005)
 
 async def arun(items):
+    asyncio.get_running_loop().slow_callback_duration = 60  # of what -X dev complains: the machine may be busy
     if consume == "map":
         return await f.map(items, **options)
     async for outcome in f.stream(drawn(items), **options):
