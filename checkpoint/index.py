@@ -108,7 +108,7 @@ class Index:
             return self._place(row)
         segment = self._segment if row == -2 else None
         if segment is not None and (entry := segment.find(hash_of(version, key))) is not None:
-            return Place(entry[0], entry[1])
+            return Place(*entry)
         return self._find_loose(version, key) if self.has_loose else None
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
@@ -148,7 +148,7 @@ class Index:
         if self._segment is None:
             return None
         entry = self._segment.find(loose_hash(version, text))
-        return None if entry is None else Place(entry[0], entry[1])
+        return None if entry is None else Place(*entry)
 
     def offsets(self, version: str) -> list[int]:
         """The offsets of the live records of a version, in the order of the file."""
@@ -391,6 +391,7 @@ class Index:
 
         Raises:
             OSError: it could not be written; nothing changed.
+            IndexDamaged: the one before is, which it is made from; nothing changed.
         """
         news = {version: self._news(version) for version in set(self._rows) | set(self._loose)}
         return Segment.write(path, journal, self._base, news, self.end, self.latest, self.damaged)

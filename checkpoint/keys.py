@@ -28,6 +28,7 @@ __all__ = [
     "key_from_json",
     "key_function",
     "key_json",
+    "keys_json",
     "plain_key",
     "short_digest",
 ]
@@ -111,6 +112,16 @@ def key_json(key: Key) -> bytes:
         except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
             pass  # a lone surrogate, or an int that only the codec's envelope holds
     return _codec.encode(key)
+
+
+def keys_json(keys: Sequence[Key]) -> bytes:
+    """The keys as a JSON array, each of them as `key_json` spells it."""
+    if _exact.issuperset(map(type, keys)):
+        try:
+            return _encode(keys)
+        except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
+            pass
+    return b"[%b]" % b",".join(map(key_json, keys))
 
 
 def key_from_json(key: Any) -> Key:

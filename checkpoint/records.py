@@ -193,10 +193,9 @@ class Records:
     ) -> bytes:  # fmt: skip
         """The record of an encoded result; `now` is what `stamp` gave, where several are saved together."""
         if elapsed is None or attempts is None or not digest:
-            return self._bare_line(key, raw, digest, elapsed, attempts)
+            return self._bare_line(key, raw, digest, elapsed, attempts, now)
         version, session = self._fields
-        stamp = now or (self._stamp_for(key) if self.store.shards else self._stamp())
-        known = (key_json(key), raw, stamp, version, digest, elapsed, attempts, session)
+        known = (key_json(key), raw, now or self._stamp_for(key), version, digest, elapsed, attempts, session)
         return seal(_RESULT % known)
 
     def stamp(self) -> bytes:
@@ -205,9 +204,12 @@ class Records:
 
     def _stamp_for(self, key: Key) -> bytes:
         """Now; or later, where the record of the key in another shard is of a clock that is ahead."""
-        return max(self._stamp(), self.store.results.moment_after(self.version, key))
+        stamp = self._stamp()
+        return max(stamp, self.store.results.moment_after(self.version, key)) if self.store.shards else stamp
 
-    def _bare_line(self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None) -> bytes:
+    def _bare_line(
+        self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None, now: bytes
+    ) -> bytes:
         fields = self._plain_fields
         if digest or elapsed is not None or attempts is not None:
             version, session = self._fields
@@ -217,7 +219,7 @@ class Records:
             if attempts is not None:
                 known += b',"attempts":%d' % attempts
             fields = version + known + session
-        stamp = self._stamp_for(key) if self.store.shards else self._stamp()
+        stamp = now or self._stamp_for(key)
         return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, stamp, fields))
 
     def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:

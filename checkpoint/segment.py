@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from checkpoint.journal import Reader, open_safely
-from checkpoint.keys import Key, identity, key_from_json, key_json
+from checkpoint.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_of", "loose_hash"]
 
@@ -110,22 +110,11 @@ class _Run(NamedTuple):
 
 
 def _run_of(version: int, keys: list[Key], offsets: array[int], digests: array[int]) -> _Run:
-    return _Run(version, len(keys), _spelled_all(keys), offsets.tobytes() + digests.tobytes())
+    return _Run(version, len(keys), keys_json(keys), offsets.tobytes() + digests.tobytes())
 
 
-def _spelled_all(keys: list[Key]) -> bytes:
-    if _EXACT.issuperset(map(type, keys)):
-        try:
-            return _encode(keys)
-        except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
-            pass
-    return b"[%b]" % b",".join(map(key_json, keys))
-
-
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
-_EXACT = frozenset({str, int, bool, type(None)})
-_SCALARS = _EXACT | {float}
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 class News(NamedTuple):
@@ -252,13 +241,12 @@ class Segment:
             if flags & ~_LOOSE == number:
                 yield digest, offset, bool(flags & _LOOSE)
 
-    def find(self, digest: bytes) -> tuple[int, int, int] | None:
-        """(offset, input digest, version number) of an entry."""
-        data = self._page(int.from_bytes(digest, "big") >> self._shift)
-        at = data.find(digest)
-        while at % _ENTRY.size and at >= 0:
-            at = data.find(digest, at + 1)
-        return None if at < 0 else _ENTRY.unpack_from(data, at)[1:]
+    def find(self, digest: bytes) -> tuple[int, int] | None:
+        """(offset, input digest) of an entry."""
+        return _found_in(self._page(self._page_of(digest)), digest)
+
+    def _page_of(self, digest: bytes) -> int:
+        return int.from_bytes(digest, "big") >> self._shift
 
     def _page(self, page: int) -> bytes:
         where = os.pread(self._fd, 2 * _PAGE.size, _HEADER + page * _PAGE.size) if _HAS_PREAD else b""
@@ -279,14 +267,10 @@ class Segment:
         found: dict[bytes, tuple[int, int]] = {}
         page, data = -1, b""
         for digest in sorted(digests):
-            wanted = int.from_bytes(digest, "big") >> self._shift
-            if wanted != page:
+            if (wanted := self._page_of(digest)) != page:
                 page, data = wanted, self._page(wanted)
-            at = data.find(digest)
-            while at % _ENTRY.size and at >= 0:
-                at = data.find(digest, at + 1)
-            if at >= 0:
-                found[digest] = _ENTRY.unpack_from(data, at)[1:3]
+            if (place := _found_in(data, digest)) is not None:
+                found[digest] = place
         return found
 
     def _raw_entries(self) -> Iterator[bytes]:
@@ -341,14 +325,16 @@ class Segment:
         os.close(self._fd)  # who looks up and who writes may share a segment: the last one closes it
 
 
+def _found_in(page: bytes, digest: bytes) -> tuple[int, int] | None:
+    at = page.find(digest)
+    while at % _ENTRY.size and at >= 0:
+        at = page.find(digest, at + 1)
+    return None if at < 0 else _ENTRY.unpack_from(page, at)[1:3]
+
+
 def _is_next(keys: list[Key], at: int, run: _Run) -> bool:
     """Whether the keys from `at` on are those of the run: a pass is often over what the one before was over."""
-    if at >= len(keys) or b"null" in run.text:  # which an infinity would be spelled as
-        return False
-    try:
-        return _encode(keys[at : at + run.size]) == run.text
-    except (UnicodeEncodeError, OverflowError, ValueError, TypeError):
-        return False
+    return at < len(keys) and keys_json(keys[at : at + run.size]) == run.text
 
 
 _HAS_PREAD = hasattr(os, "pread")  # where it is missing (Windows) the journal is read anew each time

@@ -46,9 +46,11 @@ def in_time(seconds: int) -> Iterator[None]:
         return
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(seconds)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

@@ -600,6 +600,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path(), help="where what breaks the law is written")
     parser.add_argument("files", nargs="*", type=Path)
     options = parser.parse_args()
+    if not options.files:
+        parser.error("give at least one input, such as those of tests/corpus")
     given = [path.read_bytes() for path in options.files]
     chance = random.Random(options.seed)
     with place() as directory:
