@@ -31,15 +31,15 @@ from checkpoint.keys import Key, identity, key_from_json, keys_json
 __all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_of", "loose_hash"]
 
 _FORMAT = 3
-_HEADER = 4096
+_HEADER = 4096  # bytes; the header takes as many of these as it needs
+_LONGEST_HEADER = 1 << 20
 _ENTRY = struct.Struct("<16sqqH")  # hash, offset, input digest, version number (and _LOOSE)
 _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
 _RUN = struct.Struct("<IIH")  # of a run: how many keys, bytes of their JSON, version number; and its checksum:
 _CHECK = struct.Struct("<I")
 _RUN_KEYS = 4096
-_LOOSE = 0x8000
+_LOOSE = 0x8000  # so many versions there may be
 _PROBE = 64
-_MOST_VERSIONS = 80  # that the header has room for
 
 
 class IndexDamaged(Exception):
@@ -139,10 +139,11 @@ class News(NamedTuple):
 class Segment:
     """The index file, open."""
 
-    def __init__(self, fd: int, header: _Header) -> None:
+    def __init__(self, fd: int, header: _Header, size: int) -> None:
         self._fd = fd
         self.header = header
-        self._entries_at = _HEADER + (header.pages + 1) * _PAGE.size
+        self._pages_at = size
+        self._entries_at = size + (header.pages + 1) * _PAGE.size
         self._shift = 128 - (header.pages.bit_length() - 1)
         self._salt = _salt(header)
 
@@ -154,9 +155,9 @@ class Segment:
         except OSError:
             return None
         try:
-            header = _read_header(fd)
-            if header is not None and _is_of(header, journal):
-                return cls(fd, header)
+            found = _read_header(fd)
+            if found is not None and _is_of(found[0], journal):
+                return cls(fd, *found)
         except OSError:
             pass
         os.close(fd)
@@ -185,7 +186,7 @@ class Segment:
             IndexDamaged: the base is; nothing changed.
         """
         versions = sorted({*news, *(base.header.versions if base is not None else ())})
-        if len(versions) > _MOST_VERSIONS:
+        if len(versions) > _LOOSE:
             raise OSError("too many versions for an index")
         numbers = {version: number for number, version in enumerate(versions)}
         fresh = sorted(entry for version, new in news.items() for entry in _entries_of(numbers[version], version, new))
@@ -249,7 +250,7 @@ class Segment:
         return int.from_bytes(digest, "big") >> self._shift
 
     def _page(self, page: int) -> bytes:
-        where = os.pread(self._fd, 2 * _PAGE.size, _HEADER + page * _PAGE.size) if _HAS_PREAD else b""
+        where = os.pread(self._fd, 2 * _PAGE.size, self._pages_at + page * _PAGE.size) if _HAS_PREAD else b""
         if len(where) != 2 * _PAGE.size:
             raise IndexDamaged
         first, check = _PAGE.unpack_from(where)
@@ -350,16 +351,22 @@ def _salt(header: _Header) -> int:
     return zlib.crc32(repr(made_of).encode())
 
 
-def _read_header(fd: int) -> _Header | None:
-    data = os.read(fd, _HEADER)
+def _read_header(fd: int) -> tuple[_Header, int] | None:
+    """The header, and how many bytes it takes."""
+    data = b""
+    while not data.endswith(b"\n"):
+        part = os.read(fd, _HEADER)
+        data += part
+        if len(part) != _HEADER or len(data) > _LONGEST_HEADER:
+            return None
     text, _, check = data.rstrip(b" \n").rpartition(b" ")
-    if len(data) != _HEADER or check != b"%08x" % zlib.crc32(text) or not _HAS_PREAD:
+    if check != b"%08x" % zlib.crc32(text) or not _HAS_PREAD:
         return None
     try:
         header = msgspec.json.decode(text, type=_Header)
     except (ValueError, RecursionError):
         return None
-    return header if (header.format, header.byteorder) == (_FORMAT, sys.byteorder) else None
+    return (header, len(data)) if (header.format, header.byteorder) == (_FORMAT, sys.byteorder) else None
 
 
 def _probes(journal: Reader, covered: int) -> tuple[str, str]:
@@ -460,12 +467,11 @@ def _page_count(entries: int) -> int:
 
 def _write_file(path: Path, header: _Header, entries: list[bytes], runs: list[_Run]) -> None:
     text = msgspec.json.encode(header)
-    if len(text) > _HEADER - 16 and header.damaged:
-        header.damaged = []  # they are found again by `check`
-        text = msgspec.json.encode(header)
-    if len(text) > _HEADER - 16:
+    text += b" %08x" % zlib.crc32(text)
+    size = (len(text) // _HEADER + 1) * _HEADER
+    if size > _LONGEST_HEADER:
         raise OSError("too many versions for an index")
-    text = (text + b" %08x" % zlib.crc32(text)).ljust(_HEADER - 1) + b"\n"
+    text = text.ljust(size - 1) + b"\n"
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:

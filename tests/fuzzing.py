@@ -216,9 +216,10 @@ def put_index(content: bytes, journal: Path, data: bytes) -> None:
 
 def resealed(data: bytes) -> bytes:
     """An index file with the right checksums in its header, of its pages and of its runs."""
-    text, _, _ = data[:4096].rstrip(b" \n").rpartition(b" ")
-    header = (text + b" %08x" % zlib.crc32(text)).ljust(4095)[:4095] + b"\n"
-    rest = bytearray(data[4096:])
+    size = (data.find(b"\n") // 4096 + 1) * 4096 or 4096  # of the header
+    text, _, _ = data[:size].rstrip(b" \n").rpartition(b" ")
+    header = (text + b" %08x" % zlib.crc32(text)).ljust(size - 1)[: size - 1] + b"\n"
+    rest = bytearray(data[size:])
 
     def check(number: int, data: bytes) -> int:
         return zlib.crc32(data, (salt ^ number) + 1 & 0xFFFFFFFF)

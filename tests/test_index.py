@@ -454,6 +454,34 @@ def test_a_version_of_any_text_has_an_index(tmp_path: Path) -> None:
         assert runner.records.store.results.find(version, 3) is not None
 
 
+def test_any_number_of_versions_has_an_index(tmp_path: Path) -> None:
+    """A sweep over settings has hundreds in one checkpoint: what names them takes as many pages as it needs."""
+    journal_of(tmp_path).write_bytes(
+        b"".join(line_of(f"{number:016x}", key, "result", number, 10) for number in range(400) for key in range(3))
+    )
+    with CheckpointedRunner("j", tmp_path) as runner:
+        shelf = runner.records.store.results
+        shelf.write_index()
+        assert file_state(index_of(tmp_path), shelf.reader) == "sound"
+    data = bytearray(index_of(tmp_path).read_bytes())
+    assert data.index(b"\n") > 4 * 4096
+    with CheckpointedRunner("j", tmp_path) as runner:
+        shelf = runner.records.store.results
+        assert shelf.index.reads_file
+        for number in (0, 1, 199, 399):
+            version = f"{number:016x}"
+            assert shelf.index.count(version) == 3
+            offsets, digests = shelf.find_all(version, [0, 1, 2])
+            assert [shelf.find(version, key) for key in range(3)] == list(zip(offsets, digests, strict=True))
+            assert list(digests) == [number] * 3
+    data[3 * 4096 + 5] ^= 1
+    index_of(tmp_path).write_bytes(data)
+    with CheckpointedRunner("j", tmp_path) as runner:
+        shelf = runner.records.store.results
+        assert not shelf.index.reads_file
+        assert file_state(index_of(tmp_path), shelf.reader) == "damaged"
+
+
 def test_a_run_that_is_hidden_by_a_flipped_bit_is_missed(tmp_path: Path) -> None:
     """The number of its version is read before its checksum is: what is left out is noticed all the same."""
     with CheckpointedRunner("j", tmp_path, version="other") as runner:
