@@ -23,12 +23,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from checkpoint import CheckpointedRunner, InvalidKey, InvalidOption
+from checkpoint.codecs import Codec
 from checkpoint.keys import (
     identity,
     item_digest,
     key_from_json,
     key_function,
     key_json,
+    keys_json,
     plain_key,
     short_digest,
 )
@@ -76,10 +78,17 @@ def test_identities_count_as_a_dict_does(keys: list[Any]) -> None:
 def test_a_key_reads_back_as_it_was_written(key: Any) -> None:
     """Same value, same type at every depth, same sign of zero; as strict JSON on one line."""
     raw = key_json(key)
+    assert raw == Codec().encode(key), "and as the same value is spelled in a result"
     back = key_from_json(msgspec.json.decode(raw))
     assert repr(back) == repr(key)
     assert b"\n" not in raw
     json.loads(raw, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@given(st.lists(KEYS, max_size=5))
+def test_keys_are_spelled_together_as_each_is(keys: list[Any]) -> None:
+    """An index compares them so."""
+    assert keys_json(keys) == b"[%b]" % b",".join(map(key_json, keys))
 
 
 @given(st.lists(KEYS, max_size=5))
