@@ -18,6 +18,11 @@ from checkpoint import CheckpointedRunner, clock, store
 
 Opener = Callable[..., CheckpointedRunner]
 
+# Who starts tests with nohup, or in the background of a script, has one of these ignored by all that they start.
+for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if (_number := getattr(signal, _name, None)) is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
+
 
 def shown(value: Any) -> str:
     """The `repr` of a test's parameter, without addresses: workers of pytest-xdist compare the tests' names."""

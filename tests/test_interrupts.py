@@ -819,8 +819,6 @@ def test_what_a_workers_function_starts_gets_signals_as_ever(start: Starter) -> 
 import signal, subprocess, sys
 from checkpoint import checkpointed
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which who started this with nohup has ignored
-
 @checkpointed("j", version=1)
 def ended_by(number):
     with subprocess.Popen(["sleep", "1000"]) as child:
