@@ -35,7 +35,8 @@ log = logging.getLogger("checkpoint")
 _END: Final = object()
 _UNSEEN = 64  # items that are drawn before others have a turn
 _LOOK_UP = 0.5  # seconds: a signal that comes just as the main thread goes to sleep does not wake it
-_TOGETHER = 4  # reports that an event loop deals with at a time: more would keep calls waiting that could start
+_TOGETHER = 4  # reports that a busy event loop deals with at a time: more would keep calls waiting that could start
+_BUSY = 0.0001  # seconds from report to report, of which dealing with one takes a third
 
 
 # --- in the caller's thread ------------------------------------------------------------------------------------------
@@ -231,6 +232,31 @@ def concurrent(
         _raise_why(coordinator, interrupts)
 
 
+class Grouping:
+    """How many reports an event loop deals with at a time.
+
+    Several are less work each; but the calls that follow start later, all at once, and so end all at once. A loop that
+    has time left deals with each report when it comes. Whether it has is seen once every worker may have reported.
+
+    Attributes:
+        size: so many.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.size = 1
+        self._workers = workers
+        self._count = 0
+        self._since = clock.monotonic()
+
+    def dealt(self, count: int) -> None:
+        """So many reports more."""
+        self._count += count
+        if self._count >= self._workers:
+            now = clock.monotonic()
+            self.size = min(_TOGETHER, self._workers) if now - self._since < self._count * _BUSY else 1
+            self._count, self._since = 0, now
+
+
 async def asynchronous(
     desk: Desk, call: Call, schedule: Schedule, spread: Spread, opened: ExitStack
 ) -> AsyncIterator[None]:
@@ -278,12 +304,14 @@ async def asynchronous(
     interrupts = opened.enter_context(Interrupts(desk.name, spread.grace, interrupt, at_once))
 
     finished: list[tuple[Task, Any]] = []
+    grouping = Grouping(spread.slots)
 
     def hand_over() -> None:
         reports = finished[:]
         finished.clear()
         if not reports:
             return
+        grouping.dealt(len(reports))
         if coordinator.deal_at_once(reports):
             look()
         else:
@@ -292,7 +320,7 @@ async def asynchronous(
 
     def report(task: Task, answers: Any) -> None:
         finished.append((task, answers))
-        if len(finished) == _TOGETHER:
+        if len(finished) >= grouping.size:
             hand_over()
         elif len(finished) == 1:
             loop.call_soon(hand_over)

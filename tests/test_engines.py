@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import in_time
+from conftest import Ticker, in_time
 
 from checkpoint import BrokenWorkers, checkpointed
+from checkpoint.engines import Grouping
 from checkpoint.testing import LAWS, Engine, Law, check, for_executor
 
 HAS_LOKY = importlib.util.find_spec("loky") is not None
@@ -334,3 +335,26 @@ def test_a_killed_driver_loses_nothing_and_redoes_what_was_in_flight(kind: str, 
     assert set(calls) == set(range(60))
     assert {n for n in saved if calls[n] > 1} == set()
     assert sum(calls.values()) <= 60 + at_once
+
+
+# --- reports in an event loop ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "together"), [(1, 1), (2, 2), (64, 4)])
+def test_a_busy_event_loop_deals_with_several_reports_at_a_time(workers: int, together: int, ticker: Ticker) -> None:
+    """Each as it comes while there is time left, and again once there is: judged whenever all may have reported."""
+
+    def reports_every(seconds: float) -> list[int]:
+        sizes = []
+        for _ in range(workers):
+            ticker.tick(seconds)
+            grouping.dealt(1)
+            sizes.append(grouping.size)
+        return sizes
+
+    grouping = Grouping(workers)
+    assert grouping.size == 1
+    assert reports_every(0.001) == [1] * workers
+    assert reports_every(0.00003) == [*[1] * (workers - 1), together]
+    assert reports_every(0.00003) == [together] * workers
+    assert reports_every(0.001)[-1] == 1
