@@ -3,8 +3,9 @@
 The promise: it is rebuildable. Deleting, cutting or corrupting its file changes nothing but the time of the next
 opening: what is damaged raises `IndexDamaged`, upon which the store reads the journal anew.
 
-Two parts. *Recent* keys, in dicts, came from this process or from the journal's tail. The *segment* is a file, of which
-no more is read than is asked for, so that opening it takes the same time for ten keys and for ten million.
+Two parts. *Recent* keys came from this process or from the journal's tail. The *segment* is a file, of which no more is
+read than is asked for, so that opening it takes the same time for ten keys and for ten million. Recent keys are in
+dicts; those that were read are *packed* until somebody asks for many, in a sixth of the memory.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from itertools import accumulate
-from operator import attrgetter, countOf
+from operator import countOf, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from checkpoint.journal import CRC_SIZE, Reader, is_whole, parse
-from checkpoint.keys import Key, key_from_json
+from checkpoint.keys import Key, key_from_json, key_json
 from checkpoint.segment import News, Segment, hash_of, hashes_of, loose_hash
 
 __all__ = ["Index", "Place", "spelled"]
@@ -29,6 +31,7 @@ __all__ = ["Index", "Place", "spelled"]
 _MANY = 8  # looking a key up by its hash takes as long as reading so many in a run
 _MAX_NOTED = 100
 _LONG = 2048  # bytes; of longer lines only the beginning and the end are read
+_SEARCHES = 8  # so many keys are searched for among the packed ones, before these are hashed
 
 
 class Place(NamedTuple):
@@ -48,9 +51,79 @@ class _Head(msgspec.Struct, gc=False):
     crc: str = ""
 
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
-_forgets = attrgetter("forgotten")
+class _EvenHead(msgspec.Struct, gc=False):
+    """A head in a block whose lines can be packed; any other cannot be decoded."""
+
+    key: str | int | float | bool | None
+    version: str = ""
+    input: str = "0000000000000000"
+    forgotten: None = None
+
+
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
+_decode_even_heads = msgspec.json.Decoder(_EvenHead).decode_lines
+_encode, _decode_keys = msgspec.json.Encoder().encode, msgspec.json.Decoder(list[Any]).decode
+_first, _last, _before_crc = itemgetter(0), itemgetter(-2), itemgetter(slice(-1 - CRC_SIZE, 7 - CRC_SIZE))  # of a line
+
+
+class _Packed(NamedTuple):
+    """What is known of some lines that follow each other in the journal, all of one version."""
+
+    version: str
+    size: int  # how many
+    text: bytes  # their keys, as a JSON array
+    start: int  # where the first of them begins
+    lengths: array[int]  # of each, its newline included
+    inputs: bytes  # the digest of each one's item: eight bytes; b"" where none is known
+
+    @classmethod
+    def of(cls, offset: int, block: bytes) -> _Packed | None:
+        """A block of sound lines of one version and nothing else, at C speed; None for any other.
+
+        Where each line begins with a brace and ends with one no value goes on in the next, so that two damaged lines
+        never read as one record. Whether a checksum is right is asked when the value is read.
+        """
+        lines = BytesIO(block).readlines()  # faster by far than block.split
+        try:
+            heads = _decode_even_heads(block)
+            inputs = "".join([head.input for head in heads])
+            versions = {head.version for head in heads}
+            if not (
+                len(heads) == len(lines) == len(inputs) / 16
+                and len(versions) == 1
+                and set(map(_first, lines)) == {ord("{")}
+                and set(map(_last, lines)) == {ord("}")}
+                and set(map(_before_crc, lines)) == {b',"crc":"'}
+            ):
+                return None
+            digests = bytes.fromhex(inputs) if inputs.count("0") < len(inputs) else b""
+            text = _encode([head.key for head in heads])
+        except (ValueError, RecursionError, IndexError, OverflowError):
+            return None
+        return cls(versions.pop(), len(lines), text, offset, array("I", list(map(len, lines))), digests)
+
+    def keys(self) -> list[Key]:
+        """In the order of the lines."""
+        return _decode_keys(self.text)
+
+    def places(self) -> array[int]:
+        """The offset of each, and its digest."""
+        places = array("q", bytes(16 * self.size))
+        offsets = array("q", accumulate(self.lengths, initial=self.start))
+        places[::2] = offsets[: self.size]  # the sum runs on past the last line
+        if self.inputs:
+            inputs = array("q", self.inputs)
+            if sys.byteorder == "little":
+                inputs.byteswap()
+            places[1::2] = inputs
+        return places
+
+    def find(self, key: Key, spelled: bytes) -> Place | None:
+        """Where the last record of a key is, which `spelled` is the JSON of."""
+        if spelled not in self.text or key not in (keys := self.keys()):
+            return None
+        row, places = self.size - 1 - keys[::-1].index(key), self.places()
+        return Place(places[2 * row], places[2 * row + 1])
 
 
 class Index:
@@ -69,10 +142,11 @@ class Index:
         self._base: Segment | None = None  # the file as it was read or written last, which the next one is made from
         self._based = 0  # how many of the rows it holds
         self._known = 0  # how many rows there were, in a snapshot
-        # A key's row number leads to its place: its offset less the row number (which lets a block's offsets be summed
-        # up in C), and the item's digest. One array: an interrupt never leaves half a place.
+        # A key's row number leads to its place: its offset, and the item's digest. One array: an interrupt never leaves
+        # half a place. Rows are added by who holds the store's lock, and found nothing packed; or hashes what is.
         self._hashed: dict[str, dict[Key, int]] = {}
-        self._unhashed: list[tuple[str, list[Key], int]] = []  # version, keys, and the row of the first
+        self._packed: list[_Packed] = []  # later than what is hashed
+        self._searches = 0  # how often these were searched
         self._hashing = threading.Lock()
         self._loose: dict[str, dict[str, int]] = {}
         self._places = array("q")
@@ -84,15 +158,20 @@ class Index:
 
     @property
     def _rows(self) -> dict[str, dict[Key, int]]:
-        """By version, the row of each recent key. Opening reads keys; hashing them waits for the first question."""
-        if self._unhashed:
-            with self._hashing:
-                unhashed = self._unhashed[:]
-                for version, keys, first in unhashed:
-                    rows = self._hashed.setdefault(version, {})
-                    rows.update(zip(keys, range(first, first + len(keys)), strict=True))
-                del self._unhashed[: len(unhashed)]  # only now, since others wait for all of them; more may have come
+        """By version, the row of each recent key. Opening packs keys; hashing them waits for who asks for many."""
+        if self._packed:
+            self._hash()
         return self._hashed
+
+    def _hash(self) -> None:
+        with self._hashing:
+            packed = self._packed[:]
+            for block in packed:
+                first = len(self._places) // 2
+                self._places.extend(block.places())
+                rows = self._hashed.setdefault(block.version, {})
+                rows.update(zip(block.keys(), range(first, first + block.size), strict=True))
+            del self._packed[: len(packed)]  # only now, since others wait for all of them; more may have come
 
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
@@ -102,7 +181,12 @@ class Index:
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the last record of the key under the version is; a line without checksum stands for equal str()."""
-        rows = self._rows.get(version)
+        searched = self._to_search(key) if self._packed else []
+        spelled = key_json(key) if searched else b""
+        for block in searched:
+            if block.version == version and (place := block.find(key, spelled)) is not None:
+                return place
+        rows = (self._hashed if searched else self._rows).get(version)
         row = -2 if rows is None else rows.get(key, -2)
         if row >= 0:
             return self._place(row)
@@ -111,12 +195,19 @@ class Index:
             return Place(*entry)
         return self._find_loose(version, key) if self.has_loose else None
 
+    def _to_search(self, key: Key) -> list[_Packed]:
+        """What is packed, the last first, as long as searching it takes less than hashing it."""
+        if type(key) is not str or self._searches == _SEARCHES:
+            return []
+        self._searches += 1
+        return self._packed[::-1]
+
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
         """What `find` gives for each key, much faster than one by one: offsets (-1: none), and digests."""
         rows, places = self._rows.get(version), self._places
         if rows:
             known = list(map(rows.get, keys))
-            offsets = array("q", [-1 if row is None or row < 0 else places[2 * row] + row for row in known])
+            offsets = array("q", [-1 if row is None or row < 0 else places[2 * row] for row in known])
             digests = array("q", [0 if row is None or row < 0 else places[2 * row + 1] for row in known])
             others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
         else:
@@ -138,7 +229,7 @@ class Index:
         return offsets, digests
 
     def _place(self, row: int) -> Place | None:
-        return None if row < 0 else Place(self._places[2 * row] + row, self._places[2 * row + 1])
+        return None if row < 0 else Place(self._places[2 * row], self._places[2 * row + 1])
 
     def _find_loose(self, version: str, key: Key) -> Place | None:
         text = str(key)
@@ -154,7 +245,7 @@ class Index:
         """The offsets of the live records of a version, in the order of the file."""
         found: set[int] = set()
         for table in (self._rows, self._loose):
-            found.update([self._places[2 * row] + row for row in table.get(version, {}).values() if row >= 0])
+            found.update([self._places[2 * row] for row in table.get(version, {}).values() if row >= 0])
         segment = self._segment
         if segment is not None and version in segment.header.versions:
             hidden = self._hidden()
@@ -165,7 +256,7 @@ class Index:
         """(hash, offset) of each live record of a version that has a checksum: a key's hash is one in every journal."""
         for key, row in self._rows.get(version, {}).items():
             if row >= 0:
-                yield hash_of(version, key), self._places[2 * row] + row
+                yield hash_of(version, key), self._places[2 * row]
         segment = self._segment
         if segment is not None and version in segment.header.versions:
             hidden = self._hidden()
@@ -193,13 +284,13 @@ class Index:
     @property
     def versions(self) -> set[str]:
         """The versions that have had a record."""
-        known = set(self._rows) | set(self._loose)
+        known = {block.version for block in self._packed[:]}.union(self._hashed, self._loose)
         return known | set(self._segment.header.versions) if self._segment else known
 
     @property
     def recent(self) -> int:
         """How many records the file does not hold, as it was loaded or written last."""
-        return len(self._places) // 2 - self._based
+        return len(self._places) // 2 + sum([block.size for block in self._packed[:]]) - self._based
 
     @property
     def filed(self) -> tuple[int, int]:
@@ -216,21 +307,21 @@ class Index:
         """The recent keys whose records start at `offset` or behind it."""
         tables: list[dict[Any, int]] = [*self._rows.values(), *self._loose.values()]
         places = self._places
-        return [key for rows in tables for key, row in rows.items() if row >= 0 and places[2 * row] + row >= offset]
+        return [key for rows in tables for key, row in rows.items() if row >= 0 and places[2 * row] >= offset]
 
     def key_at(self, version: str, offset: int) -> tuple[Key] | None:
         """The recent key whose record starts at `offset`, in a tuple."""
         for table in (self._rows, self._loose):
             for key, row in table.get(version, {}).items():
-                if row >= 0 and self._places[2 * row] + row == offset:
+                if row >= 0 and self._places[2 * row] == offset:
                     return (key,)
         return None
 
     def snapshot(self) -> Index:
         """What is known at this moment, to be written by another thread while this one learns on."""
         copy = Index()
-        copy._base, copy._based, copy._known = self._base, self._based, len(self._places) // 2
         copy._hashed = {version: rows.copy() for version, rows in self._rows.items()}
+        copy._base, copy._based, copy._known = self._base, self._based, len(self._places) // 2
         copy._loose = {version: rows.copy() for version, rows in self._loose.items()}
         copy._places = self._places  # rows are only ever added
         copy.end, copy.latest, copy.damaged = self.end, self.latest, list(self.damaged)
@@ -240,10 +331,10 @@ class Index:
 
     def add(self, version: str, key: Key, offset: int, digest: int) -> None:
         """A record was appended."""
+        hashed = self._rows if self._packed else self._hashed
         row = len(self._places) // 2
         # The place first, the key last: another thread, or a forked child, never finds a key without its place.
-        self._places.extend((offset - row, digest))
-        hashed = self._rows if self._unhashed else self._hashed
+        self._places.extend((offset, digest))
         rows = hashed.get(version)
         if rows is None:
             rows = hashed[version] = {}
@@ -262,7 +353,7 @@ class Index:
         rows, places = self._rows.setdefault(version, {}), self._places
         row = len(places) // 2
         for key, size, digest in zip(keys, sizes, digests, strict=True):  # what `add` does
-            places.extend((offset - row, digest))
+            places.extend((offset, digest))
             rows[key] = row
             row += 1
             offset += size
@@ -275,8 +366,9 @@ class Index:
             self._loose.setdefault(version, {})[str(key)] = -1
 
     def _add_loose(self, version: str, text: str, offset: int) -> None:
+        self._hash()
         row = len(self._places) // 2
-        self._places.extend((offset - row, 0))
+        self._places.extend((offset, 0))
         self.has_loose = True
         self._loose.setdefault(version, {})[text] = row
         self.latest = version
@@ -284,7 +376,7 @@ class Index:
     def scan(self, journal: Reader) -> None:
         """Learn what the journal holds beyond `end`, a last line without newline included if it is whole."""
         for offset, block in journal.blocks(self.end):
-            if block.find(b"\n") > _LONG or not self._scan_evenly(offset, block):
+            if block.find(b"\n") > _LONG or self.has_loose or not self._pack(offset, block):
                 self._scan_lines(offset, block)
             self.end = offset + len(block)
         rest = journal.pread(1, self.end)
@@ -304,44 +396,12 @@ class Index:
             self._scan_line(offset + start, block, start, stop)
             start = stop + 1
 
-    def _scan_evenly(self, offset: int, block: bytes) -> bool:
-        """A block of sound lines of one version and nothing else, at C speed; False, and nothing done, for any other.
-
-        Each record's checksum must be the one that its line ends with: else two damaged lines might read as one record.
-        """
-        lines = block.split(b"\n")
-        lines.pop()
-        count = len(lines)
-        try:
-            heads = _decode_heads(block)
-            digests = bytes.fromhex("".join([head.input for head in heads]))
-        except (ValueError, RecursionError):
+    def _pack(self, offset: int, block: bytes) -> bool:
+        packed = _Packed.of(offset, block)
+        if packed is None or (packed.version != self.latest and not is_whole(block[: block.find(b"\n")])):
             return False
-        keys = [head.key for head in heads]
-        versions = {head.version for head in heads}
-        if not (
-            len(heads) == count == len(digests) / 8
-            and len(versions) == 1
-            and not self.has_loose
-            and not any(map(_forgets, heads))
-            and _SCALARS.issuperset(map(type, keys))
-            and b"".join([line[-10:-2] for line in lines]) == "".join([head.crc for head in heads]).encode()
-        ):
-            return False
-        (version,) = versions
-        if version != self.latest and not is_whole(lines[0]):
-            return False
-        first = len(self._places) // 2
-        places = array("q", bytes(16 * count))
-        offsets = array("q", accumulate(map(len, lines), initial=offset - first))
-        places[::2] = offsets[:count]  # the sum runs on past the last line
-        inputs = array("q", digests)
-        if sys.byteorder == "little":
-            inputs.byteswap()
-        places[1::2] = inputs
-        self._places.extend(places)
-        self._unhashed.append((version, keys, first))
-        self.latest = version
+        self._packed.append(packed)
+        self.latest = packed.version
         return True
 
     def _scan_line(self, offset: int, block: bytes, start: int, stop: int) -> None:
@@ -404,10 +464,10 @@ class Index:
         fresh = [row for row in rows.values() if row >= first]
         return News(
             keys,
-            array("q", [places[2 * row] + row for row in fresh]),
+            array("q", [places[2 * row] for row in fresh]),
             array("q", [places[2 * row + 1] for row in fresh]),
             [key for key, row in rows.items() if row < 0] if -1 in rows.values() else [],
-            {text: places[2 * row] + row for text, row in texts.items() if row >= first},
+            {text: places[2 * row] for text, row in texts.items() if row >= first},
             [text for text, row in texts.items() if row < 0],
         )
 

@@ -46,7 +46,7 @@ __all__ = [
 CRC_SIZE = len(b',"crc":"00000000"}')
 log = logging.getLogger("checkpoint")
 
-_BLOCK = 1 << 19
+_BLOCK = 112 << 10  # of 128 KiB and more, malloc asks the system for new memory each time
 _PROBE = 64
 _BOM = b"\xef\xbb\xbf"
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)

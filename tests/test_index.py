@@ -358,6 +358,67 @@ def test_an_index_answers_as_a_dict_does(
     assert {index.latest for index in (scanned, loaded, partly, again, onward)} == {learned.latest}
 
 
+def test_keys_that_were_read_are_searched_for_a_few_times_and_then_hashed(tmp_path: Path) -> None:
+    """Opening and a look-up hash nothing; what is found is the same before and after, the last of equal keys."""
+    path, some = tmp_path / "journal", [*range(5), "a", 'a","b', "b", "\u2028", "1", 1.5, None, True, 2**63]
+    rows = [
+        ("", key, "result", 7 * (number % 3)) for number, key in enumerate([*some, *some[::2], *range(9000), *some])
+    ]
+    lines = [line_of(*row, 30) for row in rows]
+    path.write_bytes(b"".join(lines))
+    reader = Reader.open(path)
+    assert reader is not None
+    model, offset = {}, 0
+    for (_, key, _, digest), line in zip(rows, lines, strict=True):
+        model[key] = (offset, digest)
+        offset += len(line)
+    for asked in ("a", 'a","b', "1", 1, 1.0, None, 1.5, 2**63, "absent", 'b"', "8999", 8999, -1, "\ud800", "b"):
+        searched = Index()
+        searched.scan(reader)
+        assert len(searched._packed) > 5
+        assert searched.recent == len(rows)
+        assert searched.versions == {""}
+        for _ in range(12):
+            assert searched.find("", asked) == model.get(asked)
+            assert searched.find("other", asked) is None
+        assert not searched._packed
+        assert searched.recent == len(rows)
+        assert searched.count("") == len(model)
+    packed = Index()
+    packed.scan(reader)
+    assert packed.find("", "b") == model["b"]
+    assert packed._packed  # one look-up is no reason to hash all
+    assert not packed._hashed
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'{"key":"x","result":[\n{"key":"y","result":1}],"timestamp":"","crc":"%08x"}\n',
+        b'{"key":"x"}\n,"result":1,"timestamp":"","crc":"%08x"}\n',
+        b'{"key":"x","result":{"y":1}\n,"timestamp":"","crc":"%08x"}\n',
+        b'{"key":"x","result":1,"crc":"12345678"} {"key":"y","result":1,"crc":"%08x"}\n',
+        b'{"key":"x","result":1,"crc":"12345678"}{"key":"y",\n"result":1,"crc":"%08x"}\n',
+        b'{"key":"x","result":1}\n{"key":"y","crc":"%08x","result":1}\n',
+        b'["key"]\n{"key":"x","crc":"%08x"}\r\n',
+        b'\n{"key":"x","result":1,"crc":"%08x"} {"key":"y","result":1,"crc":"12345678"}\n',
+    ],
+)
+def test_lines_that_are_not_a_record_each_are_read_one_by_one(tmp_path: Path, broken: bytes) -> None:
+    """Whatever stands between sound lines, these are found, and where each begins."""
+    sound = [line_of("", key, "result", 0, 30) for key in ("a", "b", "c")]
+    path = tmp_path / "journal"
+    path.write_bytes(sound[0] + broken % 0 + sound[1] + sound[2])
+    reader = Reader.open(path)
+    assert reader is not None
+    index = Index()
+    index.scan(reader)
+    assert not index._packed
+    first = len(sound[0] + broken % 0)
+    found = [index.find("", key) for key in ("a", "b", "c")]
+    assert found == [(0, 0), (first, 0), (first + len(sound[1]), 0)]
+
+
 def file_away(index: Index, file: Path, reader: Reader) -> None:
     """Write the file of an index as a shelf does."""
     snapshot = index.snapshot()
