@@ -86,21 +86,21 @@ class _Packed(NamedTuple):
         lines = BytesIO(block).readlines()  # faster by far than block.split
         try:
             heads = _decode_even_heads(block)
-            inputs = "".join([head.input for head in heads])
+            digests = bytes.fromhex("".join([head.input for head in heads]))
             versions = {head.version for head in heads}
             if not (
-                len(heads) == len(lines) == len(inputs) / 16
+                len(heads) == len(lines) == len(digests) / 8
                 and len(versions) == 1
                 and set(map(_first, lines)) == {ord("{")}
                 and set(map(_last, lines)) == {ord("}")}
                 and set(map(_before_crc, lines)) == {b',"crc":"'}
             ):
                 return None
-            digests = bytes.fromhex(inputs) if inputs.count("0") < len(inputs) else b""
             text = _encode([head.key for head in heads])
         except (ValueError, RecursionError, IndexError, OverflowError):
             return None
-        return cls(versions.pop(), len(lines), text, offset, array("I", list(map(len, lines))), digests)
+        known = digests if digests.count(0) < len(digests) else b""
+        return cls(versions.pop(), len(lines), text, offset, array("I", list(map(len, lines))), known)
 
     def keys(self) -> list[Key]:
         """In the order of the lines."""
@@ -197,7 +197,7 @@ class Index:
 
     def _to_search(self, key: Key) -> list[_Packed]:
         """What is packed, the last first, as long as searching it takes less than hashing it."""
-        if type(key) is not str or self._searches == _SEARCHES:
+        if type(key) is not str or self._searches >= _SEARCHES:
             return []
         self._searches += 1
         return self._packed[::-1]

@@ -402,6 +402,8 @@ def test_keys_that_were_read_are_searched_for_a_few_times_and_then_hashed(tmp_pa
         b'{"key":"x","result":1}\n{"key":"y","crc":"%08x","result":1}\n',
         b'["key"]\n{"key":"x","crc":"%08x"}\r\n',
         b'\n{"key":"x","result":1,"crc":"%08x"} {"key":"y","result":1,"crc":"12345678"}\n',
+        b'{"key":"x","result":1,"input":"12345678 1234567","crc":"%08x"}\n',
+        b'{"key":"x","result":1,"input":"12345678","crc":"%08x"}\n',
     ],
 )
 def test_lines_that_are_not_a_record_each_are_read_one_by_one(tmp_path: Path, broken: bytes) -> None:
