@@ -1,14 +1,15 @@
 """Between the workers and the disk: what becomes of answers, and what is called next.
 
 The coordinator is a thread that takes all that has finished, has it settled in one go, and starts what may start by the
-schedule. What finishes is on disk at once, whether or not anyone consumes it; and a worker's place is free again when
-its result is there.
+schedule; where that takes no time worth mentioning, whoever reports does it instead. What finishes is on disk at once,
+whether or not anyone consumes it; and a worker's place is free again when its result is there.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from math import inf
 from queue import Empty, SimpleQueue
@@ -72,12 +73,14 @@ class Workers(Protocol):
     """Where calls are made: told to start tasks, they report each with its answers.
 
     Attributes:
-        settles: whether who reports may settle: it makes no calls itself.
+        settles: whether who reports may settle: it makes no calls itself, or they come seldom enough.
         shares_blame: whether a death may be told of a call that only waited beside the one that caused it.
     """
 
-    settles: bool
     shares_blame: bool
+
+    @property
+    def settles(self) -> bool: ...
 
     def start(self, task: Task, running: int) -> None: ...
 
@@ -247,6 +250,7 @@ class Coordinator:
         self._with_desk = 0  # how many the desk has and could not save
         self._all_drawn = False
         self._dealing = threading.Lock()
+        self._handed: deque[tuple[Task, Any]] = deque()  # reports for whoever deals just now
         self._is_swift = False  # whether settling took no time worth mentioning when it was last done
         self._looks_at = inf  # when the thread looks at the schedule by itself
         self.failure: BaseException | None = None
@@ -334,22 +338,36 @@ class Coordinator:
         self._inbox.put((task, answers))
 
     def deal_at_once(self, reports: list[tuple[Task, Any]]) -> bool:
-        """Deal with the reports in the caller's thread, if that takes no time worth mentioning.
+        """Have the reports dealt with in the caller's thread, or by who is at it; False where that may take long.
 
-        An event loop, or the thread that serves processes, settles by itself while the last time took less than two
-        milliseconds, and nothing waits for the medium: handing over and back would take longer. It never waits for the
-        coordinator.
+        An event loop, the thread that serves processes, or a worker thread settles by itself while the last time took
+        less than two milliseconds, and nothing waits for the medium: handing over and back would take longer. It never
+        waits for another that deals, which takes what has come meanwhile.
         """
-        if not self._is_swift or not self._dealing.acquire(blocking=False):
+        if not self._is_swift:
             return False
-        try:
-            self._deal(reports, last=False)
-        finally:
-            self._dealing.release()
+        self._handed.extend(reports)
+        # Whoever cannot deal just now handed over before who deals let go of the lock, and looks once more after that.
+        while self._handed and self._dealing.acquire(blocking=False):
+            try:
+                self._deal_with_handed()
+            finally:
+                self._dealing.release()
         if self._running < self._slots:
             with self._lock:
                 self._have_looked()
         return True
+
+    def _deal_with_handed(self) -> None:
+        if self._is_swift:
+            self._deal(self._handed_over(), last=False)
+            return
+        for task, answers in self._handed_over():  # the last time took long: they wait for the thread
+            self.report(task, answers)
+
+    def _handed_over(self) -> list[tuple[Task, Any]]:
+        """What was handed to who deals."""
+        return [self._handed.popleft() for _ in range(len(self._handed))]
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -370,7 +388,8 @@ class Coordinator:
         while more:
             reports, more = self._next()
             with self._dealing:
-                self._deal(reports, last=not more)
+                self._deal(reports + self._handed_over(), last=not more)
+                self._is_swift = self._is_swift and more  # nobody deals with what is reported when this is over
             reports = []  # what is settled is let go of
             self._wake()
 
@@ -379,7 +398,7 @@ class Coordinator:
         with self._lock:
             due = self._due()
             self._looks_at = inf if due is None else due
-        wait = None if due is None else max(0.0, due - clock.monotonic())
+        wait = 0.0 if self._handed else None if due is None else max(0.0, due - clock.monotonic())
         reports: list[tuple[Task, Any]] = []
         try:
             report = self._inbox.get(timeout=wait)

@@ -1,8 +1,8 @@
 """How the function is run: short drivers between `admit` and `settle`, which they are given.
 
 Items are drawn and admitted where the consumer is; calls are made here, or by workers under a coordinator, so that
-workers and event loops need not wait for the disk. (A loop, and the thread that serves processes, settle by themselves
-while that takes less than two milliseconds: handing over to a thread and back would take longer.)
+workers and event loops need not wait for the disk. (A loop, the thread that serves processes, and a worker thread where
+calls end seldom, settle by themselves while that takes less than two milliseconds: handing over and back takes longer.)
 
 Bounds: no more than ``workers x chunksize`` calls (or one batch a worker) are begun and not on disk. Fewer than as many
 again are drawn ahead, none for a single worker (and 64 more of a list, a tuple or a range, whose items are in memory
@@ -26,7 +26,7 @@ from checkpoint.errors import StoreError, quote
 from checkpoint.interrupts import Interrupts
 from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
-from checkpoint.workers import Report, Task, Tasks, inputs_of
+from checkpoint.workers import Grouping, Report, Task, Tasks, inputs_of
 
 __all__ = ["asynchronous", "concurrent", "serial"]
 
@@ -35,8 +35,6 @@ log = logging.getLogger("checkpoint")
 _END: Final = object()
 _UNSEEN = 64  # items that are drawn before others have a turn
 _LOOK_UP = 0.5  # seconds: a signal that comes just as the main thread goes to sleep does not wake it
-_TOGETHER = 4  # reports that a busy event loop deals with at a time: more would keep calls waiting that could start
-_BUSY = 0.0001  # seconds from report to report, of which dealing with one takes a third
 
 
 # --- in the caller's thread ------------------------------------------------------------------------------------------
@@ -230,31 +228,6 @@ def concurrent(
                 workers.close()
             _raise_unsaved(coordinator)
         _raise_why(coordinator, interrupts)
-
-
-class Grouping:
-    """How many reports an event loop deals with at a time.
-
-    Several are less work each; but the calls that follow start later, all at once, and so end all at once. A loop that
-    has time left deals with each report when it comes. Whether it has is seen once every worker may have reported.
-
-    Attributes:
-        size: so many.
-    """
-
-    def __init__(self, workers: int) -> None:
-        self.size = 1
-        self._workers = workers
-        self._count = 0
-        self._since = clock.monotonic()
-
-    def dealt(self, count: int) -> None:
-        """So many reports more."""
-        self._count += count
-        if self._count >= self._workers:
-            now = clock.monotonic()
-            self.size = min(_TOGETHER, self._workers) if now - self._since < self._count * _BUSY else 1
-            self._count, self._since = 0, now
 
 
 async def asynchronous(

@@ -159,6 +159,17 @@ def digest_of(data: bytes) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1 or 1
 
 
+def _digests_of(several: Sequence[bytes]) -> list[int]:
+    """`digest_of` of each, in half the time."""
+    copy = blake2b(digest_size=8).copy
+    digests = bytearray()
+    for data in several:
+        made = copy()
+        made.update(data)
+        digests += made.digest()
+    return [digest >> 1 or 1 for digest in struct.unpack(f">{len(several)}Q", digests)]
+
+
 def short_digest(value: Any, what: str) -> str:
     """16 hex digits that stand for a JSON value: a version's name in records.
 
@@ -188,7 +199,7 @@ def item_digests(items: Sequence[Any]) -> list[int]:
     """`item_digest` of each."""
     if _WORDS.issuperset(map(type, items)):
         try:
-            return [digest_of(_encode(item)) for item in items]
+            return _digests_of(list(map(_encode, items)))
         except (UnicodeEncodeError, OverflowError, ValueError):
             pass
     return [item_digest(item) for item in items]

@@ -191,14 +191,16 @@ class Segment:
         numbers = {version: number for number, version in enumerate(versions)}
         fresh = sorted(entry for version, new in news.items() for entry in _entries_of(numbers[version], version, new))
         runs = [run for version, new in news.items() for run in _runs_of(numbers[version], new)]
-        entries, counts, loose = fresh, *_counted(fresh, versions)
+        entries, counts = fresh, {version: len(new.keys) + len(new.texts) for version, new in news.items()}
+        loose = sum(len(new.texts) for new in news.values())
         if base is not None:
             kept = base._kept(numbers, {entry[:16] for entry in fresh}.union(_gone(news)))
             is_all = len(kept) == base.header.entries
             runs = list(_joined(chain(base._kept_runs(numbers, {} if is_all else news), runs)))
             entries = sorted(kept + fresh)  # two runs that are sorted: merging these takes no search
             before, more = (base.header.counts, base.header.loose) if is_all else _counted(kept, versions)
-            counts, loose = {version: counts[version] + before.get(version, 0) for version in versions}, loose + more
+            counts = {version: counts.get(version, 0) + before.get(version, 0) for version in versions}
+            loose += more
         head, tail = _probes(journal, covered)
         header = _Header(
             _FORMAT, sys.byteorder, covered, head, tail, journal.modified_at(covered), len(entries),

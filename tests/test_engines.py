@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from functools import cache, partial
@@ -22,9 +23,13 @@ from typing import Any
 import pytest
 from conftest import Ticker, in_time
 
-from checkpoint import BrokenWorkers, checkpointed
-from checkpoint.engines import Grouping
+from checkpoint import BrokenWorkers, checkpointed, clock
+from checkpoint.calls import Call
+from checkpoint.coordinator import Coordinator, Spread
+from checkpoint.outcomes import Done, Unit
+from checkpoint.schedule import Attempt, Schedule
 from checkpoint.testing import LAWS, Engine, Law, check, for_executor
+from checkpoint.workers import Grouping
 
 HAS_LOKY = importlib.util.find_spec("loky") is not None
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -358,3 +363,125 @@ def test_a_busy_event_loop_deals_with_several_reports_at_a_time(workers: int, to
     assert reports_every(0.00003) == [*[1] * (workers - 1), together]
     assert reports_every(0.00003) == [together] * workers
     assert reports_every(0.001)[-1] == 1
+
+
+# --- reports from several threads ------------------------------------------------------------------------------------
+
+
+class Desk:
+    """What a pass is to a coordinator: its `settle` waits where it is told to."""
+
+    name = "desk"
+    items: Iterable[Any] = ()
+    in_memory = is_watched = is_crowded = waits_for_medium = False
+    verdict = None
+
+    def __init__(self) -> None:
+        self.by: list[tuple[str, list[int]]] = []  # which thread settled which keys
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.takes: Callable[[], object] = lambda: None
+
+    def admit(self, item: Any) -> None: ...
+
+    def admit_next(self, most: int) -> None: ...
+
+    def settle(self, finished: list[Done]) -> None:
+        self.by.append((threading.current_thread().name, [done.unit.key for done in finished]))
+        self.begun.set()
+        self.go_on.wait(FOREVER)
+        self.takes()
+
+
+class Nobody:
+    """Workers that do nothing by themselves."""
+
+    settles, shares_blame = True, False
+
+    def start(self, task: Any, running: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def reported(key: int) -> tuple[list[Attempt], list[Any]]:
+    """A call that has returned."""
+    return [Attempt([Unit(key, key)])], [(key, 0.0)]
+
+
+@pytest.fixture
+def at_work() -> Iterator[tuple[Coordinator, Desk]]:
+    """A coordinator that has seen its desk settle fast, in its own thread."""
+    desk, settled = Desk(), threading.Event()
+    coordinator = Coordinator(desk, Call(str), Schedule(), Spread(4), settled.set)
+    coordinator.begin(Nobody())
+    coordinator.report(*reported(0))
+    assert settled.wait(FOREVER)
+    desk.begun.clear()
+    yield coordinator, desk
+    desk.go_on.set()
+    coordinator.close()
+    assert desk.by[0] == ("checkpoint-coordinator", [0])
+
+
+def test_who_reports_settles_itself(at_work: tuple[Coordinator, Desk]) -> None:
+    """Handing over to a thread and back would take longer."""
+    coordinator, desk = at_work
+    assert coordinator.deal_at_once([reported(1), reported(2)])
+    assert desk.by[1:] == [(threading.current_thread().name, [1, 2])]
+
+
+def test_who_reports_while_another_settles_leaves_it_to_that_one(at_work: tuple[Coordinator, Desk]) -> None:
+    """Nobody waits for anybody, and nothing is left lying: one takes what has come meanwhile, all of it together."""
+    coordinator, desk = at_work
+    desk.go_on.clear()
+    first = threading.Thread(target=coordinator.deal_at_once, args=([reported(1)],), name="first")
+    first.start()
+    assert desk.begun.wait(FOREVER)
+    assert coordinator.deal_at_once([reported(2)])
+    assert coordinator.deal_at_once([reported(3)])
+    assert [keys for _, keys in desk.by] == [[0], [1]]
+    desk.go_on.set()
+    first.join()
+    assert desk.by[1:] == [("first", [1]), ("first", [2, 3])]
+
+
+def test_who_reports_while_the_coordinator_settles_leaves_it_to_that(at_work: tuple[Coordinator, Desk]) -> None:
+    """It looks once more before it goes to sleep."""
+    coordinator, desk = at_work
+    desk.go_on.clear()
+    coordinator.report(*reported(1))
+    assert desk.begun.wait(FOREVER)
+    desk.begun.clear()
+    assert coordinator.deal_at_once([reported(2)])
+    desk.go_on.set()
+    assert desk.begun.wait(FOREVER)
+    coordinator.close()
+    assert desk.by[1:] == [("checkpoint-coordinator", [1]), ("checkpoint-coordinator", [2])]
+
+
+def test_what_was_left_to_one_that_takes_long_goes_to_the_coordinator(
+    at_work: tuple[Coordinator, Desk], ticker: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's thread settles no more once the disk is slow: it has calls to make."""
+    coordinator, desk = at_work
+    monkeypatch.setattr(clock, "perf_counter", ticker)
+    desk.takes = lambda: ticker.tick(0.01)
+    desk.go_on.clear()
+    first = threading.Thread(target=coordinator.deal_at_once, args=([reported(1)],), name="first")
+    first.start()
+    assert desk.begun.wait(FOREVER)
+    assert coordinator.deal_at_once([reported(2)])
+    desk.go_on.set()
+    first.join()
+    coordinator.close()
+    assert desk.by[1:] == [("first", [1]), ("checkpoint-coordinator", [2])]
+    assert not coordinator.deal_at_once([reported(3)])
+
+
+def test_who_reports_when_it_is_over_settles_nothing(at_work: tuple[Coordinator, Desk]) -> None:
+    """A call that outlived the grace of its pass: the lock may be another process's by then."""
+    coordinator, desk = at_work
+    coordinator.close()
+    assert not coordinator.deal_at_once([reported(1)])
+    coordinator.report(*reported(2))
+    assert [keys for _, keys in desk.by] == [[0]]

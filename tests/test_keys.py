@@ -27,6 +27,7 @@ from checkpoint.codecs import Codec
 from checkpoint.keys import (
     identity,
     item_digest,
+    item_digests,
     key_from_json,
     key_function,
     key_json,
@@ -233,6 +234,12 @@ def test_the_hash_of_an_item_is_the_same_in_every_release() -> None:
     """A changed spelling would compute everything anew."""
     assert key_function(None)({"text": "é", "n": [1, 2.5, None]}) == "h1:bebd86101e5ddce0daa7abab9004b7dc"
     assert item_digest({"text": "é"}) == 0x1FA48472D9036146
+
+
+@given(st.lists(st.text(max_size=5)) | st.lists(st.integers() | st.text(max_size=3) | st.floats()))
+def test_several_items_have_the_digests_that_each_has_by_itself(items: list[Any]) -> None:
+    """They are made together only because that takes half the time."""
+    assert item_digests(items) == [item_digest(item) for item in items]
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), min_size=2))
