@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     if not work:
         print(f"no work is called {given.only!r}; there is: {', '.join(WORK)}", file=sys.stderr)
         return 2
+    out = given.out or (None if given.only or given.quick or given.no_peers else HERE)
+    for place in filter(None, (out, given.json and Path(given.json).parent)):
+        Path(place).mkdir(parents=True, exist_ok=True)  # before the ten minutes whose figures go there
     sizes = sizes or (QUICK if given.quick else FULL if given.full else DEFAULT)
     logging.getLogger("checkpoint").setLevel(logging.ERROR)  # each round has its own keys, as intended
     with _directory(given.dir) as directory:
@@ -51,7 +54,6 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
             run(bench)
         text = tables.document(bench)
     print(text)
-    out = given.out or (None if given.only or given.quick or given.no_peers else HERE)
     if out is not None:
         _write(Path(out), bench, text)
     if given.json:

@@ -36,9 +36,8 @@ def test_every_kind_of_work_is_measured_and_told(
 ) -> None:
     """One run does all the work, and writes a table, a plot and the figures; its files are gone afterwards."""
     command = room("__main__")
-    made, out = tmp_path / "made", tmp_path / "out"
+    made, out = tmp_path / "made", tmp_path / "figures" / "of today"
     made.mkdir()
-    out.mkdir()
     arguments = ["--no-peers", "--dir", str(made), "--out", str(out), "--json", str(out / "raw.json")]
     assert command.main(arguments, room("racing").TINY) == 0
     text = (out / "results.md").read_text("utf-8")
