@@ -82,7 +82,7 @@ class Workers(Protocol):
     @property
     def settles(self) -> bool: ...
 
-    def start(self, task: Task, running: int) -> None: ...
+    def start(self, task: Task) -> None: ...
 
     def close(self) -> None: ...
 
@@ -522,7 +522,7 @@ class Coordinator:
             self._is_quiet_kept = task[0].quiet
             self._running += 1
             try:
-                self._workers.start(task, self._running)
+                self._workers.start(task)
             except BaseException:
                 self._running -= 1
                 raise

@@ -117,7 +117,7 @@ class Grouping:
 
 
 class Threads:
-    """So many threads, each begun when it is needed. They never keep the process alive.
+    """So many threads, each begun when all others are at work. They never keep the process alive.
 
     Args:
         call: what they make.
@@ -134,10 +134,15 @@ class Threads:
         self._report = report
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._busy = 0  # threads that are at a task, or have one coming
+        self._ended: list[None] = []  # one for each task that no thread is at any more, and `_busy` still counts
 
-    def start(self, task: Task, running: int) -> None:
-        """Have a worker make the task's calls; so many tasks are under way with it."""
-        if running > len(self._threads) < self._count:
+    def start(self, task: Task) -> None:
+        """Have a worker make the task's calls; from any thread, one at a time."""
+        while self._ended:
+            self._ended.pop()
+            self._busy -= 1
+        if self._busy == len(self._threads) < self._count:
             thread = threading.Thread(target=self._work, name=f"checkpoint-worker-{len(self._threads)}", daemon=True)
             try:
                 thread.start()
@@ -148,6 +153,7 @@ class Threads:
                 self._count = len(self._threads)
             else:
                 self._threads.append(thread)
+        self._busy += 1
         self._tasks.put(task)
 
     @property
@@ -159,6 +165,7 @@ class Threads:
         many, report, get, batch = self._call.many, self._report, self._tasks.get, self._call.batch
         while (task := get()) is not None:
             answers = many(inputs_of(task, batch=batch))
+            self._ended.append(None)
             self._grouping.dealt(1)
             report([(task, answers)])
             task = answers = None  # type: ignore[assignment]  # what is settled is let go of
@@ -195,7 +202,7 @@ class Tasks:
         self._kind = _task_kind()
         self._context = copy_context()  # the loop may look on behalf of another thread
 
-    def start(self, task: Task, running: int) -> None:
+    def start(self, task: Task) -> None:
         """To be started when the loop looks; from any thread."""
         self._waiting.append(task)
 
@@ -318,7 +325,7 @@ class Processes:
         self._owner = os.getpid()
         _open.add(self)
 
-    def start(self, task: Task, running: int) -> None:
+    def start(self, task: Task) -> None:
         """Have a process make the task's calls; from any thread, one at a time."""
         self._tasks.append(task)
         if self._thread is None:
@@ -904,7 +911,7 @@ class Given:
         self._report = report
         self._futures: set[Future[Any]] = set()
 
-    def start(self, task: Task, running: int) -> None:
+    def start(self, task: Task) -> None:
         """Submit the task's calls."""
         try:
             future = self._executor.submit(_many, self._call, inputs_of(task, batch=self._call.batch))

@@ -16,6 +16,7 @@ from itertools import chain, islice, repeat
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from checkpoint import InvalidOption, Retry, StoreError, checkpointed, workers
 from checkpoint.calls import Call, unpack
 from checkpoint.outcomes import Unit
 from checkpoint.schedule import Attempt
-from checkpoint.workers import Died, Processes, Task, Unsent
+from checkpoint.workers import Died, Processes, Task, Threads, Unsent
 
 PROCESSES: dict[str, Any] = {"executor": "processes", "workers": 1, "progress": False}
 
@@ -251,7 +252,7 @@ class Hired:
 
     def start(self, **items: Any) -> None:
         for key, item in items.items():
-            self.processes.start([Attempt([Unit(item, key, 0)])], 1)
+            self.processes.start([Attempt([Unit(item, key, 0)])])
 
     def until_told(self, *keys: str) -> list[Any]:
         """What is told of them, once it is."""
@@ -668,3 +669,61 @@ def test_what_a_pipe_does_not_take_at_once_goes_when_it_does() -> None:
             until(pipe.flush)
             reader.join(DEADLINE)
             assert got == [message]
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+class Crew:
+    """Threads whose calls last until they are told to end, and say which of them makes each."""
+
+    def __init__(self, count: int) -> None:
+        self.begun: SimpleQueue[str] = SimpleQueue()
+        self.may_end: SimpleQueue[None] = SimpleQueue()
+        self.reported: SimpleQueue[None] = SimpleQueue()
+        self.threads = Threads(Call(self.work), count, lambda _: self.reported.put(None))
+
+    def work(self, _: Any) -> None:
+        self.begun.put(threading.current_thread().name)
+        self.may_end.get(timeout=60)
+
+    def start(self) -> None:
+        self.threads.start([Attempt([Unit(1, 1, 0)])])
+
+    def begin(self) -> str:
+        """Which thread begins the next call."""
+        self.start()
+        return self.begun.get(timeout=60)
+
+    def end(self) -> None:
+        """One call is over, and has been reported."""
+        self.may_end.put(None)
+        self.reported.get(timeout=60)
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    """Three threads, which end with the test."""
+    made = Crew(3)
+    yield made
+    for _ in range(9):
+        made.may_end.put(None)
+    made.threads.close()
+
+
+def test_a_thread_is_begun_only_when_all_others_are_at_work(crew: Crew) -> None:
+    """To begin 64 takes longer than many a call; but a call never waits for another while there may be one more."""
+    assert crew.begin() == "checkpoint-worker-0"
+    crew.end()
+    assert [crew.begin() for _ in range(3)] == [f"checkpoint-worker-{n}" for n in range(3)]
+    crew.end()
+    assert crew.begin() in {f"checkpoint-worker-{n}" for n in range(3)}
+
+
+def test_what_more_than_all_threads_are_given_waits(crew: Crew) -> None:
+    """And is begun as soon as one of them is free."""
+    begun = [crew.begin() for _ in range(3)]
+    crew.start()
+    assert crew.begun.empty()
+    crew.end()
+    assert crew.begun.get(timeout=60) in begun
