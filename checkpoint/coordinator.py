@@ -412,18 +412,20 @@ class Coordinator:
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
         """Have settled what finished, and start what may start."""
+        settled = 0
         try:
             with self._lock:
                 finished = self._all_judged(reports)
             if self.waits:
                 self._late += finished
             elif finished:
-                self._settle(finished)
+                settled = self._settle(finished)
         except BaseException as error:  # told to who draws, who raises it
             self._fail(error)
         try:
             with self._lock:
                 self._running -= len(reports)
+                self._under_way -= settled
                 again = self.waits and (last or self._running == 0)
                 if not again:
                     self._go_on()
@@ -480,15 +482,16 @@ class Coordinator:
             self._fail(answers.pop().exception)
         return judge.dones(task, answers)
 
-    def _settle(self, finished: list[Done]) -> None:
+    def _settle(self, finished: list[Done]) -> int:
+        """Returns how many are settled: all, or none where the store failed."""
         began = clock.perf_counter()
         try:
             self._desk.settle(finished)
         except StoreError:
             self.waits, self._with_desk, self._is_swift = True, len(finished), False
-        else:
-            self._is_swift = clock.perf_counter() - began < _SWIFT and not self._desk.waits_for_medium
-            self._settled(len(finished))
+            return 0
+        self._is_swift = clock.perf_counter() - began < _SWIFT and not self._desk.waits_for_medium
+        return len(finished)
 
     def _settle_again(self) -> None:
         """The second try: what the desk has, and what has finished since."""
@@ -500,11 +503,8 @@ class Coordinator:
             raise
         finally:
             self.waits = False
-        self._settled(self._with_desk + len(late))
-
-    def _settled(self, count: int) -> None:
         with self._lock:
-            self._under_way -= count
+            self._under_way -= self._with_desk + len(late)
 
     def _fail(self, error: BaseException) -> None:
         self.stopped = True

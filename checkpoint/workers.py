@@ -208,7 +208,9 @@ class Tasks:
 
     def look(self) -> None:
         """Start what waits, and nobody comes for; in the loop."""
-        import asyncio
+        if len(self._waiting) <= self._coming:
+            return
+        import asyncio  # only here: who has no coroutines need not wait for it
 
         for _ in range(len(self._waiting) - self._coming):
             if self._idle:
