@@ -586,7 +586,7 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
-        if len(finished) == 1 and not (self._owed or self.records.power) and self._settle_one(finished[0]):
+        if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
         made, others = self._encoded(finished)
         if self._owed:
@@ -602,7 +602,7 @@ class Pass:
                 raise
 
     def _settle_one(self, done: Done) -> bool:
-        """What `settle` comes to for one result that is not synced by itself: this is the per-item path."""
+        """What `settle` comes to for one result: this is the per-item path."""
         unit, outcome = done.unit, done.outcome
         if type(outcome) is not Success:
             return False
@@ -613,7 +613,7 @@ class Pass:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
         try:
-            self._store.append_one(self._store.results, self._version, key, digest, line)
+            self._store.append_one(self._store.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = {key: value}

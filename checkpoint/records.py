@@ -171,10 +171,7 @@ class Records:
             except UnencodableValue as error:
                 raise self.keep_aside(key, value, digest, error) from None
             line = self.result_line(key, raw, digest)
-            if self.power:
-                self.store.append(self.store.results, [Entry(self.version, key, digest, line)], durable=True)
-            else:
-                self.store.append_one(self.store.results, self.version, key, digest, line)
+            self.store.append_one(self.store.results, self.version, key, digest, line, durable=self.power)
             self._follows = False
         except StoreError as error:
             error.unsaved = {key: value}

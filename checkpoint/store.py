@@ -510,8 +510,10 @@ class Store:
             if durable:
                 self._sync(journal)
 
-    def append_one(self, shelf: Shelf, version: str, key: Key, digest: int, line: bytes) -> None:
-        """`append` for one record that need not be durable: the per-item path, told flat because it is hot."""
+    def append_one(
+        self, shelf: Shelf, version: str, key: Key, digest: int, line: bytes, *, durable: bool = False
+    ) -> None:
+        """`append` for one record that forgets nothing: the per-item path, told flat because it is hot."""
         with self.lock:
             now = self._wrote_at = clock.monotonic()
             if not self._writing or now >= self._check_at:
@@ -520,6 +522,8 @@ class Store:
             index = shelf.index
             index.add(version, key, offset, digest)
             index.end = shelf.journal.end
+            if durable:
+                self._sync(shelf.journal)
 
     def _write(self, shelf: Shelf, lines: bytes) -> int:
         journal = shelf.journal
