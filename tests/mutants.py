@@ -236,9 +236,19 @@ def failed_read_finds_nothing(breaker: Breaker) -> None:
 
 @caught_by("test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
 def no_sync_of_records(breaker: Breaker) -> None:
-    """With durability="power" too, a record is on the medium some time later."""
-    unsynced = {"durable": False}
-    breaker.replace(Store, "append", lambda real: lambda *arguments, **named: real(*arguments, **named | unsynced))
+    """With durability="power" too, an error, or several results, are on the medium some time later."""
+    breaker.replace(Store, "append", unsynced)
+
+
+@caught_by("test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
+def no_sync_of_a_result(breaker: Breaker) -> None:
+    """So is a result that is saved by itself."""
+    breaker.replace(Store, "append_one", unsynced)
+
+
+def unsynced(real: Function) -> Function:
+    """The same, and nothing is synced."""
+    return lambda *arguments, **named: real(*arguments, **named | {"durable": False})
 
 
 @caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
