@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.racing import DEFAULT, Bench, Contestant, Keys, Run, Seconds, Target, Times, keys_of, middle
+from benchmarks.racing import DEFAULT, Bench, Contestant, Keys, Run, Seconds, Target, Times, keys_of
 from benchmarks.saving import in_diskcache, in_sqlitedict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,8 +141,9 @@ def _rows_memory(bench: Bench, what: str, count: int, told: dict[str, list[dict[
     alone = child("nothing")["peak"]
     for name in (WITH, WITHOUT):
         held = [found["held"] / count for found in told.get(name, []) if found["held"] is not None]
-        most = [(found["peak"] - alone) / MEGABYTE for found in told.get(name, []) if found["peak"] is not None]
-        if held and middle(most).median >= 0:
+        peaks = [found["peak"] - alone for found in told.get(name, []) if found["peak"] is not None]
+        most = [max(0.0, beyond / MEGABYTE) for beyond in peaks]  # below 0 is noise
+        if held and peaks:
             bench.figure(f"memory held per key, {what} opened {name}", held, "B", Target("≤", 24) if is_large else None)
             bench.figure(f"peak memory while opening {what} {name}, beyond importing", most, "MB",
                          Target("≤", 100) if is_large else None)  # fmt: skip
