@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from math import inf
 from queue import Empty, SimpleQueue
@@ -240,7 +239,7 @@ class Coordinator:
         self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0
         self._wake = wake
         self._inbox: SimpleQueue[tuple[Task, Any] | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection under it may call `stop`
         self._workers: Workers
         self._thread: threading.Thread | None = None
         self._running = 0  # tasks
@@ -250,7 +249,8 @@ class Coordinator:
         self._with_desk = 0  # how many the desk has and could not save
         self._all_drawn = False
         self._dealing = threading.Lock()
-        self._handed: deque[tuple[Task, Any]] = deque()  # reports for whoever deals just now
+        self._dealer: int | None = None  # the thread that deals in place of ours
+        self._is_over = False  # whether nobody deals with what is reported from now on
         self._is_swift = False  # whether settling took no time worth mentioning when it was last done
         self._looks_at = inf  # when the thread looks at the schedule by itself
         self.failure: BaseException | None = None
@@ -338,36 +338,31 @@ class Coordinator:
         self._inbox.put((task, answers))
 
     def deal_at_once(self, reports: list[tuple[Task, Any]]) -> bool:
-        """Have the reports dealt with in the caller's thread, or by who is at it; False where that may take long.
+        """Deal with the reports in the caller's thread, if that takes no time worth mentioning.
 
         An event loop, the thread that serves processes, or a worker thread settles by itself while the last time took
         less than two milliseconds, and nothing waits for the medium: handing over and back would take longer. It never
-        waits for another that deals, which takes what has come meanwhile.
+        waits for another that deals.
         """
-        if not self._is_swift:
+        if not self._is_swift or not self._dealing.acquire(blocking=False):
             return False
-        self._handed.extend(reports)
-        # Whoever cannot deal just now handed over before who deals let go of the lock, and looks once more after that.
-        while self._handed and self._dealing.acquire(blocking=False):
-            try:
-                self._deal_with_handed()
-            finally:
-                self._dealing.release()
+        try:
+            if self._is_over:
+                return False
+            self._dealer = threading.get_ident()
+            self._deal(reports, last=False)
+        finally:
+            self._dealer = None
+            self._dealing.release()
         if self._running < self._slots:
             with self._lock:
                 self._have_looked()
         return True
 
-    def _deal_with_handed(self) -> None:
-        if self._is_swift:
-            self._deal(self._handed_over(), last=False)
-            return
-        for task, answers in self._handed_over():  # the last time took long: they wait for the thread
-            self.report(task, answers)
-
-    def _handed_over(self) -> list[tuple[Task, Any]]:
-        """What was handed to who deals."""
-        return [self._handed.popleft() for _ in range(len(self._handed))]
+    @property
+    def is_dealing_here(self) -> bool:
+        """Whether this is asked within a deal: a garbage collection may end the pass of a stream anywhere."""
+        return threading.get_ident() in (self._dealer, self._thread and self._thread.ident)
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -375,11 +370,15 @@ class Coordinator:
             self.stopped = True
 
     def close(self) -> None:
-        """Settle what has been reported, and end. What is reported later is lost."""
+        """Settle what has been reported, and end. What is reported later is lost.
+
+        It does not wait where this thread is dealing: the other one waits for that.
+        """
         self.stop()
         if self._thread is not None and not sys.is_finalizing():  # then no other thread runs any more
             self._inbox.put(None)
-            self._thread.join()
+            if not self.is_dealing_here:
+                self._thread.join()
 
     # in its thread
 
@@ -388,8 +387,8 @@ class Coordinator:
         while more:
             reports, more = self._next()
             with self._dealing:
-                self._deal(reports + self._handed_over(), last=not more)
-                self._is_swift = self._is_swift and more  # nobody deals with what is reported when this is over
+                self._deal(reports, last=not more)
+                self._is_over = not more
             reports = []  # what is settled is let go of
             self._wake()
 
@@ -398,7 +397,7 @@ class Coordinator:
         with self._lock:
             due = self._due()
             self._looks_at = inf if due is None else due
-        wait = 0.0 if self._handed else None if due is None else max(0.0, due - clock.monotonic())
+        wait = None if due is None else max(0.0, due - clock.monotonic())
         reports: list[tuple[Task, Any]] = []
         try:
             report = self._inbox.get(timeout=wait)

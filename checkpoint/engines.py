@@ -217,7 +217,9 @@ def concurrent(
         except BaseException:  # who consumes has left, or the items raised
             coordinator.stop()
             end = clock.monotonic() + spread.grace
-            while not (coordinator.is_quiet or interrupts.over or _at_exit()) and (left := end - clock.monotonic()) > 0:
+            while not (coordinator.is_quiet or coordinator.is_dealing_here or interrupts.over or _at_exit()):
+                if (left := end - clock.monotonic()) <= 0:
+                    break
                 with suppress(Empty):
                     wakes.get(timeout=min(left, _LOOK_UP))
             raise

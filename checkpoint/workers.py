@@ -136,11 +136,16 @@ class Threads:
         self._threads: list[threading.Thread] = []
         self._busy = 0  # threads that are at a task, or have one coming
         self._ended: list[None] = []  # one for each task that no thread is at any more, and `_busy` still counts
+        self._reporting: set[int] = set()  # threads that come back for another task when it has been dealt with
 
     def start(self, task: Task) -> None:
         """Have a worker make the task's calls; from any thread, one at a time."""
         while self._ended:
             self._ended.pop()
+            self._busy -= 1
+        me = threading.get_ident()
+        if me in self._reporting:  # it deals itself; no other may count on it, since that may take a while
+            self._reporting.discard(me)
             self._busy -= 1
         if self._busy == len(self._threads) < self._count:
             thread = threading.Thread(target=self._work, name=f"checkpoint-worker-{len(self._threads)}", daemon=True)
@@ -163,11 +168,15 @@ class Threads:
 
     def _work(self) -> None:
         many, report, get, batch = self._call.many, self._report, self._tasks.get, self._call.batch
+        me, reporting = threading.get_ident(), self._reporting
         while (task := get()) is not None:
             answers = many(inputs_of(task, batch=batch))
-            self._ended.append(None)
+            reporting.add(me)
             self._grouping.dealt(1)
             report([(task, answers)])
+            if me in reporting:
+                reporting.discard(me)
+                self._ended.append(None)
             task = answers = None  # type: ignore[assignment]  # what is settled is let go of
 
     def close(self) -> None:

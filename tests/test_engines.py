@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib
 import importlib.util
 import json
@@ -26,7 +28,10 @@ from conftest import Ticker, in_time
 from checkpoint import BrokenWorkers, checkpointed, clock
 from checkpoint.calls import Call
 from checkpoint.coordinator import Coordinator, Spread
+from checkpoint.index import Index
+from checkpoint.journal import Journal
 from checkpoint.outcomes import Done, Unit
+from checkpoint.passes import Pass
 from checkpoint.schedule import Attempt, Schedule
 from checkpoint.testing import LAWS, Engine, Law, check, for_executor
 from checkpoint.workers import Grouping
@@ -374,13 +379,17 @@ class Desk:
     name = "desk"
     items: Iterable[Any] = ()
     in_memory = is_watched = is_crowded = waits_for_medium = False
-    verdict = None
 
     def __init__(self) -> None:
         self.by: list[tuple[str, list[int]]] = []  # which thread settled which keys
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
         self.takes: Callable[[], object] = lambda: None
+        self.is_ended: Callable[[], object] = lambda: None
+
+    @property
+    def verdict(self) -> None:
+        self.is_ended()
 
     def admit(self, item: Any) -> None: ...
 
@@ -430,52 +439,30 @@ def test_who_reports_settles_itself(at_work: tuple[Coordinator, Desk]) -> None:
     assert desk.by[1:] == [(threading.current_thread().name, [1, 2])]
 
 
-def test_who_reports_while_another_settles_leaves_it_to_that_one(at_work: tuple[Coordinator, Desk]) -> None:
-    """Nobody waits for anybody, and nothing is left lying: one takes what has come meanwhile, all of it together."""
+def test_who_reports_while_another_settles_does_not_wait_for_it(at_work: tuple[Coordinator, Desk]) -> None:
+    """It is told that nobody has dealt with its report, and gives it to the coordinator."""
     coordinator, desk = at_work
     desk.go_on.clear()
     first = threading.Thread(target=coordinator.deal_at_once, args=([reported(1)],), name="first")
     first.start()
     assert desk.begun.wait(FOREVER)
-    assert coordinator.deal_at_once([reported(2)])
-    assert coordinator.deal_at_once([reported(3)])
-    assert [keys for _, keys in desk.by] == [[0], [1]]
-    desk.go_on.set()
-    first.join()
-    assert desk.by[1:] == [("first", [1]), ("first", [2, 3])]
-
-
-def test_who_reports_while_the_coordinator_settles_leaves_it_to_that(at_work: tuple[Coordinator, Desk]) -> None:
-    """It looks once more before it goes to sleep."""
-    coordinator, desk = at_work
-    desk.go_on.clear()
-    coordinator.report(*reported(1))
-    assert desk.begun.wait(FOREVER)
-    desk.begun.clear()
-    assert coordinator.deal_at_once([reported(2)])
-    desk.go_on.set()
-    assert desk.begun.wait(FOREVER)
-    coordinator.close()
-    assert desk.by[1:] == [("checkpoint-coordinator", [1]), ("checkpoint-coordinator", [2])]
-
-
-def test_what_was_left_to_one_that_takes_long_goes_to_the_coordinator(
-    at_work: tuple[Coordinator, Desk], ticker: Ticker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker's thread settles no more once the disk is slow: it has calls to make."""
-    coordinator, desk = at_work
-    monkeypatch.setattr(clock, "perf_counter", ticker)
-    desk.takes = lambda: ticker.tick(0.01)
-    desk.go_on.clear()
-    first = threading.Thread(target=coordinator.deal_at_once, args=([reported(1)],), name="first")
-    first.start()
-    assert desk.begun.wait(FOREVER)
-    assert coordinator.deal_at_once([reported(2)])
+    assert not coordinator.deal_at_once([reported(2)])
+    coordinator.report(*reported(2))
     desk.go_on.set()
     first.join()
     coordinator.close()
     assert desk.by[1:] == [("first", [1]), ("checkpoint-coordinator", [2])]
-    assert not coordinator.deal_at_once([reported(3)])
+
+
+def test_nobody_settles_by_itself_once_that_takes_long(
+    at_work: tuple[Coordinator, Desk], ticker: Ticker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's thread has calls to make."""
+    coordinator, desk = at_work
+    monkeypatch.setattr(clock, "perf_counter", ticker)
+    desk.takes = lambda: ticker.tick(0.01)
+    assert coordinator.deal_at_once([reported(1)])
+    assert not coordinator.deal_at_once([reported(2)])
 
 
 def test_who_reports_when_it_is_over_settles_nothing(at_work: tuple[Coordinator, Desk]) -> None:
@@ -485,3 +472,108 @@ def test_who_reports_when_it_is_over_settles_nothing(at_work: tuple[Coordinator,
     assert not coordinator.deal_at_once([reported(1)])
     coordinator.report(*reported(2))
     assert [keys for _, keys in desk.by] == [[0]]
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["while it settles", "under its lock"])
+def test_a_pass_that_is_ended_within_a_deal_does_not_wait_for_it(
+    locked: bool, at_work: tuple[Coordinator, Desk]
+) -> None:
+    """A garbage collection may drop a stream anywhere, so in the thread that the coordinator waits for."""
+    coordinator, desk = at_work
+
+    def end() -> None:
+        assert coordinator.is_dealing_here
+        coordinator.close()
+
+    desk.takes = end
+    if locked:
+        desk.takes = lambda: None
+        desk.is_ended = end
+    assert coordinator.deal_at_once([reported(1)])
+    assert not coordinator.is_dealing_here
+    assert coordinator.stopped
+    assert [keys for _, keys in desk.by] == [[0], [1]]
+
+
+# --- streams that are dropped anywhere -------------------------------------------------------------------------------
+
+
+class Kept:
+    """What only a garbage collection lets go of."""
+
+    def __init__(self, outcomes: Any) -> None:
+        self.outcomes, self.me = outcomes, self
+
+
+@pytest.fixture
+def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str], threading.Event]]:
+    """Has garbage collected the next time that a method is called, and nowhere else; the event says that it was."""
+    gc.collect()
+    gc.disable()
+
+    def arm(owner: Any, name: str) -> threading.Event:
+        really, collected = getattr(owner, name), threading.Event()
+
+        def method(*arguments: Any, **named: Any) -> Any:
+            if not collected.is_set():
+                collected.set()
+                gc.collect()
+            return really(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, method)
+        return collected
+
+    yield arm
+    gc.enable()
+
+
+WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Schedule, "succeeded"), (Journal, "append")]
+
+
+@pytest.mark.parametrize(("owner", "name"), WITHIN, ids=[name for _, name in WITHIN])
+@pytest.mark.parametrize(
+    "options", [{"workers": 4}, {"executor": "processes", "workers": 2}], ids=["threads", "processes"]
+)
+def test_a_stream_may_be_collected_by_the_thread_that_settles(
+    options: dict[str, Any], owner: Any, name: str, collecting: Any, tmp_path: Path
+) -> None:
+    """In the middle of anything: its threads end, and the checkpoint can be mapped over again at once."""
+    f = checkpointed("dropped", checkpoint_dir=tmp_path)(a_moment)
+    kept = Kept(f.stream(iter(range(10**6)), progress=False, grace=FOREVER / 10, **options))
+    for _ in range(40):
+        next(kept.outcomes)
+    collected = collecting(owner, name)
+    del kept
+    assert collected.wait(FOREVER)
+    wait_until(lambda: not any(t.name.startswith(("checkpoint-w", "checkpoint-c")) for t in threading.enumerate()))
+    assert list(f.map([-1, -2], progress=False)) == [-1, -2]
+
+
+def a_moment(n: int) -> int:
+    """Itself, after some time."""
+    time.sleep(0.005)
+    return n
+
+
+@pytest.mark.parametrize(("owner", "name"), WITHIN[:2], ids=[name for _, name in WITHIN[:2]])
+def test_a_stream_may_be_collected_by_the_event_loop_that_settles(
+    owner: Any, name: str, collecting: Any, tmp_path: Path
+) -> None:
+    """The loop goes on."""
+
+    @checkpointed("dropped", checkpoint_dir=tmp_path)
+    async def f(n: int) -> int:
+        await asyncio.sleep(0.005)
+        return n
+
+    async def main() -> list[int]:
+        kept = Kept(f.stream(iter(range(10**6)), workers=4, progress=False))
+        for _ in range(40):
+            await anext(kept.outcomes)
+        collected = collecting(owner, name)
+        del kept
+        while not collected.is_set():
+            await asyncio.sleep(0.001)
+        return list(await f.map([-1, -2], workers=2, progress=False))
+
+    assert asyncio.run(main()) == [-1, -2]
