@@ -24,7 +24,7 @@ import msgspec
 
 from checkpoint.journal import CRC_SIZE, Reader, is_whole, parse
 from checkpoint.keys import Key, key_from_json, key_json
-from checkpoint.segment import News, Segment, hash_of, hashes_of, loose_hash
+from checkpoint.segment import IndexDamaged, News, Segment, hash_of, hashes_of, loose_hash
 
 __all__ = ["Index", "Place", "spelled"]
 
@@ -304,10 +304,17 @@ class Index:
         return self._segment is not None
 
     def keys_from(self, offset: int) -> list[Key]:
-        """The recent keys whose records start at `offset` or behind it."""
+        """The keys whose records start at `offset` or behind it; of those in the file, as far as it can be read."""
         tables: list[dict[Any, int]] = [*self._rows.values(), *self._loose.values()]
         places = self._places
-        return [key for rows in tables for key, row in rows.items() if row >= 0 and places[2 * row] >= offset]
+        keys = [key for rows in tables for key, row in rows.items() if row >= 0 and places[2 * row] >= offset]
+        try:
+            for version, key, at in self._segment.records() if self._segment is not None else ():
+                if at >= offset and key not in self._rows.get(version, ()):
+                    keys.append(key)
+        except (IndexDamaged, OSError):
+            pass  # who asks has lost more than the index
+        return keys
 
     def key_at(self, version: str, offset: int) -> tuple[Key] | None:
         """The recent key whose record starts at `offset`, in a tuple."""

@@ -17,8 +17,10 @@ import logging
 import os
 import stat
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +259,9 @@ class Reader:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise store_error(error, "cannot open", path) from error
+            unreadable = "it is not readable for this user; change its permissions"
+            advice = unreadable if error.errno in (errno.EACCES, errno.EPERM) else ""
+            raise store_error(error, "cannot open", path, advice) from error
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -420,6 +424,8 @@ class Journal:
         self.in_doubt = False
         self._probe = b""
         self._sync = sync
+        self._lent = threading.Lock()  # held while another thread syncs
+        self._unsynced: StoreError | None = None  # why what was appended may not be on the medium
         self._writer: int | None = None
 
     def open(self) -> Reader | None:
@@ -442,6 +448,7 @@ class Journal:
         if self._writer is not None:
             return
         existed = self.open() is not None
+        self._unsynced = None
         try:
             self._writer = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
@@ -653,8 +660,16 @@ class Journal:
             return True  # who reads it is told
 
     def sync(self) -> None:
-        """Everything appended so far is on the medium when this returns."""
-        if self._writer is not None and self.dirty:
+        """Everything appended so far is on the medium when this returns; what was lent is waited for.
+
+        Raises:
+            StoreError: it may not be. The system tells only one of those who sync, once: the others are told here.
+        """
+        if self._writer is None or not (self.dirty or self._unsynced or self._lent.locked()):
+            return
+        with self._lent:
+            if self._unsynced is not None:
+                raise copy(self._unsynced)
             self.dirty = False  # before the call: what is appended during it waits for the next one
             self._sync_descriptor(self._writer)
 
@@ -671,6 +686,7 @@ class Journal:
         except OSError:  # too many open files: here and now, then
             self.sync()
             return None
+        self._lent.acquire()
         self.dirty = False
 
         def sync() -> None:
@@ -678,6 +694,7 @@ class Journal:
                 self._sync_descriptor(fd)
             finally:
                 os.close(fd)
+                self._lent.release()
 
         return sync
 
@@ -685,7 +702,8 @@ class Journal:
         try:
             self._sync(fd)
         except OSError as error:
-            raise store_error(error, "cannot sync", self.path) from error
+            self._unsynced = store_error(error, "cannot sync", self.path)
+            raise self._unsynced from error
 
     def stop_writing(self) -> None:
         """Close for appending; reading goes on."""
@@ -735,8 +753,6 @@ def _write_some(fd: int, data: memoryview) -> int:
 if hasattr(os, "pread"):
     _pread = os.pread
 else:  # Windows: positions are per descriptor, so readers of one descriptor take turns
-    import threading
-
     _turn = threading.Lock()
 
     def _pread(fd: int, size: int, offset: int) -> bytes:

@@ -104,7 +104,7 @@ def describe_exception(
     """A `Failure` with the exception's type, message and plain traceback, less its first `skip` frames (ours)."""
     kind = type(exception)
     where = kind.__module__
-    name = kind.__qualname__ if where in ("builtins", "__main__") else f"{where}.{kind.__qualname__}"
+    name = kind.__qualname__ if where in ("builtins", "__main__", "__mp_main__") else f"{where}.{kind.__qualname__}"
     try:
         message = str(exception)
     except Exception as broken:  # a user's __str__ may raise; the failure must still be recorded

@@ -244,6 +244,12 @@ class Segment:
             if flags & ~_LOOSE == number:
                 yield digest, offset, bool(flags & _LOOSE)
 
+    def records(self) -> Iterator[tuple[str, Key, int]]:
+        """(version, key, offset) of each record that has a checksum, in the order in which they came."""
+        for run in self._runs():
+            for key, offset in zip(run.keys(), run.offsets(), strict=True):
+                yield self.header.versions[run.version], key, offset
+
     def find(self, digest: bytes) -> tuple[int, int] | None:
         """(offset, input digest) of an entry."""
         return _found_in(self._page(self._page_of(digest)), digest)

@@ -371,7 +371,9 @@ class Shelf:
 
     def write_index(self) -> None:
         """Write the index file. It is only a cache: failing to write it is not an error."""
-        with self._filing:  # a pass that ends and the thread that tends may both come here
+        if not self._filing.acquire(blocking=False):
+            return  # another thread is at it; we do not wait for it, since who ends a pass holds a lock that it needs
+        try:
             with self.lock:
                 index, reader = self.index, self.journal.reader
                 snapshot = index.snapshot()
@@ -389,6 +391,8 @@ class Shelf:
                     index.drop_base()
             except (OSError, ValueError) as error:  # the latter for versions that only a line by hand can have
                 log.debug("the index %s was not written: %s", self._index_path, error)
+        finally:
+            self._filing.release()
 
     def close(self) -> None:
         """Let go of both files; `refresh` opens them again."""

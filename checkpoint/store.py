@@ -327,7 +327,7 @@ class Store:
     @property
     def latest(self) -> str:
         """The version of the last record, results before errors; "" is none."""
-        return self.results.latest or self.errors.latest
+        return (self.errors if self.results.is_empty else self.results).latest
 
     # writing
 

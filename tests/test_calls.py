@@ -686,6 +686,12 @@ def test_an_exception_whose_class_is_not_found_here_takes_nothing_with_it(
     assert came[1].failure.exception is None
 
 
+def test_a_class_of_the_script_has_one_name_wherever_it_is_raised() -> None:
+    """A worker process imports the script as __mp_main__: its failures are of one cause with those made here."""
+    kinds = [type("Bad", (Exception,), {"__module__": module}) for module in ("__main__", "__mp_main__")]
+    assert [describe_exception(kind("x")).type for kind in kinds] == ["Bad", "Bad"]
+
+
 def test_notes_come_through() -> None:
     """They are part of what is shown."""
     error = ValueError("x")

@@ -454,6 +454,18 @@ def test_the_index_of_a_long_run_is_not_written_again_and_again(make: Opener, mo
     assert [runner.get_result(key) for key in range(500)] == list(range(500))
 
 
+def test_who_ends_a_pass_does_not_wait_for_another_that_writes_the_index(make: Opener, tmp_path: Path) -> None:
+    """It holds the store's lock, which the other one needs before it is through."""
+    runner = make()
+    runner.save_result(1, 1)
+    shelf = runner.records.store.results
+    with shelf._filing:
+        shelf.write_index()
+        assert not (tmp_path / ".j_results.index").exists()
+    shelf.write_index()
+    assert (tmp_path / ".j_results.index").exists()
+
+
 def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_path: Path) -> None:
     """Order in the file decides: who clears a key and then writes its line by hand has a result."""
     runner = make()

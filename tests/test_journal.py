@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -634,6 +635,57 @@ def test_a_directory_that_cannot_be_synced_is_an_own_error(make: Opener, monkeyp
     with pytest.raises(StoreError) as failed:
         make().save_result("a", 1)
     assert failed.value.errno == errno.EIO
+
+
+def test_who_syncs_waits_for_another_that_is_at_it_and_is_told_what_that_is(tmp_path: Path) -> None:
+    """The system reports an error once: who lets go of the journal meanwhile must not take silence for success."""
+    syncing, fail = threading.Event(), threading.Event()
+
+    def sync(fd: int) -> None:
+        if threading.current_thread().name == "lent":
+            syncing.set()
+            fail.wait(60)
+            raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal(tmp_path / "j_results.jsonl", sync=sync)
+    journal.open_to_write()
+    journal.sync()
+    journal.append(seal(b'{"key":1,"result":1'))
+    lent = journal.lend()
+    assert lent is not None
+    told: list[BaseException] = []
+
+    def call(what: Callable[[], None]) -> None:
+        try:
+            what()
+        except StoreError as error:
+            told.append(error)
+
+    threads = [
+        threading.Thread(target=call, args=(lent,), name="lent"),
+        threading.Thread(target=call, args=(journal.sync,)),
+    ]
+    threads[0].start()
+    assert syncing.wait(60)
+    threads[1].start()
+    fail.set()
+    for thread in threads:
+        thread.join()
+    assert [str(error) for error in told] == [str(told[0])] * 2
+    journal.stop_writing()
+    journal.open_to_write()
+    journal.sync()
+
+
+def test_a_file_that_cannot_be_read_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not as one that cannot be written."""
+
+    def refuse(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StoreError, match="not readable for this user"):
+        Reader.open(tmp_path / "j_results.jsonl")
 
 
 # --- who reads ------------------------------------------------------------------------------------------------------

@@ -366,6 +366,18 @@ def test_batches_hold_what_is_not_done_and_each_item_is_saved_by_itself() -> Non
     assert list(BatchCheckpointedRunner("empty").iterate_batches([])) == []
 
 
+@pytest.mark.parametrize("one_shot", [False, True])
+def test_the_last_batch_is_part_of_the_pass(one_shot: bool) -> None:
+    """Where it is shorter than the others, too: it counts, and nobody else writes before it is saved."""
+    runner = BatchCheckpointedRunner("r")
+    for batch in runner.iterate_batches(iter(range(5)) if one_shot else range(5), batch_size=2):
+        with pytest.raises(CheckpointLocked):
+            next(runner.iterate([9]))
+        for item in batch:
+            runner.save_result(item, item)
+    assert runner.progress() == (5, None if one_shot else 5)
+
+
 def test_iterate_leaves_signals_alone(make: Callable[..., Any]) -> None:
     """And so it works in any thread."""
     runner, got = make(), []
@@ -518,6 +530,16 @@ def test_a_runner_by_hand_reads_the_version_of_the_last_record(
     runner.save_result("l", 3)
     assert make(version="v2").get_all_results() == {"k": 2, "l": 3}
     assert make(version=LATEST).get_all_results() == {"k": 2, "l": 3}
+
+
+def test_results_without_a_version_are_read_whatever_version_an_error_has(make: Callable[..., Any]) -> None:
+    """No version is one, too: what is done under it is not computed again for an old error of another."""
+    make(version="x").save_error("e", "boom")
+    assert make().get_all_errors() == {"e": "boom"}
+    make(version=None).save_result("a", 1)
+    runner = make()
+    assert runner.get_all_results() == {"a": 1}
+    assert list(runner.iterate(["a", "b"])) == ["b"]
 
 
 def test_a_pass_follows_the_version_of_the_last_record(make: Callable[..., Any]) -> None:

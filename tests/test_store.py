@@ -229,6 +229,25 @@ def test_the_keys_at_risk_include_a_record_of_megabytes(make: Opener, tmp_path: 
     assert lost.value.keys == ["giant"]
 
 
+@pytest.mark.promise("journal deleted, replaced or truncated while open")
+def test_the_keys_at_risk_include_those_that_only_the_index_file_holds(
+    make: Opener, tmp_path: Path, ticker: Any
+) -> None:
+    """What was saved before this process began, less what it has saved anew and lies before the cut."""
+    runner = make()
+    for key in range(100):
+        runner.save_result(key, key)
+    runner.records.store.results.write_index()
+    runner.close()
+    runner = make()
+    runner.save_result("x", 1)
+    lines = journal_of(tmp_path).read_bytes().splitlines(keepends=True)
+    os.truncate(journal_of(tmp_path), len(b"".join(lines[:60])))
+    with pytest.raises(JournalLost) as lost:
+        runner.save_result("y", 1)
+    assert lost.value.keys == ["x", *range(60, 100)]
+
+
 def _delete(path: Path) -> None:
     path.unlink()
 
