@@ -82,6 +82,31 @@ class Lock:
             raise store_error(error, "cannot lock", self.path, "its file system may not support locks") from error
         self._sign(fd)
 
+    def check(self) -> None:
+        """See that the file that is held is the one that others find; where it was deleted, hold another in its place.
+
+        Raises:
+            CheckpointLocked: another process was there first.
+            StoreError: the file cannot be made or locked.
+        """
+        held = self._fd
+        if held is None:
+            return
+        try:
+            if os.path.samestat(os.stat(self.path), os.fstat(held)):
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise store_error(error, "cannot look at the lock", self.path) from error
+        self._fd = None
+        try:
+            self.acquire()
+        except BaseException:
+            self._fd = held
+            raise
+        os.close(held)
+
     def _sign(self, fd: int) -> None:
         """Say who holds it. On a full disk it goes unsaid: the lock holds all the same."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": Stamper()().decode()})

@@ -434,7 +434,7 @@ class Store:
             raise store_error(error, "cannot sync", self.directory) from error
 
     def _check_places(self, *, at_once: bool = False) -> None:
-        """Notice a journal that was cut, deleted or replaced: once a second, and before writing ends."""
+        """Notice a journal that was cut, deleted or replaced, and a lock: once a second, and before writing ends."""
         if clock.monotonic() < self._check_at and not at_once:
             return
         if self.uploads is not None:
@@ -447,6 +447,10 @@ class Store:
                 shelf.journal.check_place()
             except JournalLost as error:
                 raise self._fail(self._first_lost() or self._at_risk(shelf, error)) from None
+        try:
+            self._writer.check()
+        except StoreError as error:
+            raise self._fail(error) from error.__cause__
         self._check_at = clock.monotonic() + _SECOND
 
     def _first_lost(self) -> JournalLost | None:

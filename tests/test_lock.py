@@ -308,6 +308,40 @@ def test_an_interrupt_while_locking_leaves_no_lock_behind(tmp_path: Path, monkey
     lock.release()
 
 
+@pytest.mark.promise("two writing processes")
+def test_a_lock_file_that_is_deleted_is_made_again_within_a_second(
+    make: Opener, tmp_path: Path, ticker: Any, child: Child
+) -> None:
+    """Else another process would find none, and write too."""
+    runner = make()
+    runner.save_result("a", 1)
+    (tmp_path / ".j.lock").unlink()
+    ticker.tick(1.1)
+    runner.save_result("b", 2)
+    assert child.ask("runner.save_result('c', 3)") == "CheckpointLocked"
+    runner.save_result("d", 4)
+    runner.close()
+    assert make().get_all_results() == {"a": 1, "b": 2, "d": 4}
+
+
+@pytest.mark.promise("two writing processes")
+def test_who_finds_that_another_has_taken_a_deleted_lock_writes_no_more(
+    make: Opener, tmp_path: Path, ticker: Any, child: Child
+) -> None:
+    """Who was first there goes on."""
+    runner = make()
+    runner.save_result("a", 1)
+    (tmp_path / ".j.lock").unlink()
+    assert child.ask("runner.save_result('b', 2)") == "None"
+    ticker.tick(1.1)
+    with pytest.raises(CheckpointLocked) as caught:
+        runner.save_result("c", 3)
+    assert caught.value.pid == child.process.pid
+    assert caught.value.unsaved == {"c": 3}
+    assert child.ask("runner.save_result('d', 4)") == "None"
+    assert child.ask("runner.get_all_results()") == "{'a': 1, 'b': 2, 'd': 4}"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
