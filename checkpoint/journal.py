@@ -426,6 +426,8 @@ class Journal:
         self._sync = sync
         self._lent = threading.Lock()  # held while another thread syncs
         self._unsynced: StoreError | None = None  # why what was appended may not be on the medium
+        self._synced = 0  # bytes that are known to be
+        self._doubtful: int | None = None  # from where on a sync has failed, in this or an earlier opening
         self._writer: int | None = None
 
     def open(self) -> Reader | None:
@@ -458,9 +460,37 @@ class Journal:
                 self._enter_in_directory()
                 self.open()
             self.repair()
+            if self._doubtful is not None:
+                self._write_again(self._doubtful)
+            self._synced = 0  # who was killed before may have synced nothing
         except BaseException:
             self.stop_writing()
             raise
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a sync has failed: to sync once more would succeed and do nothing, since the system has given up."""
+        return self._doubtful is not None
+
+    def _write_again(self, start: int) -> None:
+        """Write what is there from `start` on once more, so that it is synced."""
+        assert self.reader is not None
+        assert self._writer is not None
+        try:
+            fd = open_file(self.path, os.O_RDWR)
+            try:
+                if not os.path.samestat(os.fstat(fd), os.fstat(self._writer)):
+                    raise OSError(errno.ESTALE, "it was replaced meanwhile")
+                while data := self.reader.pread(_BLOCK, start):
+                    os.lseek(fd, start, os.SEEK_SET)
+                    _write_all(fd, data)
+                    start += len(data)
+                self._sync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise store_error(error, "cannot write again what was not synced to", self.path) from error
+        self._doubtful = None
 
     def _enter_in_directory(self) -> None:
         try:
@@ -671,7 +701,7 @@ class Journal:
             if self._unsynced is not None:
                 raise copy(self._unsynced)
             self.dirty = False  # before the call: what is appended during it waits for the next one
-            self._sync_descriptor(self._writer)
+            self._sync_descriptor(self._writer, self.end)
 
     def lend(self) -> Callable[[], None] | None:
         """What syncs everything appended so far, once, without keeping those who append waiting; None if all is.
@@ -687,23 +717,25 @@ class Journal:
             self.sync()
             return None
         self._lent.acquire()
-        self.dirty = False
+        self.dirty, end = False, self.end
 
         def sync() -> None:
             try:
-                self._sync_descriptor(fd)
+                self._sync_descriptor(fd, end)
             finally:
                 os.close(fd)
                 self._lent.release()
 
         return sync
 
-    def _sync_descriptor(self, fd: int) -> None:
+    def _sync_descriptor(self, fd: int, end: int) -> None:
         try:
             self._sync(fd)
         except OSError as error:
             self._unsynced = store_error(error, "cannot sync", self.path)
+            self._doubtful = self._synced if self._doubtful is None else min(self._doubtful, self._synced)
             raise self._unsynced from error
+        self._synced = end
 
     def stop_writing(self) -> None:
         """Close for appending; reading goes on."""

@@ -355,8 +355,8 @@ class Pass:
         before = [key for key in first if key not in self._made]
         if not any(shelf.find(self._version, key) is not None for key in before for shelf in shelves):
             log.warning(
-                "checkpoint %r has %s, and none for any of the first %s (such as %s): if the key function has changed, "
-                "stop now, since everything is computed anew",
+                "checkpoint %r has %s, and none for any of the first %s (such as %s): if these are no new items, the "
+                "key function has changed; then stop now, since everything is computed anew",
                 self.records.name, plural(known, "result"), plural(len(first), "key"), quote(first[0]),
             )  # fmt: skip
 

@@ -562,6 +562,8 @@ class Store:
 
     def confirm(self) -> None:
         """What was found is on the medium when this returns: its writer may have been killed before it synced it."""
+        if any(shelf.journal.is_doubtful for shelf in self._shelves):
+            self.begin_writing()  # which writes it again
         for reader in (*self.results.readers, *self.errors.readers):
             try:
                 reader.sync()

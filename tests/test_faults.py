@@ -199,6 +199,46 @@ assert called == [], "nothing was paid for that could not be kept"
 )
 
 
+@pytest.mark.promise("EIO on write or fsync")
+@pytest.mark.parametrize("items", [["a", "b"], ["a", "b", "c"]], ids=["nothing else to do", "something else"])
+def test_what_a_failed_sync_left_is_written_again_before_it_counts(
+    items: list[str], make: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second sync would succeed and do nothing: after the first one the system takes the pages for written."""
+    real_write, real_sync = os.write, os.fdatasync
+    told: list[str] = []
+
+    def write(fd: int, data: Any) -> int:
+        if b'"key":"b"' in bytes(data):
+            told.append("written")
+        return real_write(fd, data)
+
+    def sync(fd: int) -> None:
+        told.append("synced")
+        real_sync(fd)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    runner = make(durability="power")
+    runner.save_result("a", 1)
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(StoreError):
+        runner.save_result("b", 2)
+    with pytest.raises(StoreError, match="not synced"):
+        list(runner.iterate(items))
+    assert told == ["written", "written"], "the second time in vain, too"
+    told.clear()
+    monkeypatch.setattr(os, "fdatasync", sync)
+    assert list(runner.iterate(items)) == items[2:]
+    assert told[:2] == ["written", "synced"]
+    assert runner.get_all_results() == {"a": 1, "b": 2}
+    told.clear()
+    assert list(runner.iterate(items)) == items[2:]
+    assert "written" not in told, "once is enough"
+
+
 @pytest.mark.promise("read-only directory or file")
 @linux
 def test_a_read_only_file_system_is_told_before_anything_is_paid_for(tmp_path: Path) -> None:
