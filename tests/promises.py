@@ -81,7 +81,8 @@ ROWS = (
     Row(
         "EIO on write or fsync",
         "the save fails and is not acknowledged; the store refuses more until it is opened anew, which the next pass "
-        "does; fsync is never retried as if it could succeed. EIO on read is an error, never an empty checkpoint",
+        "does; fsync is never retried as if it could succeed: what was to be synced is written again first. EIO on "
+        "read is an error, never an empty checkpoint",
     ),
     Row(
         "read-only directory or file",
@@ -91,7 +92,8 @@ ROWS = (
     Row(
         "two writing processes",
         "the second gets `CheckpointLocked` at once with pid, host and since when, and changes nothing. A dead owner's "
-        "lock needs no cleaning up",
+        "lock needs no cleaning up. Where the lock's file is deleted while it is held, it is made again within a "
+        "second, or its owner stops, if another was there first",
     ),
     Row(
         "fork",
