@@ -424,7 +424,8 @@ class Journal:
         self.in_doubt = False
         self._probe = b""
         self._sync = sync
-        self._lent = threading.Lock()  # held while another thread syncs
+        self._syncing = threading.RLock()  # a garbage collection under it may end a pass, which syncs
+        self._is_lent = False
         self._unsynced: StoreError | None = None  # why what was appended may not be on the medium
         self._synced = 0  # bytes that are known to be
         self._doubtful: int | None = None  # from where on a sync has failed, in this or an earlier opening
@@ -695,9 +696,9 @@ class Journal:
         Raises:
             StoreError: it may not be. The system tells only one of those who sync, once: the others are told here.
         """
-        if self._writer is None or not (self.dirty or self._unsynced or self._lent.locked()):
+        if self._writer is None or not (self.dirty or self._unsynced or self._is_lent):
             return
-        with self._lent:
+        with self._syncing:
             if self._unsynced is not None:
                 raise copy(self._unsynced)
             self.dirty = False  # before the call: what is appended during it waits for the next one
@@ -705,6 +706,8 @@ class Journal:
 
     def lend(self) -> Callable[[], None] | None:
         """What syncs everything appended so far, once, without keeping those who append waiting; None if all is.
+
+        It is to be called by the thread that asks.
 
         Raises:
             StoreError: it had to be synced at once, and could not be.
@@ -716,15 +719,16 @@ class Journal:
         except OSError:  # too many open files: here and now, then
             self.sync()
             return None
-        self._lent.acquire()
-        self.dirty, end = False, self.end
+        self._syncing.acquire()
+        self._is_lent, self.dirty, end = True, False, self.end
 
         def sync() -> None:
             try:
                 self._sync_descriptor(fd, end)
             finally:
                 os.close(fd)
-                self._lent.release()
+                self._is_lent = False
+                self._syncing.release()
 
         return sync
 

@@ -642,7 +642,7 @@ def test_who_syncs_waits_for_another_that_is_at_it_and_is_told_what_that_is(tmp_
     syncing, fail = threading.Event(), threading.Event()
 
     def sync(fd: int) -> None:
-        if threading.current_thread().name == "lent":
+        if threading.current_thread().name == "lend":
             syncing.set()
             fail.wait(60)
             raise OSError(errno.EIO, "Input/output error")
@@ -651,8 +651,6 @@ def test_who_syncs_waits_for_another_that_is_at_it_and_is_told_what_that_is(tmp_
     journal.open_to_write()
     journal.sync()
     journal.append(seal(b'{"key":1,"result":1'))
-    lent = journal.lend()
-    assert lent is not None
     told: list[BaseException] = []
 
     def call(what: Callable[[], None]) -> None:
@@ -661,10 +659,12 @@ def test_who_syncs_waits_for_another_that_is_at_it_and_is_told_what_that_is(tmp_
         except StoreError as error:
             told.append(error)
 
-    threads = [
-        threading.Thread(target=call, args=(lent,), name="lent"),
-        threading.Thread(target=call, args=(journal.sync,)),
-    ]
+    def lend() -> None:
+        lent = journal.lend()
+        assert lent is not None
+        lent()
+
+    threads = [threading.Thread(target=call, args=(what,), name=what.__name__) for what in (lend, journal.sync)]
     threads[0].start()
     assert syncing.wait(60)
     threads[1].start()
