@@ -44,7 +44,6 @@ _write_lines = msgspec.json.Encoder().encode_lines
 _read_lines = msgspec.json.Decoder().decode_lines
 _freeze = marshal.dumps
 _FREEZE = 2  # marshal's last version without references: its bytes depend on the value alone, never on sharing
-_NOT_PLAIN = (TypeError, ValueError, OverflowError, RecursionError, AttributeError)  # what the encoders refuse with
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _SHORT = 2 * MAX_DEPTH  # bytes, of which so many pairs of brackets may be made at most
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -97,7 +96,7 @@ class Codec:
             frozen = _freeze(value, _FREEZE)
             if frozen == _freeze(_read(raw), _FREEZE) and len(raw) <= _SHORT and b"$" not in raw:
                 return raw
-        except _NOT_PLAIN:
+        except Exception:  # the encoders refuse it, or a property of the user's raises: the tagged path tells
             pass
         plain = _plain(value)
         if plain is not None and not _looks_tagged(plain):
@@ -123,7 +122,7 @@ class Codec:
                 raws.pop()
                 if max(map(len, raws), default=0) <= _SHORT or all(map(_is_shallow, raws)):
                     return raws  # type: ignore[return-value]
-        except _NOT_PLAIN:
+        except Exception:  # as in `encode`
             pass
         return [self._encoded(value) for value in values]
 
@@ -269,8 +268,8 @@ def _plain(value: Any) -> bytes | None:
         # marshal refuses all but exact builtins, and takes buffers (np.str_ is one) for bytes: no decoded value is that
         if _freeze(value, _FREEZE) == _freeze(_read(raw), _FREEZE) and (len(raw) <= _SHORT or _is_shallow(raw)):
             return raw
-    except _NOT_PLAIN:
-        pass  # the tagged path looks at the value part by part, and tells
+    except Exception:  # the tagged path looks at the value part by part, and tells
+        pass
     return None
 
 

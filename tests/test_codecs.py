@@ -1181,8 +1181,9 @@ def test_what_reads_back_otherwise_is_refused() -> None:
     trip(Angry(1), Angry)
 
 
-def test_an_error_of_the_users_code_is_an_unencodable_value() -> None:
-    """A property that raises while it is read is the value's fault, not the codec's."""
+@pytest.mark.parametrize("tells", [False, True])
+def test_an_error_of_the_users_code_is_an_unencodable_value(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A property that raises while it is read is the value's fault, not the codec's; msgspec does not always tell."""
 
     class Slotted:
         __slots__ = ("a",)
@@ -1190,8 +1191,19 @@ def test_an_error_of_the_users_code_is_an_unencodable_value() -> None:
     raising: Any = dataclasses.dataclass(Slotted)
     raising.__dataclass_fields__ = dict(vars(Point)["__dataclass_fields__"])
     raising.x = property(lambda self: 1 // 0)
+    really = codecs._write
+
+    def write(value: Any) -> bytes:
+        if tells:
+            _ = [part.x for part in value if isinstance(part, raising)]
+        return really(value)
+
+    monkeypatch.setattr(codecs, "_write", write)
+    monkeypatch.setattr(codecs, "_write_lines", lambda values: b"".join([write(value) + b"\n" for value in values]))
     with pytest.raises(UnencodableValue, match="ZeroDivisionError"):
         Codec().encode([raising()])
+    refused = Codec().encode_all([[raising()], [raising()]])
+    assert [type(one) for one in refused] == [UnencodableValue] * 2
 
 
 @pytest.mark.promise("untrusted checkpoints")
