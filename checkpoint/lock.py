@@ -16,7 +16,7 @@ from typing import Any
 
 from checkpoint import clock
 from checkpoint.clock import Stamper
-from checkpoint.errors import CheckpointLocked
+from checkpoint.errors import CheckpointLocked, StoreError
 from checkpoint.journal import open_safely, store_error
 
 __all__ = ["Lock"]
@@ -85,27 +85,29 @@ class Lock:
     def check(self) -> None:
         """See that the file that is held is the one that others find; where it was deleted, hold another in its place.
 
+        Where that cannot be told or done just now, all stays as it is: somebody looks again in a second.
+
         Raises:
             CheckpointLocked: another process was there first.
-            StoreError: the file cannot be made or locked.
         """
         held = self._fd
-        if held is None:
+        if held is None or not self._is_lost(held):
             return
-        try:
-            if os.path.samestat(os.stat(self.path), os.fstat(held)):
-                return
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise store_error(error, "cannot look at the lock", self.path) from error
         self._fd = None
         try:
             self.acquire()
-        except BaseException:
+        except BaseException as error:
             self._fd = held
-            raise
-        os.close(held)
+            if isinstance(error, CheckpointLocked) or not isinstance(error, StoreError):
+                raise
+        else:
+            os.close(held)
+
+    def _is_lost(self, held: int) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(held))
+        except OSError as error:
+            return error.errno == errno.ENOENT
 
     def _sign(self, fd: int) -> None:
         """Say who holds it. On a full disk it goes unsaid: the lock holds all the same."""

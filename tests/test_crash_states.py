@@ -695,7 +695,7 @@ CUTS = {"since": 0.99, "cuts": 6, "kills": 0, "deeper": 1}
 
 def no_sync(patch: pytest.MonkeyPatch) -> None:
     """Nothing is ever synced."""
-    patch.setattr(Journal, "_sync_descriptor", lambda self, fd: None)
+    patch.setattr(Journal, "_sync_descriptor", lambda *_: None)
 
 
 def no_directory_sync(patch: pytest.MonkeyPatch) -> None:
