@@ -538,6 +538,7 @@ def test_a_stream_may_be_collected_by_the_thread_that_settles(
     options: dict[str, Any], owner: Any, name: str, collecting: Any, tmp_path: Path
 ) -> None:
     """In the middle of anything: its threads end, and the checkpoint can be mapped over again at once."""
+    others = threading.enumerate()
     f = checkpointed("dropped", checkpoint_dir=tmp_path)(a_moment)
     kept = Kept(f.stream(iter(range(10**6)), progress=False, grace=FOREVER / 10, **options))
     for _ in range(40):
@@ -545,7 +546,8 @@ def test_a_stream_may_be_collected_by_the_thread_that_settles(
     collected = collecting(owner, name)
     del kept
     assert collected.wait(FOREVER)
-    wait_until(lambda: not any(t.name.startswith(("checkpoint-w", "checkpoint-c")) for t in threading.enumerate()))
+    left = {"checkpoint-tend", threading.current_thread().name}
+    wait_until(lambda: {thread.name for thread in threading.enumerate() if thread not in others} <= left)
     assert list(f.map([-1, -2], progress=False)) == [-1, -2]
 
 
