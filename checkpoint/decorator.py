@@ -133,6 +133,9 @@ class Options:
     key: str | KeyFunction | None = None
     checkpoint_dir: str | os.PathLike[str] | None = None
     version: Any = None
+    depends: Any = ()
+    ignore: str | Sequence[str] = ()
+    input: str | Sequence[str] | Callable[[Any], Any] | None = None
     on_change: OnChange | None = None
     batch_size: int | None = None
     retry: int | Retry | None = None
@@ -886,6 +889,9 @@ class _Arguments(TypedDict, total=False):
     key: str | KeyFunction | None
     checkpoint_dir: str | os.PathLike[str] | None
     version: Any
+    depends: Any
+    ignore: str | Sequence[str]
+    input: str | Sequence[str] | Callable[[Any], Any] | None
     on_change: OnChange | None
     retry: int | Retry | None
     rate: str | Rate | Sequence[str | Rate] | None
@@ -905,6 +911,9 @@ def checkpointed(
     key: str | KeyFunction | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     version: Any = None,
+    depends: Any = (),
+    ignore: str | Sequence[str] = (),
+    input: str | Sequence[str] | Callable[[Any], Any] | None = None,
     on_change: OnChange | None = None,
     batch_size: int | None = None,
     retry: int | Retry | None = None,
@@ -923,6 +932,11 @@ def checkpointed(
         checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``.
         version: any JSON value that names what results depend on besides the item (prompt, model, parameters), or a
             function of the bound instance that returns one. A method's default is its instance's JSON-like attributes.
+        depends: what results depend on besides, and no code shows: values, files by their content (`pathlib.Path`),
+            templates, classes by their schema; one of these, or a tuple of them. Default: nothing.
+        ignore: names of variables, as messages give them, that results do not depend on. Default: none.
+        input: what of an item its result depends on, where that is not all of it: a field's name, several, or a
+            function of the item. Default: all of it.
         on_change: what to do where the item of a known key has changed, or the function has: "keep" the results (it is
             said), "recompute" them, or "error". Default: "keep", but a value that the function reads and that has
             changed is an error.
@@ -954,8 +968,8 @@ def checkpointed(
     """
     return _Decorator(
         Options(
-            name, key, checkpoint_dir, version, on_change, batch_size, retry, rate, timeout, validate, durability,
-            result_type,
+            name, key, checkpoint_dir, version, depends, ignore, input, on_change, batch_size, retry, rate, timeout,
+            validate, durability, result_type,
         )
     )  # fmt: skip
 
