@@ -7,9 +7,9 @@ The user's own is what is neither Python's nor installed. Calls are followed by 
 values, partials, decorators that keep `__wrapped__`, modules and classes. What an object of an unknown class does, and
 what is imported within a function, cannot be told.
 
-A digest is ``1-CODE-VALUES``: the number of this algorithm, what the code comes to, what the values come to. Code is
+A digest is ``2-CODE-VALUES``: the number of this algorithm, what the code comes to, what the values come to. Code is
 compared as syntax, which all Pythons share. Where the source is not that of the code which runs, code objects are
-compared, and the digest names their Python: ``1py311-CODE-VALUES``. Digests with other beginnings tell nothing.
+compared, and the digest names their Python: ``2py311-CODE-VALUES``. Digests with other beginnings tell nothing.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from checkpoint.syntax import Syntax, hashed, instructions_of, is_own_file, step
 __all__ = ["Changes", "Fingerprint", "Value", "changes", "fingerprint", "is_told", "static_attributes"]
 
 log = logging.getLogger("checkpoint")
-_ALGORITHM = "1"
+_ALGORITHM = "2"
 _TAGGED = f"{_ALGORITHM}py{sys.version_info[0]}{sys.version_info[1]}"
-_DIGEST = re.compile(r"(1(?:py\d+)?)-([0-9a-f]{12})-([0-9a-f]{12})")
+_DIGEST = re.compile(r"(2(?:py\d+)?)-([0-9a-f]{32})-([0-9a-f]{32})")
 _BUILDERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__", "__set_name__", "__init_subclass__"})
 _MOST_FUNCTIONS = 1000
 _MOST_PARTS = 10_000  # of a value, and 1,000 characters for one
@@ -242,7 +242,7 @@ def _value(name: str, value: Any) -> Value | None:
     """The value, where it is JSON-like, or a function or class, which counts by its name; else None."""
     if _is_plain(value):
         data = canonical(value)
-        return None if data is None else Value(blake2b(data, digest_size=6).hexdigest(), _shown(name, value))
+        return None if data is None else Value(blake2b(data, digest_size=16).hexdigest(), _shown(name, value))
     told = _spelled(value)
     if told is not None:
         is_open = len(told) <= _MOST_SHOWN and not (_SECRET_NAME.search(name + told) or _SECRET_TEXT.search(told))

@@ -31,8 +31,8 @@ _CHANGES = frozenset({
 
 
 def hashed(text: str) -> str:
-    """12 hex digits that stand for a text."""
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    """32 hex digits that stand for a text."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 # --- what is the user's own ------------------------------------------------------------------------------------------

@@ -436,7 +436,7 @@ def test_old_records_and_those_of_other_algorithms_are_unknown_and_never_changed
     runner = make("n", Path("checkpoints"), version=None)
     runner.save_result(1, "old")
     runner.close()
-    for number, code in enumerate(["2-abc", "1py310-000000000000-000000000000", 5, {"a": 1}]):
+    for number, code in enumerate(["2-abc", "1-000000000000-000000000000", 5, {"a": 1}]):
         with RESULTS.open("a") as file:
             file.write(json.dumps({"key": 10 + number, "result": "other", "code": code}) + "\n")
     f = by_value("a", on_change="error")
