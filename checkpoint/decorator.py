@@ -70,6 +70,7 @@ from checkpoint.runner import CheckpointedRunner, ShardRunner
 from checkpoint.schedule import Schedule
 from checkpoint.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.store import check_name, resolve_directory
+from checkpoint.syntax import keep_sources
 from checkpoint.versions import moved_attributes, version_of
 from checkpoint.workers import Given, Processes, Report, Threads, refuse_while_importing_main
 
@@ -863,6 +864,7 @@ class _Decorator:
     def __call__(self, function: Callable[P, R], /) -> CheckpointedFunction[P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> Any:
         _check(function)
+        keep_sources(function)
         kind = AsyncCheckpointedFunction if _is_async(_inner(function)) else CheckpointedFunction
         # Classes that are local to the decorating function have no other place where their names could be looked up.
         annotation = return_annotation(function, sys._getframe(1).f_locals)

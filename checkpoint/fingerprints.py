@@ -7,9 +7,10 @@ The user's own is what is neither Python's nor installed. Calls are followed by 
 values, partials, decorators that keep `__wrapped__`, modules and classes. What an object of an unknown class does, and
 what is imported within a function, cannot be told.
 
-A digest is ``2-CODE-VALUES``: the number of this algorithm, what the code comes to, what the values come to. Code is
-compared as syntax, which all Pythons share. Where the source is not that of the code which runs, code objects are
-compared, and the digest names their Python: ``2py311-CODE-VALUES``. Digests with other beginnings tell nothing.
+A digest is ``2-CODE-VALUES``: the number of this algorithm, what the code comes to, what the values come to, with those
+of its literals that are values. Code is compared as syntax, which all Pythons share. Where the source is not that of
+the code which runs, code objects are compared, and what a digest stands for names their Python. Digests with other
+beginnings tell nothing.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ import wrapt
 
 from checkpoint.codecs import canonical
 from checkpoint.errors import shorten
-from checkpoint.syntax import Syntax, hashed, instructions_of, is_own_file, steps_of, syntax_of
+from checkpoint.literals import CODE, TEXT, Change, Entry, Literal, changed_code, changed_values, short_of
+from checkpoint.syntax import PYTHON, Syntax, hashed, instructions_of, is_own_file, steps_of, syntax_of, texts_of
 
 __all__ = ["Changes", "Fingerprint", "Value", "changes", "fingerprint", "is_told", "static_attributes"]
 
 log = logging.getLogger("checkpoint")
 _ALGORITHM = "2"
-_TAGGED = f"{_ALGORITHM}py{sys.version_info[0]}{sys.version_info[1]}"
-_DIGEST = re.compile(r"(2(?:py\d+)?)-([0-9a-f]{32})-([0-9a-f]{32})")
+_DIGEST = re.compile(r"(2)-([0-9a-f]{32})-([0-9a-f]{32})")
 _BUILDERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__", "__set_name__", "__init_subclass__"})
 _MOST_FUNCTIONS = 1000
 _MOST_PARTS = 10_000  # of a value, and 1,000 characters for one
@@ -69,6 +70,14 @@ class Value(NamedTuple):
     shown: str
 
 
+class CodeObject(NamedTuple):
+    """A function as the interpreter runs it: its instructions, and digests of its texts."""
+
+    digest: str
+    texts: tuple[str, ...]  # that say what is computed
+    others: tuple[str, ...]  # that stand where no literal is a value, as far as the source tells
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What a function's results depend on besides their items.
@@ -76,21 +85,31 @@ class Fingerprint:
     Attributes:
         name: the function's.
         digest: as it stands in records.
-        parts: digests of code, by function.
+        parts: digests of code, by function: of its syntax, or of its code object, with the Python that made it.
         values: what the code reads, by name.
+        literals: of the functions' bodies, in their order.
+        objects: code objects, by function, whether there is a source or not.
     """
 
     name: str
     digest: str
     parts: dict[str, str]
     values: dict[str, Value]
+    literals: dict[str, list[Entry]]
+    objects: dict[str, CodeObject]
     _function: Any = field(repr=False, compare=False)
     _bound: bool = field(repr=False, compare=False)
     _held: dict[str, Any] = field(repr=False, compare=False)
 
     def detail(self) -> dict[str, Any]:
         """What the digest stands for, as JSON."""
-        return {"parts": self.parts, "values": {name: list(value) for name, value in self.values.items()}}
+        return {
+            "parts": self.parts,
+            "values": {name: list(value) for name, value in self.values.items()},
+            "literals": {label: [list(entry) for entry in entries] for label, entries in self.literals.items()},
+            "python": PYTHON,
+            "objects": {label: [one.digest, *one.texts] for label, one in self.objects.items()},
+        }
 
     def moved(self) -> list[str]:
         """What a pass is found to have changed, after it: variables, each with what it was and is.
@@ -138,48 +157,134 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
     """
     if digest == now.digest or not is_told(digest, now.digest):
         return Changes([], [], [])
-    (_, old_code, old_values), (_, new_code, new_values) = digest.split("-"), now.digest.split("-")
-    known = _checked(detail, old_code, old_values)
+    (_, old_code, old_values), (_, new_code, _) = digest.split("-"), now.digest.split("-")
+    then = _checked(detail, old_code, old_values)
+    if then is None:
+        lost = ["a value that it reads (which one is no longer known)"] if old_code == new_code else []
+        return Changes(lost, [] if lost else ["its code"], [])
+    pairs = _pairs(then, now)
     values: list[str] = []
     names: list[str] = []
-    if known is not None:
-        for name, value in now.values.items():
-            old = known[1].get(name)
-            if old is not None and old[0] != value.digest:
-                names.append(name)
-                values.append(f"{name}: {shorten(str(old[1]), 80)} → {value.shown}")
-        if old_code == new_code:  # which reads the same names, unless a value is of another kind, or class
-            for name in [*(known[1].keys() - now.values.keys()), *(now.values.keys() - known[1].keys())]:
-                old, new = known[1].get(name), now.values.get(name)
-                names.append(name)
-                shown = shorten(str(old[1]), 80) if old else _INCOMPARABLE
-                values.append(f"{name}: {shown} → {new.shown if new else _INCOMPARABLE}")
-    elif old_code == new_code and old_values != new_values:
-        values.append("a value that it reads (which one is no longer known)")
-    if old_code == new_code:
-        return Changes(values, [], names)
-    return Changes(values, ["its code"] if known is None else _changed_parts(known[0], now.parts), names)
+    for name, value in now.values.items():
+        old = then.values.get(name)
+        if old is not None and old[0] != value.digest:
+            names.append(name)
+            values.append(f"{name}: {shorten(str(old[1]), 80)} → {value.shown}")
+    if all(pair.kinship == "same" for pair in pairs) and len(pairs) == len(then.parts) == len(now.parts):
+        # which reads the same names, unless a value is of another kind, or class
+        for name in [*(then.values.keys() - now.values.keys()), *(now.values.keys() - then.values.keys())]:
+            old, new = then.values.get(name), now.values.get(name)
+            names.append(name)
+            shown = shorten(str(old[1]), 80) if old else _INCOMPARABLE
+            values.append(f"{name}: {shown} → {new.shown if new else _INCOMPARABLE}")
+    for change in _changed_literals(then, now, pairs):
+        names.append(change.name)
+        values.append(str(change))
+    return Changes(values, _changed_parts(then, now, pairs), names)
 
 
-def _checked(detail: object, code: str, values: str) -> tuple[dict[str, str], dict[str, list[str]]] | None:
+class _Then(NamedTuple):
+    """What a digest stands for, as it was kept."""
+
+    parts: dict[str, str]
+    values: dict[str, list[str]]
+    literals: dict[str, list[Entry]]
+    python: str
+    objects: dict[str, list[str]]
+
+
+def _checked(detail: object, code: str, values: str) -> _Then | None:
     """What a digest is said to stand for, where that is so."""
     try:
+        literals = {label: [Entry(*entry) for entry in entries] for label, entries in detail["literals"].items()}  # type: ignore[index]
         parts, read = detail["parts"], detail["values"]  # type: ignore[index]
-        sound = (_join(parts.values()), _join(f"{name}={digest}" for name, (digest, _) in read.items()))
-    except (TypeError, KeyError, ValueError, AttributeError):
+        sound = (_code_digest(parts), _values_digest(parts, {name: given[0] for name, given in read.items()}, literals))
+        then = _Then(parts, read, literals, detail["python"], detail["objects"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError):
         return None
-    return (parts, read) if sound == (code, values) else None
+    return then if sound == (code, values) else None
 
 
-def _changed_parts(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    told = [name for name, digest in new.items() if name in old and old[name] != digest]
-    moved = {*old.values()} & {*new.values()}  # to another file, or to another name
-    mine, its = next(iter(new), ""), next(iter(old), "")  # the function itself
-    if mine not in old and its not in new and new.get(mine) not in moved:
-        return [*told, f"{mine}, in place of {its}"]
-    told += [f"{name}, which is called anew" for name in new if name not in old and new[name] not in moved]
-    told += [f"{name}, which is no longer called" for name in old if name not in new and old[name] not in moved]
-    return told or ["its code"]
+class _Pair(NamedTuple):
+    """A function of then and of now, by their labels, and how their code compares."""
+
+    old: str
+    new: str
+    kinship: str  # "same", "changed", or "unknown"
+    alike: bool  # whether each literal has its counterpart
+
+
+def _pairs(then: _Then, now: Fingerprint) -> list[_Pair]:
+    """The functions of then that are still there, under their own names or, unchanged, under others."""
+    names = {label: label for label in then.parts if label in now.parts}
+    free = {digest: label for label, digest in now.parts.items() if label not in names}
+    for label, digest in then.parts.items():
+        if label not in names and digest in free:
+            names[label] = free.pop(digest)
+    mine, its = next(iter(now.parts), ""), next(iter(then.parts), "")
+    if its not in names and mine not in names.values():
+        names[its] = mine  # the function itself, under another name
+    return [_pair(then, now, old, new) for old, new in names.items()]
+
+
+def _pair(then: _Then, now: Fingerprint, old: str, new: str) -> _Pair:
+    before, after = then.parts[old], now.parts[new]
+    objects = then.objects.get(old), now.objects[new]
+    same_object = then.python == PYTHON and objects[0] is not None and objects[0][0] == objects[1].digest
+    if before == after:
+        return _Pair(old, new, "same", True)
+    if same_object:
+        return _Pair(old, new, "same", False)
+    if ":" not in before and ":" not in after:
+        return _Pair(old, new, "changed", False)
+    return _Pair(old, new, "changed" if then.python == PYTHON else "unknown", False)
+
+
+def _changed_literals(then: _Then, now: Fingerprint, pairs: list[_Pair]) -> list[Change]:
+    """The values among literals that differ; between a source and a code object, texts alone are compared."""
+    old, new = dict(then.literals), dict(now.literals)
+    known = {value.digest for value in now.values.values()}
+    for pair in pairs:
+        before, after = then.parts[pair.old], now.parts[pair.new]
+        if pair.kinship == "same" and not pair.alike:
+            old[pair.old] = new[pair.new] = []  # one code object, whose literals are the same
+            known.update(entry.digest for entry in now.literals[pair.new])
+        elif (":" in before) != (":" in after) or (":" in before and pair.kinship == "unknown"):
+            shown = {entry.digest: entry for label in (old[pair.old], new[pair.new]) for entry in label}
+            old[pair.old], new[pair.new] = (
+                [shown.get(digest) or Entry(TEXT, "", "a text", digest) for digest in digests]
+                for digests in (then.objects[pair.old][1:], now.objects[pair.new].texts)
+            )
+            known.update(now.objects[pair.new].others)
+    alike = {pair.old for pair in pairs if pair.kinship == "same" and pair.alike}
+    return changed_values(old, new, {pair.old: pair.new for pair in pairs}, alike, frozenset(known))
+
+
+def _changed_parts(then: _Then, now: Fingerprint, pairs: list[_Pair]) -> list[str]:
+    """The functions whose code differs, or cannot be compared, with the literals of their code."""
+    found = []
+    mine, its = next(iter(now.parts), ""), next(iter(then.parts), "")
+    for pair in pairs:
+        if pair.kinship == "unknown":
+            found.append(
+                f"{pair.new}, whose source is not that of the code which runs: {then.python} and {PYTHON} cannot be "
+                "compared without it"
+            )
+        elif pair.kinship == "changed":
+            literals = changed_code(then.literals.get(pair.old, []), now.literals.get(pair.new, []))
+            label = pair.new if pair.old == pair.new else f"{pair.new}, in place of {pair.old}"
+            shown = ", ".join(literals[:3]) + (", …" if len(literals) > 3 else "")
+            found.append(f"{label} ({shown})" if literals else label)
+    paired, there = {pair.new for pair in pairs}, {pair.old for pair in pairs}
+    if (
+        (its, mine) not in {(pair.old, pair.new) for pair in pairs}
+        and mine != its
+        and then.parts[its] != now.parts[mine]
+    ):
+        return [*found, f"{mine}, in place of {its}"]
+    found += [f"{name}, which is called anew" for name in now.parts if name not in paired]
+    found += [f"{name}, which is no longer called" for name in then.parts if name not in there]
+    return found
 
 
 def fingerprint(function: Any, *, bound: bool = False) -> Fingerprint | None:
@@ -212,6 +317,26 @@ def _join(texts: Iterable[str]) -> str:
     return hashed("\n".join(sorted(texts)))
 
 
+def _called(parts: Mapping[str, str]) -> dict[str, str]:
+    """How digests name functions: not by their files, and the function itself and its class not at all."""
+    names = {label: label.partition("(")[0] for label in parts}
+    own = next(iter(names.values()), "")
+    prefix = own.rpartition(".")[0]
+    return {label: "" if name == own else name.removeprefix(prefix) for label, name in names.items()}
+
+
+def _code_digest(parts: Mapping[str, str]) -> str:
+    names = _called(parts)
+    return _join(f"{names[label]}={digest}" for label, digest in parts.items())
+
+
+def _values_digest(parts: Mapping[str, str], values: Mapping[str, str], literals: Mapping[str, Iterable[Entry]]) -> str:
+    names = _called(parts)
+    digests = {label: " ".join(one.digest for one in given if one.kind != CODE) for label, given in literals.items()}
+    told = [f"{names[label]}() {digest}" for label, digest in digests.items() if digest]
+    return _join([*told, *(f"{name}={digest}" for name, digest in values.items())])
+
+
 def _is_plain(value: Any) -> bool:
     """Whether it is made of exact builtins, and not so large that looking at it takes time."""
     left, todo = _MOST_PARTS, [value]
@@ -242,7 +367,7 @@ def _value(name: str, value: Any) -> Value | None:
     """The value, where it is JSON-like, or a function or class, which counts by its name; else None."""
     if _is_plain(value):
         data = canonical(value)
-        return None if data is None else Value(blake2b(data, digest_size=16).hexdigest(), _shown(name, value))
+        return None if data is None else Value(blake2b(data, digest_size=6).hexdigest(), _shown(name, value))
     told = _spelled(value)
     if told is not None:
         is_open = len(told) <= _MOST_SHOWN and not (_SECRET_NAME.search(name + told) or _SECRET_TEXT.search(told))
@@ -387,7 +512,8 @@ class _Reading:
         self._alive: list[Any] = []  # what places are named by the ids of
         self._seen: set[int] = set()
         self._parts: dict[str, list[str]] = {}
-        self._tagged = False
+        self._literals: dict[str, list[Entry]] = {}
+        self._objects: dict[str, list[CodeObject]] = {}
         self._reads: dict[tuple[Any, ...], _Read] = {}
         self._names: set[str] = set()  # attributes that are read anywhere
         self._stored: set[str] = set()
@@ -407,13 +533,14 @@ class _Reading:
             return None
         for label, instance in self._instances:
             self._read_instance(label, instance)
-        parts = {name: _join(digests) if len(digests) > 1 else digests[0] for name, digests in self._parts.items()}
+        parts = {name: _joined(digests) for name, digests in self._parts.items()}
+        objects = {name: _joined_objects(given) for name, given in self._objects.items()}
         values, held = self._values()
-        kind = _TAGGED if self._tagged else _ALGORITHM
-        digests = _join(parts.values()), _join(f"{name}={value.digest}" for name, value in values.items())
+        digests = {name: value.digest for name, value in values.items()}
         return Fingerprint(
-            next(iter(parts)).partition("(")[0], f"{kind}-{digests[0]}-{digests[1]}", parts, values, self._root,
-            self._bound, held,
+            next(iter(parts)).partition("(")[0],
+            f"{_ALGORITHM}-{_code_digest(parts)}-{_values_digest(parts, digests, self._literals)}",
+            parts, values, self._literals, objects, self._root, self._bound, held,
         )  # fmt: skip
 
     # functions
@@ -475,11 +602,12 @@ class _Reading:
         code = function.__code__
         if self._parts and not is_own_file(code.co_filename):
             return
-        syntax, steps = syntax_of(code), steps_of(code)
+        syntax, steps = syntax_of(code, function.__globals__), steps_of(code)
         name = str(function.__qualname__).replace("<locals>.", "")
         label = f"{name}() in {_file_of(code.co_filename)}"
-        self._tagged |= syntax is None
-        self._parts.setdefault(label, []).append(instructions_of(code) if syntax is None else syntax.digest)
+        digest = f"{PYTHON}:{instructions_of(code)}" if syntax is None else syntax.digest
+        self._parts.setdefault(label, []).append(digest)
+        self._read_literals(label, code, syntax)
         self._names |= steps.names
         cells = _cells(function)
         if function.__name__ not in _BUILDERS:
@@ -496,6 +624,18 @@ class _Reading:
                 self._read_global(function.__globals__, root, asked, name)
             elif root in cells:
                 self._read_cell(cells[root], root, asked, name, wrapped)
+
+    def _read_literals(self, label: str, code: CodeType, syntax: Syntax | None) -> None:
+        """The literals of a body; without a source, the texts of its code object."""
+        texts = {text: _text_digest(text) for text in texts_of(code)}
+        literals = [Literal(TEXT, "", text) for text in texts] if syntax is None else syntax.literals
+        self._literals.setdefault(label, []).extend(map(_entry, short_of(literals)))
+        quiet = {piece for one in literals if one.kind == CODE for piece in str(one.value).split("{}")}
+        self._objects.setdefault(label, []).append(CodeObject(
+            instructions_of(code),
+            tuple(digest for text, digest in texts.items() if text not in quiet),
+            tuple(digest for text, digest in texts.items() if text in quiet),
+        ))  # fmt: skip
 
     def _note_changes(
         self, function: FunctionType, cells: dict[str, CellType], written: frozenset[str], syntax: Syntax | None
@@ -652,6 +792,60 @@ class _Reading:
                 value = settled[name][1]
             values[name], held[name] = value, holder
         return values, held
+
+
+def _entry(literal: Literal) -> Entry:
+    """A literal as the journal keeps it; texts have the digest that they have as values of variables."""
+    kind, name, value = literal
+    if kind == CODE:
+        return Entry(kind, name, _shown_literal(name, value, 24), "")
+    digest = _text_digest(value) if type(value) is str else hashed(repr(_sorted(value)))
+    return Entry(kind, name, _shown_literal(name, value, _MOST_SHOWN), digest)
+
+
+def _text_digest(text: str) -> str:
+    found = _value("", text)
+    return hashed(text) if found is None else found.digest
+
+
+def _sorted(value: Any) -> Any:
+    """A literal whose spelling is one for each value: sets have an order of their own in each process."""
+    if type(value) is set:
+        return ("set", sorted(map(repr, value)))
+    if type(value) in (list, tuple):
+        return (type(value).__name__, *map(_sorted, value))
+    return {name: _sorted(part) for name, part in value.items()} if type(value) is dict else value
+
+
+def _shown_literal(name: str, value: Any, most: int) -> str:
+    """A literal as messages show it: of a long text the ends, and of a secret nothing."""
+    if type(value) is not str:
+        told = repr(value)
+        if type(value) in (int, float, complex, bool, type(None)):
+            return shorten(told, most)
+        if _SECRET_NAME.search(name + told) or _SECRET_TEXT.search(told):
+            return f"a {type(value).__name__} that is not shown"
+        return shorten(told, most)
+    if _SECRET_NAME.search(name) or _SECRET_TEXT.search(value):
+        return f"a str of {len(value):,} characters"
+    if len(value) <= most:
+        return repr(value)
+    return f"{value[: most // 2]!r} … {value[-most // 4 :]!r} ({len(value):,} characters)"
+
+
+def _joined(digests: list[str]) -> str:
+    """One digest for the functions of one name."""
+    if len(digests) == 1:
+        return digests[0]
+    tagged = any(":" in digest for digest in digests)
+    return f"{PYTHON}:{_join(digests)}" if tagged else _join(digests)
+
+
+def _joined_objects(given: list[CodeObject]) -> CodeObject:
+    if len(given) == 1:
+        return given[0]
+    texts, others = ([text for one in given for text in one[place]] for place in (1, 2))
+    return CodeObject(_join(one.digest for one in given), tuple(texts), tuple(others))
 
 
 def _file_of(path: str) -> str:
