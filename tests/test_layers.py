@@ -26,7 +26,7 @@ ROOMS = {
     "ledger": "1a", "places": "1a", "upkeep": "1a", "syntax": "1a", "fingerprints": "1a", "lineage": "1a",
     "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
     "coordinator": "1b", "engines": "1b", "clusters": "1b",
-    "progress": "2", "passes": "2", "runner": "2",
+    "inputs": "2", "progress": "2", "passes": "2", "runner": "2",
     "versions": "3", "plan": "3", "decorator": "3", "results": "3", "tables": "3", "causes": "3", "survey": "3",
     "testing": "3", "cli": "3", "demo": "3", "report": "3", "history": "3", "__main__": "3",
 }  # fmt: skip
