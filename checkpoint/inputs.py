@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+from checkpoint.contents import is_kin
 from checkpoint.errors import InvalidOption, quote
 
-__all__ = ["index_of", "is_kin", "is_one_shot", "items_of", "length_of"]
+__all__ = ["index_of", "is_one_shot", "items_of", "length_of"]
 
 _CELLS = 1 << 16  # of a table that are Python objects at once
 _MOST_ROWS = 4096  # of a block
@@ -61,11 +62,6 @@ def _refuse_parts(given: Any) -> None:
             f"items is {quote(given, 80)}, a {type(given).__name__}, whose items would be its keys alone; for one item "
             "write [item]; else list(items), items.values(), or list(items.items()) for pairs of key and value"
         )
-
-
-def is_kin(value: Any, root: str, name: str) -> bool:
-    """Whether the value's class, or one that it is made from, has this name and comes from this package."""
-    return any(cls.__name__ == name and cls.__module__.partition(".")[0] == root for cls in type(value).__mro__)
 
 
 def index_of(given: Any) -> Any:

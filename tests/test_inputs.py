@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections import ChainMap, UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-from checkpoint import BatchCheckpointedRunner, InvalidOption, ItemsFailed, Results, checkpointed
+from checkpoint import BatchCheckpointedRunner, InvalidKey, InvalidOption, ItemsFailed, Results, checkpointed
 
 ROWS = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 3, "text": "c"}]
 
@@ -268,3 +268,31 @@ def test_a_shard_has_the_index_of_its_own_rows() -> None:
         assert table.index.tolist() == [f"row {key}" for key in table["key"]]
     series = frame["id"]
     assert checkpointed("g")(lambda n: n).map(series, progress=False).to_pandas().index.equals(series.index)
+
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as Series, without their labels."""
+    return (row for _, row in frame.iterrows())
+
+
+@pytest.mark.parametrize("key", [None, "nowhere"])
+@pytest.mark.parametrize("shape", [pd.DataFrame.iterrows, rows_of])
+def test_rows_of_iterrows_are_answered_with_the_table_itself(shape: Callable[[Any], Any], key: str | None) -> None:
+    """A Series names nothing: its text is cut."""
+    with pytest.raises(InvalidKey, match="map the DataFrame itself") as caught:
+        checkpointed("f", key=key)(len).map(shape(pd.DataFrame(ROWS)), progress=False)
+    assert "str(" not in str(caught.value)
+    assert "key=str" not in str(caught.value)
+
+
+def test_a_missing_key_of_a_row_is_answered_with_the_index() -> None:
+    """`str(nan)` would be one key for all rows that have none."""
+    frame = pd.DataFrame({"id": [1.0, None], "text": ["a", "b"]})
+    with pytest.raises(InvalidKey, match="reset_index") as caught:
+        checkpointed("f", key="id")(len).map(frame, progress=False)
+    assert "str(" not in str(caught.value)
+    results = checkpointed("f", key="index")(lambda row: row["text"]).map(frame.reset_index(), progress=False)
+    assert results == ["a", "b"]
