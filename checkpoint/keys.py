@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
 from hashlib import blake2b
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from checkpoint.codecs import Codec, canonical
+from checkpoint.contents import is_kin, json_like, spell, stranger_in
 from checkpoint.errors import InvalidKey, InvalidOption, quote
 
 __all__ = [
@@ -23,6 +28,7 @@ __all__ = [
     "add_keys",
     "digest_of",
     "identity",
+    "is_digest_of",
     "item_digest",
     "item_digests",
     "key_from_json",
@@ -80,9 +86,11 @@ def _checked_float(key: float) -> float:
 
 
 def _held(value: Any) -> Any:
-    """What a numpy scalar holds; anything else as it is."""
+    """What a numpy scalar holds; anything else, and what has a unit, as it is: 3 months are not 3 years."""
     numpy = sys.modules.get("numpy")
-    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value
+    if numpy is None or not isinstance(value, numpy.generic) or value.dtype.kind in "mM":
+        return value
+    return value.item()
 
 
 def _unusual_key(key: Any, depth: int) -> Key:
@@ -183,16 +191,25 @@ def short_digest(value: Any, what: str) -> str:
 
 
 def item_digest(item: Any) -> int:
-    """The digest of an item's content, or 0 where it is not JSON-like; a numpy scalar counts as what it holds."""
+    """The digest of an item's content, or 0 where it is not known; a numpy scalar counts as what it holds."""
     if type(item) in _WORDS:  # their canonical spelling is their JSON
         try:
             return digest_of(_encode(item))
         except (UnicodeEncodeError, OverflowError, ValueError):
             pass  # one that only the codec's envelope holds
-    data = canonical(item)
-    if data is None and (held := _held(item)) is not item:
-        data = canonical(held)
+    data = spell(item)
     return 0 if data is None else digest_of(data)
+
+
+def is_digest_of(digest: int, item: Any, now: int) -> bool:
+    """Whether the item has this digest: `now`, or the one that it had before moments of numpy kept their unit."""
+    if digest == now:
+        return True
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(item, (numpy.datetime64, numpy.timedelta64)):
+        return False
+    data = canonical(item.item())
+    return data is not None and digest == digest_of(data)
 
 
 def item_digests(items: Sequence[Any]) -> list[int]:
@@ -245,7 +262,7 @@ def _checked_key(function: KeyFunction) -> KeyFunction:
         try:
             return plain_key(key)
         except InvalidKey as error:
-            raise InvalidKey(f"{error}; have the key function return str(...) of it", key=key) from None
+            raise InvalidKey(f"{error}; {_advice(key, 'the key', 'have the key function return ')}", key=key) from None
 
     return of
 
@@ -259,7 +276,7 @@ def _field_key(name: str) -> KeyFunction:
             return plain_key(key)
         except InvalidKey as error:
             access = f"x[{name!r}]" if isinstance(item, Mapping) else f"x.{name}"
-            raise InvalidKey(f"{error}; write key=lambda x: str({access})", key=key) from None
+            raise InvalidKey(f"{error}; {_advice(key, access, 'write key=lambda x: ')}", key=key) from None
 
     return of
 
@@ -278,7 +295,9 @@ def _field(item: Any, name: str) -> Any:
         return item[name]  # a row of a database or of a numpy array is no Mapping
     except (LookupError, TypeError, ValueError):
         raise InvalidKey(
-            f"{quote(item)} has no field {name!r}; name a field that every item has, or write key=lambda x: …", key=None
+            f"{quote(item)} has no field {name!r}; "
+            + (_TABLE if _is_of_iterrows(item) else "name a field that every item has, or write key=lambda x: …"),
+            key=None,
         ) from None
 
 
@@ -294,27 +313,114 @@ def _own_key(item: Any) -> Key:
             return key
     except InvalidKey:
         pass  # no key itself, but its content may name it
-    data = canonical(item)
+    data = json_like(item)
     if data is not None:
         return "h1:" + blake2b(data, digest_size=16).hexdigest()
     raise InvalidKey(
-        f"the item {quote(item)} is a {type(item).__name__} and no key was given; write {_suggestion(item)}", key=item
+        f"the item {quote(item)} is a {type(item).__name__}{_why_unnamed(item)}, and no key was given; "
+        f"{_suggestion(item)}",
+        key=item,
     )
 
 
-def _suggestion(item: Any) -> str:
-    """The conversion to write: one that is the same on the next run."""
-    fields = list(getattr(item, "__dataclass_fields__", ())) or list(getattr(type(item), "model_fields", ()))
-    if isinstance(item, Mapping):
-        return "key=lambda x: str(x[…]) with a field that tells the items apart"
-    if isinstance(item, (set, frozenset)):
-        return "key=lambda x: tuple(sorted(x))"
-    if hasattr(item, "tobytes"):  # the str() of a large array leaves most of it out
-        return "key=lambda x: hashlib.sha256(x.tobytes()).hexdigest(), or an id"
-    if fields:
-        return f"key={fields[0]!r} (a field that tells the items apart)"
-    if all(getattr(type(item), name) is getattr(object, name) for name in ("__str__", "__repr__")):
+def _why_unnamed(item: Any) -> str:
+    """Which part of a container JSON does not hold."""
+    found = stranger_in(item)
+    if found is None or found[1] is item:
+        return ""
+    where, part = found
+    kind = type(part)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    return f" that is not JSON-like, since {where} is a {module}{kind.__name__}"
+
+
+# --- what to write instead -------------------------------------------------------------------------------------------
+#
+# We never propose a text that is cut, that differs on the next run, or that leaves out what tells items apart.
+
+_TEXTS: tuple[type, ...] = (UUID, date, time, Decimal, PurePath)  # whose str() is all that they hold
+_TABLE = (
+    'map the DataFrame itself: f.map(df) gives its rows as dicts, as df.to_dict("records") does, and key= is the name '
+    "of a column"
+)
+
+
+def _advice(key: Any, access: str, write: str) -> str:
+    """What to write in place of a key that is none."""
+    if _is_nan(key):
         return (
-            "key=lambda x: … with something that tells the items apart and is the same on the next run, such as an id"
+            "drop such items, or name them by something that each of them has (rows of a DataFrame: "
+            'f.map(df.reset_index()) with key="index")'
         )
-    return "key=str"
+    text = _as_text(key, access)
+    return write + (text or "something that tells the items apart and is the same on the next run")
+
+
+def _is_nan(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return any(map(_is_nan, key))
+    if type(key).__name__ in ("NAType", "NaTType"):
+        return True
+    try:
+        return bool(key != key)
+    except Exception:  # an array has no truth, and a class of the user's may raise anything
+        return False
+
+
+def _as_text(key: Any, access: str) -> str:
+    """An expression that makes a key of a value of this kind; "" where we know none."""
+    numpy = sys.modules.get("numpy")
+    if isinstance(key, _TEXTS) or (numpy and isinstance(key, (numpy.datetime64, numpy.timedelta64))):
+        return f"str({access})"
+    if isinstance(key, (bytes, bytearray)):
+        return f"hashlib.sha256({access}).hexdigest()"
+    if isinstance(key, list) and _are_keys(key):
+        return f"tuple({access})"
+    if isinstance(key, (set, frozenset)) and _are_keys(key):
+        return f"tuple(sorted({access}))"
+    if isinstance(key, (list, dict)) and json_like(key) is not None:
+        return f"json.dumps({access}, sort_keys=True)"
+    if isinstance(key, int):
+        return f"hex({access})"
+    if numpy and isinstance(key, numpy.ndarray):  # the str() of a large array leaves most of it out
+        return f"({access}.dtype.str, *{access}.shape, hashlib.sha256({access}.tobytes()).hexdigest())"
+    return ""
+
+
+def _are_keys(parts: Iterable[Any]) -> bool:
+    try:
+        for part in parts:
+            plain_key(part)
+    except InvalidKey:
+        return False
+    return True
+
+
+def _is_of_iterrows(item: Any) -> bool:
+    part = item[1] if type(item) is tuple and len(item) == 2 else item
+    return is_kin(part, "pandas", "Series")
+
+
+def _suggestion(item: Any) -> str:
+    """The conversion to write: one that is the same on the next run, and another for each item."""
+    if _is_of_iterrows(item):
+        return _TABLE
+    fields: list[str] = list(getattr(item, "__dataclass_fields__", ())) or list(
+        getattr(type(item), "model_fields", ()) or getattr(type(item), "__struct_fields__", ())
+    )
+    if isinstance(item, Mapping):
+        named = next((name for name in item if type(name) is str and name.lower() in _NAMES), None)
+        field = f"key={named!r}, or " if named is not None else ""
+        return f"write {field}key=lambda x: str(x[…]) with a field that tells the items apart"
+    if fields:
+        named = next((name for name in fields if name.lower() in _NAMES), None)
+        several = "".join(f"x.{name}, " for name in fields[:4])
+        chosen = f"key={named!r}" if named is not None else f"key=lambda x: ({several}…)"
+        return f"write {chosen} (a field, or several, that tell the items apart)"
+    text = _as_text(item, "x")
+    if not text:
+        return "write key=lambda x: … with something that tells the items apart on each run, such as an id"
+    return "write key=str" if text == "str(x)" else f"write key=lambda x: {text}, or an id"
+
+
+_NAMES = frozenset({"id", "key", "uuid", "uid"})

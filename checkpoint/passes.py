@@ -13,7 +13,7 @@ import threading
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from operator import eq
@@ -33,6 +33,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Place
+from checkpoint.inputs import index_of, is_one_shot, items_of, length_of
 from checkpoint.keys import Key, KeyFunction, add_keys, item_digest, item_digests
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
@@ -100,6 +101,8 @@ class Pass:
         self._shard = records.shard
         self._lock = threading.Lock()
         self._version = records.version
+        self._index = index_of(items)
+        items = items_of(items)
         # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
         self.items = list(items) if type(items) is list else items
         self._share: Share | None = None
@@ -109,14 +112,14 @@ class Pass:
         self._collect = collect
         self._desc, self._show = desc, progress
         self._bar: Bar | None = None
-        self.total: int | None = _length(items) if self._shard == ALL else None
+        self.total: int | None = length_of(items) if self._shard == ALL else None
         self.drawn = 0
         self.completed = 0
         self.errors = ErrorCount(limit or ErrorLimit())
         self.failures: list[Exception] = []
         self._handled = sys.exception()
         self.keys: list[Key] = []
-        self._one_shot = _is_one_shot(items)
+        self._one_shot = is_one_shot(items)
         self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
         if self._shard != ALL:
             self.items = self._share = Share(self.items, self._key_in_whole, self._shard)
@@ -784,6 +787,13 @@ class Pass:
             )
 
     @property
+    def index(self) -> Any:
+        """The index of the pandas DataFrame or Series whose rows the items are; of other items None."""
+        if self._index is None or self._share is None:
+            return self._index
+        return self._index.take(self._share.places)
+
+    @property
     def in_memory(self) -> bool:
         """Whether the items are all there already."""
         return self._steady
@@ -895,22 +905,6 @@ def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
         raise InvalidKey(f"the key function raised StopIteration for item {place}, {quote(item)}", key=None) from None
     error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
     raise error
-
-
-def _is_one_shot(items: Any) -> bool:
-    try:
-        first = iter(items)
-    except TypeError:
-        hint = "; an async iterator must be collected first" if hasattr(items, "__aiter__") else ""
-        raise InvalidOption(f"items is {quote(items)}, which cannot be iterated over{hint}") from None
-    return first is items or (not isinstance(items, Sized) and first is iter(items))
-
-
-def _length(items: Any) -> int | None:
-    try:
-        return len(items) if isinstance(items, Sized) else None
-    except (TypeError, ValueError, NotImplementedError, OverflowError):
-        return None  # a class that has __len__, and an object of it that has no length
 
 
 def _places_of(traceback: str) -> str:

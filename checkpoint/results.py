@@ -59,7 +59,8 @@ class _Rows:
         column of the record's own is "result.NAME". A column whose types differ from row to row is JSON text.
 
         Args:
-            errors: whether items that failed and have no result have rows too, and columns `error` and `type`.
+            errors: whether there are columns `error` and `type`, and of a whole checkpoint rows for items that failed.
+                The results of a map have a row for each item in any case.
 
         Raises:
             ExtraNeeded: install ``checkpoint-map[pandas]``.
@@ -128,7 +129,8 @@ class Results(_Rows, Sequence[R]):
 
     It keeps the values it was made with, whatever is cleared, compacted or computed later. Each access reads and
     decodes anew: keep what you change. Slices are lists. Failed items are `ItemError` objects, where failures were
-    asked for.
+    asked for. Its tables have a row for each item in its place, nulls where it failed, and as a pandas DataFrame the
+    index of the DataFrame or Series that was mapped: ``df.join(results.to_pandas())`` is right.
 
     Example:
         >>> squares = checkpointed("squares")(lambda n: n * n)
@@ -137,7 +139,7 @@ class Results(_Rows, Sequence[R]):
         (True, 25, [9, 9], {3: 9, 5: 25})
     """
 
-    __slots__ = ("_errors", "_keys", "_places", "_records", "_results")
+    __slots__ = ("_errors", "_index", "_keys", "_places", "_records", "_results")
 
     def __init__(self, running: Pass) -> None:
         self._records = running.records
@@ -149,6 +151,7 @@ class Results(_Rows, Sequence[R]):
             loose = store.results.has_loose or store.errors.has_loose
             told = not loose and NOT_RUN not in self._places
         self._keys = None if told else list(running.keys)
+        self._index = running.index
 
     def __len__(self) -> int:
         return len(self._places)
@@ -182,8 +185,11 @@ class Results(_Rows, Sequence[R]):
         return self._records.load_error_at(self._errors, ~place)
 
     @property
-    def keys(self) -> list[Any]:
-        """The key of each item, in order."""
+    def item_keys(self) -> list[Any]:
+        """The key of each item, in order.
+
+        It is not called `keys`: pandas takes an object that has `keys` for a mapping, and aligns it by index.
+        """
         return list(self._keys) if self._keys is not None else [self._load(place)[0] for place in self._places]
 
     @property
@@ -197,7 +203,7 @@ class Results(_Rows, Sequence[R]):
         """The keys of items that were not run."""
         if NOT_RUN not in self._places:
             return []
-        return [key for key, place in zip(self.keys, self._places, strict=True) if place == NOT_RUN]
+        return [key for key, place in zip(self.item_keys, self._places, strict=True) if place == NOT_RUN]
 
     def to_dict(self) -> dict[Any, R]:
         """The values by key."""
@@ -213,10 +219,8 @@ class Results(_Rows, Sequence[R]):
     __hash__ = None  # type: ignore[assignment]  # like a list
 
     def _table(self, *, errors: bool) -> Table:
-        chosen = [number for number, place in enumerate(self._places) if errors or place >= 0]
-        places = array("q", [self._places[number] for number in chosen])
-        keys = None if self._keys is None else [self._keys[number] for number in chosen]
-        return _table_of(self._records, places, self._results, self._errors, keys, failures=errors)
+        readers = self._results, self._errors
+        return _table_of(self._records, self._places, *readers, self._keys, failures=errors, index=self._index)
 
     def _shown(self) -> tuple[Table, int, str]:
         failed = sum(place < 0 for place in self._places)

@@ -477,6 +477,7 @@ class Table:
         results, errors: these files, open.
         keys: the keys of the rows, where the records do not tell.
         failures: whether there are columns for failures.
+        index: that of the pandas DataFrame whose rows these are of, if any.
     """
 
     def __init__(
@@ -488,12 +489,14 @@ class Table:
         keys: list[Any] | None = None,
         *,
         failures: bool = False,
+        index: Any = None,
     ) -> None:
         self._records = records
         self._places = places
         self._readers = results, errors
         self._keys = keys
         self._failures = failures
+        self._index = index
         self._shapes = {name: Shape() for name in _OWN}
         self._value = Shape()
         self._columns: list[Column] | None = None
@@ -643,7 +646,7 @@ class Table:
         return pa.schema([(column.name, _arrow_type(pa, column.form)) for column in self.columns])
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame; ints and bools are of nullable types where some are missing."""
+        """A pandas DataFrame, with the index it was given; ints and bools are nullable where some are missing."""
         pandas = _package("pandas", "pandas", "to_pandas()")
         pa = _package("pyarrow", "pandas", "to_pandas()")
         table = pa.Table.from_batches(self.batches(pa), schema=self.schema(pa))
@@ -659,7 +662,10 @@ class Table:
                 series[name] = pandas.Series(column.to_pylist(), dtype=object)
             else:
                 series[name] = column.to_pandas(types_mapper=nullable.get if column.null_count else None)
-        return pandas.DataFrame(series)
+        frame = pandas.DataFrame(series)
+        if self._index is not None:
+            frame.index = self._index
+        return frame
 
     def to_polars(self) -> Any:
         """A polars DataFrame."""

@@ -19,7 +19,7 @@ import checkpoint
 
 ROOMS = {
     "errors": "0", "outcomes": "0", "clock": "0",
-    "classes": "1a", "codecs": "1a", "keys": "1a",
+    "classes": "1a", "codecs": "1a", "contents": "1a", "keys": "1a",
     "journal": "1a", "segment": "1a", "index": "1a", "lock": "1a", "shelf": "1a", "store": "1a", "records": "1a",
     "shards": "1a", "joined": "1a",
     "remote": "1a", "mirror": "1a", "uploads": "1a",
@@ -27,7 +27,7 @@ ROOMS = {
     "lineage": "1a",
     "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
     "coordinator": "1b", "engines": "1b", "clusters": "1b",
-    "progress": "2", "passes": "2", "runner": "2",
+    "inputs": "2", "progress": "2", "passes": "2", "runner": "2",
     "versions": "3", "plan": "3", "decorator": "3", "results": "3", "tables": "3", "causes": "3", "survey": "3",
     "testing": "3", "cli": "3", "demo": "3", "report": "3", "history": "3", "__main__": "3",
 }  # fmt: skip

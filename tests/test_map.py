@@ -1405,7 +1405,7 @@ def test_results_are_a_sequence_that_equals_a_list() -> None:
 def test_results_know_keys_errors_and_values_by_key(mapper: Maker) -> None:
     """In the order of the items."""
     got = mapper(failing, key=lambda n: f"k{n}").map([2, 1, 2], return_exceptions=True)
-    assert got.keys == ["k2", "k1", "k2"]
+    assert got.item_keys == ["k2", "k1", "k2"]
     assert list(got.errors) == ["k1"]
     assert got.to_dict() == {"k2": 2, "k1": got[1]}
 
@@ -1440,7 +1440,7 @@ def test_results_keep_their_values_whatever_happens_later(mapper: Maker) -> None
     for path in Path("checkpoints").iterdir():
         path.unlink()
     assert (list(first), list(second), list(third)) == ([1, 2], [101, 2], [101, 102])
-    assert first.keys == [1, 2]
+    assert first.item_keys == [1, 2]
 
 
 def test_results_cost_8_bytes_an_item(mapper: Maker) -> None:
@@ -1463,7 +1463,7 @@ def test_results_read_a_checkpoint_of_the_original(mapper: Maker) -> None:
     m = mapper(square)
     got = m.map([1, 2])
     assert got == [10, 4]
-    assert got.keys == [1, 2]
+    assert got.item_keys == [1, 2]
     assert got.to_dict() == {1: 10, 2: 4}
 
 

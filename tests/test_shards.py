@@ -240,7 +240,7 @@ def test_the_environment_is_obeyed_where_no_shard_is_given(
     with caplog.at_level(logging.INFO, "checkpoint"):
         own = squares.map(range(40), progress=False)
     assert [message for message in caplog.messages if "running shard 1/4 (of $CHECKPOINT_SHARD)" in message]
-    assert own.keys == [n for n in range(40) if hash_of(n) % 4 == 1]
+    assert own.item_keys == [n for n in range(40) if hash_of(n) % 4 == 1]
     assert squares.face.plan(range(40)).total == len(own)
     assert squares.map(range(40), progress=False, shard=(0, 1)) == [n * n for n in range(40)]
     assert sorted(squares.calls) == list(range(40))
@@ -273,7 +273,7 @@ def test_a_shard_runs_and_returns_its_own_items_in_order(squares: Squares, kind:
     for i in range(3):
         results = squares.map(kind(items), shard=(i, 3), workers=workers, progress=False)
         own = [n for n in items if hash_of(n) % 3 == i]
-        assert results.keys == own
+        assert results.item_keys == own
         assert list(results) == [n * n for n in own]
         assert squares.map(kind(items), shard=(i, 3), progress=False) == [n * n for n in own], "resumed"
     assert sorted(squares.calls) == list(range(50))
@@ -431,7 +431,7 @@ def test_a_pass_keeps_its_results_whatever_shards_do_later(squares: Squares, tmp
     squares.face.clear()
     assert before == [n * n for n in range(10)]
     assert both == [n * n for n in range(30)]
-    assert both.keys == list(range(30))
+    assert both.item_keys == list(range(30))
 
 
 def test_the_total_is_that_of_the_last_pass(squares: Squares, tmp_path: Path) -> None:
@@ -854,7 +854,7 @@ def work(n):
     return {"n": n, "square": n * n}
 
 own = work.map(range(count), shard=shard, progress=False)
-assert all(value == {"n": key, "square": key * key} for key, value in zip(own.keys, own))
+assert all(value == {"n": key, "square": key * key} for key, value in zip(own.item_keys, own))
 """
 
 

@@ -1,0 +1,298 @@
+"""Laws of items: what can be mapped, what its items are, and how results go back to the table that was mapped."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from collections import ChainMap, UserDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped,unused-ignore]
+import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
+import pytest
+
+from checkpoint import BatchCheckpointedRunner, InvalidKey, InvalidOption, ItemsFailed, Results, checkpointed
+
+ROWS = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 3, "text": "c"}]
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+
+
+def twice(row: dict[str, Any]) -> int:
+    """A function of a row."""
+    return int(row["id"]) * 2
+
+
+# --- every way in ----------------------------------------------------------------------------------------------------
+
+
+def by_map(items: Any) -> list[Any]:
+    """The items that a map calls its function with."""
+    seen: list[Any] = []
+    checkpointed("seen", key="id")(lambda item: seen.append(item)).map(items, progress=False)
+    return seen
+
+
+def by_stream(items: Any) -> list[Any]:
+    """Those of outcomes."""
+    return [outcome.item for outcome in checkpointed("seen", key="id")(lambda item: 1).stream(items, progress=False)]
+
+
+def by_tasks(items: Any) -> list[Any]:
+    """Those of a coroutine function."""
+    seen: list[Any] = []
+
+    @checkpointed("seen", key="id")
+    async def see(item: Any) -> None:
+        seen.append(item)
+
+    asyncio.run(see.map(items, progress=False))
+    return seen
+
+
+def by_hand(items: Any) -> list[Any]:
+    """Those that a loop gets."""
+    return list(BatchCheckpointedRunner("seen").iterate(items, key_fn="id"))
+
+
+def by_batches(items: Any) -> list[Any]:
+    """Those that a loop over batches gets."""
+    runner = BatchCheckpointedRunner("seen")
+    return [item for batch in runner.iterate_batches(items, key_fn="id", batch_size=2) for item in batch]
+
+
+def by_shards(items: Any) -> list[Any]:
+    """Those of two shards together."""
+    seen: list[Any] = []
+    f = checkpointed("seen", key="id")(lambda item: seen.append(item))
+    for number in range(2):
+        f.map(items, progress=False, shard=(number, 2))
+    return sorted(seen, key=lambda item: int(item["id"]))
+
+
+def by_plan(items: Any) -> list[Any]:
+    """Those that a plan counts: it has no items to show, so it must find all of these done."""
+    f = checkpointed("seen", key="id")(twice)
+    f.map(ROWS, progress=False)
+    return ROWS if f.plan(items).done == len(ROWS) else []
+
+
+WAYS = [by_map, by_stream, by_tasks, by_hand, by_batches, by_shards, by_plan]
+
+
+class MapStyle:
+    """A dataset as torch and keras have them: a length, and items by place, past the end too."""
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return ROWS[place % len(ROWS)]
+
+
+class Listed(list[Any]):
+    """A list of another class."""
+
+
+TABLES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: pd.DataFrame(ROWS), "pandas"),
+    (lambda: pd.DataFrame(ROWS, index=[7, 7, 9]), "pandas with a duplicate index"),
+    (lambda: pd.DataFrame(ROWS).convert_dtypes(), "pandas with nullable types"),
+    (lambda: type("Special", (pd.DataFrame,), {})(ROWS), "a subclass of a pandas DataFrame"),
+    (lambda: pl.DataFrame(ROWS), "polars"),
+    (lambda: pa.Table.from_pylist(ROWS), "an Arrow table"),
+    (lambda: pa.RecordBatch.from_pylist(ROWS), "an Arrow record batch"),
+    (MapStyle, "a dataset that never raises IndexError"),
+    (lambda: Listed(ROWS), "a subclass of list"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("table", "reason"), TABLES, ids=[reason for _, reason in TABLES])
+def test_a_table_gives_its_rows_as_dicts(table: Callable[[], Any], reason: str, way: Callable[[Any], Any]) -> None:
+    """Of Python's own types, in order, whichever way they are asked for."""
+    got = way(table())
+    assert got == ROWS
+    assert {(type(row["id"]), type(row["text"])) for row in got} == {(int, str)}
+
+
+def test_a_row_of_pandas_is_what_to_dict_gives() -> None:
+    """So that mapping the DataFrame and mapping its records name the same items: nothing is computed twice."""
+    frame = pd.DataFrame({"i": [1, 2], "f": [0.5, None], "s": ["a", None], "n": pd.array([1, None], "Int64")})
+    f = checkpointed("f")(lambda row: str(sorted(row)))
+    f.map(frame, progress=False)
+    plan = f.plan(frame.to_dict("records"))
+    assert (plan.done, plan.new) == (2, 0)
+
+
+VALUES: list[tuple[Any, list[Any], str]] = [
+    (pd.Series([1, 2], index=[5, 6]), [1, 2], "a pandas Series"),
+    (pl.Series([1, 2]), [1, 2], "a polars Series"),
+    (pa.array([1, 2]), [1, 2], "an Arrow array"),
+    (pa.chunked_array([[1], [2]]), [1, 2], "an Arrow column"),
+    (np.array([1, 2]), [1, 2], "a numpy array"),
+]
+
+
+@pytest.mark.parametrize(("column", "want", "reason"), VALUES, ids=[reason for *_, reason in VALUES])
+def test_a_column_gives_its_values(column: Any, want: list[Any], reason: str) -> None:
+    """Each a valid key of its own."""
+    f = checkpointed("f")(lambda n: int(n) * 10)
+    assert f.map(column, progress=False) == [value * 10 for value in want]
+
+
+REFUSED: list[tuple[Any, str, str]] = [
+    ("docs.jsonl", "splitlines", "a file's name would be mapped by its letters"),
+    (b"ab", "for one item", "bytes"),
+    (bytearray(b"ab"), "for one item", "a bytearray"),
+    (memoryview(b"ab"), "for one item", "a memoryview"),
+    ({"train": [1]}, r"items\.values\(\)", "a dict would be mapped by its keys"),
+    (MappingProxyType({"a": 1}), r"items\.values\(\)", "a proxy of one"),
+    (UserDict({"a": 1}), r"items\.values\(\)", "another mapping"),
+    (ChainMap({"a": 1}), r"items\.values\(\)", "several mappings"),
+    (pl.LazyFrame(ROWS), "collect", "a table that was not computed"),
+    (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns", "a dict would lose one of two columns of one name"),
+    (pa.table([[1], [2]], names=["a", "a"]), "two columns", "so with Arrow"),
+]
+
+
+@pytest.mark.parametrize("way", [by_map, by_hand, by_plan])
+@pytest.mark.parametrize(("items", "fix", "reason"), REFUSED, ids=[reason for *_, reason in REFUSED])
+def test_what_would_run_over_parts_is_refused_with_the_fix(
+    items: Any, fix: str, reason: str, way: Callable[[Any], Any]
+) -> None:
+    """Before anything is called."""
+    with pytest.raises(InvalidOption, match=fix):
+        way(items)
+
+
+def test_a_table_is_not_copied_whole() -> None:
+    """Rows are Python objects a block at a time."""
+    frame = pd.DataFrame({f"c{column}": np.arange(20_000) * 1.5 + column for column in range(40)})
+    tracemalloc.start()
+    try:
+        f = checkpointed("f", key="c0")(lambda row: 1)
+        assert sum(1 for _ in f.stream(frame, progress=False)) == len(frame)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    records = 20_000 * 40 * 24  # bytes of the floats alone, as records would hold them
+    assert peak < records / 2
+
+
+def test_a_dataset_that_fails_at_a_place_says_that_it_was_read_by_place() -> None:
+    """Such as a store whose keys are names."""
+
+    class Named:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, name: str) -> str:
+            return {"a": "x", "b": "y"}[name]
+
+    with pytest.raises(KeyError) as caught:
+        by_map(Named())
+    assert "by its place" in caught.value.__notes__[0]
+
+
+# --- and back --------------------------------------------------------------------------------------------------------
+
+INDEXES: list[tuple[Any, str]] = [
+    ([0, 2, 3], "filtered"),
+    ([9, 4, 1], "sorted by something else"),
+    ([5, 5, 5], "duplicate"),
+    (["x", "y", "x"], "texts"),
+    (pd.MultiIndex.from_tuples([("a", 1), ("a", 2), ("b", 1)]), "of several levels"),
+    (pd.date_range("2026-01-01", periods=3), "dates"),
+]
+
+
+@pytest.mark.parametrize(("index", "reason"), INDEXES, ids=[reason for _, reason in INDEXES])
+def test_results_go_on_the_rows_that_they_are_of(index: Any, reason: str) -> None:
+    """By column assignment, by `assign` and by `join`, whatever the index is."""
+    frame = pd.DataFrame(ROWS, index=index)
+    results = checkpointed("f", key="id")(lambda row: {"twice": twice(row)}).map(frame, progress=False)
+    table = results.to_pandas()
+    assert table.index.equals(frame.index)
+    frame["by column"] = table["twice"] if frame.index.is_unique else table["twice"].to_numpy()
+    frame["raw"] = results
+    assert frame["by column"].tolist() == [2, 4, 6]
+    assert [value["twice"] for value in frame["raw"]] == [2, 4, 6]
+    assert frame.assign(y=results)["y"].tolist() == list(results)
+    if frame.index.is_unique:
+        assert frame.join(table[["twice"]])["twice"].tolist() == [2, 4, 6]
+
+
+def test_results_are_a_sequence_to_every_library() -> None:
+    """And no mapping: that would be aligned by key."""
+    results = checkpointed("f")(lambda n: n * 10).map([1, 2], progress=False)
+    assert not hasattr(results, "keys")
+    assert results.item_keys == [1, 2]
+    assert pd.Series(results, index=["a", "b"]).tolist() == [10, 20]
+    assert pl.Series(results).to_list() == [10, 20]
+    assert pl.DataFrame({"y": results})["y"].to_list() == [10, 20]
+    assert np.array(results).tolist() == [10, 20]
+    with pytest.raises(TypeError, match="dictionary update sequence"):
+        dict(results)
+
+
+def test_a_failed_item_has_a_row_of_nulls_in_its_place() -> None:
+    """So that no row moves up."""
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "n": [1, 0, 2]}, index=[4, 8, 6])
+    f = checkpointed("f", key="id")(lambda row: {"inverse": 2 // row["n"]})
+    with pytest.raises(ItemsFailed) as caught:
+        f.map(frame, progress=False)
+    results = caught.value.results
+    assert isinstance(results, Results)
+    frame["inverse"] = results.to_pandas()["inverse"]
+    assert frame["inverse"].tolist() == [2, pd.NA, 1]
+    assert results.to_polars()["inverse"].to_list() == [2, None, 1]
+    errors = results.to_pandas(errors=True)["error"]
+    assert errors.isna().tolist() == [True, False, True]
+
+
+def test_a_shard_has_the_index_of_its_own_rows() -> None:
+    """And a Series gives its index too."""
+    frame = pd.DataFrame({"id": range(20)}, index=[f"row {number}" for number in range(20)])
+    f = checkpointed("f", key="id")(twice)
+    for number in range(3):
+        table = f.map(frame, progress=False, shard=(number, 3)).to_pandas()
+        assert table.index.tolist() == [f"row {key}" for key in table["key"]]
+    series = frame["id"]
+    assert checkpointed("g")(lambda n: n).map(series, progress=False).to_pandas().index.equals(series.index)
+
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as Series, without their labels."""
+    return (row for _, row in frame.iterrows())
+
+
+@pytest.mark.parametrize("key", [None, "nowhere"])
+@pytest.mark.parametrize("shape", [pd.DataFrame.iterrows, rows_of])
+def test_rows_of_iterrows_are_answered_with_the_table_itself(shape: Callable[[Any], Any], key: str | None) -> None:
+    """A Series names nothing: its text is cut."""
+    with pytest.raises(InvalidKey, match="map the DataFrame itself") as caught:
+        checkpointed("f", key=key)(len).map(shape(pd.DataFrame(ROWS)), progress=False)
+    assert "str(" not in str(caught.value)
+    assert "key=str" not in str(caught.value)
+
+
+def test_a_missing_key_of_a_row_is_answered_with_the_index() -> None:
+    """`str(nan)` would be one key for all rows that have none."""
+    frame = pd.DataFrame({"id": [1.0, None], "text": ["a", "b"]})
+    with pytest.raises(InvalidKey, match="reset_index") as caught:
+        checkpointed("f", key="id")(len).map(frame, progress=False)
+    assert "str(" not in str(caught.value)
+    results = checkpointed("f", key="index")(lambda row: row["text"]).map(frame.reset_index(), progress=False)
+    assert results == ["a", "b"]
