@@ -679,10 +679,12 @@ class _Unbound(_Face[R]):
             self._self_annotation = return_annotation(self.__wrapped__, {})
         return self._self_annotation
 
-    # isinstance(f, FunctionType) is False on purpose: cloudpickle would take the proxy apart as a plain function.
+    # isinstance(f, FunctionType) is False on purpose: cloudpickle would take the proxy apart as a plain function. But
+    # pydantic takes whatever stands in the body of a model and is no function for a field that lacks its annotation.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return type(self)
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return FunctionType if asks.startswith("pydantic.") else type(self)
 
     def __copy__(self) -> Self:
         return self
