@@ -186,6 +186,8 @@ class PassOptions(TypedDict, total=False):
         progress: whether a bar is shown; default True.
         desc: what stands before it; default the checkpoint's name.
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
+            Default: a hundred in a row with one exception type. Items that fail as they did in an earlier pass do not
+            count.
         retry_failed: whether items that failed earlier are run again (default), or stand in their places.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
         shard: run and return only the items of one shard: (i, n), 0 ≤ i < n, or "slurm" for the place of this task in
@@ -533,7 +535,7 @@ class _SyncFace(_Face[R]):
 
         Raises:
             ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
-            TooManyErrors: `max_errors` was exceeded, or the first 100 items all failed in one way.
+            TooManyErrors: `max_errors` was exceeded, or without it 100 items in a row failed in one way.
             InvalidKey, DuplicateKey, InputChanged: naming the items; nothing was run.
             CheckpointLocked: another process writes this checkpoint, or another pass is running.
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.

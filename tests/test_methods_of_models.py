@@ -54,7 +54,7 @@ class Scorer(pydantic.BaseModel):
         return f"nobody: {n}"
 
 
-class Strict(Scorer, frozen=True, extra="forbid"):
+class Strict(Scorer, extra="forbid"):
     """A subclass with a method of its own, and one that it overrides."""
 
     @checkpointed("more scores")
