@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from types import CoroutineType, TracebackType, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import clock
@@ -27,6 +29,7 @@ from checkpoint.errors import (
 )
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.policies import Again, Retry
+from checkpoint.surroundings import Settings, settings_here, unshared
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -65,12 +68,13 @@ class Fatal(NamedTuple):
     exception: BaseException
 
 
+_Run = Callable[..., Any]  # of a context
 Answer = Any
 """(value, elapsed) for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
 
 
 class Call:
-    """How the function is called.
+    """How the function is called: each time in a copy of the context in which this was made.
 
     Args:
         function: it takes an item, or a list of items.
@@ -80,6 +84,7 @@ class Call:
         retry: which exceptions say that the call may be made again.
         timeout: seconds that a coroutine may take.
         travels: what is pickled in the function's place, and arrives as it.
+        settings: of arithmetic, those of the process that it comes from; None: those that hold here.
     """
 
     def __init__(
@@ -92,8 +97,14 @@ class Call:
         retry: Retry | None = None,
         timeout: float | None = None,
         travels: Any = None,
+        settings: Settings | None = None,
     ) -> None:
         self.function = function
+        self._context = copy_context()
+        if settings is not None:
+            self._context.run(settings.apply)
+        self._unshare = self._context.run(unshared, self._context.copy())
+        self._settings = settings
         self._travels = function if travels is None else travels
         self.name = name
         self.batch_size = batch_size
@@ -106,11 +117,14 @@ class Call:
 
     def one(self, given: Any) -> Answer:
         """The answer for one item, or one batch."""
+        run = self._context.copy().run
         started = clock.perf_counter()
         try:
-            value = self.function(given)
+            if self._unshare is not None:
+                run(self._unshare)
+            value = run(self.function, given)
             if not self._plain:
-                return self._checked(value, given, started)
+                return run(self._checked, value, given, started)
         except Exception as error:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
@@ -132,14 +146,18 @@ class Call:
 
     async def awaited(self, given: Any) -> Answer:
         """The answer of a coroutine function for one item, or one batch."""
+        run = self._context.copy().run
         started = clock.perf_counter()
         try:
+            if self._unshare is not None:
+                run(self._unshare)
+            awaitable = run(self.function, given)
             if self.timeout is None:
-                value = await self.function(given)
+                value = await _within(run, awaitable)
             else:
-                value = await self._in_time(given)
+                value = await self._in_time(run, awaitable)
             if not self._plain:
-                return self._checked(value, given, started)
+                return run(self._checked, value, given, started)
         except Exception as error:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
@@ -150,27 +168,27 @@ class Call:
             return Fatal(error)
         return (value, clock.perf_counter() - started)
 
-    async def _in_time(self, given: Any) -> Any:
+    async def _in_time(self, run: _Run, awaitable: Awaitable[Any]) -> Any:
         import asyncio
 
         limit = asyncio.timeout(self.timeout)
         try:
             async with limit:
-                return await self.function(given)
+                return await _within(run, awaitable)
         except TimeoutError:
             if limit.expired():
                 raise out_of_time(self.timeout) from None
             raise
 
-    def failed(self, error: BaseException, elapsed: float | None = None, *, skip: int = 1) -> Failed:
-        """The answer of a call that raised; the first `skip` frames are ours."""
+    def failed(self, error: BaseException, elapsed: float | None = None) -> Failed:
+        """The answer of a call that raised."""
         again = None
         if self._retry is not None and isinstance(error, Exception):
             try:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`
                 error = broken
-        return Failed(describe_exception(error, elapsed=elapsed, skip=skip), again)
+        return Failed(describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__)), again)
 
     def _checked(self, value: Any, given: Any, started: float) -> Answer:
         elapsed = clock.perf_counter() - started
@@ -234,10 +252,45 @@ class Call:
         return _cloudpickle(self._parts(), self.name)
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self._travels, self.name, self.batch_size, self._validate, self._retry)
+        context = self._context.copy()
+        if self._unshare is not None:
+            context.run(self._unshare)
+        settings = self._settings or context.run(settings_here)
+        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Shipped, (self.shipped(),))
+
+
+@coroutine
+def _within(run: _Run, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await it in a context, and not in that of the task that awaits, which makes one call after the other."""
+    steps: Any = awaitable if type(awaitable) is CoroutineType else _waiting(awaitable)
+    act, given = steps.send, None
+    while True:
+        try:
+            asked = run(act, given)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            given, act = (yield asked), steps.send
+        except GeneratorExit:
+            run(steps.close)
+            raise
+        except BaseException as error:
+            given, act = error, steps.throw
+
+
+async def _waiting(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _frames_of_ours(traceback: TracebackType | None) -> int:
+    """How many frames there are before those of the user's."""
+    count = 0
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback, count = traceback.tb_next, count + 1
+    return count
 
 
 _CALLING = {Call.one.__code__, Call.awaited.__code__}
@@ -314,8 +367,8 @@ def _has_file() -> bool:
 @lru_cache(maxsize=4)
 def arrived(shipped: bytes) -> Arrived:
     """What a shipped call becomes; it is built once a process."""
-    function, name, batch_size, validate, retry = pickle.loads(shipped)
-    return Arrived(Call(function, name, batch_size=batch_size, validate=validate, retry=retry))
+    function, name, batch_size, validate, retry, settings = pickle.loads(shipped)
+    return Arrived(Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings))
 
 
 class Unreadable:

@@ -26,6 +26,7 @@ from checkpoint.errors import StoreError, quote
 from checkpoint.interrupts import Interrupts
 from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
+from checkpoint.surroundings import of_thread
 from checkpoint.workers import Grouping, Report, Task, Tasks, inputs_of
 
 __all__ = ["asynchronous", "concurrent", "serial"]
@@ -44,7 +45,12 @@ def serial(desk: Desk, call: Call, schedule: Schedule, spread: Spread) -> Iterat
     """One call after the other, in this thread; while a retry waits, others go on."""
     with Interrupts(desk.name, spread.grace, lambda: None) as interrupts:
         one_by_one = _straight if schedule.is_plain and not call.batch else _scheduled
-        yield from one_by_one(desk, call, schedule, interrupts)
+        restore = of_thread()
+        try:
+            yield from one_by_one(desk, call, schedule, interrupts)
+        finally:
+            if restore is not None:
+                restore()
         if interrupts.asked:
             raise interrupts.as_exception()
 

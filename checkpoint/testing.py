@@ -20,6 +20,7 @@ takes: what must happen is waited for, and what must not is counted. A law that 
 from __future__ import annotations
 
 import asyncio
+import decimal
 import importlib.util
 import itertools
 import json
@@ -204,6 +205,14 @@ def _spin() -> None:
     re.match(r"(a|aa)+$", "a" * 100 + "b")
 
 
+def _look_and_leave() -> list[Any]:
+    """What a call sees of its context; it changes all of that."""
+    seen = [_VARIABLE.get(), decimal.getcontext().prec]
+    _VARIABLE.set("left by a call")
+    decimal.getcontext().prec = 5
+    return seen
+
+
 _DEEDS: dict[str, Callable[..., Any]] = {
     "return": lambda value: value,
     "raise": _raise,
@@ -211,7 +220,7 @@ _DEEDS: dict[str, Callable[..., Any]] = {
     "kill": _kill,
     "exit": os._exit,
     "spin": _spin,
-    "variable": _VARIABLE.get,
+    "look and leave": _look_and_leave,
 }
 
 
@@ -705,14 +714,20 @@ def _a_pass_inside_of_a_pass_runs(make: _Make) -> None:
 
 
 @_law
-def _coroutines_see_the_context_of_who_called_map(make: _Make) -> None:
-    """As tasks do that are made there."""
-    if not make.engine.is_async:
-        return
-    trial = make()
+def _each_call_has_the_callers_context_and_leaves_nothing_in_it(make: _Make) -> None:
+    """Context variables where calls are made in this process, and the settings of arithmetic on every engine."""
+    variable = "set by the caller" if make.engine.is_local else "not set"
     token = _VARIABLE.set("set by the caller")
     try:
-        _equal(trial.map(trial.items(8, {7: [["variable"]]}))[7], "set by the caller", "the variable")
+        with decimal.localcontext() as numbers:
+            numbers.prec = 40
+            for trial, options in make.each_way():
+                got = trial.map([trial.item(n, ["look and leave"]) for n in range(12)], **options)
+                _equal(got, [[variable, 40]] * 12, "the variable, and the precision of decimal, in each call")
+            trial = make(_call_batch, _acall_batch, name="batches", batch_size=3)
+            got = trial.map([trial.item(n, ["look and leave"]) for n in range(12)])
+            _equal(got[::3], [[variable, 40]] * 4, "the same, in each batch")
+            _equal((_VARIABLE.get(), decimal.getcontext().prec), ("set by the caller", 40), "the caller's own")
     finally:
         _VARIABLE.reset(token)
 

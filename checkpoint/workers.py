@@ -209,7 +209,7 @@ class Tasks:
         self._idle: list[Any] = []  # a future for each that has nothing to do
         self._tasks: list[Any] = []
         self._kind = _task_kind()
-        self._context = copy_context()  # the loop may look on behalf of another thread
+        self._context = copy_context()  # the loop may look on behalf of another thread; each call has a copy of its own
 
     def start(self, task: Task) -> None:
         """To be started when the loop looks; from any thread."""
@@ -526,7 +526,7 @@ class Processes:
             process, due = next(iter(self._busy.items()))
             if clock.monotonic() < due:
                 return
-            self._lose(process, [self._call.failed(out_of_time(self._timeout), self._timeout, skip=0)])
+            self._lose(process, [self._call.failed(out_of_time(self._timeout), self._timeout)])
 
     def _cut_off(self, process: _Process) -> None:
         """Its pipe is gone, and it may not be; what becomes of its task is known when it has ended."""

@@ -470,28 +470,52 @@ def test_a_coroutine_that_is_thrown_away_says_nothing() -> None:
     assert call.cr_frame is None
 
 
-def test_a_call_runs_in_its_callers_context() -> None:
-    """What is set there is seen by the function, and what it sets by the caller."""
+def test_each_call_runs_in_a_copy_of_the_context_in_which_it_was_made() -> None:
+    """The function sees what is set there; what it sets, not even the next call sees."""
     seen: contextvars.ContextVar[int] = contextvars.ContextVar("seen", default=0)
 
     def adds(item: int) -> int:
         seen.set(seen.get() + item)
         return seen.get()
 
+    async def adds_later(item: int) -> int:
+        seen.set(seen.get() + item)
+        await asyncio.sleep(0)
+        seen.set(seen.get() + item)
+        return seen.get()
+
     def plain() -> None:
         seen.set(1)
-        assert Call(adds).one(2)[0] == 3
-        assert seen.get() == 3
+        call = Call(adds)
+        seen.set(9)
+        assert [call.one(2)[0], call.one(3)[0], seen.get()] == [3, 4, 9]
 
     async def awaited() -> None:
         seen.set(1)
         for timeout in (None, 60.0):
-            before = seen.get()
-            assert (await Call(awaiting(adds), timeout=timeout).awaited(2))[0] == before + 2 == seen.get()
+            for function, want in ((awaiting(adds), [3, 4]), (adds_later, [5, 7])):
+                call = Call(function, timeout=timeout)
+                assert [(await call.awaited(2))[0], (await call.awaited(3))[0], seen.get()] == [*want, 1]
 
     contextvars.copy_context().run(plain)
     asyncio.run(awaited())
     assert seen.get() == 0
+
+
+def test_whatever_can_be_awaited_is() -> None:
+    """A future, too, and what only has `__await__`."""
+
+    class Later:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return 7
+
+    async def run() -> list[Any]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(8)
+        return [(await Call(lambda item: item).awaited(one))[0] for one in (Later(), future)]
+
+    assert asyncio.run(run()) == [7, 8]
 
 
 # --- to a worker -----------------------------------------------------------------------------------------------------
