@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
@@ -27,7 +28,7 @@ from checkpoint.errors import (
     quote,
     quote_error,
 )
-from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.policies import Again, Retry
 from checkpoint.surroundings import Settings, settings_here, unshared
 
@@ -42,6 +43,7 @@ __all__ = [
     "Shipped",
     "Unreadable",
     "arrived",
+    "ending",
     "failed",
     "is_in_call",
     "out_of_time",
@@ -63,9 +65,15 @@ class Failed(NamedTuple):
 
 
 class Fatal(NamedTuple):
-    """The call raised what is no Exception (SystemExit …): it ends the pass."""
+    """What is no Exception, and no fault of a call (SystemExit …), was raised: it ends the pass.
+
+    Attributes:
+        exception: what was raised.
+        is_of_call: whether the call in whose place this stands raised it; else it is not known which did.
+    """
 
     exception: BaseException
+    is_of_call: bool = True
 
 
 _Run = Callable[..., Any]  # of a context
@@ -128,6 +136,8 @@ class Call:
         except Exception as error:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
+            if _is_fault(error):
+                return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
         return (value, clock.perf_counter() - started)
 
@@ -163,7 +173,7 @@ class Call:
         except BaseException as error:
             if _is_cancelled(error):
                 raise
-            if type(error).__name__ == "CancelledError":  # the function cancelled itself
+            if _is_fault(error):
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
         return (value, clock.perf_counter() - started)
@@ -304,6 +314,53 @@ def is_in_call() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+_FAULTS = frozenset({"PanicException", "CancelledError", "Cancelled"})  # of pyo3; asyncio and anyio; trio
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether what is no Exception is a fault of the call: a Rust panic, or that what it waited for was cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(isinstance(one, Exception) or _is_fault(one) for one in error.exceptions)
+    return not _FAULTS.isdisjoint([kind.__name__ for kind in type(error).__mro__])
+
+
+def ending(error: BaseException, name: str, units: Sequence[Unit]) -> BaseException:
+    """The exception, which ends the pass of that checkpoint, with a note of the item that raised it.
+
+    An exit with status 0 becomes one with status 1: while items are left, no caller must take the work for done.
+
+    Args:
+        error: what was raised.
+        name: the checkpoint's.
+        units: for which of them it was raised, or for one of them.
+    """
+    keys = ", ".join([quote(unit.key, 80) for unit in units[:_MOST_NAMED]]) + (
+        ", …" if len(units) > _MOST_NAMED else ""
+    )
+    where = f"item {keys}" if len(units) == 1 else f"one of the items {keys}"
+    note = f"{type(error).__name__} was raised for {where} of checkpoint {name!r}"
+    if note not in getattr(error, "__notes__", ()):
+        with suppress(AttributeError, TypeError):  # a class that has its own __notes__
+            error.add_note(note)
+    if isinstance(error, SystemExit) and (
+        error.code is None or (isinstance(error.code, int) and not error.code & 0xFF)
+    ):
+        error.code = (
+            f"checkpoint {name!r}: sys.exit({'' if error.code is None else error.code}) was called for {where}, and ends "
+            "the pass while items are left. Raise an exception to have the item fail and the others run; return to "
+            "have it done"
+        )
+    return error
+
+
+_MOST_NAMED = 5
+
+
+def _is_success(status: object) -> bool:
+    """Whether who started the process takes the status for success: of an int, the system keeps one byte."""
+    return status is None or (isinstance(status, int) and not status & 0xFF)
 
 
 def _is_cancelled(error: BaseException) -> bool:
@@ -451,7 +508,7 @@ def _portable(answer: Answer) -> Answer:
         except Exception:  # pickling runs the exception's own code
             answer = told
     elif type(answer) is Fatal and not _travels(answer.exception):
-        answer = Fatal(SystemExit(f"the function raised {quote(answer.exception)}"))
+        answer = answer._replace(exception=SystemExit(f"the function raised {quote(answer.exception)}"))
     elif type(answer) is list:
         answer = [_portable(one) for one in answer]
     return answer

@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from checkpoint import clock
-from checkpoint.calls import Answer, Call, Fatal, failed
+from checkpoint.calls import Answer, Call, Fatal, ending, failed
 from checkpoint.coordinator import Batches, Coordinator, Desk, Judge, Spread, Workers
 from checkpoint.errors import StoreError, quote
 from checkpoint.interrupts import Interrupts
@@ -65,7 +65,7 @@ def _straight(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupts
             if type(answer) is tuple:
                 _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
             elif type(answer) is Fatal:
-                raise answer.exception
+                raise ending(answer.exception, desk.name, [unit])
             else:
                 _settle(desk, judge.dones([Attempt([unit])], [answer]))
         yield
@@ -98,7 +98,7 @@ def _scheduled(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupt
         if not answers:
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
-                raise answers[0].exception
+                raise ending(answers[0].exception, desk.name, attempt.units)
         finished = judge.dones([attempt], answers)
         if finished:
             _settle(desk, finished)

@@ -897,14 +897,15 @@ class Pass:
             while not self._store.uploads.has_drained():
                 await asyncio.sleep(0.05)
 
-    def tell_interrupted(self) -> None:
-        """Say what a user who pressed Ctrl-C wants to know."""
+    def tell_interrupted(self, error: BaseException) -> None:
+        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
         if self._bar is not None:
             self._bar.close()  # its last line stays readable
         total = "" if self.total is None else f" of {self.total:,}"
+        notes = getattr(error, "__notes__", [])[-1:]
         log.warning(
-            "checkpoint %r: interrupted with %s%s done, all of them saved; run the same line again for the rest",
-            self.records.name, f"{self.completed:,}", total,
+            "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
+            self.records.name, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", total,
         )  # fmt: skip
 
     def close(self) -> None:

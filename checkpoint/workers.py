@@ -378,7 +378,7 @@ class Processes:
                 self._turn()
         except BaseException as error:  # SystemExit of an item's, or of a hook of the user's: nobody waits for ever
             at_work = [*self._tasks, *(process.task for process in self._all if process.task)]
-            self._report([*self._finished, *((task, [Fatal(error)]) for task in at_work)])
+            self._report([*self._finished, *((task, [Fatal(error, is_of_call=False)]) for task in at_work)])
         finally:
             for process in self._all:
                 if process not in self._idle:
@@ -943,7 +943,7 @@ class Given:
         except Exception as error:  # what it was given, or gave, could not travel
             answers = Unsent(error)
         except BaseException as error:
-            answers = [Fatal(error)]
+            answers = [Fatal(error, is_of_call=False)]
         if not isinstance(answers, (list, bytes, Broken, Died, Unsent)) or answers == []:
             answers = Broken(_broke(self._executor, TypeError(f"it gave {quote(answers)} for a call")))
         self._report([(task, answers)])

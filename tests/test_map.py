@@ -956,9 +956,9 @@ def test_100_in_a_row_with_one_exception_type_end_the_pass(mapper: Maker) -> Non
     assert m.taken() == list(range(161))
     assert caught.value.results is not None
     assert caught.value.results[:50] == list(range(50))
-    with pytest.raises(ItemsFailed) as caught:
+    with pytest.raises(ItemsFailed) as failed:
         m.map(range(300), max_errors=1000)
-    assert not isinstance(caught.value, TooManyErrors), "an explicit limit is the only one"
+    assert not isinstance(failed.value, TooManyErrors), "an explicit limit is the only one"
 
 
 def test_a_fifth_that_fails_in_between_is_no_row(mapper: Maker) -> None:
