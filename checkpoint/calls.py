@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from types import CoroutineType, TracebackType, coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint import clock
@@ -25,8 +28,9 @@ from checkpoint.errors import (
     quote,
     quote_error,
 )
-from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.policies import Again, Retry
+from checkpoint.surroundings import Settings, settings_here, unshared
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -39,6 +43,7 @@ __all__ = [
     "Shipped",
     "Unreadable",
     "arrived",
+    "ending",
     "failed",
     "is_in_call",
     "out_of_time",
@@ -60,17 +65,24 @@ class Failed(NamedTuple):
 
 
 class Fatal(NamedTuple):
-    """The call raised what is no Exception (SystemExit …): it ends the pass."""
+    """What is no Exception, and no fault of a call (SystemExit …), was raised: it ends the pass.
+
+    Attributes:
+        exception: what was raised.
+        is_of_call: whether the call in whose place this stands raised it; else it is not known which did.
+    """
 
     exception: BaseException
+    is_of_call: bool = True
 
 
+_Run = Callable[..., Any]  # of a context
 Answer = Any
 """(value, elapsed) for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
 
 
 class Call:
-    """How the function is called.
+    """How the function is called: each time in a copy of the context in which this was made.
 
     Args:
         function: it takes an item, or a list of items.
@@ -80,6 +92,7 @@ class Call:
         retry: which exceptions say that the call may be made again.
         timeout: seconds that a coroutine may take.
         travels: what is pickled in the function's place, and arrives as it.
+        settings: of arithmetic, those of the process that it comes from; None: those that hold here.
     """
 
     def __init__(
@@ -92,8 +105,14 @@ class Call:
         retry: Retry | None = None,
         timeout: float | None = None,
         travels: Any = None,
+        settings: Settings | None = None,
     ) -> None:
         self.function = function
+        self._context = copy_context()
+        if settings is not None:
+            self._context.run(settings.apply)
+        self._unshare = self._context.run(unshared, self._context.copy())
+        self._settings = settings
         self._travels = function if travels is None else travels
         self.name = name
         self.batch_size = batch_size
@@ -106,14 +125,19 @@ class Call:
 
     def one(self, given: Any) -> Answer:
         """The answer for one item, or one batch."""
+        run = self._context.copy().run
         started = clock.perf_counter()
         try:
-            value = self.function(given)
+            if self._unshare is not None:
+                run(self._unshare)
+            value = run(self.function, given)
             if not self._plain:
-                return self._checked(value, given, started)
+                return run(self._checked, value, given, started)
         except Exception as error:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
+            if _is_fault(error):
+                return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
         return (value, clock.perf_counter() - started)
 
@@ -132,45 +156,49 @@ class Call:
 
     async def awaited(self, given: Any) -> Answer:
         """The answer of a coroutine function for one item, or one batch."""
+        run = self._context.copy().run
         started = clock.perf_counter()
         try:
+            if self._unshare is not None:
+                run(self._unshare)
+            awaitable = run(self.function, given)
             if self.timeout is None:
-                value = await self.function(given)
+                value = await _within(run, awaitable)
             else:
-                value = await self._in_time(given)
+                value = await self._in_time(run, awaitable)
             if not self._plain:
-                return self._checked(value, given, started)
+                return run(self._checked, value, given, started)
         except Exception as error:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
             if _is_cancelled(error):
                 raise
-            if type(error).__name__ == "CancelledError":  # the function cancelled itself
+            if _is_fault(error):
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
         return (value, clock.perf_counter() - started)
 
-    async def _in_time(self, given: Any) -> Any:
+    async def _in_time(self, run: _Run, awaitable: Awaitable[Any]) -> Any:
         import asyncio
 
         limit = asyncio.timeout(self.timeout)
         try:
             async with limit:
-                return await self.function(given)
+                return await _within(run, awaitable)
         except TimeoutError:
             if limit.expired():
                 raise out_of_time(self.timeout) from None
             raise
 
-    def failed(self, error: BaseException, elapsed: float | None = None, *, skip: int = 1) -> Failed:
-        """The answer of a call that raised; the first `skip` frames are ours."""
+    def failed(self, error: BaseException, elapsed: float | None = None) -> Failed:
+        """The answer of a call that raised."""
         again = None
         if self._retry is not None and isinstance(error, Exception):
             try:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`
                 error = broken
-        return Failed(describe_exception(error, elapsed=elapsed, skip=skip), again)
+        return Failed(describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__)), again)
 
     def _checked(self, value: Any, given: Any, started: float) -> Answer:
         elapsed = clock.perf_counter() - started
@@ -234,10 +262,45 @@ class Call:
         return _cloudpickle(self._parts(), self.name)
 
     def _parts(self) -> tuple[Any, ...]:
-        return (self._travels, self.name, self.batch_size, self._validate, self._retry)
+        context = self._context.copy()
+        if self._unshare is not None:
+            context.run(self._unshare)
+        settings = self._settings or context.run(settings_here)
+        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Shipped, (self.shipped(),))
+
+
+@coroutine
+def _within(run: _Run, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await it in a context, and not in that of the task that awaits, which makes one call after the other."""
+    steps: Any = awaitable if type(awaitable) is CoroutineType else _waiting(awaitable)
+    act, given = steps.send, None
+    while True:
+        try:
+            asked = run(act, given)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            given, act = (yield asked), steps.send
+        except GeneratorExit:
+            run(steps.close)
+            raise
+        except BaseException as error:
+            given, act = error, steps.throw
+
+
+async def _waiting(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _frames_of_ours(traceback: TracebackType | None) -> int:
+    """How many frames there are before those of the user's."""
+    count = 0
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback, count = traceback.tb_next, count + 1
+    return count
 
 
 _CALLING = {Call.one.__code__, Call.awaited.__code__}
@@ -251,6 +314,53 @@ def is_in_call() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+_FAULTS = frozenset({"PanicException", "CancelledError", "Cancelled"})  # of pyo3; asyncio and anyio; trio
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether what is no Exception is a fault of the call: a Rust panic, or that what it waited for was cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(isinstance(one, Exception) or _is_fault(one) for one in error.exceptions)
+    return not _FAULTS.isdisjoint([kind.__name__ for kind in type(error).__mro__])
+
+
+def ending(error: BaseException, name: str, units: Sequence[Unit]) -> BaseException:
+    """The exception, which ends the pass of that checkpoint, with a note of the item that raised it.
+
+    An exit with status 0 becomes one with status 1: while items are left, no caller must take the work for done.
+
+    Args:
+        error: what was raised.
+        name: the checkpoint's.
+        units: for which of them it was raised, or for one of them.
+    """
+    keys = ", ".join([quote(unit.key, 80) for unit in units[:_MOST_NAMED]]) + (
+        ", …" if len(units) > _MOST_NAMED else ""
+    )
+    where = f"item {keys}" if len(units) == 1 else f"one of the items {keys}"
+    note = f"{type(error).__name__} was raised for {where} of checkpoint {name!r}"
+    if note not in getattr(error, "__notes__", ()):
+        with suppress(AttributeError, TypeError):  # a class that has its own __notes__
+            error.add_note(note)
+    if isinstance(error, SystemExit) and (
+        error.code is None or (isinstance(error.code, int) and not error.code & 0xFF)
+    ):
+        error.code = (
+            f"checkpoint {name!r}: sys.exit({'' if error.code is None else error.code}) was called for {where}, and ends "
+            "the pass while items are left. Raise an exception to have the item fail and the others run; return to "
+            "have it done"
+        )
+    return error
+
+
+_MOST_NAMED = 5
+
+
+def _is_success(status: object) -> bool:
+    """Whether who started the process takes the status for success: of an int, the system keeps one byte."""
+    return status is None or (isinstance(status, int) and not status & 0xFF)
 
 
 def _is_cancelled(error: BaseException) -> bool:
@@ -314,8 +424,8 @@ def _has_file() -> bool:
 @lru_cache(maxsize=4)
 def arrived(shipped: bytes) -> Arrived:
     """What a shipped call becomes; it is built once a process."""
-    function, name, batch_size, validate, retry = pickle.loads(shipped)
-    return Arrived(Call(function, name, batch_size=batch_size, validate=validate, retry=retry))
+    function, name, batch_size, validate, retry, settings = pickle.loads(shipped)
+    return Arrived(Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings))
 
 
 class Unreadable:
@@ -398,7 +508,7 @@ def _portable(answer: Answer) -> Answer:
         except Exception:  # pickling runs the exception's own code
             answer = told
     elif type(answer) is Fatal and not _travels(answer.exception):
-        answer = Fatal(SystemExit(f"the function raised {quote(answer.exception)}"))
+        answer = answer._replace(exception=SystemExit(f"the function raised {quote(answer.exception)}"))
     elif type(answer) is list:
         answer = [_portable(one) for one in answer]
     return answer

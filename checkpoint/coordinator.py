@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, Protocol
 
 from checkpoint import clock
-from checkpoint.calls import Answer, Call, Failed, Fatal, Unreadable, failed, unpack
+from checkpoint.calls import Answer, Call, Failed, Fatal, Unreadable, ending, failed, unpack
 from checkpoint.errors import StoreError, WorkerDied, quote_error
 from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
@@ -478,7 +478,11 @@ class Coordinator:
                 self._fail(answers.error)
             return []
         if answers and type(answers[-1]) is Fatal:
-            self._fail(answers.pop().exception)
+            fatal = answers.pop()
+            at_work = task[len(answers) :][:1] if fatal.is_of_call else task
+            self._fail(
+                ending(fatal.exception, self._desk.name, [unit for attempt in at_work for unit in attempt.units])
+            )
         return judge.dones(task, answers)
 
     def _settle(self, finished: list[Done]) -> int:

@@ -187,6 +187,8 @@ class PassOptions(TypedDict, total=False):
         progress: whether a bar is shown; default True.
         desc: what stands before it; default the checkpoint's name.
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
+            Default: a hundred in a row with one exception type. Items that fail as they did in an earlier pass do not
+            count.
         retry_failed: whether items that failed earlier are run again (default), or stand in their places.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
         shard: run and return only the items of one shard: (i, n), 0 ≤ i < n, or "slurm" for the place of this task in
@@ -534,7 +536,7 @@ class _SyncFace(_Face[R]):
 
         Raises:
             ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
-            TooManyErrors: `max_errors` was exceeded, or the first 100 items all failed in one way.
+            TooManyErrors: `max_errors` was exceeded, or without it 100 items in a row failed in one way.
             InvalidKey, DuplicateKey, InputChanged: naming the items; nothing was run.
             CheckpointLocked: another process writes this checkpoint, or another pass is running.
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.
@@ -680,10 +682,12 @@ class _Unbound(_Face[R]):
             self._self_annotation = return_annotation(self.__wrapped__, {})
         return self._self_annotation
 
-    # isinstance(f, FunctionType) is False on purpose: cloudpickle would take the proxy apart as a plain function.
+    # isinstance(f, FunctionType) is False on purpose: cloudpickle would take the proxy apart as a plain function. But
+    # pydantic takes whatever stands in the body of a model and is no function for a field that lacks its annotation.
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return type(self)
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return FunctionType if asks.startswith("pydantic.") else type(self)
 
     def __copy__(self) -> Self:
         return self

@@ -20,12 +20,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from checkpoint import clock
-from checkpoint.calls import Answer, Call, Fatal, failed
+from checkpoint.calls import Answer, Call, Fatal, ending, failed
 from checkpoint.coordinator import Batches, Coordinator, Desk, Judge, Spread, Workers
 from checkpoint.errors import StoreError, quote
 from checkpoint.interrupts import Interrupts
 from checkpoint.outcomes import Done, Success, Unit
 from checkpoint.schedule import Attempt, BadCost, Schedule
+from checkpoint.surroundings import of_thread
 from checkpoint.workers import Grouping, Report, Task, Tasks, inputs_of
 
 __all__ = ["asynchronous", "concurrent", "serial"]
@@ -44,7 +45,12 @@ def serial(desk: Desk, call: Call, schedule: Schedule, spread: Spread) -> Iterat
     """One call after the other, in this thread; while a retry waits, others go on."""
     with Interrupts(desk.name, spread.grace, lambda: None) as interrupts:
         one_by_one = _straight if schedule.is_plain and not call.batch else _scheduled
-        yield from one_by_one(desk, call, schedule, interrupts)
+        restore = of_thread()
+        try:
+            yield from one_by_one(desk, call, schedule, interrupts)
+        finally:
+            if restore is not None:
+                restore()
         if interrupts.asked:
             raise interrupts.as_exception()
 
@@ -59,7 +65,7 @@ def _straight(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupts
             if type(answer) is tuple:
                 _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
             elif type(answer) is Fatal:
-                raise answer.exception
+                raise ending(answer.exception, desk.name, [unit])
             else:
                 _settle(desk, judge.dones([Attempt([unit])], [answer]))
         yield
@@ -92,7 +98,7 @@ def _scheduled(desk: Desk, call: Call, schedule: Schedule, interrupts: Interrupt
         if not answers:
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
-                raise answers[0].exception
+                raise ending(answers[0].exception, desk.name, attempt.units)
         finished = judge.dones([attempt], answers)
         if finished:
             _settle(desk, finished)

@@ -324,8 +324,10 @@ class ItemsFailed(CheckpointError, ExceptionGroup[Exception]):
         ExceptionGroup.__init__(self, message, members)
 
     def derive(self, excs: Sequence[Exception], /) -> ItemsFailed:  # type: ignore[override]  # split() keeps the type
-        """A part of it, as `split` and ``except*`` make."""
-        return type(self)(self.message, excs)
+        """A part of it, as `split` and ``except*`` make; its `.results` are those of the whole."""
+        part = type(self)(self.message, excs)
+        part.results = self.results
+        return part
 
     def __reduce__(self) -> tuple[Any, ...]:
         results = None if self.results is None else list(self.results)

@@ -136,6 +136,8 @@ class Pass:
         self.changed = 0
         self._changed_keys: list[Key] = []
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
+        self._earlier: dict[Key, str | None] = {}  # that failed earlier and are run again, with the types of how
+        self._had_errors = False  # whether there were failures when the pass began
         self.kept_aside: list[Key] = []
         self._made: set[Key] = set()  # settled in this pass, well or not
         self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
@@ -168,11 +170,44 @@ class Pass:
             if self._shard != ALL:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
+        self._note_earlier()
         if self._steady and not self._collect:
-            self._all, self._left = self.items, iter(self._undone())
+            self._all, self._left = self.items, self._failed_last(self._undone())
             self.items = self._undone_items()
+        elif self._earlier and not self._one_shot:
+            self.items = self._items_failed_last(self.items)
         beside = None if self._store.uploads is None else self._store.uploads.beside
         self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
+
+    def _note_earlier(self) -> None:
+        """Which of the items that were keyed first failed earlier, and are run again."""
+        errors = self._store.errors
+        self._had_errors = self._retry_failed and not errors.is_empty
+        if self._had_errors:
+            keys = [self.keys[place] for place in self._undone()]
+            places, _ = errors.find_all(self._version, keys)
+            self._earlier = {key: None for key, place in zip(keys, places, strict=True) if place >= 0}
+
+    def _failed_last(self, places: list[int]) -> Iterator[int]:
+        """The places, those of items that failed earlier behind all that never ran."""
+        earlier, keys = self._earlier, self.keys
+        if not earlier:
+            return iter(places)
+        return iter(sorted(places, key=lambda place: keys[place] in earlier))
+
+    def _items_failed_last(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The same of items that are read twice: what failed earlier is left out the first time, and not kept."""
+        count = 0
+        for place, item in enumerate(items):
+            count = place + 1
+            if place >= self._keyed or self.keys[place] not in self._earlier:
+                self.drawn = place
+                yield item
+        for place, item in enumerate(items):
+            if place < self._keyed and self.keys[place] in self._earlier:
+                self.drawn = place
+                yield item
+        self.drawn = count
 
     def look(self) -> None:
         """The part of `prepare` that reads.
@@ -419,6 +454,8 @@ class Pass:
             return None
         if len(set(keys)) < len(keys) or not (self._failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
             return None
+        if not self._earlier.keys().isdisjoint(keys):
+            return None
         if max(store.results.find_all(self._version, keys)[0]) >= 0:
             return None  # somebody saved one of them just now
         digests = item_digests(items)
@@ -502,8 +539,15 @@ class Pass:
             if self._failed_before(key, digest, redo):
                 self._stands(item, key)
                 return None
+        if self._had_errors:
+            self._note_type(key)
         self._running[key] = digest
         return Unit(item, key, digest)
+
+    def _note_type(self, key: Key) -> None:
+        """How an item failed earlier that is run again: the record is hidden by that of the next failure."""
+        if self._store.errors.find(self._version, key) is not None:
+            self._earlier[key] = self.error_of(key).type
 
     def _failed_before(self, key: Key, digest: int, redo: bool) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
@@ -591,6 +635,7 @@ class Pass:
         """
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
+        ran = self.errors.run
         made, others = self._encoded(finished)
         if self._owed:
             ends, self._owed = [*self._owed, *made, *others], []
@@ -603,6 +648,21 @@ class Pass:
                 self._owed = [end for group in groups[done:] for end in group]
                 error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
                 raise
+        if others:
+            self._note_row(finished, ran)
+
+    def _note_row(self, finished: list[Done], ran: int) -> None:
+        """Have failures in a row counted, in the order in which their calls ended; so many had run before them."""
+        for place, done in enumerate(finished, ran + 1):
+            outcome = done.outcome
+            if type(outcome) is not Success:
+                assert isinstance(outcome, Failure)
+                kind = outcome.type or "error"
+                self.errors.in_a_row(kind, place, again=self._failed_so_before(done.unit.key, kind))
+
+    def _failed_so_before(self, key: Key, kind: str) -> bool:
+        """Whether the item failed with an exception of this type in an earlier pass."""
+        return self._earlier.get(key) == kind
 
     def _settle_one(self, done: Done) -> bool:
         """What `settle` comes to for one result: this is the per-item path."""
@@ -724,7 +784,8 @@ class Pass:
         self._failed.add(key)
         exception = failure.exception
         unencodable = isinstance(exception, UnencodableValue) and failure.type == "UnencodableValue"
-        self.errors.fail(failure.type or "error", unencodable=unencodable)
+        kind = failure.type or "error"
+        self.errors.fail(kind, again=self._failed_so_before(key, kind), unencodable=unencodable)
         if not isinstance(exception, Exception):
             exception = self.error_of(key)
         _let_go_of_frames(exception, self._handled)
@@ -831,10 +892,11 @@ class Pass:
         offsets, _ = results.find_all(version, [keys[place] for place in todo])
         for place, offset in zip(todo, offsets, strict=True):
             places[place] = offset if offset >= 0 else NOT_RUN
-        if failed:
-            for place in [place for place in range(len(keys)) if keys[place] in failed]:
-                found = errors.find(version, keys[place])
-                places[place] = NOT_RUN if found is None else ~found.offset
+        if failed or self._earlier:  # those that the pass did not come to stand as they failed earlier
+            for place in range(len(keys)):
+                if keys[place] in failed or (places[place] == NOT_RUN and keys[place] in self._earlier):
+                    found = errors.find(version, keys[place])
+                    places[place] = NOT_RUN if found is None else ~found.offset
         return places
 
     async def uploaded(self) -> None:
@@ -845,14 +907,15 @@ class Pass:
             while not self._store.uploads.has_drained():
                 await asyncio.sleep(0.05)
 
-    def tell_interrupted(self) -> None:
-        """Say what a user who pressed Ctrl-C wants to know."""
+    def tell_interrupted(self, error: BaseException) -> None:
+        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
         if self._bar is not None:
             self._bar.close()  # its last line stays readable
         total = "" if self.total is None else f" of {self.total:,}"
+        notes = getattr(error, "__notes__", [])[-1:]
         log.warning(
-            "checkpoint %r: interrupted with %s%s done, all of them saved; run the same line again for the rest",
-            self.records.name, f"{self.completed:,}", total,
+            "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
+            self.records.name, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", total,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -375,11 +375,14 @@ def _parsed(text: str) -> Rate:
 class ErrorLimit:
     """When failures end a pass.
 
+    An item that failed in an earlier pass, and fails again with the same exception type, counts for none of the limits
+    but `unencodable`: it tells nothing that the earlier pass did not, and must not keep a finished job from being read.
+
     Args:
         max_errors: more failures than this end it: a count (0: the first one does), or a fraction between 0 and 1 of
-            what has run, once a hundred have. None: no limit.
-        in_a_row: that many failures of one type, with nothing else before them, end it: the key or the quota is dead.
-        unencodable: that many values that cannot be written end it: the code is at fault.
+            what has run, once a hundred have. None: `in_a_row` counts instead.
+        in_a_row: so many failures of one type in a row, anywhere in the pass, end it: the key or the quota is dead.
+        unencodable: so many values that cannot be written end it: the code is at fault.
     """
 
     max_errors: int | float | None = None
@@ -397,7 +400,7 @@ class ErrorLimit:
 
 
 class ErrorCount:
-    """What one pass has seen of successes and failures.
+    """The successes and failures of one pass.
 
     Attributes:
         by_type: how many failures of each exception type.
@@ -410,18 +413,32 @@ class ErrorCount:
         self.by_type: Counter[str] = Counter()
         self.failed = 0
         self.run = 0
+        self._again = 0  # of those that failed, as they had before
         self._unencodable = 0
+        self._row, self._row_kind, self._row_end = 0, "", 0  # failures in a row, and when the last of them ran
 
     def succeeded(self) -> None:
         """One more item has its result."""
         self.run += 1
 
-    def fail(self, kind: str, *, unencodable: bool = False) -> None:
-        """One more item failed, with an exception of this type."""
+    def fail(self, kind: str, *, again: bool = False, unencodable: bool = False) -> None:
+        """One more item failed, with an exception of this type; `again` where it had failed with it before."""
         self.run += 1
         self.failed += 1
+        self._again += again
         self._unencodable += unencodable
         self.by_type[kind] += 1
+
+    def in_a_row(self, kind: str, ran: int, *, again: bool = False) -> None:
+        """The failure of this type was the `ran`-th of all that ran: the next one of a row where nothing came between.
+
+        Successes need not be told of: this is the per-item path.
+        """
+        goes_on = ran == self._row_end + 1 and (again or kind == self._row_kind)
+        self._row_end = ran
+        if not goes_on:
+            self._row, self._row_kind = 0, "" if again else kind
+        self._row += not again
 
     def retire(self, kind: str) -> None:
         """One of the failures of this type has its result after all."""
@@ -431,14 +448,14 @@ class ErrorCount:
 
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
-        limit = self._limit
+        limit, most = self._limit, self._limit.max_errors
+        run, failed = self.run - self._again, self.failed - self._again
         if self._unencodable >= limit.unencodable:
             return f"{self._unencodable} results could not be written: the function returns what cannot be stored"
-        if self.failed == self.run >= limit.in_a_row and len(self.by_type) == 1:
-            return f"the first {self.run} items all failed with {next(iter(self.by_type))}"
-        if limit.max_errors is None:
-            return None
-        if isinstance(limit.max_errors, float):
-            over = self.run >= _ENOUGH_FOR_A_FRACTION and self.failed > limit.max_errors * self.run
-            return f"more than {limit.max_errors:.0%} of {self.run} items failed" if over else None
-        return f"more than max_errors={limit.max_errors} items failed" if self.failed > limit.max_errors else None
+        if most is None:
+            row = f"{self._row} items in a row failed with {self._row_kind} (max_errors= sets another limit)"
+            return row if self._row >= limit.in_a_row else None
+        if isinstance(most, float):
+            over = run >= _ENOUGH_FOR_A_FRACTION and failed > most * run
+            return f"more than {most:.0%} of {run} items failed" if over else None
+        return f"more than max_errors={most} items failed" if failed > most else None

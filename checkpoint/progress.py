@@ -37,7 +37,9 @@ class _Lines:
         return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        flush = getattr(self._stream, "flush", None)  # tqdm, too, can do without
+        if flush is not None:
+            flush()
 
 
 class Bar:
@@ -68,7 +70,7 @@ class Bar:
         if show and outermost and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
             with self._watched():
                 self._bar = _draw(total, done, desc)
-                if sys.stderr.isatty():
+                if _is_terminal(sys.stderr):
                     log.addFilter(self._make_room)
 
     def _make_room(self, _: logging.LogRecord) -> bool:
@@ -82,7 +84,7 @@ class Bar:
     def _watched(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError):  # ValueError: the stream was closed
+        except (OSError, ValueError, AttributeError):  # the stream was closed, or is none that can be written to
             if self._bar is not None:
                 self._bar.disable = True  # or tqdm would try once more when it is collected
             self._bar = None
@@ -129,10 +131,16 @@ def _draw(total: int | None, done: int, desc: str | None) -> Any:
 
     if not _has_width(sys.stderr):
         options.update(dynamic_ncols=False, ncols=100, nrows=25)
-    if sys.stderr.isatty():
+    if _is_terminal(sys.stderr):
         return Quiet(**options)
     options.update(file=_Lines(sys.stderr), mininterval=_LINE_EVERY)
     return Quiet(**options)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether the stream says that it is a terminal; what stands in for stderr may have `write` and nothing else."""
+    isatty = getattr(stream, "isatty", None)
+    return isatty is not None and bool(isatty())
 
 
 def _has_width(stream: TextIO) -> bool:

@@ -230,8 +230,8 @@ class CheckpointedRunner:
             try:
                 running.prepare()
                 yield running
-            except (KeyboardInterrupt, SystemExit):
-                running.tell_interrupted()
+            except (KeyboardInterrupt, SystemExit) as error:
+                running.tell_interrupted(error)
                 raise
             finally:
                 self._pass, self._last = None, (running.completed, running.total)

@@ -20,6 +20,7 @@ takes: what must happen is waited for, and what must not is counted. A law that 
 from __future__ import annotations
 
 import asyncio
+import decimal
 import importlib.util
 import itertools
 import json
@@ -31,6 +32,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
@@ -167,6 +169,14 @@ class _TooManyRequests(Exception):
     retry_after = 0.01
 
 
+class PanicException(BaseException):
+    """As pyo3 raises it for a panic in Rust."""
+
+
+class _Elapsed(BaseException):
+    """As gevent and test runners raise it when a time is up."""
+
+
 _VALUES: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
     "not a number": lambda: [math.nan, -0.0, math.inf],
@@ -185,6 +195,14 @@ _RAISED: dict[str, Callable[[str], BaseException]] = {
     "RuntimeError": RuntimeError,
     "ConnectionError": ConnectionError,
     "SystemExit": SystemExit,
+    "SystemExit(0)": lambda message: SystemExit(0),
+    "SystemExit()": lambda message: SystemExit(),
+    "SystemExit(256)": lambda message: SystemExit(256),
+    "PanicException": PanicException,
+    "CancelledError": asyncio.CancelledError,
+    "CancelledError of a future": futures.CancelledError,
+    "group": lambda message: BaseExceptionGroup(message, [ValueError(message), asyncio.CancelledError(message)]),
+    "Elapsed": _Elapsed,
     "Strange": lambda message: _Strange(7, detail=message),
     "TooManyRequests": _TooManyRequests,
 }
@@ -204,6 +222,14 @@ def _spin() -> None:
     re.match(r"(a|aa)+$", "a" * 100 + "b")
 
 
+def _look_and_leave() -> list[Any]:
+    """What a call sees of its context; it changes all of that."""
+    seen = [_VARIABLE.get(), decimal.getcontext().prec]
+    _VARIABLE.set("left by a call")
+    decimal.getcontext().prec = 5
+    return seen
+
+
 _DEEDS: dict[str, Callable[..., Any]] = {
     "return": lambda value: value,
     "raise": _raise,
@@ -211,7 +237,7 @@ _DEEDS: dict[str, Callable[..., Any]] = {
     "kill": _kill,
     "exit": os._exit,
     "spin": _spin,
-    "variable": _VARIABLE.get,
+    "look and leave": _look_and_leave,
 }
 
 
@@ -705,14 +731,20 @@ def _a_pass_inside_of_a_pass_runs(make: _Make) -> None:
 
 
 @_law
-def _coroutines_see_the_context_of_who_called_map(make: _Make) -> None:
-    """As tasks do that are made there."""
-    if not make.engine.is_async:
-        return
-    trial = make()
+def _each_call_has_the_callers_context_and_leaves_nothing_in_it(make: _Make) -> None:
+    """Context variables where calls are made in this process, and the settings of arithmetic on every engine."""
+    variable = "set by the caller" if make.engine.is_local else "not set"
     token = _VARIABLE.set("set by the caller")
     try:
-        _equal(trial.map(trial.items(8, {7: [["variable"]]}))[7], "set by the caller", "the variable")
+        with decimal.localcontext() as numbers:
+            numbers.prec = 40
+            for trial, options in make.each_way():
+                got = trial.map([trial.item(n, ["look and leave"]) for n in range(12)], **options)
+                _equal(got, [[variable, 40]] * 12, "the variable, and the precision of decimal, in each call")
+            trial = make(_call_batch, _acall_batch, name="batches", batch_size=3)
+            got = trial.map([trial.item(n, ["look and leave"]) for n in range(12)])
+            _equal(got[::3], [[variable, 40]] * 4, "the same, in each batch")
+            _equal((_VARIABLE.get(), decimal.getcontext().prec), ("set by the caller", 40), "the caller's own")
     finally:
         _VARIABLE.reset(token)
 
@@ -862,6 +894,7 @@ def _an_exit_ends_the_pass_after_what_finished_is_saved(make: _Make) -> None:
         items = trial.items(20, {5: [["raise", "SystemExit", "over"], ["return", 50]]})
         error = _raised(SystemExit, lambda trial=trial, items=items, options=options: trial.map(items, **options))  # type: ignore[misc]
         _holds("over" in str(error), f"{error!r} is what the function raised")
+        _holds("item 5 " in " ".join(error.__notes__), f"a note names the item: {error.__notes__}")
         _equal(set(trial.on_disk()), set(trial.log.ended), "what is on disk")
         _equal(trial.failed, {}, "the failures")
         before = set(trial.on_disk())
@@ -869,6 +902,43 @@ def _an_exit_ends_the_pass_after_what_finished_is_saved(make: _Make) -> None:
             _equal(before & {6, 7}, set(), "what came after it in its chunk and was called")
         _equal(trial.map(items, **options), [n * 10 for n in range(20)], "the results of the same call")
         _equal({n for n in before if trial.begun.count(n) > 1}, set(), "what was on disk and was called again")
+
+
+@_law
+def _an_exit_with_status_0_is_none_while_items_are_left(make: _Make) -> None:
+    """Whatever the function means by it: who started the process takes 0 for done."""
+    for number, kind in enumerate(("SystemExit(0)", "SystemExit()", "SystemExit(256)")):
+        trial = make(name=f"exit{number}")
+        items = trial.items(8, {3: [["raise", kind], ["return", 30]]})
+        error = _raised(SystemExit, lambda trial=trial, items=items: trial.map(items))  # type: ignore[misc]
+        _holds(isinstance(error.code, str) and "item 3," in error.code, f"the status is a text with it: {error.code!r}")
+        _equal(trial.failed, {}, "the failures")
+    trial = make(_call_batch, _acall_batch, name="batches", batch_size=2)
+    error = _raised(SystemExit, lambda: trial.map(trial.items(4, {3: [["raise", "SystemExit(0)"]]})))
+    _holds("items 2, 3," in str(error.code), f"the status names the batch: {error.code!r}")
+
+
+@_law
+def _a_panic_or_a_cancellation_is_its_items_failure(make: _Make) -> None:
+    """Though it is no Exception: nobody has asked the pass to end. It stands as `ItemError`."""
+    kinds = ["PanicException", "CancelledError", "CancelledError of a future", "group"]
+    trial = make()
+    items = trial.items(8, {n: [["raise", kind], ["return", n * 10]] for n, kind in enumerate(kinds)})
+    got = trial.map(items, return_exceptions=True)
+    told = [str(value.type).rpartition(".")[2] if isinstance(value, ItemError) else value for value in got]
+    _equal(told, ["PanicException", *["CancelledError"] * 2, "BaseExceptionGroup", 40, 50, 60, 70], "the results")
+    _equal(trial.map(items), [n * 10 for n in range(8)], "the results of the same call")
+
+
+@_law
+def _any_other_base_exception_ends_the_pass_and_names_the_item(make: _Make) -> None:
+    """As of gevent, and of test runners, when a time is up."""
+    trial = make()
+    items = trial.items(8, {3: [["raise", "Elapsed"], ["return", 30]]})
+    error = _raised(_Elapsed, lambda: trial.map(items))
+    _holds("item 3 " in " ".join(error.__notes__), f"a note names the item: {error.__notes__}")
+    _equal(set(trial.on_disk()), set(trial.log.ended), "what is on disk")
+    _equal(trial.map(items), [n * 10 for n in range(8)], "the results of the same call")
 
 
 # --- what cannot be written, or cannot travel ------------------------------------------------------------------------

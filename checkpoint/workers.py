@@ -209,7 +209,7 @@ class Tasks:
         self._idle: list[Any] = []  # a future for each that has nothing to do
         self._tasks: list[Any] = []
         self._kind = _task_kind()
-        self._context = copy_context()  # the loop may look on behalf of another thread
+        self._context = copy_context()  # the loop may look on behalf of another thread; each call has a copy of its own
 
     def start(self, task: Task) -> None:
         """To be started when the loop looks; from any thread."""
@@ -378,7 +378,7 @@ class Processes:
                 self._turn()
         except BaseException as error:  # SystemExit of an item's, or of a hook of the user's: nobody waits for ever
             at_work = [*self._tasks, *(process.task for process in self._all if process.task)]
-            self._report([*self._finished, *((task, [Fatal(error)]) for task in at_work)])
+            self._report([*self._finished, *((task, [Fatal(error, is_of_call=False)]) for task in at_work)])
         finally:
             for process in self._all:
                 if process not in self._idle:
@@ -526,7 +526,7 @@ class Processes:
             process, due = next(iter(self._busy.items()))
             if clock.monotonic() < due:
                 return
-            self._lose(process, [self._call.failed(out_of_time(self._timeout), self._timeout, skip=0)])
+            self._lose(process, [self._call.failed(out_of_time(self._timeout), self._timeout)])
 
     def _cut_off(self, process: _Process) -> None:
         """Its pipe is gone, and it may not be; what becomes of its task is known when it has ended."""
@@ -943,7 +943,7 @@ class Given:
         except Exception as error:  # what it was given, or gave, could not travel
             answers = Unsent(error)
         except BaseException as error:
-            answers = [Fatal(error)]
+            answers = [Fatal(error, is_of_call=False)]
         if not isinstance(answers, (list, bytes, Broken, Died, Unsent)) or answers == []:
             answers = Broken(_broke(self._executor, TypeError(f"it gave {quote(answers)} for a call")))
         self._report([(task, answers)])

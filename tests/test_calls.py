@@ -7,6 +7,7 @@ import collections
 import contextvars
 import copyreg
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -21,9 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import Retry, clock
-from checkpoint.calls import Arrived, Call, Failed, Fatal, Shipped, Unreadable, arrived, failed, pack, unpack
+from checkpoint.calls import Arrived, Call, Failed, Fatal, Shipped, Unreadable, arrived, ending, failed, pack, unpack
 from checkpoint.errors import BrokenWorkers, CheckpointError, ExtraNeeded, InvalidFunction, RefusedValue
-from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.policies import Again
 
 
@@ -470,28 +471,95 @@ def test_a_coroutine_that_is_thrown_away_says_nothing() -> None:
     assert call.cr_frame is None
 
 
-def test_a_call_runs_in_its_callers_context() -> None:
-    """What is set there is seen by the function, and what it sets by the caller."""
+def test_each_call_runs_in_a_copy_of_the_context_in_which_it_was_made() -> None:
+    """The function sees what is set there; what it sets, not even the next call sees."""
     seen: contextvars.ContextVar[int] = contextvars.ContextVar("seen", default=0)
 
     def adds(item: int) -> int:
         seen.set(seen.get() + item)
         return seen.get()
 
+    async def adds_later(item: int) -> int:
+        seen.set(seen.get() + item)
+        await asyncio.sleep(0)
+        seen.set(seen.get() + item)
+        return seen.get()
+
     def plain() -> None:
         seen.set(1)
-        assert Call(adds).one(2)[0] == 3
-        assert seen.get() == 3
+        call = Call(adds)
+        seen.set(9)
+        assert [call.one(2)[0], call.one(3)[0], seen.get()] == [3, 4, 9]
 
     async def awaited() -> None:
         seen.set(1)
         for timeout in (None, 60.0):
-            before = seen.get()
-            assert (await Call(awaiting(adds), timeout=timeout).awaited(2))[0] == before + 2 == seen.get()
+            for function, want in ((awaiting(adds), [3, 4]), (adds_later, [5, 7])):
+                call = Call(function, timeout=timeout)
+                assert [(await call.awaited(2))[0], (await call.awaited(3))[0], seen.get()] == [*want, 1]
 
     contextvars.copy_context().run(plain)
     asyncio.run(awaited())
     assert seen.get() == 0
+
+
+def test_whatever_can_be_awaited_is() -> None:
+    """A future, too, and what only has `__await__`."""
+
+    class Later:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return 7
+
+    async def run() -> list[Any]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result(8)
+        return [(await Call(lambda item: item).awaited(one))[0] for one in (Later(), future)]
+
+    assert asyncio.run(run()) == [7, 8]
+
+
+PASSES_ON = [
+    (SystemExit(2), [3], 2, "another status stays"),
+    (SystemExit("over"), [3], "over", "so does a text"),
+    (SystemExit(0), [3], "sys.exit(0) was called for item 3,", "success while items are left is none"),
+    (SystemExit(), [3], "sys.exit() was called for item 3,", "none is 0"),
+    (SystemExit(False), [3], "sys.exit(False) was called for item 3,", "so is False"),
+    (SystemExit(512), [3], "sys.exit(512) was called for item 3,", "the system keeps one byte of a status"),
+    (SystemExit(0), [3, "x"], "one of the items 3, 'x',", "a batch"),
+    (SystemExit(0), [*range(9)], "one of the items 0, 1, 2, 3, 4, …,", "many"),
+    (KeyboardInterrupt(), [3], None, "no exit"),
+]
+
+
+@pytest.mark.parametrize(("error", "keys", "status", "reason"), PASSES_ON, ids=[reason for *_, reason in PASSES_ON])
+def test_what_ends_a_pass_names_the_item_and_is_no_success(
+    error: BaseException, keys: list[Any], status: Any, reason: str
+) -> None:
+    """It stays the same object: a timeout knows its own."""
+    units = [Unit(None, key) for key in keys]
+    assert ending(error, "c", units) is ending(error, "c", units) is error
+    (note,) = error.__notes__
+    assert note.startswith(f"{type(error).__name__} was raised for ")
+    assert repr(keys[0]) in note
+    if isinstance(status, str):
+        assert status in str(getattr(error, "code", "")), reason
+    else:
+        assert getattr(error, "code", None) == status, reason
+
+
+@pytest.mark.parametrize("how", ["", "workers=3", "executor='processes', workers=1", "workers=2, chunksize=4"])
+def test_a_process_never_ends_well_while_items_are_left(tmp_path: Path, how: str) -> None:
+    """Whoever started it sees a status that is not 0, and a message that names the item."""
+    (tmp_path / "job.py").write_text(
+        "import sys\nfrom checkpoint import checkpointed\n"
+        "@checkpointed('x')\ndef f(n):\n    return sys.exit() if n == 3 else n\n"
+        f"if __name__ == '__main__':\n    f.map(range(10), progress=False, {how})\n    print('the end')\n"
+    )
+    run = [sys.executable, "job.py"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "sys.exit() was called for item 3," in done.stderr
 
 
 # --- to a worker -----------------------------------------------------------------------------------------------------

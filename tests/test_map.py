@@ -340,11 +340,16 @@ def test_passes_do_what_a_dict_would(kind: str) -> None:
             failing_now.clear()
             failing_now.update(fails)
             to_run = [n for n in dict.fromkeys(items) if n not in done and (retry or n not in failed)]
+            drawn = items
+            if shape is not iter and retry:  # what can be read twice: those that failed earlier come last
+                drawn = sorted(items, key=lambda n: n in failed and n not in done)
+                to_run.sort(key=lambda n: n in failed)
             for n in to_run:
                 if n not in fails:
                     done[n], ran = ran, ran + 1
             failed = (failed | set(to_run)) - done.keys()
             if face == "map":
+                drawn = items
                 got = list(m.map(shape(items), retry_failed=retry, return_exceptions=True))
             else:
                 outcomes = m.stream(shape(items), retry_failed=retry)
@@ -352,7 +357,7 @@ def test_passes_do_what_a_dict_would(kind: str) -> None:
                 fresh = {outcome.key for outcome in outcomes if outcome.source == "fresh"}
                 assert fresh == set(to_run)
             assert m.taken() == to_run
-            assert [None if isinstance(value, Exception) else value for value in got] == [done.get(n) for n in items]
+            assert [None if isinstance(value, Exception) else value for value in got] == [done.get(n) for n in drawn]
             assert dict(m.f.results) == done
             assert set(m.f.errors) == failed
             total = None if shape is iter else len(items)
@@ -937,20 +942,92 @@ def test_max_errors_of_another_kind_is_refused(mapper: Maker, limit: Any) -> Non
     assert m.calls == []
 
 
-def test_the_first_100_in_a_row_with_one_exception_type_end_the_pass(mapper: Maker) -> None:
-    """A dead key or quota is not paid for a million times; one success before, or another type, and it goes on."""
+def test_100_in_a_row_with_one_exception_type_end_the_pass(mapper: Maker) -> None:
+    """A dead key or quota is not paid for a million times, wherever in the pass it dies."""
 
     def body(n: int) -> int:
-        raise (KeyError if n == 500 else PermissionError)(n)
+        if n < 50:
+            return n
+        raise (KeyError if n == 60 else PermissionError)(n)
 
     m = mapper(body)
-    with pytest.raises(TooManyErrors, match="first 100 items all failed with PermissionError"):
-        m.map(range(300))
-    assert len(m.taken()) == 100
+    with pytest.raises(TooManyErrors, match="100 items in a row failed with PermissionError") as caught:
+        m.map(range(300), return_exceptions=True)
+    assert m.taken() == list(range(161))
+    assert caught.value.results is not None
+    assert caught.value.results[:50] == list(range(50))
+    with pytest.raises(ItemsFailed) as failed:
+        m.map(range(300), max_errors=1000)
+    assert not isinstance(failed.value, TooManyErrors), "an explicit limit is the only one"
+
+
+def test_a_fifth_that_fails_in_between_is_no_row(mapper: Maker) -> None:
+    """The row is counted in the order in which calls end, however many are settled together."""
+
+    def body(n: int) -> int:
+        if n % 5:
+            raise ValueError(n)
+        return n
+
+    m = mapper(body)
+    assert len(m.map(range(1000), return_exceptions=True).errors) == 800
+
+
+@pytest.mark.parametrize("shape", [list, Again, lambda items: (item for item in items)], ids=["list", "again", "once"])
+@pytest.mark.parametrize("limit", [None, 150, 0.5], ids=str)
+def test_old_failures_keep_neither_new_items_nor_a_finished_job_from_being_read(
+    mapper: Maker, shape: Callable[[Any], Any], limit: Any
+) -> None:
+    """They are tried again behind all that never ran, and where they fail as they did, that is no news."""
+
+    def body(n: int) -> int:
+        if n < 120:
+            raise ValueError(n)
+        return n
+
+    m = mapper(body)
+    m.map(range(300), return_exceptions=True, max_errors=1000)
+    m.taken()
+    got = m.map(shape([*range(303)]), return_exceptions=True, max_errors=limit)
+    assert [n for n, value in enumerate(got) if isinstance(value, ItemError)] == list(range(120))
+    ran = m.taken()
+    if shape in (list, Again):
+        assert ran == [300, 301, 302, *range(120)]
+    assert sorted(ran) == [*range(120), 300, 301, 302]
     with pytest.raises(ItemsFailed) as caught:
-        m.map([500, *range(300)])
+        m.map(shape([*range(303)]), max_errors=limit)
     assert not isinstance(caught.value, TooManyErrors)
-    assert len(m.taken()) == 301
+    assert caught.value.results == got
+
+
+def test_old_failures_that_fail_in_another_way_are_news(mapper: Maker) -> None:
+    """The key has died since: the breaker sees it."""
+    kind: type[Exception] = ValueError
+
+    def body(n: int) -> int:
+        raise kind(n)
+
+    m = mapper(body)
+    m.map(range(200), return_exceptions=True, max_errors=1000)
+    m.taken()
+    kind = PermissionError
+    with pytest.raises(TooManyErrors, match="100 items in a row failed with PermissionError") as caught:
+        m.map(range(200))
+    assert len(m.taken()) == 100
+    assert caught.value.results is not None
+    kinds = [value.type for value in caught.value.results]
+    assert kinds == ["PermissionError"] * 100 + ["ValueError"] * 100, "those that did not run stand as they failed"
+
+
+def test_a_part_of_an_error_has_the_results_of_the_whole(mapper: Maker) -> None:
+    """As ``except*`` makes it."""
+    m = mapper(failing)
+    with pytest.raises(ItemsFailed) as caught:
+        m.map([1, 2, 3])
+    part, rest = caught.value.split(lambda one: str(one) == "odd: 1")
+    for one in (part, rest):
+        assert isinstance(one, ItemsFailed)
+        assert one.results == caught.value.results
 
 
 # --- values that cannot be written -----------------------------------------------------------------------------------

@@ -53,13 +53,14 @@ def test_a_policy_is_frozen_and_pickles() -> None:
 
 
 def count(limit: ErrorLimit, ends: str) -> ErrorCount:
-    """A count after these ends: `.` success, a letter a failure of that type, `!` an unencodable value."""
+    """A count after these ends: `.` success, a letter a failure of that type (a capital: as it failed before)."""
     counted = ErrorCount(limit)
-    for end in ends:
+    for ran, end in enumerate(ends, 1):
         if end == ".":
             counted.succeeded()
         else:
-            counted.fail(end, unencodable=end == "!")
+            counted.fail(end.lower(), again=end.isupper(), unencodable=end == "!")
+            counted.in_a_row(end.lower(), ran, again=end.isupper())
     return counted
 
 
@@ -69,9 +70,20 @@ VERDICTS = [
     (ErrorLimit(2), "aa", None, "as many as are allowed"),
     (ErrorLimit(2), "a.b.c", "max_errors=2", "one more"),
     (ErrorLimit(), "a" * 99, None, "not a hundred yet"),
-    (ErrorLimit(), "a" * 100, "first 100 items all failed with a", "a hundred in a row"),
-    (ErrorLimit(), "." + "a" * 500, None, "one success before"),
-    (ErrorLimit(), "b" + "a" * 500, None, "of another type"),
+    (ErrorLimit(), "a" * 100, "100 items in a row failed with a", "a hundred in a row"),
+    (ErrorLimit(), "...b" + "a" * 100, "100 items in a row failed with a", "anywhere in the pass"),
+    (ErrorLimit(), ("a" * 99 + ".") * 5, None, "a success after each 99"),
+    (ErrorLimit(), "ab" * 500, None, "of two types by turns"),
+    (ErrorLimit(500), "a" * 400, None, "max_errors is the limit in place of a hundred in a row"),
+    (ErrorLimit(0.5), "." * 200 + "a" * 150, None, "so is a fraction"),
+    (ErrorLimit(), "A" * 500, None, "all failed so before"),
+    (ErrorLimit(), ".." + "A" * 500, None, "new ones succeeded, and the old fail as before"),
+    (ErrorLimit(), "a" * 99 + "A" * 9 + "a", "100 items in a row failed with a", "old failures end no row"),
+    (ErrorLimit(), "A" * 99 + "a" * 99, None, "and are no part of it"),
+    (ErrorLimit(0), "AAA", None, "old failures are none of the count"),
+    (ErrorLimit(0), "AAAb", "max_errors=0", "a new one is"),
+    (ErrorLimit(0.2), ".." + "A" * 500, None, "nor of a fraction"),
+    (ErrorLimit(0.2), "A" * 500 + "." * 79 + "a" * 21, "more than 20% of 100", "which counts what is news"),
     (ErrorLimit(), "!.!", None, "two values that cannot be written"),
     (ErrorLimit(), "!.!.!", "3 results could not be written", "the third one"),
     (ErrorLimit(0.5), "a" * 99, None, "a fraction of less than a hundred"),

@@ -191,6 +191,49 @@ def test_a_stream_that_breaks_ends_no_pass(monkeypatch: pytest.MonkeyPatch, cloc
     assert not progress._open
 
 
+class Writer:
+    """What stands in for stderr and can only be written to, such as an adapter to a logger."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+class Flusher(Writer):
+    """It can be flushed, too."""
+
+    def flush(self) -> None: ...
+
+
+class Closed(Flusher):
+    """It was closed, and says so as a file does."""
+
+    def isatty(self) -> bool:
+        raise ValueError("I/O operation on closed file")
+
+
+@pytest.mark.parametrize(
+    ("stream", "shows", "reason"),
+    [
+        (Writer(), True, "tqdm needs no more than write"),
+        (Flusher(), True, "an adapter to a logger"),
+        (Closed(), False, "closed"),
+        (object(), False, "nothing can be written to it"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, (str, bool)) else None,
+)
+def test_whatever_stands_in_for_stderr_a_pass_runs(
+    monkeypatch: pytest.MonkeyPatch, stream: Any, shows: bool, reason: str
+) -> None:
+    """A bar as tqdm draws it, or none: never an error."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert checkpointed("f")(lambda n: n).map([1, 2]) == [1, 2]
+    assert ("2/2" in getattr(stream, "text", "")) == shows, reason
+    assert not progress._open
+
+
 def test_an_abandoned_pass_leaves_room_for_the_next_bar(bars: list[Any], log: Log) -> None:
     """Whatever ends a pass, the next one is the outermost again."""
     f = checkpointed("f")(lambda n: n)
