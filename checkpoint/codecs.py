@@ -15,12 +15,13 @@ import functools
 import json
 import marshal
 import math
+import os
 import pathlib
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -29,8 +30,25 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from checkpoint.classes import NAMEDTUPLE, PYDANTIC_PARTS, Record, build, kind_of, name_table, record_of, unbuildable
+from checkpoint.classes import (
+    NAMEDTUPLE,
+    NO_CONTENT,
+    PLAIN_FORMS,
+    PYDANTIC_PARTS,
+    Record,
+    attributes_of,
+    base_of,
+    build,
+    is_secret,
+    kind_of,
+    name_table,
+    neighbour,
+    record_of,
+    stand_in,
+    unbuildable,
+)
 from checkpoint.errors import UnbuildableValue, UnencodableValue, quote, quote_error, shorten
+from checkpoint.zones import library, named_zone, zone_of, zone_parts
 
 __all__ = ["MAX_DEPTH", "Codec", "canonical", "decode_foreign", "with_stack"]
 
@@ -62,6 +80,12 @@ class Codec:
         result_type: an annotation. The classes it names, at any depth, are built again by decode.
         on_unnamed: called once with the name of each class that `result_type` does not name, and whose objects
             therefore come back as plain data: when the first is written, or read by who names other classes.
+        on_left_out: called once for each class that a library made at run time from a named one, with a sentence that
+            says which private attributes its objects come back without.
+
+    Attributes:
+        secret: the field of the annotation that holds one of pydantic's secrets; "" where none does.
+        on_built: called with each object of a class that decode builds, and its class; None for nobody.
 
     Example:
         >>> codec = Codec()
@@ -71,12 +95,23 @@ class Codec:
         {'point': (1, nan)}
     """
 
-    __slots__ = ("_classes", "_names", "_on_unnamed", "_reported")
+    __slots__ = (
+        "_classes", "_names", "_on_left_out", "_on_unnamed", "_reported", "_written_as", "on_built", "secret",
+    )  # fmt: skip
 
-    def __init__(self, result_type: Any = None, *, on_unnamed: Callable[[str], None] = lambda name: None) -> None:
-        self._classes, self._names = name_table(result_type)
+    def __init__(
+        self,
+        result_type: Any = None,
+        *,
+        on_unnamed: Callable[[str], None] = lambda name: None,
+        on_left_out: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._classes, self._names, self.secret = name_table(result_type)
+        self.on_built: Callable[[type, Any], None] | None = None
         self._on_unnamed = on_unnamed
+        self._on_left_out = on_left_out
         self._reported: dict[str, object] = {}
+        self._written_as: dict[type, type] = {}
 
     def encode(self, value: Any) -> bytes:
         """One line of strict JSON, without a newline, that decode turns into the same value.
@@ -102,13 +137,15 @@ class Codec:
         if plain is not None and not _looks_tagged(plain):
             return plain
         try:
-            tagged, unnamed = with_stack(self._encode_tagged, value)
+            tagged, unnamed, left_out = with_stack(self._encode_tagged, value)
         except (UnencodableValue, MemoryError):
             raise
         except Exception as error:  # properties and the like are the user's code, and may raise anything
             raise UnencodableValue(f"result cannot be stored: {quote_error(error)}", where="result") from error
         for cls in unnamed:
-            self._report(self._name_of(cls))
+            self._report(self._name_of(cls), self._on_unnamed)
+        for cls, names in left_out.items():
+            self._report(_left_out(cls, self.class_to_write(cls), names), self._on_left_out)
         return bytes(tagged)
 
     def encode_all(self, values: list[Any]) -> list[bytes | UnencodableValue]:
@@ -169,7 +206,7 @@ class Codec:
         """
         return _guarded(lambda: self._revive(plain))
 
-    def _encode_tagged(self, value: Any) -> tuple[bytes, set[type]]:
+    def _encode_tagged(self, value: Any) -> tuple[bytes, set[type], dict[type, list[str]]]:
         tagger = _Tagger(self)
         raw = expected = _write(tagger.tag(value))
         if tagger.unnamed:
@@ -181,7 +218,7 @@ class Codec:
         except Exception as error:
             same, reason = False, quote_error(error)
         if same:
-            return raw, tagger.unnamed
+            return raw, tagger.unnamed, tagger.left_out
         if tagger.unnamed:
             names = ", ".join(sorted(cls.__qualname__ for cls in tagger.unnamed))
             reason += f"; name {quote(names)} in the return annotation or in result_type"
@@ -200,15 +237,37 @@ class Codec:
             return [part if type(part) in _SCALARS else self._revive(part) for part in plain]
         return plain
 
-    def _report(self, name: str) -> None:
+    def _report(self, what: str, tell: Callable[[str], None]) -> None:
         mark = object()
-        if self._reported.setdefault(name, mark) is mark:
-            self._on_unnamed(name)
+        if self._reported.setdefault(what, mark) is mark:
+            tell(what)
 
     def _report_read(self, name: str) -> None:
         """Who names no class at all wants plain data; who names others may have renamed this one."""
         if self._classes:
-            self._report(name)
+            self._report(name, self._on_unnamed)
+
+    def forget_reported(self) -> None:
+        """Report classes again that were reported before."""
+        self._reported.clear()
+
+    def class_to_write(self, cls: type) -> type:
+        """The class whose objects decode makes of those of `cls`: itself, or the named one that it stands for."""
+        if cls in self._names or not self._names:
+            return cls
+        written = self._written_as.get(cls)
+        if written is None:
+            written = stand_in(cls, self._names) or cls
+            full = f"{cls.__module__}.{cls.__qualname__}"
+            if written is cls and neighbour(full, self._names) is cls:
+                self._names[cls] = full
+            self._written_as[cls] = written
+        return written
+
+    def class_named(self, name: Any) -> Any:
+        """The class that an envelope names, where the annotation leads to it; else None."""
+        cls = self._classes.get(name)
+        return neighbour(name, self._names) if cls is None and type(name) is str and self._names else cls
 
     def _name_of(self, cls: type) -> str:
         """The name to write; a class that the table does not name never takes a name that the table gives away."""
@@ -355,13 +414,14 @@ def _guarded(work: Callable[[], Any]) -> Any:
 class _Tagger:
     """One walk from a value to strict JSON; with `plain`, objects of unnamed classes become what they come back as."""
 
-    __slots__ = ("codec", "depth", "plain", "unnamed")
+    __slots__ = ("codec", "depth", "left_out", "plain", "unnamed")
 
     def __init__(self, codec: Codec, *, plain: bool = False) -> None:
         self.codec = codec
         self.plain = plain
         self.depth = 0
         self.unnamed: set[type] = set()
+        self.left_out: dict[type, list[str]] = {}
 
     def tag(self, value: Any, where: _Where = None) -> Any:
         cls: Any = type(value)
@@ -400,6 +460,9 @@ def _refusal(value: Any, where: _Where, reason: str = "") -> UnencodableValue:
 
 
 def _tag_refused(t: _Tagger, value: Any, where: _Where) -> Any:
+    if is_secret(type(value)):
+        reason = "it is a secret, which would be written in clear; leave it out, or return .get_secret_value() of it"
+        raise _refusal(value, where, reason)
     raise _refusal(value, where)
 
 
@@ -456,6 +519,7 @@ def _tag_dict(t: _Tagger, value: dict[Any, Any], where: _Where) -> Any:
 
 
 def _tag_pairs(t: _Tagger, value: Any, where: _Where) -> Any:
+    _refuse_loss(value, getattr(value, "__dict__", {}), where)
     pairs = [[t.tag(key, (where, "{", None)), t.tag(part, (where, "[", key))] for key, part in value.items()]
     return {f"${type(value).__name__}": pairs}
 
@@ -464,7 +528,8 @@ def _tag_defaultdict(t: _Tagger, value: Any, where: _Where) -> Any:
     factory = value.default_factory
     name = None if factory is None else next((n for n, known in _FACTORIES.items() if known is factory), "")
     if name == "":
-        return _tag_subclass(t, value, where)
+        t.names(type(value))
+        return _tag_dict(t, dict(value), where)
     return {**_tag_pairs(t, value, where), "factory": name}
 
 
@@ -480,10 +545,25 @@ def _tag_moment(t: _Tagger, value: Any, where: _Where) -> Any:
         named = zone.__getinitargs__()[1:]  # type: ignore[attr-defined]  # (offset,) or (offset, name)
         more.update(zip(["tzname"], map(t.tag, named), strict=False))
     elif zone is not None:
-        raise _refusal(value, where, f"its tzinfo is a {type(zone).__name__}; use timezone.utc or a ZoneInfo")
+        more["tz"] = _zone_of_moment(t, zone, value, where)
+        value = value.replace(tzinfo=None)
     if value.fold:
         more["fold"] = 1
     return {name: value.isoformat(), **more}
+
+
+def _zone_of_moment(t: _Tagger, zone: tzinfo, value: Any, where: _Where) -> list[Any]:
+    parts = zone_parts(zone, value)
+    if parts is None:
+        raise _refusal(value, where, f"its tzinfo is a {type(zone).__name__}; use timezone.utc or a ZoneInfo")
+    return [t.tag(part, where) for part in parts]
+
+
+def _tag_zone(t: _Tagger, value: tzinfo, where: _Where) -> Any:
+    parts = zone_parts(value)
+    if parts is None:
+        raise _refusal(value, where, "it is no time zone that can be found by its name")
+    return {"$tz": [t.tag(part, where) for part in parts]}
 
 
 def _tag_uuid(t: _Tagger, value: UUID, where: _Where) -> Any:
@@ -503,10 +583,90 @@ def _tag_path(t: _Tagger, value: pathlib.PurePath, where: _Where) -> Any:
     return {"$path": t.tag(str(value)), "type": type(value).__name__}
 
 
+def _tag_structseq(t: _Tagger, value: Any, where: _Where) -> Any:
+    cls = type(value)
+    items, beside = value.__reduce__()[1]  # what pickle uses: the items, and the fields that are none
+    name = next(name for name, known in _STRUCTSEQS.items() if known is cls)
+    return {"$structseq": name, "items": _tag_list(t, items, where), "fields": _tag_dict(t, beside, where)}
+
+
+def _tag_typed_text(tag: str) -> Callable[[_Tagger, Any, _Where], Any]:
+    return lambda t, value, where: {tag: str(value), "type": type(value).__name__}
+
+
+def _tag_pattern(t: _Tagger, value: Any, where: _Where) -> Any:
+    if len(value.pattern) > _LONGEST_PATTERN:
+        raise _refusal(value, where, f"it is longer than {_LONGEST_PATTERN:,} characters")
+    return {"$pattern": t.tag(value.pattern, where), "flags": value.flags}
+
+
+def _tag_name_email(t: _Tagger, value: Any, where: _Where) -> Any:
+    return {"$nameemail": [t.tag(value.name, where), t.tag(value.email, where)]}
+
+
+def _tag_pandas(t: _Tagger, value: Any, where: _Where) -> Any:
+    name = type(value).__name__
+    if name == "NaTType":
+        return {"$pandas": "NaT"}
+    tagged: dict[str, Any] = {"$pandas": name, "value": int(value.asm8.view("i8")), "unit": value.unit}
+    if name == "Timestamp" and value.tzinfo is not None:
+        tagged["tz"] = _zone_of_moment(t, value.tzinfo, value, where)
+    return tagged
+
+
+_LONGEST_PATTERN = 10_000  # characters: what is compiled from a file takes a bounded time
+
+
+def _other_tagger(cls: Any) -> Callable[[_Tagger, Any, _Where], Any] | None:
+    """How to write values of libraries, which are recognised by module and name."""
+    if issubclass(cls, tzinfo):
+        return _tag_zone
+    known = _OF_LIBRARIES.get((cls.__module__.partition(".")[0], cls.__name__))
+    if known is None and cls.__module__ == "pydantic.networks":
+        bases = {base.__name__ for base in cls.__mro__}
+        return _tag_typed_text("$url") if bases & {"_BaseUrl", "_BaseMultiHostUrl"} else None
+    return known
+
+
 def _tag_subclass(t: _Tagger, value: Any, where: _Where) -> Any:
+    """An object of a subclass of a builtin: as itself where its class is named, else as the builtin alone."""
+    if t.codec.class_to_write(type(value)) in t.codec._names:
+        return _tag_object(t, value, where)
     t.names(type(value))
-    base = next(base for base in _PLAIN_FORMS if isinstance(value, base))
-    return _TAGGERS[base](t, _PLAIN_FORMS[base](value), where)
+    if type(value).__flags__ & _HEAP_TYPE:
+        _refuse_loss(value, dict(attributes_of(value)), where)
+    else:
+        _refuse_hidden(value, where)
+    base = base_of(type(value))
+    assert base is not None
+    return _TAGGERS[base](t, PLAIN_FORMS[base](value), where)
+
+
+_HEAP_TYPE = 1 << 9
+
+
+def _refuse_loss(value: Any, attributes: dict[str, Any], where: _Where) -> None:
+    """Refuse a value that would come back without attributes; private ones, and those that hold nothing, may go."""
+    lost = [name for name, part in attributes.items() if name[:1] != "_" and not _is_nothing(part)]
+    if lost:
+        base, shown = base_of(type(value)), ", ".join(lost[:4]) + (", …" if len(lost) > 4 else "")
+        assert base is not None
+        raise _refusal(
+            value,
+            where,
+            f"it would come back as a {base.__name__}, without its {shown}; name its class in the return annotation "
+            f"or in result_type to get both back, or return {base.__name__}(value) to leave them out, or a dict",
+        )
+
+
+def _is_nothing(part: Any) -> bool:
+    return part is None or (type(part) in (list, tuple, dict, set, frozenset, str, bytes) and not part)
+
+
+def _refuse_hidden(value: Any, where: _Where) -> None:
+    """Refuse a named sequence of C that has more fields than items."""
+    if getattr(type(value), "n_fields", 0) > getattr(type(value), "n_sequence_fields", 0):
+        raise _refusal(value, where, "it has fields that stand beside its items, which would be lost")
 
 
 def _tag_enum(t: _Tagger, value: Any, where: _Where) -> Any:
@@ -529,9 +689,15 @@ def _tag_enum(t: _Tagger, value: Any, where: _Where) -> Any:
 
 
 def _tag_object(t: _Tagger, value: Any, where: _Where) -> Any:
-    cls, is_tuple = type(value), isinstance(value, tuple)
+    made: Any = type(value)
+    cls, is_tuple = t.codec.class_to_write(made), kind_of(made) is NAMEDTUPLE
     record = record_of(value)
-    if not t.names(cls) and t.plain:
+    named = t.names(cls)
+    if cls is not made:
+        record = _without_private(t, made, record)
+    elif is_tuple and not named:
+        _refuse_loss(value, record.attrs, where)
+    if not named and t.plain:
         return _tag_tuple(t, tuple(record.fields.values()), where) if is_tuple else _tag_dict(t, record.plain(), where)
     if any(name.startswith("$") for name in record.fields):
         raise _refusal(value, where, "the name of a field starts with $")
@@ -539,9 +705,32 @@ def _tag_object(t: _Tagger, value: Any, where: _Where) -> Any:
     for name, part in record.fields.items():
         tagged[name] = t.tag(part, (where, ".", name))
     for name, part in record._asdict().items():
-        if name != "fields" and (part or (name in PYDANTIC_PARTS and part is not None)):
+        if name not in ("fields", "content") and (part or (name in PYDANTIC_PARTS and part is not None)):
             tagged[f"${name}"] = t.tag(part, where)
+    if record.content is not NO_CONTENT:
+        tagged["$content"] = t.tag(record.content, where)
     return tagged
+
+
+def _without_private(t: _Tagger, cls: type, record: Record) -> Record:
+    """What the class that this one stands for can hold; what a library put beside it is its own business."""
+    own = set(getattr(t.codec.class_to_write(cls), "__private_attributes__", ()))
+    private = {name: part for name, part in (record.private or {}).items() if name in own}
+    attrs = {name: part for name, part in record.attrs.items() if name[:1] != "_" or name in own}
+    left = sorted({*record.attrs, *(record.private or {})} - {*attrs, *private})
+    if left:
+        t.left_out[cls] = left
+    return record._replace(attrs=attrs, private=private if own else None)
+
+
+def _left_out(cls: type, written: type, names: list[str]) -> str:
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    base = next((one.__module__ for one in cls.__mro__ if one.__module__ != written.__module__), "a library")
+    maker = base.partition(".")[0]
+    return (
+        f"results hold objects of a class that {maker} made of {written.__qualname__}: they come back as "
+        f"{written.__qualname__}, without {shown}"
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -556,8 +745,14 @@ def _tagger_of(cls: Any) -> Callable[[_Tagger, Any, _Where], Any]:
         return _tag_npscalar
     if kind is NAMEDTUPLE:
         return _tag_object
-    if issubclass(cls, tuple(_PLAIN_FORMS)):
-        return _tag_refused if kind else _tag_subclass  # fields beside what a list or a dict holds would be lost
+    if cls in _STRUCTSEQS.values():
+        return _tag_structseq
+    if numpy and issubclass(cls, numpy.ndarray):
+        return _tag_subarray
+    if (known := _other_tagger(cls)) is not None:
+        return known
+    if base_of(cls) is not None:
+        return _tag_subclass
     return _tag_object if kind and not issubclass(cls, BaseException) else _tag_refused
 
 
@@ -607,6 +802,11 @@ def _tag_ndarray(t: _Tagger, value: Any, where: _Where) -> Any:
         raise _refusal(value, where, f"its dtype is {quote(value.dtype, 60)}")
     data = base64.b64encode(_packed(numpy, value)).decode()
     return {"$ndarray": data, "dtype": t.tag(descr, where), "shape": list(value.shape)}
+
+
+def _tag_subarray(t: _Tagger, value: Any, where: _Where) -> Any:
+    fix = "value.filled(…) and value.mask" if hasattr(value, "filled") else "numpy.array(value)"
+    raise _refusal(value, where, f"it is more than a plain numpy array; return {fix}")
 
 
 def _tag_npscalar(t: _Tagger, value: Any, where: _Where) -> Any:
@@ -727,12 +927,92 @@ def _revive_moment(name: str, cls: Any) -> Callable[[Codec, dict[str, Any]], Any
     def revive(codec: Codec, env: dict[str, Any]) -> Any:
         value = cls.fromisoformat(env[name])
         if "zone" in env:
-            value = value.replace(tzinfo=ZoneInfo(codec._revive(env["zone"])))
+            value = value.replace(tzinfo=named_zone(codec._revive(env["zone"])))
         if "tzname" in env:
             value = value.replace(tzinfo=timezone(value.utcoffset(), codec._revive(env["tzname"])))
-        return value.replace(fold=env["fold"]) if "fold" in env else value
+        value = value.replace(fold=env["fold"]) if "fold" in env else value
+        return value.replace(tzinfo=zone_of(_list_of(codec, env, "tz"), value)) if "tz" in env else value
 
     return revive
+
+
+def _revive_zone(codec: Codec, env: dict[str, Any]) -> tzinfo:
+    return zone_of(_list_of(codec, env, "$tz"))
+
+
+def _revive_structseq(codec: Codec, env: dict[str, Any]) -> Any:
+    cls: Any = _STRUCTSEQS[env["$structseq"]]
+    items, beside = _list_of(codec, env, "items"), codec._revive(env["fields"])
+    if len(items) != cls.n_sequence_fields or type(beside) is not dict:
+        raise ValueError(f"it is no {cls.__name__}")
+    if not {type(part) for part in (*items, *beside.values())} <= _SCALARS:
+        raise ValueError(f"the fields of {cls.__name__} are plain")
+    return cls(items, beside)
+
+
+def _revive_ip(codec: Codec, env: dict[str, Any]) -> Any:
+    import ipaddress
+
+    if env["type"] not in _IPS:
+        raise ValueError(f"{quote(env['type'])} is no class of ipaddress")
+    return getattr(ipaddress, env["type"])(_text_of(env, "$ip"))
+
+
+def _revive_url(codec: Codec, env: dict[str, Any]) -> Any:
+    pydantic_core, text, name = library("pydantic_core", "pydantic"), _text_of(env, "$url"), env["type"]
+    if name in ("Url", "MultiHostUrl"):
+        return _parsed_url(getattr(pydantic_core, name), text)
+    networks = library("pydantic.networks", "pydantic")
+    cls: Any = vars(networks).get(name)
+    single, multiple = networks._BaseUrl, networks._BaseMultiHostUrl
+    if not isinstance(cls, type) or not issubclass(cls, (single, multiple)) or cls in (single, multiple):
+        raise ValueError(f"{quote(name)} is no class of URLs of this pydantic")
+    made: Any = object.__new__(cls)
+    parsed = _parsed_url(pydantic_core.Url if issubclass(cls, single) else pydantic_core.MultiHostUrl, text)
+    object.__setattr__(made, "_url", parsed)
+    return made
+
+
+def _parsed_url(cls: Any, text: str) -> Any:
+    made = cls(text)
+    return made if str(made) == text else cls(text, preserve_empty_path=True)
+
+
+def _revive_name_email(codec: Codec, env: dict[str, Any]) -> Any:
+    name, email = _list_of(codec, env, "$nameemail")
+    if type(name) is not str or type(email) is not str:
+        raise ValueError("$nameemail needs two strings")
+    return library("pydantic.networks", "pydantic").NameEmail(name=name, email=email)
+
+
+def _revive_pattern(codec: Codec, env: dict[str, Any]) -> Any:
+    pattern, flags = codec._revive(env["$pattern"]), env["flags"]
+    if type(pattern) not in (str, bytes) or len(pattern) > _LONGEST_PATTERN or type(flags) is not int:
+        raise ValueError("$pattern needs a text and its flags")
+    if flags & ~int(re.A | re.I | re.L | re.M | re.S | re.U | re.X):
+        raise ValueError("$pattern has flags that no pattern has")
+    return re.compile(pattern, flags)
+
+
+def _revive_pandas(codec: Codec, env: dict[str, Any]) -> Any:
+    pandas, numpy, name = library("pandas", "pandas"), _numpy(), env["$pandas"]
+    if name == "NaT":
+        return pandas.NaT
+    if name not in ("Timestamp", "Timedelta") or env["unit"] not in ("s", "ms", "us", "ns"):
+        raise ValueError("it is no moment of pandas")
+    kind = numpy.datetime64 if name == "Timestamp" else numpy.timedelta64
+    made = getattr(pandas, name)(kind(env["value"], env["unit"]))
+    if "tz" not in env:
+        return made
+    wall = made.to_pydatetime()
+    return made.tz_localize("UTC").tz_convert(zone_of(_list_of(codec, env, "tz"), wall))
+
+
+def _text_of(env: dict[str, Any], name: str) -> str:
+    text = env[name]
+    if type(text) is not str:
+        raise ValueError(f"{name} needs a string")
+    return text
 
 
 def _revive_uuid(codec: Codec, env: dict[str, Any]) -> UUID:
@@ -746,7 +1026,7 @@ def _revive_path(codec: Codec, env: dict[str, Any]) -> pathlib.PurePath:
 
 
 def _revive_enum(codec: Codec, env: dict[str, Any]) -> Any:
-    cls: Any = codec._classes.get(env["$enum"])
+    cls: Any = codec.class_named(env["$enum"])
     if cls is None:
         codec._report_read(str(env["$enum"]))
         return codec._revive(env["value"]) if "value" in env else env["name"]
@@ -764,13 +1044,19 @@ def _revive_enum(codec: Codec, env: dict[str, Any]) -> Any:
 
 def _revive_object(codec: Codec, env: dict[str, Any]) -> Any:
     (tag, name), *parts = env.items()
-    cls = codec._classes.get(name)
+    cls = codec.class_named(name)
     more = {key[1:]: codec._revive(part) for key, part in parts if key[:1] == "$"}
     fields = {key: part if type(part) in _SCALARS else codec._revive(part) for key, part in parts if key[:1] != "$"}
     record = Record(**{"attrs": {}, "absent": [], **more, "fields": fields})
     if cls is not None:
-        return build(cls, record)
+        made = build(cls, record)
+        if codec.on_built is not None:
+            codec.on_built(cls, made)
+        return made
     codec._report_read(str(name))
+    if record.content is not NO_CONTENT:
+        beside = record.plain()
+        return {"content": record.content, **beside} if beside else record.content
     return tuple(fields.values()) if tag == "$namedtuple" else record.plain()
 
 
@@ -798,18 +1084,20 @@ def _canonical(item: Any, depth: int) -> Any:
 
 # --- the tables ---
 
-_PLAIN_FORMS: dict[type, Callable[[Any], Any]] = {
-    str: str.__str__,
-    int: int.__int__,
-    float: float.__float__,
-    complex: complex.__pos__,
-    bytes: lambda value: b"".join([bytes.__getitem__(value, slice(None))]),
-    bytearray: lambda value: bytearray(memoryview(value)),
-    tuple: lambda value: tuple(tuple.__iter__(value)),
-    list: lambda value: list(list.__iter__(value)),
-    set: lambda value: set(set.__iter__(value)),
-    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
-    dict: lambda value: dict(dict.items(value)),
+_IPS = tuple(f"IPv{version}{kind}" for version in (4, 6) for kind in ("Address", "Network", "Interface"))
+_STRUCTSEQS: dict[str, type] = {
+    "time.struct_time": type(date.min.timetuple()),
+    **{
+        f"os.{name}": getattr(os, name)
+        for name in ("stat_result", "statvfs_result", "terminal_size", "times_result", "uname_result")
+        if hasattr(os, name)
+    },
+}
+_OF_LIBRARIES: dict[tuple[str, str], Callable[[_Tagger, Any, _Where], Any]] = {
+    **{("ipaddress", name): _tag_typed_text("$ip") for name in _IPS},
+    **{("pydantic_core", name): _tag_typed_text("$url") for name in ("Url", "MultiHostUrl")},
+    **{("pandas", name): _tag_pandas for name in ("Timestamp", "Timedelta", "NaTType")},
+    ("pydantic", "NameEmail"): _tag_name_email,
 }
 _FACTORIES = {cls.__name__: cls for cls in (list, dict, set, int, float, str, tuple, bool, bytes)}
 _PATHS: dict[str, Callable[[str], pathlib.PurePath]] = {
@@ -846,6 +1134,7 @@ _TAGGERS: dict[Any, Callable[[_Tagger, Any, _Where], Any]] = {
     collections.Counter: _tag_pairs,
     collections.defaultdict: _tag_defaultdict,
     collections.deque: _tag_deque,
+    re.Pattern: _tag_pattern,
     type(msgspec.UNSET): lambda t, value, where: {"$unset": None},
 }
 _REVIVERS: dict[str, Callable[[Codec, dict[str, Any]], Any]] = {
@@ -883,5 +1172,12 @@ _REVIVERS: dict[str, Callable[[Codec, dict[str, Any]], Any]] = {
     "$class": _revive_object,
     "$namedtuple": _revive_object,
     "$unset": lambda codec, env: msgspec.UNSET,
+    "$tz": _revive_zone,
+    "$structseq": _revive_structseq,
+    "$ip": _revive_ip,
+    "$url": _revive_url,
+    "$nameemail": _revive_name_email,
+    "$pattern": _revive_pattern,
+    "$pandas": _revive_pandas,
 }
 _NO_TAGGER = _Tagger(Codec())

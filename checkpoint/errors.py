@@ -11,6 +11,7 @@
     ├── FunctionChanged      ValueError       a value that the function reads, or its code (on_change="error")
     ├── UnencodableValue     TypeError        a value that cannot be written; it was kept aside
     ├── UnbuildableValue     TypeError        a stored object that its class can no longer be built from
+    │   └── ResultsUnfit     TypeError        results on disk that do not fit their class any more, before a pass
     ├── DamagedRecord        ValueError       a record whose bytes are not those that were written
     ├── StoreClosed          ValueError       used after close()
     ├── StoreForked          RuntimeError     a forked child used its parent's open checkpoint
@@ -55,6 +56,7 @@ __all__ = [
     "ItemsFailed",
     "JournalLost",
     "RefusedValue",
+    "ResultsUnfit",
     "StoreClosed",
     "StoreError",
     "StoreForked",
@@ -183,9 +185,19 @@ class UnencodableValue(CheckpointError, TypeError):
 
 
 class UnbuildableValue(CheckpointError, TypeError):
-    """A stored object whose class has changed since, so that it cannot be built from what is stored."""
+    """A stored object whose class has changed since, so that it cannot be built from what is stored.
+
+    `.cls` is the class, `.field` the name of the field where one is at fault, both None where unknown.
+    """
 
     cls: type | None = None
+    field: str | None = None
+
+
+class ResultsUnfit(UnbuildableValue):
+    """Results on disk do not fit the class that the annotation names; nothing was run. `.count` is how many."""
+
+    count: int = 0
 
 
 class DamagedRecord(CheckpointError, ValueError):

@@ -446,6 +446,10 @@ class Joined(Shelf):
         """The code that the last record names, where that is of this version; else ""."""
         return max(self._shelves, key=_lateness).last_code(version)
 
+    def last_schema(self, version: str) -> str | None:
+        """As `Shelf.last_schema`."""
+        return max(self._shelves, key=_lateness).last_schema(version)
+
     def last_moment(self) -> str:
         """The timestamp of the last record."""
         return max(shelf.last_moment() for shelf in self._shelves)

@@ -143,6 +143,7 @@ class Record(msgspec.Struct, gc=False):
     timestamp: str = ""
     version: str = ""
     code: Any = ""  # a line without checksum may have anything there
+    schema: Any = ""
     input: str = ""
     forgotten: bool = False
     error: str | None = None

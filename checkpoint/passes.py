@@ -45,6 +45,7 @@ from checkpoint.store import Entry
 
 if TYPE_CHECKING:
     from checkpoint.lineage import Lineage
+    from checkpoint.unfit import Unfit
 
 __all__ = ["NOT_RUN", "Fate", "Pass"]
 
@@ -133,6 +134,7 @@ class Pass:
         self._found = array("q")  # where the results of the items that were keyed first are, or -1
         self._redo: set[Key] = set()  # done, but computed from another item
         self._outdated: set[Key] = set()  # done, but by a function that has changed
+        self._unfit: frozenset[Key] = frozenset()  # done, but of a class that has changed
         self.changed = 0
         self._changed_keys: list[Key] = []
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
@@ -154,9 +156,14 @@ class Pass:
         Raises:
             InvalidKey, DuplicateKey, InputChanged: naming the items.
             FunctionChanged: the function is not what computed earlier results.
+            ResultsUnfit: results on disk do not fit the class that the annotation names.
+            UnencodableValue: the annotation names a secret.
         """
+        self.records.refuse_secrets()
         if self._lineage is not None:
             self._lineage.begin(self.records)
+        if (unfit := self.find_unfit()) is not None:
+            raise unfit.error
         self.look()
         self._store.total = self.total
         self.records.open()  # keying may have taken a while
@@ -208,6 +215,18 @@ class Pass:
                 self.drawn = place
                 yield item
         self.drawn = count
+
+    def find_unfit(self, *, only_look: bool = False) -> Unfit | None:
+        """Results that do not fit their class any more; None where there are none, or where they are computed anew."""
+        if self.records.schema is None:
+            return None
+        from checkpoint.unfit import find_unfit  # few passes need it
+
+        unfit = find_unfit(self.records, only_look=only_look)
+        if unfit is None or self._on_change != "recompute":
+            return unfit
+        self._unfit = unfit.keys
+        return None
 
     def look(self) -> None:
         """The part of `prepare` that reads.
@@ -286,7 +305,7 @@ class Pass:
 
     def _note_changes(self, digests: array[int]) -> None:
         """Which of the items that were keyed first differ from what their results were computed from."""
-        stale = self._lineage is not None and bool(self._lineage.stale)
+        stale = bool(self._unfit) or (self._lineage is not None and bool(self._lineage.stale))
         if not stale and self._steady and self._are_keys(self.items):
             return
         for place, (item, offset, digest) in enumerate(zip(self.items, self._found, digests, strict=False)):
@@ -366,6 +385,8 @@ class Pass:
         if self._lineage is not None and found.offset in self._lineage.stale:
             self._redo.add(key)
             self._outdated.add(key)
+        if key in self._unfit and key not in self._made:
+            self._redo.add(key)
         if not found.digest or item_digest(item) in (0, found.digest):
             return
         self.changed += 1
@@ -589,6 +610,7 @@ class Pass:
         self._recount()
         if self._lineage is not None:
             self._lineage.note(self.records)
+        self.records.note_schema()
 
     def _index_now(self) -> tuple[object, int]:
         return self._store.results.state

@@ -18,6 +18,7 @@ from checkpoint.errors import (
     InputChanged,
     InvalidOption,
     StoreError,
+    UnencodableValue,
     plural,
     quote,
     shorten,
@@ -193,6 +194,13 @@ def make_plan(
         lineage.take(drift)
         refusal = lineage.refusal(records.name, drift)
     running = Pass(records, items, key_of, on_change=on_change or "keep", lineage=lineage)
+    try:
+        records.refuse_secrets()
+    except UnencodableValue as error:
+        refusal = refusal or error
+    unfit = running.find_unfit(only_look=True)
+    if unfit is not None:
+        refusal = refusal or unfit.error
     try:
         running.look()
     except InputChanged as error:

@@ -33,6 +33,7 @@ from checkpoint.errors import (
 from checkpoint.journal import Reader, Record, seal
 from checkpoint.keys import Key, key_json, plain_key, short_digest
 from checkpoint.outcomes import Failure
+from checkpoint.schemas import schema_of
 from checkpoint.shards import ALL, Shard
 from checkpoint.shelf import Shelf, key_of
 from checkpoint.store import Entry, Store, open_store
@@ -74,6 +75,7 @@ class Records:
         store: shared with everyone in the process who names the same files.
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
+        schema: of the classes that `result_type` names, or None.
         only_reads: whether nothing is to be written, not even that a record is damaged.
     """
 
@@ -86,7 +88,7 @@ class Records:
         self.name = name
         self.shard = shard
         self.power = power
-        codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name))
+        codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
         self._pinned = False
@@ -94,6 +96,9 @@ class Records:
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
         self._code = b""
+        self._secret = codec.secret
+        self.schema = schema_of(result_type)
+        self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
         self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
         if digest:
             self.store.versions.setdefault(digest, version)
@@ -103,13 +108,32 @@ class Records:
     def _set_version(self, digest: str) -> None:
         self.version = digest
         field = b',"version":"%b"' % digest.encode() if digest else b""
-        self._fields = (field + self._code, b',"session":"%b"' % self._session)
+        self._fields = (field + self._code + self._schema, b',"session":"%b"' % self._session)
         self._plain_fields = b"".join(self._fields)
 
     def set_code(self, digest: str) -> None:
         """What is saved from here on is computed by code of this fingerprint; "" for none that is known."""
         self._code = b',"code":"%b"' % digest.encode() if digest else b""
         self._set_version(self.version)
+
+    def refuse_secrets(self) -> None:
+        """Raise before anything is run where results would hold a secret.
+
+        Raises:
+            UnencodableValue: the annotation names one of pydantic's secrets; `.where` is the field.
+        """
+        if self._secret:
+            raise UnencodableValue(
+                f"checkpoint {self.name!r}: {self._secret} is a secret, which would be written to disk in clear; "
+                "nothing was run. Leave it out of what the function returns, or return .get_secret_value() of it, "
+                "annotated as str, where it may be read by all who can read the checkpoint",
+                where=self._secret,
+            )
+
+    def note_schema(self) -> None:
+        """Results may follow: meta says what their schema stands for before one is there."""
+        if self.schema is not None:
+            self.store.note_schema(self.version, self.schema.digest, self.schema.classes)
 
     def pin(self) -> None:
         """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
@@ -231,7 +255,7 @@ class Records:
             parts.append(b',"attempts":%d' % failure.attempts)
         if failure.elapsed is not None:
             parts.append(b',"elapsed":%.6g' % failure.elapsed)
-        parts.append(version)
+        parts.append(version.removesuffix(self._schema) if self._schema else version)
         if digest:
             parts.append(b',"input":"%016x"' % digest)
         parts.append(session)
@@ -332,7 +356,9 @@ class Records:
         try:
             return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
         except UnbuildableValue as error:
-            raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}", cls=error.cls) from None
+            raise UnbuildableValue(
+                f"{reader.where(offset)}, key {quote(key)}: {error}", cls=error.cls, field=error.field
+            ) from None
         except ValueError as error:
             if not record.crc:
                 raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
@@ -438,6 +464,10 @@ def _tell_unnamed(checkpoint: str, name: str) -> None:
         "function's return (-> %s) or pass result_type=%s; a subclass of dict, str and the like comes back as that",
         checkpoint, name, name, name,
     )  # fmt: skip
+
+
+def _tell_left_out(checkpoint: str, text: str) -> None:
+    log.warning("checkpoint %r: %s", checkpoint, text)
 
 
 def _text(text: str) -> bytes:

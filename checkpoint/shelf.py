@@ -319,9 +319,22 @@ class Shelf:
         _, last, code = self._last()
         return code if last == version else ""
 
+    def last_schema(self, version: str) -> str | None:
+        """The schema that the journal's last record names, "" for none; None where that is of another version."""
+        moment, last, _ = self._last()
+        return self._last_schema() if moment and last == version else None
+
     def last_moment(self) -> str:
         """The timestamp of the journal's last record, not of what forgets one; "" where it has none."""
         return self._last()[0]
+
+    def _last_schema(self) -> str:
+        reader = self.journal.reader
+        size = 0 if reader is None else reader.size()
+        tail = b"" if reader is None else reader.pread(_TAIL, max(0, size - _TAIL))
+        begun = [found.end() for found in _LAST.finditer(tail)]
+        found = _SCHEMA.match(tail, begun[-1]) if begun else None
+        return found[1].decode() if found else ""
 
     def _last(self) -> tuple[str, str, str]:
         """(timestamp, version, code) of the last record."""
@@ -413,6 +426,7 @@ class _Code(msgspec.Struct, gc=False):
 _decode_codes = msgspec.json.Decoder(_Code).decode_lines
 _TAIL = 4096
 _LAST = re.compile(rb'(?<!"forgotten":true),"timestamp":"([^"]*)"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
+_SCHEMA = re.compile(rb',"schema":"([0-9a-f]{32})"')
 
 
 def _codes_in(block: bytes) -> Iterator[tuple[bytes, str]]:

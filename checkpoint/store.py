@@ -140,6 +140,7 @@ class Store:
         total: how many items the last pass over its own journals had, where it knew.
         versions: what digests of versions stand for.
         codes: what digests of code stand for, and the versions whose results they may have computed.
+        schemas: the same of schemas: the classes of results, and which later schemas all of them fit.
         told: (version, code) of changes that this process has told.
         uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
     """
@@ -175,6 +176,7 @@ class Store:
         known = self._meta.get("versions")
         self.versions: dict[str, Any] = dict(known) if isinstance(known, dict) else {}
         self.codes: dict[str, dict[str, Any]] = {}
+        self.schemas: dict[str, dict[str, Any]] = {}
         self.told: set[tuple[str, str]] = set()
         self._take_codes(self._meta)
         self.uploads = self._mirrored()
@@ -694,7 +696,7 @@ class Store:
                 self._let_go()  # what is left is opened anew
                 raise store_error(error, "cannot delete", self.directory) from error
             self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
-            self.codes, self.told = {}, set()
+            self.codes, self.schemas, self.told = {}, {}, set()
             self._stop_writing()
 
     def replace(self, shelf: Shelf, chunks: Iterable[bytes]) -> None:
@@ -936,6 +938,7 @@ class Store:
             "schema_version": SCHEMA_VERSION,
             "versions": dict(self.versions),  # other threads open versions meanwhile
             "codes": self.codes,
+            **({"schemas": self.schemas} if self.schemas else {}),
         }
 
     # what computed results
@@ -955,10 +958,11 @@ class Store:
         self._learn_from(self._members)
 
     def _take_codes(self, meta: dict[str, Any]) -> None:
-        noted = meta.get("codes")
-        for digest, known in noted.items() if isinstance(noted, dict) else ():
-            if isinstance(known, dict) and isinstance(known.get("versions"), list):
-                self.codes.setdefault(digest, known)
+        for table, name in ((self.codes, "codes"), (self.schemas, "schemas")):
+            noted = meta.get(name)
+            for digest, known in noted.items() if isinstance(noted, dict) else ():
+                if isinstance(known, dict) and isinstance(known.get("versions"), list):
+                    table.setdefault(digest, known)
 
     def note_code(self, version: str, digest: str, detail: dict[str, Any]) -> None:
         """Results of the version may be computed by this code from here on; meta says so when this returns."""
@@ -972,6 +976,39 @@ class Store:
             for old in list(self.codes)[:-_MOST_CODES]:
                 del self.codes[old]
             self._write_meta()
+
+    def schemas_of(self, version: str) -> dict[str, Any]:
+        """The schemas that results of the version may have been saved under, by digest; "" for none."""
+        return {digest: known for digest, known in self.schemas.items() if version in known["versions"]}
+
+    def note_schema(self, version: str, digest: str, classes: dict[str, Any]) -> None:
+        """Results of the version may be saved under this schema from here on; meta says so when this returns."""
+        with self.lock:
+            known = self.schemas.get(digest)
+            if known is not None and version in known["versions"] and "classes" in known:
+                return
+            self.learn_codes()
+            self._enter_schema(version, digest, {"classes": classes})
+            self._write_meta()
+
+    def note_fit(self, version: str, digests: Iterable[str], schema: str) -> None:
+        """All results of the version that were saved under these schemas fit another one; meta says so."""
+        self.begin_writing()
+        with self.lock:
+            self.learn_codes()
+            for digest in digests:
+                fits = self.schemas.get(digest, {}).get("fits", [])
+                self._enter_schema(
+                    version, digest, {"fits": [*fits, *({schema, digest} - {*fits, digest})][-_MOST_CODES:]}
+                )
+            self._write_meta()
+
+    def _enter_schema(self, version: str, digest: str, parts: dict[str, Any]) -> None:
+        known = self.schemas.pop(digest, {"versions": []})
+        versions = known["versions"]
+        self.schemas[digest] = {**known, **parts, "versions": [*versions, *([] if version in versions else [version])]}
+        for old in list(self.schemas)[:-_MOST_CODES]:
+            del self.schemas[old]
 
     def failed_count(self, version: str) -> int:
         """How many keys have an error and no result."""
