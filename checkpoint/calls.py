@@ -348,8 +348,8 @@ def ending(error: BaseException, name: str, units: Sequence[Unit]) -> BaseExcept
         error.code is None or (isinstance(error.code, int) and not error.code & 0xFF)
     ):
         error.code = (
-            f"checkpoint {name!r}: sys.exit({'' if error.code is None else error.code}) was called for {where}, and ends "
-            "the pass while items are left. Raise an exception to have the item fail and the others run; return to "
+            f"checkpoint {name!r}: sys.exit({'' if error.code is None else error.code}) was called for {where}, and ends the "
+            "pass while items are left. Raise an exception to have the item fail and the others run; return to "
             "have it done"
         )
     return error

@@ -69,7 +69,7 @@ from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise
 from checkpoint.runner import CheckpointedRunner, ShardRunner
 from checkpoint.schedule import Schedule
 from checkpoint.shards import ALL, Shard, ShardOption, shard_of
-from checkpoint.store import check_name, resolve_directory
+from checkpoint.store import Directory, check_name
 from checkpoint.syntax import keep_sources
 from checkpoint.versions import moved_attributes, version_of
 from checkpoint.workers import Given, Processes, Report, Threads, refuse_while_importing_main
@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     class _Parts:
         __wrapped__: Any
         _self_options: Options
+        _self_directory: Directory
         _self_runners: dict[Any, CheckpointedRunner]
         _self_annotation: Any
         _self_parent: Any
@@ -354,7 +355,7 @@ class _Face(Generic[R], _Parts):
         options = self._self_options
         function, instance = self._target()
         version = version_of(options.version, function, instance)
-        directory = resolve_directory(options.checkpoint_dir)
+        directory = self._self_directory.find()
         place = (directory, "" if version is None else short_digest(version, "version"), shard, os.getpid())
         runner = self._self_runners.get(place)
         if runner is None or runner.closed:
@@ -409,7 +410,7 @@ class _Face(Generic[R], _Parts):
     def _told(self) -> Iterator[tuple[str, str]]:
         """(what, text) of the function's checkpoint; it reads, and makes nothing."""
         options = self._self_options
-        yield "checkpoint", f"{options.name} in {resolve_directory(options.checkpoint_dir)}"
+        yield "checkpoint", f"{options.name} in {self._self_directory.find()}"
         try:
             done, failed = self.runner.records.count()
             yield "holds", f"{plural(done, 'result')}, {plural(failed, 'error')}"
@@ -675,7 +676,9 @@ class _Unbound(_Face[R]):
 
     def options(self, **changes: Any) -> Self:
         """A copy with any of the decorator's arguments changed, `name` included."""
-        return _copied(self, self._self_options.changed(changes))  # type: ignore[no-any-return]
+        options = self._self_options.changed(changes)
+        moved = options.checkpoint_dir != self._self_options.checkpoint_dir
+        return _copied(self, options, None if moved else self._self_directory)  # type: ignore[no-any-return]
 
     def _annotation(self) -> Any:
         if self._self_annotation is None:
@@ -712,6 +715,10 @@ class _OnInstance(_Face[R]):
         return self._self_parent._self_options  # type: ignore[no-any-return]
 
     @property
+    def _self_directory(self) -> Directory:  # type: ignore[override]
+        return self._self_parent._self_directory  # type: ignore[no-any-return]
+
+    @property
     def _self_runners(self) -> dict[Any, CheckpointedRunner]:  # type: ignore[override]
         return self._self_parent._self_runners  # type: ignore[no-any-return]
 
@@ -744,7 +751,8 @@ class _OnInstance(_Face[R]):
         for kind in owner.__mro__:
             for name, value in vars(kind).items():
                 if isinstance(value, _Unbound) and value.__wrapped__ is parent.__wrapped__:
-                    return (_found_bound, (kind, name, self._self_options, instance, owner))
+                    found = (kind, name, self._self_options, self._self_directory)
+                    return (_found_bound, (*found, instance, owner))
         return (_bound, (parent, instance, owner))
 
 
@@ -769,9 +777,12 @@ class CheckpointedFunction(_Unbound[R], _SyncFace[R], _Function[P, V], Generic[P
 
     __bound_function_wrapper__ = BoundCheckpointedFunction
 
-    def __init__(self, wrapped: Callable[P, V], options: Options, annotation: Any = None) -> None:
+    def __init__(
+        self, wrapped: Callable[P, V], options: Options, annotation: Any = None, directory: Directory | None = None
+    ) -> None:
         super().__init__(wrapped, _plain)
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+        self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
 
     if TYPE_CHECKING:
 
@@ -791,9 +802,12 @@ class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, V], Gen
 
     __bound_function_wrapper__ = BoundAsyncCheckpointedFunction
 
-    def __init__(self, wrapped: Callable[P, Any], options: Options, annotation: Any = None) -> None:
+    def __init__(
+        self, wrapped: Callable[P, Any], options: Options, annotation: Any = None, directory: Directory | None = None
+    ) -> None:
         super().__init__(wrapped, _plain)
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+        self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
 
     if TYPE_CHECKING:
 
@@ -810,7 +824,7 @@ class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, V], Gen
 
 def _reduced(function: Any) -> Any:
     """By reference where its name leads back to it; as a copy of its kin where it leads to that; else by parts."""
-    wrapped, options = function.__wrapped__, function._self_options
+    wrapped, options, directory = function.__wrapped__, function._self_options, function._self_directory
     module, name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", "<locals>")
     taken_along = module == "__main__" and _is_cloudpickling()
     found: Any = sys.modules.get(module) if module and not taken_along else None
@@ -819,17 +833,17 @@ def _reduced(function: Any) -> Any:
     if found is function:
         return name
     if isinstance(found, _Unbound) and found.__wrapped__ is wrapped:
-        return (_copied, (found, options))
-    return (type(function), (wrapped, options))
+        return (_copied, (found, options, directory))
+    return (type(function), (wrapped, options, None, directory))
 
 
 def _bound(function: Any, instance: Any, owner: type) -> Any:
     return function.__get__(instance, owner)
 
 
-def _found_bound(kind: type, name: str, options: Options, instance: Any, owner: type) -> Any:
+def _found_bound(kind: type, name: str, options: Options, directory: Directory, instance: Any, owner: type) -> Any:
     found = vars(kind)[name]
-    return _bound(found if found._self_options == options else _copied(found, options), instance, owner)
+    return _bound(found if found._self_options == options else _copied(found, options, directory), instance, owner)
 
 
 def _is_cloudpickling() -> bool:
@@ -845,8 +859,8 @@ def _is_cloudpickling() -> bool:
     return False
 
 
-def _copied(function: Any, options: Options) -> Any:
-    return type(function)(function.__wrapped__, options, function._self_annotation)
+def _copied(function: Any, options: Options, directory: Directory | None) -> Any:
+    return type(function)(function.__wrapped__, options, function._self_annotation, directory)
 
 
 # --- the decorator ---------------------------------------------------------------------------------------------------

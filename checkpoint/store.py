@@ -56,7 +56,16 @@ if TYPE_CHECKING:
     from checkpoint.mirror import Mirror
     from checkpoint.uploads import Uploads
 
-__all__ = ["SCHEMA_VERSION", "Entry", "Store", "check_name", "forgetting", "open_store", "resolve_directory"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Directory",
+    "Entry",
+    "Store",
+    "check_name",
+    "forgetting",
+    "open_store",
+    "resolve_directory",
+]
 
 SCHEMA_VERSION = "2.0.0"
 log = logging.getLogger("checkpoint")
@@ -117,6 +126,31 @@ def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
     if url is not None:
         note_url(directory, url)
     return directory
+
+
+class Directory:
+    """Where a checkpoint is: found when it is first asked for, so that `chdir` later changes nothing.
+
+    Where no directory was given, $CHECKPOINT_DIR names it; a program that sets this to another value means another
+    directory, and gets it.
+
+    Args:
+        given: as `checkpoint_dir`; None for the default.
+    """
+
+    def __init__(self, given: str | os.PathLike[str] | None) -> None:
+        self._given = given
+        self._found: dict[str, Path] = {}
+
+    def find(self) -> Path:
+        """The absolute path.
+
+        Raises:
+            InvalidOption: the argument names no directory.
+        """
+        named = "" if self._given is not None else os.environ.get("CHECKPOINT_DIR", "")
+        found = self._found.get(named)
+        return self._found.setdefault(named, resolve_directory(self._given)) if found is None else found
 
 
 class _Running:

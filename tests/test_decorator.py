@@ -615,7 +615,7 @@ def test_options_of_a_method_stay_bound() -> None:
         copied = method.options(name="copied_" + name)
         assert copied("x") == method("x")
         assert copied.map(["x"], progress=False) == [method("x")]
-        assert Path(f"checkpoints/copied_{name}_results.jsonl").exists()
+        assert (copied.runner.records.store.directory / f"copied_{name}_results.jsonl").exists()
 
 
 def test_seeds_are_the_same_in_every_process_and_release() -> None:
