@@ -48,7 +48,7 @@ from checkpoint.calls import Call, is_in_call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, InvalidOption, ItemError, plural, quote
-from checkpoint.keys import KeyFunction, identity, key_function, plain_key, short_digest
+from checkpoint.keys import KeyFunction, digest_function, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
 from checkpoint.plan import Plan, html_table, make_plan
@@ -152,6 +152,7 @@ class Options:
             raise InvalidName('@checkpointed takes a name; write @checkpointed("summaries")', name=self.name)
         check_name(self.name)
         key_function(self.key)
+        digest_function(self.input)
         check_choice("durability", self.durability, Durability)
         if self.on_change is not None:
             check_choice("on_change", self.on_change, OnChange)
@@ -297,6 +298,12 @@ def _check_spread(options: Options, given: PassOptions, *, is_async: bool) -> No
         )
     if several:
         raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
+
+
+def _overlaps(options: Options, given: PassOptions) -> bool:
+    """Whether an item may be drawn while an earlier one is not done."""
+    several = given.get("workers") not in (None, 1) or given.get("executor") is not None
+    return several or (options.batch_size or 1) > 1 or options.retry is not None
 
 
 def _meant_shard(option: ShardOption | None) -> Shard:
@@ -446,7 +453,9 @@ class _Face(Generic[R], _Parts):
             with self._runner_of(shard).start_pass(
                 items,
                 key_function(options.key),
-                on_change=options.on_change or "keep",
+                digest_of=digest_function(options.input),
+                on_change=options.on_change,
+                overlapping=_overlaps(options, given),
                 retry_failed=given.get("retry_failed", True),
                 limit=ErrorLimit(given.get("max_errors")),
                 collect=collect,
@@ -504,6 +513,7 @@ class _Face(Generic[R], _Parts):
             self._runner_of(_meant_shard(shard)).records,
             items,
             key_function(options.key),
+            digest_of=digest_function(options.input),
             code=self._fingerprint(),
             on_change=options.on_change,
             workers=workers,
@@ -955,11 +965,11 @@ def checkpointed(
         depends: what results depend on besides, and no code shows: values, files by their content (`pathlib.Path`),
             templates, classes by their schema; one of these, or a tuple of them. Default: nothing.
         ignore: names of variables, as messages give them, that results do not depend on. Default: none.
-        input: what of an item its result depends on, where that is not all of it: a field's name, several, or a
-            function of the item. Default: all of it.
+        input: what of an item its result depends on, where that is not all of it (a time of download does not count):
+            the name of a field, a list of names, or a function of the item. Default: all of it.
         on_change: what to do where the item of a known key has changed, or the function has: "keep" the results (it is
-            said), "recompute" them, or "error". Default: "keep", but a value that the function reads and that has
-            changed is an error.
+            said), "recompute" them, or "error". Default: an item that changed, and a value that the function reads and
+            that changed, are errors before anything is run; other changes of its code are said.
         batch_size: the function takes a list of at most so many items, and returns a list with one value for each. Each
             is a result, or has failed, by itself; a batch that fails is tried again item by item. Default: one item.
         retry: how many attempts a call gets, the first included, or a `Retry`. Default: one.

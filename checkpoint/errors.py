@@ -7,7 +7,8 @@
     ├── InvalidFunction      TypeError        a function that cannot be mapped
     ├── VersionNeeded        TypeError        what a method's result depends on cannot be told
     ├── DuplicateKey         ValueError       two unequal items, one key
-    ├── InputChanged         ValueError       a known key, another item (on_change="error")
+    ├── InputChanged         ValueError       a known key, another item
+    ├── KeyChanged           ValueError       known items, other keys
     ├── FunctionChanged      ValueError       a value that the function reads, or its code (on_change="error")
     ├── UnencodableValue     TypeError        a value that cannot be written; it was kept aside
     ├── UnbuildableValue     TypeError        a stored object that its class can no longer be built from
@@ -55,6 +56,7 @@ __all__ = [
     "ItemError",
     "ItemsFailed",
     "JournalLost",
+    "KeyChanged",
     "RefusedValue",
     "ResultsUnfit",
     "StoreClosed",
@@ -159,9 +161,20 @@ class DuplicateKey(CheckpointError, ValueError):
 
 
 class InputChanged(CheckpointError, ValueError):
-    """An item differs from the one its key was computed from. `.keys` lists such keys, at most 100."""
+    """Items differ from those that the results of their keys were computed from.
+
+    `.keys` lists such keys, at most 100; `.count` is how many there are.
+    """
 
     keys: Sequence[object]
+    count: int = 0
+
+
+class KeyChanged(CheckpointError, ValueError):
+    """The results of these items are on disk under other keys. `.keys` and `.before` list both, at most 100."""
+
+    keys: Sequence[object]
+    before: Sequence[object]
 
 
 class FunctionChanged(CheckpointError, ValueError):

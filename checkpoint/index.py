@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from io import BytesIO
 from itertools import accumulate
 from operator import countOf, itemgetter
@@ -108,11 +108,11 @@ class _Packed(NamedTuple):
 
     def places(self) -> array[int]:
         """The offset of each, and its digest."""
-        places = array("q", bytes(16 * self.size))
-        offsets = array("q", accumulate(self.lengths, initial=self.start))
+        places = array("Q", bytes(16 * self.size))
+        offsets = array("Q", accumulate(self.lengths, initial=self.start))
         places[::2] = offsets[: self.size]  # the sum runs on past the last line
         if self.inputs:
-            inputs = array("q", self.inputs)
+            inputs = array("Q", self.inputs)
             if sys.byteorder == "little":
                 inputs.byteswap()
             places[1::2] = inputs
@@ -149,7 +149,7 @@ class Index:
         self._searches = 0  # how often these were searched
         self._hashing = threading.Lock()
         self._loose: dict[str, dict[str, int]] = {}
-        self._places = array("q")
+        self._places = array("Q")
         self._rest = (0, 0)
         self.end = 0
         self.latest = ""
@@ -208,10 +208,10 @@ class Index:
         if rows:
             known = list(map(rows.get, keys))
             offsets = array("q", [-1 if row is None or row < 0 else places[2 * row] for row in known])
-            digests = array("q", [0 if row is None or row < 0 else places[2 * row + 1] for row in known])
+            digests = array("Q", [0 if row is None or row < 0 else places[2 * row + 1] for row in known])
             others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
         else:
-            offsets, digests = array("q", [-1]) * len(keys), array("q", [0]) * len(keys)
+            offsets, digests = array("q", [-1]) * len(keys), array("Q", [0]) * len(keys)
             others = list(range(len(keys)))
         segment = self._segment
         if self.has_loose:
@@ -251,6 +251,22 @@ class Index:
             hidden = self._hidden()
             found.update([offset for digest, offset, _ in segment.entries(version) if digest not in hidden])
         return sorted(found)
+
+    def of_inputs(self, version: str, digests: Set[int]) -> Iterator[tuple[int, int]]:
+        """(digest, offset) of each record of a version that was computed from one of these inputs.
+
+        It need not be the last one of its key.
+        """
+        for block in self._packed[:]:
+            if block.version == version and block.inputs:
+                yield from _among(digests, block.places())
+        rows = self._hashed.get(version)
+        if rows:
+            live = [row for row in rows.values() if row >= 0]
+            places = self._places
+            yield from [(places[2 * row + 1], places[2 * row]) for row in live if places[2 * row + 1] in digests]
+        if self._segment is not None and version in self._segment.header.versions:
+            yield from self._segment.of_inputs(version, digests)
 
     def hashes(self, version: str) -> Iterator[tuple[bytes, int]]:
         """(hash, offset) of each live record of a version that has a checksum: a key's hash is one in every journal."""
@@ -420,7 +436,7 @@ class Index:
             if head.forgotten or head.version != self.latest:
                 parse(block[start:stop])  # a flipped bit must not lead to a version that never was, nor forget a key
             key = key_from_json(head.key)
-            digest = int(head.input, 16) & 0x7FFFFFFFFFFFFFFF
+            digest = int(head.input, 16) & 0xFFFFFFFFFFFFFFFF
         except ValueError as error:
             self._note_damage(offset, str(error))
             return
@@ -472,7 +488,7 @@ class Index:
         return News(
             keys,
             array("q", [places[2 * row] for row in fresh]),
-            array("q", [places[2 * row + 1] for row in fresh]),
+            array("Q", [places[2 * row + 1] for row in fresh]),
             [key for key, row in rows.items() if row < 0] if -1 in rows.values() else [],
             {text: places[2 * row] for text, row in texts.items() if row >= first},
             [text for text, row in texts.items() if row < 0],
@@ -485,6 +501,12 @@ class Index:
     def wrote(self, snapshot: Index, segment: Segment) -> None:
         """The file holds now what the snapshot knew."""
         self._base, self._based = segment, snapshot._known
+
+
+def _among(digests: Set[int], places: array[int]) -> list[tuple[int, int]]:
+    if digests.isdisjoint(places[1::2]):
+        return []
+    return [(places[at + 1], places[at]) for at in range(0, len(places), 2) if places[at + 1] in digests]
 
 
 def spelled(line: bytes) -> tuple[str, Key, bool, bool]:

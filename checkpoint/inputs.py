@@ -8,12 +8,17 @@ are recognised by their names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from datetime import date, datetime
+from decimal import Decimal
+from itertools import groupby
 from typing import Any
+from uuid import UUID
 
 from checkpoint.contents import is_kin
 from checkpoint.errors import InvalidOption, quote
+from checkpoint.keys import Key
 
-__all__ = ["index_of", "is_one_shot", "items_of", "length_of"]
+__all__ = ["Loans", "index_of", "is_one_shot", "items_of", "length_of", "refuse_groups"]
 
 _CELLS = 1 << 16  # of a table that are Python objects at once
 _MOST_ROWS = 4096  # of a block
@@ -91,6 +96,76 @@ def length_of(items: Any) -> int | None:
         return len(items) if isinstance(items, Sized) else None
     except (TypeError, ValueError, NotImplementedError, OverflowError):
         return None  # a class that has __len__, and an object of it that has no length
+
+
+def refuse_groups(item: Any) -> None:
+    """A group of itertools.groupby is empty once the next group is drawn.
+
+    Raises:
+        InvalidOption: the item is one, or holds one; with the fix.
+    """
+    if any(type(part) is _GROUP for part in (item if type(item) is tuple else (item,))):
+        raise InvalidOption(
+            "items are groups of itertools.groupby, and each is empty as soon as the next one is drawn, before its "
+            "call is done; make lists of them: ((key, list(group)) for key, group in groupby(…))"
+        )
+
+
+class Loans:
+    """Mutable objects that calls are working on, to find those that come again changed before that is done.
+
+    Objects are compared while they are held here, so that none has the place in memory of one that is gone.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Any, Any, Key]] = {}  # the object, its item, and the key of that
+        self._ended: list[Any] = []  # items whose calls have ended since one was drawn
+
+    def __bool__(self) -> bool:
+        return bool(self._held)
+
+    def lend(self, item: Any, key: Key) -> None:
+        """A call works on the item."""
+        for part in _mutable_parts(item):
+            self._held[id(part)] = (part, item, key)
+
+    def ended(self, item: Any) -> None:
+        """Its call is done; it counts until the next item is drawn, since drawing that may have changed it already."""
+        self._ended.append(item)
+
+    def end_all(self) -> None:
+        """All calls are done."""
+        self._held.clear()
+        self._ended.clear()
+
+    def taken(self, item: Any, key: Key) -> tuple[Any, Any, Key] | None:
+        """(object, item, key) of an earlier item, of another key, that an object in this item belongs to; else None.
+
+        What has ended is let go of.
+        """
+        found = None
+        for part in _mutable_parts(item):
+            earlier = self._held.get(id(part))
+            if earlier is not None and earlier[2] != key:
+                found = earlier
+        for item in self._ended:
+            for part in _mutable_parts(item):
+                if (held := self._held.get(id(part))) is not None and held[1] is item:
+                    del self._held[id(part)]
+        self._ended.clear()
+        return found
+
+
+def _mutable_parts(item: Any) -> tuple[Any, ...]:
+    """The item itself, or the elements of a tuple, less what cannot be changed."""
+    kind = type(item)
+    if kind in _FIXED:
+        return ()
+    return (item,) if kind is not tuple else tuple([part for part in item if type(part) not in _FIXED])
+
+
+_FIXED = frozenset({str, bytes, int, float, bool, complex, type(None), frozenset, date, datetime, Decimal, UUID})
+_GROUP = type(next(groupby("a"))[1])
 
 
 class _Rows:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from checkpoint import clock
@@ -257,7 +257,7 @@ class Joined(Shelf):
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
         """What `find` gives for each key: offsets (-1: none), and digests."""
-        offsets, digests = array("q", [-1]) * len(keys), array("q", [0]) * len(keys)
+        offsets, digests = array("q", [-1]) * len(keys), array("Q", [0]) * len(keys)
         if self.has_loose:  # a line without checksum stands for keys of other shards too
             for place, key in enumerate(keys):
                 offsets[place], digests[place] = self.find(version, key) or (-1, 0)
@@ -392,6 +392,13 @@ class Joined(Shelf):
             share = -(-most // len(parts)) if parts else 0
             lasts = [number << _SHIFT | offset for number, offsets in parts for offset in offsets[-share:]]
             return self.reader, lasts[-most:]
+
+    def keys_of_inputs(self, version: str, digests: Set[int]) -> dict[int, Key]:
+        """As `Shelf.keys_of_inputs`, in any of the journals."""
+        found: dict[int, Key] = {}
+        for shelf in self._shelves:
+            found.update(shelf.keys_of_inputs(version, digests - found.keys()))
+        return found
 
     def records(self, version: str) -> Iterator[tuple[Reader, int, Key, Record]]:
         """(reader, offset, key, record) of every key, in the order in which they were saved, as their timestamps say.

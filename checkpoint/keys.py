@@ -23,9 +23,11 @@ from checkpoint.contents import is_kin, json_like, spell, stranger_in
 from checkpoint.errors import InvalidKey, InvalidOption, quote
 
 __all__ = [
+    "PART",
     "Key",
     "KeyFunction",
     "add_keys",
+    "digest_function",
     "digest_of",
     "identity",
     "is_digest_of",
@@ -210,6 +212,48 @@ def is_digest_of(digest: int, item: Any, now: int) -> bool:
         return False
     data = canonical(item.item())
     return data is not None and digest == digest_of(data)
+
+
+PART = 1 << 63
+"""The bit that a digest has which is of a part of the item, as `input=` names it, and not of all of it."""
+
+
+def digest_function(option: str | Sequence[str] | Callable[[Any], Any] | None) -> Callable[[Any], int]:
+    """The digest of what an item's result depends on: of all of it, or of what `input=` names.
+
+    Raises:
+        InvalidOption: the option is of another kind. The function that is returned raises it, too, where an item has no
+            such field, or the content of what is named is not known.
+    """
+    if option is None:
+        return item_digest
+    part_of = option if callable(option) else _fields_of(option)
+
+    def digest(item: Any) -> int:
+        try:
+            part = part_of(item)
+        except InvalidKey as error:
+            raise InvalidOption(f"input={quote(option)}: {error}; or input=lambda x: x.get(…)") from None
+        found = item_digest(part)
+        if not found:
+            raise InvalidOption(
+                f"input={quote(option)} gives {quote(part)} for the item {quote(item)}, of which it cannot be told "
+                "whether it changes; give fields, or a function that returns plain data"
+            )
+        return found | PART
+
+    return digest
+
+
+def _fields_of(option: str | Sequence[str]) -> Callable[[Any], Any]:
+    names = (option,) if isinstance(option, str) else tuple(option) if isinstance(option, (list, tuple)) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InvalidOption(
+            f"input is {quote(option)}; give the name of a field, a list of names, or a function of the item"
+        )
+    if len(names) == 1:
+        return lambda item: _field(item, names[0])
+    return lambda item: {name: _field(item, name) for name in names}
 
 
 def item_digests(items: Sequence[Any]) -> list[int]:

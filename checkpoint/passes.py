@@ -13,7 +13,7 @@ import threading
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from operator import eq
@@ -26,6 +26,7 @@ from checkpoint.errors import (
     InvalidKey,
     InvalidOption,
     ItemError,
+    KeyChanged,
     StoreError,
     UnbuildableValue,
     UnencodableValue,
@@ -33,8 +34,8 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.index import Place
-from checkpoint.inputs import index_of, is_one_shot, items_of, length_of
-from checkpoint.keys import Key, KeyFunction, add_keys, item_digest, item_digests
+from checkpoint.inputs import Loans, index_of, is_one_shot, items_of, length_of, refuse_groups
+from checkpoint.keys import PART, Key, KeyFunction, add_keys, is_digest_of, item_digest, item_digests
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
@@ -63,7 +64,10 @@ class Pass:
         records: what it reads and writes.
         items: all of them, in order.
         key_of: what names an item.
-        on_change: what to do where a known key's item has changed: "keep" the result, "recompute" it, or "error".
+        digest_of: the digest of what an item's result depends on, 0 where it is not known.
+        on_change: what to do where a known key's item has changed: "keep" the result, "recompute" it, or "error"; None
+            is "error" for items whose changes can be told.
+        overlapping: whether an item may be drawn while the call of an earlier one is not done.
         retry_failed: whether items that failed earlier are run again.
         limit: when failures end the pass.
         collect: whether outcomes are wanted by `take`.
@@ -87,7 +91,9 @@ class Pass:
         items: Iterable[Any],
         key_of: KeyFunction,
         *,
-        on_change: OnChange = "keep",
+        digest_of: Callable[[Any], int] = item_digest,
+        on_change: OnChange | None = "keep",
+        overlapping: bool = False,
         retry_failed: bool = True,
         limit: ErrorLimit | None = None,
         collect: bool = False,
@@ -108,6 +114,10 @@ class Pass:
         self.items = list(items) if type(items) is list else items
         self._share: Share | None = None
         self._key_of = key_of
+        self._digest_of = digest_of
+        self._loans: Loans | None = Loans() if overlapping else None
+        self._spoilt: set[Key] = set()  # whose items were changed before their calls were done
+        self._strays: list[Key] = []  # saved by hand, and not handed out
         self._on_change = on_change
         self._retry_failed = retry_failed
         self._collect = collect
@@ -122,6 +132,10 @@ class Pass:
         self.keys: list[Key] = []
         self._one_shot = is_one_shot(items)
         self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
+        if self._steady:
+            self._loans = None  # an object that stands in it twice has one key
+            for item in self.items[:1]:  # type: ignore[index]
+                refuse_groups(item)
         if self._shard != ALL:
             self.items = self._share = Share(self.items, self._key_in_whole, self._shard)
         self._all: Any = ()  # those in memory, and
@@ -137,6 +151,8 @@ class Pass:
         self._unfit: frozenset[Key] = frozenset()  # done, but of a class that has changed
         self.changed = 0
         self._changed_keys: list[Key] = []
+        self._incomparable = 0  # done, and computed from what another `input=` names
+        self._firsts: list[int] | None = []  # digests of one-shot items, as long as no key of theirs is known
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
         self._earlier: dict[Key, str | None] = {}  # that failed earlier and are run again, with the types of how
         self._had_errors = False  # whether there were failures when the pass began
@@ -154,7 +170,7 @@ class Pass:
         """Key what can be read twice: counts, duplicates and changes are known before anything runs.
 
         Raises:
-            InvalidKey, DuplicateKey, InputChanged: naming the items.
+            InvalidKey, DuplicateKey, InputChanged, KeyChanged: naming the items.
             FunctionChanged: the function is not what computed earlier results.
             ResultsUnfit: results on disk do not fit the class that the annotation names.
             UnencodableValue: the annotation names a secret.
@@ -232,7 +248,7 @@ class Pass:
         """The part of `prepare` that reads.
 
         Raises:
-            InvalidKey, DuplicateKey, InputChanged: naming the items.
+            InvalidKey, DuplicateKey, InputChanged, KeyChanged: naming the items.
         """
         self._known = self._store.results.count(self._version)
         if self._steady and self._share is not None:
@@ -240,13 +256,15 @@ class Pass:
         if not self._one_shot:
             self._key_all()
             self.total = self._keyed = len(self.keys)
-            self._tell_if_unknown()
             digests = self._find_keyed()
             if self._known:
                 self._note_changes(digests)
             self.completed = len(self._found) - len(self._undone())
-            if self.changed and self._on_change == "error":
+            if self.changed and self._refuses:
                 raise self._input_changed()
+            if self._known and self.keys and not self._knows(self.keys[:_FIRST]):
+                first = map(self._digest_of, islice(self.items, _FIRST))
+                self._refuse_other_keys(list(first))
 
     def foresee(self) -> Iterator[tuple[Key, Fate]]:
         """(key, what becomes of it) for each key of items that were keyed, as `admit` decides it; nothing is done."""
@@ -258,7 +276,7 @@ class Pass:
             redo = key in self._redo
             if not redo and self._found[place] >= 0:
                 yield key, "done"
-            elif self._is_aside(key, item_digest(item) if redo else 0, redo) is not None:
+            elif self._is_aside(key, self._digest_of(item) if redo else 0, redo) is not None:
                 yield key, "aside"
             elif redo:
                 yield key, "redone"
@@ -273,7 +291,7 @@ class Pass:
         return not stands and self._store.unsaved.find(self._version, key) is None
 
     def _key_all(self) -> None:
-        if self._steady and self._on_change == "keep":
+        if self._steady and self._on_change in (None, "keep"):
             self._key_at_once()
         else:
             for place, item in enumerate(self.items):
@@ -338,16 +356,16 @@ class Pass:
     def _meet(self, key: Key, place: int, item: Any) -> None:
         """Note the key of the item at the place; an equal item may have it too."""
         self.keys.append(key)
-        if self._on_change != "keep" and not item_digest(item):
+        if self._on_change in ("recompute", "error") and not self._digest_of(item):
             raise InvalidOption(
                 f"on_change={self._on_change!r} needs items whose changes can be told, and item "
-                f"{self._in_whole(place)} is {quote(item)}, a {type(item).__name__}, not a JSON-like value; "
-                "map dicts, or leave on_change out"
+                f"{self._in_whole(place)} is {quote(item)}, a {type(item).__name__}, whose content is not known; "
+                "name what counts of it, input=lambda x: …, or leave on_change out"
             )
         if self._seen.setdefault(key, place) != place:
             self._refuse_unequal(key, place, item)
         elif not self._steady:
-            self._kept[key] = _comparable(item)
+            self._kept[key] = self._comparable(item)
 
     def _in_whole(self, place: int) -> int:
         """Where an item is in the input that was given; of a shard, `place` counts its own items only."""
@@ -367,7 +385,8 @@ class Pass:
         first = self._seen[key]
         if self._steady and self.items[first] is item:  # type: ignore[index]  # a list, a tuple or a range
             return
-        if _equals(_comparable(self._item_at(first)) if self._steady else self._kept[key], item):
+        kept = self._comparable(self._item_at(first)) if self._steady else self._kept[key]
+        if kept == self._digest_of(item) if isinstance(kept, int) else kept is not None and kept() is item:
             return
         shown = self._in_whole(first), self._in_whole(place)
         raise DuplicateKey(
@@ -376,6 +395,13 @@ class Pass:
             key=key,
             places=shown,
         )
+
+    def _comparable(self, item: Any) -> Any:
+        """What is kept of an item to compare a later one with: its digest, else a weak reference, else nothing."""
+        try:
+            return self._digest_of(item) or weakref.ref(item)
+        except TypeError:
+            return None
 
     def _item_at(self, place: int) -> Any:
         return _Gone() if self._one_shot else next(islice(self.items, place, None), _Gone())
@@ -387,7 +413,7 @@ class Pass:
             self._outdated.add(key)
         if key in self._unfit and key not in self._made:
             self._redo.add(key)
-        if not found.digest or item_digest(item) in (0, found.digest):
+        if not (found.digest and self._differs(found.digest, item)):
             return
         self.changed += 1
         if len(self._changed_keys) < _FIRST:
@@ -395,29 +421,73 @@ class Pass:
         if self._on_change == "recompute":
             self._redo.add(key)
 
+    def _differs(self, digest: int, item: Any) -> bool:
+        """Whether the item is another one than that with this digest; False where that cannot be told."""
+        now = self._digest_of(item)
+        if not now or now == digest:
+            return False
+        if not (now ^ digest) & PART:
+            return bool(now & PART) or not is_digest_of(digest, item, now)
+        if digest & PART or item_digest(item) != digest:
+            self._incomparable += 1
+        return False
+
+    @property
+    def _refuses(self) -> bool:
+        """Whether items that changed end the pass."""
+        return self._on_change in (None, "error")
+
     def _input_changed(self) -> InputChanged:
+        verb = (
+            "differs from the one that its result was"
+            if self.changed == 1
+            else "differ from those that their results were"
+        )
+        such = f"{'' if self.changed == 1 else 'such as '}{quote(self._changed_keys[0])}"
         return InputChanged(
-            f"{plural(self.changed, 'item')} changed since their results were computed (keys such as "
-            f'{quote(self._changed_keys[:3])}); clear these keys, or choose on_change="keep" or "recompute"',
+            f"checkpoint {self.name!r}: {plural(self.changed, 'item')} {verb} computed from (key {such}). To go on:\n"
+            "  f.accept(items)                    the results are right for these items too\n"
+            '  @checkpointed(…, input="text")     only this part of an item counts: a field, several, or a function\n'
+            '  @checkpointed(…, on_change="recompute")   compute them anew; or f.clear(keys) of some of them\n'
+            '  @checkpointed(…, on_change="keep")        keep results, whatever becomes of their items',
             keys=self._changed_keys,
+            count=self.changed,
         )
 
-    def _tell_if_unknown(self) -> None:
-        """Another key function makes every item a new one; what this pass made itself tells nothing.
+    def _knows(self, keys: list[Key]) -> bool:
+        """Whether one of the keys has a record that was there before this pass."""
+        shelves = (self._store.results, self._store.errors)
+        before = [key for key in keys if key not in self._made]
+        return any(shelf.find(self._version, key) is not None for key in before for shelf in shelves)
 
-        Nor do the results of other shards: few of them are of this one's keys.
+    def _refuse_other_keys(self, digests: list[int]) -> None:
+        """The first items have no result; that is an error where their inputs are on disk under other keys.
+
+        Raises:
+            KeyChanged: most of them are.
         """
-        known = self._known if self._share is None else self._store.own[0].count(self._version)
-        if not (known and self.keys):
+        places = {digest: place for place, digest in reversed(list(enumerate(digests))) if digest}
+        found = self._store.results.keys_of_inputs(self._version, set(places))
+        known = {places[digest]: key for digest, key in found.items() if key not in self._seen}
+        parts = any(digest & PART for digest in places)  # a part of an item may well be that of another
+        if len(known) * 2 < len(places) or len(known) < (3 if parts else 1):
             return
-        shelves, first = (self._store.results, self._store.errors), self.keys[:_FIRST]
-        before = [key for key in first if key not in self._made]
-        if not any(shelf.find(self._version, key) is not None for key in before for shelf in shelves):
-            log.warning(
-                "checkpoint %r has %s, and none for any of the first %s (such as %s): if these are no new items, the "
-                "key function has changed; then stop now, since everything is computed anew",
-                self.records.name, plural(known, "result"), plural(len(first), "key"), quote(first[0]),
-            )  # fmt: skip
+        shown = sorted(known)
+        now, before = [self.keys[place] for place in shown], [known[place] for place in shown]
+        message = (
+            f"checkpoint {self.name!r}: no key of the first {plural(len(digests), 'item')} has a result, and "
+            f"{len(known)} of them are on disk under other keys (item {self._in_whole(shown[0])}: key "
+            f"{quote(now[0], 60)} now, {quote(before[0], 60)} before), so key= has changed"
+        )
+        if self._on_change == "recompute":
+            log.warning("%s; they are computed anew", message)
+            return
+        raise KeyChanged(
+            f"{message}, and all would be computed again. To go on, put the key back; or, if these results are to be "
+            'computed anew, clear() the checkpoint first, take another name, or choose on_change="recompute"',
+            keys=now,
+            before=before,
+        )
 
     def _tell_resumed(self) -> None:
         if self._one_shot:
@@ -446,7 +516,33 @@ class Pass:
                 key = self._draw(place, item)
             else:
                 key = self.keys[place] if self._steady else self._expected(place, item)
+            if self._loans is not None:
+                self._refuse_taken(self._loans, place, item, key)
             return self._admit(item, key)
+
+    def _refuse_taken(self, loans: Loans, place: int, item: Any, key: Key) -> None:
+        """An object that comes again while a call works on it was changed under that call: its result is not kept.
+
+        Raises:
+            InvalidOption: it is one.
+        """
+        refuse_groups(item)
+        taken = loans.taken(item, key)
+        if taken is None:
+            return
+        part, earlier, first = taken
+        if part is not earlier:  # in a tuple; what is the same for all items may well be one object
+            before, now = self._running.get(first, 0), self._digest_of(earlier)
+            if not before or before == now:
+                return
+        self._spoilt.add(first)
+        if first in self._made and first not in self._failed:
+            self.records.forget([first])
+        raise InvalidOption(
+            f"item {self._in_whole(place)}, of key {quote(key)}, is one object with the item of key {quote(first)}, a "
+            f"{type(part).__name__}, whose call is not done: it would compute from what the object holds next. Give "
+            "each item an object of its own: (copy.deepcopy(item) for item in items)"
+        )
 
     def admit_next(self, most: int) -> list[Unit] | None:
         """Draw at most so many of items that are `in_memory` where nobody `is_watched`, and admit them.
@@ -479,7 +575,8 @@ class Pass:
             return None
         if max(store.results.find_all(self._version, keys)[0]) >= 0:
             return None  # somebody saved one of them just now
-        digests = item_digests(items)
+        whole = self._digest_of is item_digest
+        digests = item_digests(items) if whole else list(map(self._digest_of, items))
         running.update(zip(keys, digests, strict=True))
         return list(map(Unit, items, keys, digests))
 
@@ -502,9 +599,19 @@ class Pass:
         self._meet(key, place, item)
         if self.total is not None and place >= self.total:
             self.total = place + 1  # the length lied
-        if place == _FIRST - 1:
-            self._tell_if_unknown()
+        if self._firsts is not None:
+            self._look_at_first(key, item)
         return key
+
+    def _look_at_first(self, key: Key, item: Any) -> None:
+        """What `look` finds out of the keys of all items, of one-shot ones as they come."""
+        assert self._firsts is not None
+        if not self._known or len(self._firsts) == _FIRST or self._knows([key]):
+            self._firsts = None
+            return
+        self._firsts.append(self._digest_of(item))
+        if len(self._firsts) in (1, 10, _FIRST):
+            self._refuse_other_keys(self._firsts)
 
     def _expected(self, place: int, item: Any) -> Key:
         key = self.keys[place]
@@ -522,7 +629,7 @@ class Pass:
         made, late = key in self._made, self.drawn > self._keyed
         if late and not made:
             self._note_change(key, item, found)
-            if self._on_change == "error" and self.changed:
+            if self._refuses and self.changed:
                 raise self._input_changed()
             if key in self._redo:
                 return self._to_run(item, key)
@@ -548,7 +655,7 @@ class Pass:
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         store, redo = self._store, key in self._redo
-        digest = item_digest(item)
+        digest = self._digest_of(item)
         if not (self._retry_failed and store.unsaved.is_empty) and self._failed_before(key, digest, redo):
             self._stands(item, key)
             return None
@@ -563,6 +670,8 @@ class Pass:
         if self._had_errors:
             self._note_type(key)
         self._running[key] = digest
+        if self._loans is not None:
+            self._loans.lend(item, key)
         return Unit(item, key, digest)
 
     def _note_type(self, key: Key) -> None:
@@ -655,6 +764,8 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
+        if self._spoilt:
+            finished = [_spoil(done) if done.unit.key in self._spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
         ran = self.errors.run
@@ -765,6 +876,9 @@ class Pass:
     def _count_results(self, ends: list[_End]) -> None:
         """What `_count` does where nobody waits for them."""
         keys = [end.key for end in ends]
+        if self._loans:
+            for end in ends:
+                self._loans.ended(end.unit.item)
         for key in keys:
             self._running.pop(key, None)
         self._made.update(keys)
@@ -775,6 +889,8 @@ class Pass:
         key = unit.key
         self._running.pop(key, None)
         self._made.add(key)
+        if self._loans:
+            self._loans.ended(unit.item)
         if self._redo:
             self._redo.discard(key)
         error: Exception | None = None
@@ -836,6 +952,8 @@ class Pass:
             equals = len(self._waiting.pop(key, ()))
             self._crowd -= equals
             if not handed_out and (failed or key not in self._failed):
+                if key not in self._seen:
+                    self._strays.append(key)
                 return
             self._redo.discard(key)
             self._made.add(key)
@@ -851,7 +969,9 @@ class Pass:
                 self.errors.succeeded()
 
     def moved_on(self) -> None:
-        """The next item is asked for."""
+        """The next item, or batch, is asked for: the caller is done with what was handed out."""
+        if self._loans:
+            self._loans.end_all()
         if self._bar is not None:
             self._bar.update(1, self.errors.failed)
 
@@ -947,12 +1067,30 @@ class Pass:
         if self._bar is not None:
             self._bar.close()
         name = self.records.name
-        if self.changed and self._on_change != "error":
+        if self.changed and not self._refuses:
             kept = "kept; on_change='recompute' or clear(keys) computes them anew"
             fate = kept if self._on_change == "keep" else "computed anew"
             log.warning(
                 "checkpoint %r: %s changed since their results were computed (keys such as %s): the results are %s",
                 name, plural(self.changed, "item"), quote(self._changed_keys[:3]), fate,
+            )  # fmt: skip
+        if self._strays and self._running:
+            log.warning(
+                "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
+                "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
+                name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(self._running), "item"),
+                quote(next(iter(self._running)), 60),
+            )  # fmt: skip
+        if self._incomparable:
+            log.info(
+                "checkpoint %r: %s computed from items of which input= named something else: whether these have "
+                "changed is not known", name, _were(self._incomparable),
+            )  # fmt: skip
+        if equal := self.drawn - len(self._seen) if self._seen and self.drawn >= self._keyed else 0:
+            log.info(
+                "checkpoint %r: %s of %s equal to an earlier one and shared its result; for several samples of one "
+                "item make an item of each: [(item, n) for item in items for n in range(5)]",
+                name, f"{equal:,}", _were(self.drawn, "item"),
             )  # fmt: skip
         if self.errors.run:
             log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
@@ -980,6 +1118,16 @@ def _apart(ends: list[_End]) -> list[list[_End]]:
     """The failures among them, and each that was refused by itself."""
     failed = [end for end in ends if end.refused is None]
     return [failed, *([end] for end in ends if end.refused is not None)]
+
+
+def _spoil(done: Done) -> Done:
+    """What is settled of a call whose item was changed before it was done: whatever it returned is of no item."""
+    message = "its item was changed while its call ran, since a later item is the same object"
+    return Done(done.unit, Failure(message, "ItemChanged"))
+
+
+def _were(count: int, noun: str = "result") -> str:
+    return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
 
 
 def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
@@ -1030,20 +1178,3 @@ class _Gone:
 
     def __repr__(self) -> str:
         return "one that was drawn earlier"
-
-
-def _comparable(item: Any) -> Any:
-    """What is kept of an item to compare a later one with: its digest, else a weak reference, else nothing."""
-    digest = item_digest(item)
-    if digest:
-        return digest
-    try:
-        return weakref.ref(item)
-    except TypeError:
-        return None
-
-
-def _equals(kept: Any, item: Any) -> bool:
-    if isinstance(kept, int):
-        return kept == item_digest(item)
-    return kept is not None and kept() is item

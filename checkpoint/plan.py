@@ -6,7 +6,7 @@ The promise: nothing is run and nothing is written; and `map` of the same items 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
@@ -17,13 +17,14 @@ from checkpoint.errors import (
     DamagedRecord,
     InputChanged,
     InvalidOption,
+    KeyChanged,
     StoreError,
     UnencodableValue,
     plural,
     quote,
     shorten,
 )
-from checkpoint.keys import Key, KeyFunction
+from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.passes import Pass
 from checkpoint.policies import Rate
 from checkpoint.records import Records
@@ -164,6 +165,7 @@ def make_plan(
     items: Iterable[Any],
     key_of: KeyFunction,
     *,
+    digest_of: Callable[[Any], int] = item_digest,
     code: Fingerprint | None,
     on_change: Any,
     workers: int | None,
@@ -175,6 +177,7 @@ def make_plan(
         records: of the version that is current.
         items: all of them, in order.
         key_of: what names an item.
+        digest_of: the digest of what its result depends on.
         code: the function's fingerprint, where no version is named.
         on_change: the decorator's.
         workers: how many calls at once.
@@ -193,7 +196,7 @@ def make_plan(
     if drift is not None and lineage is not None:
         lineage.take(drift)
         refusal = lineage.refusal(records.name, drift)
-    running = Pass(records, items, key_of, on_change=on_change or "keep", lineage=lineage)
+    running = Pass(records, items, key_of, digest_of=digest_of, on_change=on_change, lineage=lineage)
     try:
         records.refuse_secrets()
     except UnencodableValue as error:
@@ -203,7 +206,7 @@ def make_plan(
         refusal = refusal or unfit.error
     try:
         running.look()
-    except InputChanged as error:
+    except (InputChanged, KeyChanged) as error:
         refusal = refusal or error
     fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "failed": [], "new": []}
     for key, fate in running.foresee():

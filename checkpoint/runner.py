@@ -308,13 +308,14 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
-        with self.start_pass(items, key_function(key_fn)) as running:
+        with self.start_pass(items, key_function(key_fn), overlapping=True) as running:
             batch: list[T] = []
             for item in running.items:
                 if running.admit(item) is not None:
                     batch.append(item)
                 if len(batch) == batch_size:
                     yield batch
+                    running.moved_on()
                     batch = []
             if batch:
                 yield batch

@@ -17,7 +17,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from hashlib import blake2b
 from itertools import chain, compress, repeat
 from pathlib import Path
@@ -33,7 +33,7 @@ __all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_o
 _FORMAT = 3
 _HEADER = 4096  # bytes; the header takes as many of these as it needs
 _LONGEST_HEADER = 1 << 20
-_ENTRY = struct.Struct("<16sqqH")  # hash, offset, input digest, version number (and _LOOSE)
+_ENTRY = struct.Struct("<16sqQH")  # hash, offset, input digest, version number (and _LOOSE)
 _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
 _RUN = struct.Struct("<IIH")  # of a run: how many keys, bytes of their JSON, version number; and its checksum:
 _CHECK = struct.Struct("<I")
@@ -106,7 +106,7 @@ class _Run(NamedTuple):
         return array("q", self.places[: 8 * self.size])
 
     def digests(self) -> array[int]:
-        return array("q", self.places[8 * self.size :])
+        return array("Q", self.places[8 * self.size :])
 
 
 def _run_of(version: int, keys: list[Key], offsets: array[int], digests: array[int]) -> _Run:
@@ -223,7 +223,8 @@ class Segment:
             version = self.header.versions[run.version]
             if gone.get(version) and not gone[version].isdisjoint(keys := run.keys()):
                 stays = [key not in gone[version] for key in keys]
-                offsets, digests = (array("q", compress(all_, stays)) for all_ in (run.offsets(), run.digests()))
+                offsets = array("q", compress(run.offsets(), stays))
+                digests = array("Q", compress(run.digests(), stays))
                 run = _run_of(run.version, list(compress(keys, stays)), offsets, digests)
             yield run._replace(version=numbers[version])
 
@@ -243,6 +244,12 @@ class Segment:
             digest, offset, _, flags = _ENTRY.unpack(entry)
             if flags & ~_LOOSE == number:
                 yield digest, offset, bool(flags & _LOOSE)
+
+    def of_inputs(self, version: str, digests: Set[int]) -> Iterator[tuple[int, int]]:
+        """(digest, offset) of each record of a version that was computed from one of these inputs."""
+        for run in self._runs(self.header.versions.index(version)):
+            if not digests.isdisjoint(found := run.digests()):
+                yield from [pair for pair in zip(found, run.offsets(), strict=True) if pair[0] in digests]
 
     def records(self) -> Iterator[tuple[str, Key, int]]:
         """(version, key, offset) of each record that has a checksum, in the order in which they came."""

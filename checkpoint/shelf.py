@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,26 @@ class Shelf:
             return self.index.find_all(version, keys)
         except (IndexDamaged, OSError):
             return self._rebuilt().find_all(version, keys)
+
+    def keys_of_inputs(self, version: str, digests: Set[int]) -> dict[int, Key]:
+        """By digest, a key whose last record was computed from that input; for those digests that have one."""
+        found: dict[int, Key] = {}
+        with self.lock:
+            try:
+                places = list(self.index.of_inputs(version, digests))
+            except (IndexDamaged, OSError):
+                places = list(self._rebuilt().of_inputs(version, digests))
+            reader = self.journal.reader
+        for digest, offset in places:
+            if reader is None or digest in found:
+                continue
+            try:
+                key = key_of(reader, reader.read(offset), offset)
+            except DamagedRecord:
+                continue
+            if (last := self.find(version, key)) is not None and last.offset == offset:
+                found[digest] = key
+        return found
 
     def count(self, version: str) -> int:
         """How many keys have a record."""

@@ -407,7 +407,11 @@ CONTENTS: list[tuple[Callable[[], Any], Callable[[], Any], str]] = [
     (lambda: Point(1), lambda: Point(2), "structs"),
     (lambda: Attrs(1), lambda: Attrs(2), "classes of attrs"),
     (lambda: Model(x=1), lambda: Model(x=2), "models"),
-    (lambda: Model(**{"x": 1, "more": 1}), lambda: Model(**{"x": 1, "more": 2}), "what models have besides"),
+    (
+        lambda: Model.model_validate({"x": 1, "more": 1}),
+        lambda: Model.model_validate({"x": 1, "more": 2}),
+        "what models have besides",
+    ),
     (lambda: pd.Series([1, 2]), lambda: pd.Series([1, 3]), "a Series, as iterrows gives"),
     (lambda: pd.DataFrame({"a": [1]}), lambda: pd.DataFrame({"a": [2]}), "a DataFrame, as groupby gives"),
     (lambda: pl.DataFrame({"a": [1]}), lambda: pl.DataFrame({"a": [2]}), "a DataFrame of polars"),

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 import checkpoint
 from checkpoint import (
+    BatchCheckpointedRunner,
     CheckpointedRunner,
     CheckpointLocked,
     DuplicateKey,
@@ -39,6 +40,7 @@ from checkpoint import (
     ItemError,
     ItemsFailed,
     JournalLost,
+    KeyChanged,
     Outcome,
     Results,
     StoreError,
@@ -553,16 +555,37 @@ def test_a_key_function_that_fails_is_not_called_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [list, iter], ids=["re-readable", "one-shot"])
-def test_a_pass_that_knows_none_of_its_first_100_keys_says_so(
+def test_new_items_are_no_alarm(mapper: Maker, caplog: pytest.LogCaptureFixture, shape: Callable[[Any], Any]) -> None:
+    """Though none of their keys is known: today's documents are others than yesterday's."""
+    m = mapper(lambda item: item["x"], key="id")
+    m.map([{"id": f"monday {n}", "x": n} for n in range(150)])
+    m.map(shape([{"id": f"tuesday {n}", "x": n} for n in range(150)]))
+    assert [record.levelname for record in caplog.records if record.levelname != "INFO"] == []
+
+
+@pytest.mark.parametrize("shape", [list, iter], ids=["re-readable", "one-shot"])
+def test_known_items_under_other_keys_are_an_error_before_anything_runs(
     mapper: Maker, caplog: pytest.LogCaptureFixture, shape: Callable[[Any], Any]
 ) -> None:
-    """The key function has changed; one known key among the first hundred is enough to be silent."""
-    m = mapper(square)
-    m.map(range(3))
-    m.map(shape([2, *range(100, 250)]))
-    assert "none for any of the first" not in caplog.text
-    m.map(shape(range(300, 450)))
-    assert caplog.text.count("none for any of the first 100 keys") == 1
+    """The key function has changed; on_change="recompute" goes on, and says it."""
+    items = [{"id": n, "x": n} for n in range(120)]
+    mapper(lambda item: item["x"], key="id").map(items)
+    m = mapper(lambda item: item["x"], key=lambda item: f"n/{item['id']}")
+    with pytest.raises(KeyChanged, match=r"key 'n/0' now, 0 before.*put the key back") as caught:
+        m.map(shape(items))
+    assert (caught.value.keys[0], caught.value.before[0]) == ("n/0", 0)
+    assert m.calls == []
+    assert "other keys" in str(m.f.plan(items))
+    anew = mapper(lambda item: item["x"], key=lambda item: f"n/{item['id']}", on_change="recompute")
+    assert anew.map(shape(items)) == list(range(120))
+    assert "under other keys" in caplog.text
+
+
+def test_items_of_which_a_part_counts_may_have_one_part_in_common(mapper: Maker) -> None:
+    """Two new items with the text of an old one are no change of the key."""
+    m = mapper(lambda item: item["x"], key="id", input="text")
+    m.map([{"id": n, "text": "", "x": n} for n in range(3)])
+    assert m.map([{"id": n, "text": "", "x": n} for n in (7, 8)]) == [7, 8]
 
 
 # --- a changed input -------------------------------------------------------------------------------------------------
@@ -576,7 +599,7 @@ def before_and_after() -> tuple[list[dict[str, int]], list[dict[str, int]]]:
 @pytest.mark.parametrize("shape", [list, iter], ids=["re-readable", "one-shot"])
 @pytest.mark.parametrize(
     ("on_change", "want", "said"),
-    [(None, [1, 1, 1], "2 items changed"), ("keep", [1, 1, 1], "2 items changed"), ("recompute", [1, 2, 2], "anew")],
+    [("keep", [1, 1, 1], "2 items changed"), ("recompute", [1, 2, 2], "anew")],
 )
 def test_a_changed_item_obeys_on_change_and_is_reported(
     mapper: Maker,
@@ -603,25 +626,243 @@ def test_a_changed_item_obeys_on_change_and_is_reported(
 def test_on_change_is_not_promised_for_items_whose_changes_cannot_be_told(mapper: Maker) -> None:
     """Asking for it with such items is an error before anything runs, and not silence."""
     for on_change in ("recompute", "error"):
-        m = mapper(lambda item: 1, key=str, on_change=on_change)
-        with pytest.raises(InvalidOption, match=r"item 1 is .*Path.*leave on_change out"):
-            m.map(["a", Path("b")])
+        m = mapper(lambda item: 1, key=lambda item: str(type(item)), on_change=on_change)
+        with pytest.raises(InvalidOption, match=r"item 1 is <object .*leave on_change out"):
+            m.map(["a", object()])
         assert m.calls == []
 
 
-def test_on_change_error_names_the_keys_before_anything_runs(mapper: Maker) -> None:
-    """All of them, where the items can be read twice; the first one of a one-shot input."""
+@pytest.mark.parametrize("on_change", [None, "error"])
+def test_a_changed_item_is_an_error_before_anything_runs(mapper: Maker, on_change: Any) -> None:
+    """It names all keys, where the items can be read twice; the first one of a one-shot input; and each way out."""
     before, after = before_and_after()
-    m = mapper(lambda item: item["x"], key="id", on_change="error")
+    m = mapper(lambda item: item["x"], key="id", on_change=on_change)
     m.map(before)
     m.taken()
     with pytest.raises(InputChanged) as caught:
         m.map([{"id": 7}, *after])
-    assert caught.value.keys == [1, 2]
+    assert (caught.value.keys, caught.value.count) == ([1, 2], 2)
+    for way in ("f.accept(items)", "input=", 'on_change="recompute"', 'on_change="keep"', "f.clear(keys)"):
+        assert way in str(caught.value)
     assert m.calls == []
+    assert m.f.plan(after).refusal is not None
     with pytest.raises(InputChanged) as caught:
         m.map(iter(after))
     assert caught.value.keys == [1]
+
+
+def test_items_without_a_digest_raise_no_alarm(mapper: Maker, tmp_path: Path) -> None:
+    """Neither those of old records, nor those whose content is not known."""
+    m = mapper(lambda item: 1, key=lambda item: str(type(item)))
+    m.map([object()])
+    m.map([object()])
+    plain = mapper(lambda item: item["x"], key="id")
+    plain.f.runner.save_result(5, "by hand")
+    assert plain.map([{"id": 5, "x": 1}]) == ["by hand"]
+
+
+INPUTS: list[tuple[Any, str]] = [
+    ("text", "a field"),
+    (["text"], "a list of one field"),
+    (("text", "lang"), "several fields"),
+    (lambda item: item["text"].strip(), "a function of the item"),
+]
+
+
+@pytest.mark.parametrize("shape", [list, iter], ids=["re-readable", "one-shot"])
+@pytest.mark.parametrize(("option", "reason"), INPUTS, ids=[reason for _, reason in INPUTS])
+def test_input_names_what_counts_of_an_item(
+    mapper: Maker, option: Any, reason: str, shape: Callable[[Any], Any]
+) -> None:
+    """Another time of download is no other input; another text is."""
+    m = mapper(lambda item: item["text"], key="id", input=option)
+
+    def items(text: str, at: int) -> list[dict[str, Any]]:
+        return [{"id": n, "text": text, "lang": "en", "downloaded": at} for n in range(3)]
+
+    m.map(items("a", 1))
+    m.taken()
+    assert m.map(shape(items("a", 2))) == ["a", "a", "a"]
+    assert m.calls == []
+    with pytest.raises(InputChanged):
+        m.map(shape(items("b", 1)))
+    assert m.map([*items("a", 1)[:1], *items("a", 2)[:1]]) == ["a", "a"], "equal in what counts: one result"
+
+
+def test_input_may_be_given_to_a_checkpoint_that_has_results(mapper: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    """Their digests are of whole items: whether what counts of these has changed is not known, and that is said."""
+    caplog.set_level("INFO", "checkpoint")
+    mapper(lambda item: item["x"], key="id").map([{"id": 1, "x": 1, "at": 1}, {"id": 2, "x": 1, "at": 1}])
+    m = mapper(lambda item: item["x"], key="id", input="x")
+    assert m.map([{"id": 1, "x": 1, "at": 2}, {"id": 2, "x": 1, "at": 1}]) == [1, 1]
+    assert "1 result was computed from items of which input= named something else" in caplog.text
+    assert m.map([{"id": 3, "x": 1, "at": 1}]) == [1]
+    m.f.runner.close()
+    with pytest.raises(InputChanged):
+        m.map([{"id": 3, "x": 2, "at": 1}])
+    whole = mapper(lambda item: item["x"], key="id")
+    assert whole.map([{"id": 3, "x": 5, "at": 1}]) == [1], "and so where it is taken away"
+
+
+BAD_INPUTS: list[tuple[Any, str]] = [
+    (5, "neither"), ([], "no name"), ([1], "no names"), ({"text"}, "a set, which has no order"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "reason"), BAD_INPUTS, ids=[reason for _, reason in BAD_INPUTS])
+def test_an_input_of_another_kind_is_refused_at_decoration(option: Any, reason: str) -> None:
+    """With what to give."""
+    with pytest.raises(InvalidOption, match="input is"):
+        checkpointed("n", input=option)
+
+
+@pytest.mark.parametrize("option", ["txet", lambda item: object()], ids=["a typing error", "no content"])
+def test_an_input_that_cannot_be_told_is_refused_before_its_item_runs(mapper: Maker, option: Any) -> None:
+    """And not silently without effect."""
+    m = mapper(lambda item: 1, key="id", input=option)
+    with pytest.raises(InvalidOption, match="input="):
+        m.map([{"id": 1, "text": "a"}])
+    assert m.calls == []
+
+
+def test_a_second_stage_notices_that_the_first_was_computed_anew(mapper: Maker, tmp_path: Path) -> None:
+    """Its items are the results of the first."""
+    docs = [{"id": n} for n in range(3)]
+
+    def first(suffix: str) -> Any:
+        f = checkpointed("first", key="id", checkpoint_dir=tmp_path, version=suffix)
+        return f(lambda doc: {"id": doc["id"], "summary": f"{doc['id']}{suffix}".encode()})
+
+    second = checkpointed("second", key="id", checkpoint_dir=tmp_path)(lambda summary: len(summary["summary"]))
+    assert second.map(first("a").map(docs, progress=False), progress=False) == [2, 2, 2]
+    assert second.map(first("a").map(docs, progress=False), progress=False) == [2, 2, 2]
+    with pytest.raises(InputChanged, match="3 items"):
+        second.map(first("bb").map(docs, progress=False), progress=False)
+
+
+def test_equal_items_are_counted(mapper: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO, with how to ask for several samples; nothing is said where all differ."""
+    caplog.set_level("INFO", "checkpoint")
+    m = mapper(square)
+    m.map([1, 2, 3])
+    assert "equal to an earlier one" not in caplog.text
+    for shape in (list, iter):
+        caplog.clear()
+        m.map(shape([5, 5, 5, 6, 6]))
+        assert "3 of 5 items were equal to an earlier one" in caplog.text
+        assert "(item, n) for item in items" in caplog.text
+
+
+# --- items that share an object ------------------------------------------------------------------------------------
+
+
+def buffers() -> Iterator[dict[str, Any]]:
+    """One dict, filled again for each item."""
+    frame: dict[str, Any] = {}
+    for n in range(6):
+        frame["id"], frame["x"] = n, n * n
+        yield frame
+
+
+class Buffered:
+    """The same, as often as it is read."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return buffers()
+
+
+def in_tuples() -> Iterator[tuple[int, Any]]:
+    """One array, filled again for each item."""
+    frame = np.zeros(3)
+    for n in range(6):
+        frame[:] = n * n
+        yield n, frame
+
+
+SHARED: list[tuple[Callable[[], Any], Any, Callable[[Any], Any], str]] = [
+    (buffers, "id", lambda item: item["x"], "a reused dict"),
+    (Buffered, "id", lambda item: item["x"], "one that can be read again"),
+    (in_tuples, lambda item: item[0], lambda item: int(item[1][0]), "a reused array in a tuple"),
+]
+GROUPS: list[tuple[Callable[[], Any], str]] = [
+    (lambda: itertools.groupby(range(6), lambda n: n // 2), "groups"),
+    (lambda: (group for _, group in itertools.groupby(range(6), lambda n: n // 2)), "groups alone"),
+]
+
+
+@pytest.mark.parametrize(("items", "key", "function", "reason"), SHARED, ids=[row[-1] for row in SHARED])
+def test_an_object_that_comes_again_is_right_where_calls_follow_each_other(
+    items: Callable[[], Any], key: Any, function: Callable[[Any], Any], reason: str, tmp_path: Path
+) -> None:
+    """As in a loop."""
+    f = checkpointed("n", key=key, checkpoint_dir=tmp_path)(function)
+    assert f.map(items(), progress=False) == [n * n for n in range(6)]
+
+
+def run_ahead(how: str, items: Any, key: Any, function: Callable[[Any], Any], directory: Path) -> None:
+    """Run over the items so that one is drawn while the call of another is not done."""
+    options: dict[str, Any] = {"key": key, "checkpoint_dir": directory}
+
+    async def call(item: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(item)
+
+    if how == "workers":
+        checkpointed("n", **options)(function).map(items, progress=False, workers=2)
+    elif how == "batches":
+        several = checkpointed("n", **options, batch_size=2)
+        several(lambda batch: [function(item) for item in batch]).map(items, progress=False)
+    elif how == "tasks":
+        asyncio.run(checkpointed("n", **options)(call).map(items, progress=False, workers=2))
+    else:
+        list(BatchCheckpointedRunner("n", directory).iterate_batches(items, key_fn=key, batch_size=2))
+
+
+@pytest.mark.parametrize(("items", "key", "function", "reason"), SHARED, ids=[row[-1] for row in SHARED])
+@pytest.mark.parametrize("how", ["workers", "batches", "tasks", "by hand"])
+def test_an_object_that_comes_again_too_early_is_an_error_and_leaves_no_wrong_result(
+    items: Callable[[], Any], key: Any, function: Callable[[Any], Any], reason: str, how: str, tmp_path: Path
+) -> None:
+    """What its first call makes of it is not kept."""
+    with pytest.raises(InvalidOption, match=r"is one object with .*copy\.deepcopy"):
+        run_ahead(how, items(), key, function, tmp_path)
+    with CheckpointedRunner("n", tmp_path) as runner:
+        assert all(value == n * n for n, value in runner.get_all_results().items())
+
+
+@pytest.mark.parametrize(("items", "reason"), GROUPS, ids=[reason for _, reason in GROUPS])
+def test_groups_are_refused_where_they_would_be_empty(items: Callable[[], Any], reason: str, tmp_path: Path) -> None:
+    """With what to write; in a loop of calls they are right."""
+    counter = itertools.count()
+    f = checkpointed("n", key=lambda item: next(counter), checkpoint_dir=tmp_path)(
+        lambda item: sum(item[1] if type(item) is tuple else item)
+    )
+    assert f.map(items(), progress=False) == [1, 5, 9]
+    with pytest.raises(InvalidOption, match=r"list\(group\)"):
+        f.map(items(), progress=False, workers=2)
+    with pytest.raises(InvalidOption, match=r"list\(group\)"):
+        f.map(list(items()), progress=False)
+
+
+def test_what_is_the_same_for_all_items_may_be_one_object(tmp_path: Path) -> None:
+    """A setting in each tuple; objects that cannot be changed; and one that comes again when its call is done."""
+    setting = {"scale": 10}
+    f = checkpointed("n", key=lambda item: item[0], checkpoint_dir=tmp_path)(lambda item: item[0] * item[1]["scale"])
+    assert f.map(((n, setting) for n in range(40)), progress=False, workers=4) == [n * 10 for n in range(40)]
+    runner = BatchCheckpointedRunner("b", tmp_path)
+    assert [batch[0]["x"] for batch in runner.iterate_batches(buffers(), key_fn="id", batch_size=1)] == [
+        n * n for n in range(6)
+    ]
+
+
+def test_results_that_are_saved_under_other_keys_than_were_asked_for_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else each run hands all of them out again."""
+    with CheckpointedRunner("hand", tmp_path) as runner:
+        for item in runner.iterate([{"id": n} for n in range(5)], key_fn="id"):
+            runner.save_result(str(item["id"]), 1)
+    assert "5 results were saved under keys that are of no item (such as '0')" in caplog.text
 
 
 def test_a_recomputation_that_fails_stands_as_failed(mapper: Maker) -> None:
