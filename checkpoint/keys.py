@@ -27,6 +27,7 @@ __all__ = [
     "Key",
     "KeyFunction",
     "add_keys",
+    "changed_field",
     "digest_function",
     "digest_of",
     "identity",
@@ -212,6 +213,42 @@ def is_digest_of(digest: int, item: Any, now: int) -> bool:
         return False
     data = canonical(item.item())
     return data is not None and digest == digest_of(data)
+
+
+def changed_field(item: Any, digest: int) -> str:
+    """How one field of a dict differs from the item of this digest, where that can be found out; else "".
+
+    Items are not kept: we try whether it had no such field, or held the same in another type.
+    """
+    if type(item) is not dict:
+        return ""
+    for name, value in item.items():
+        if item_digest({other: part for other, part in item.items() if other != name}) == digest:
+            return f"field {quote(name, 60)} is new"
+        for other in _likes(value):
+            if item_digest({**item, name: other}) == digest:
+                return f"field {quote(name, 60)} was {quote(other, 60)}, and is {quote(value, 60)}"
+    return ""
+
+
+def _likes(value: Any) -> list[Any]:
+    """Values that look like this one, and are of another type: a column of ints with a gap holds floats."""
+    if value is None:
+        return [float("nan"), ""]
+    if isinstance(value, bool):
+        return [int(value), str(value)]
+    if isinstance(value, int):
+        return [float(value), str(value)] if value.bit_length() < 64 else []
+    if isinstance(value, float):
+        return [*([int(value)] if value.is_integer() else []), str(value), *([None] if value != value else [])]
+    likes: list[Any] = []
+    if isinstance(value, str) and len(value) < 25:
+        for kind in (int, float):
+            try:
+                likes.append(kind(value))
+            except ValueError:
+                continue
+    return likes
 
 
 PART = 1 << 63

@@ -35,7 +35,7 @@ from checkpoint.errors import (
 )
 from checkpoint.index import Place
 from checkpoint.inputs import Loans, index_of, is_one_shot, items_of, length_of, refuse_groups
-from checkpoint.keys import PART, Key, KeyFunction, add_keys, is_digest_of, item_digest, item_digests
+from checkpoint.keys import PART, Key, KeyFunction, add_keys, changed_field, is_digest_of, item_digest, item_digests
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.progress import Bar
@@ -151,6 +151,7 @@ class Pass:
         self._unfit: frozenset[Key] = frozenset()  # done, but of a class that has changed
         self.changed = 0
         self._changed_keys: list[Key] = []
+        self._changed_how = ""  # of the first of them, where that can be told
         self._incomparable = 0  # done, and computed from what another `input=` names
         self._firsts: list[int] | None = []  # digests of one-shot items, as long as no key of theirs is known
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
@@ -416,6 +417,8 @@ class Pass:
         if not (found.digest and self._differs(found.digest, item)):
             return
         self.changed += 1
+        if not self._changed_keys and self._refuses and not found.digest & PART:
+            self._changed_how = changed_field(item, found.digest)
         if len(self._changed_keys) < _FIRST:
             self._changed_keys.append(key)
         if self._on_change == "recompute":
@@ -444,6 +447,7 @@ class Pass:
             else "differ from those that their results were"
         )
         such = f"{'' if self.changed == 1 else 'such as '}{quote(self._changed_keys[0])}"
+        such += f": {self._changed_how}" if self._changed_how else ""
         return InputChanged(
             f"checkpoint {self.name!r}: {plural(self.changed, 'item')} {verb} computed from (key {such}). To go on:\n"
             "  f.accept(items)                    the results are right for these items too\n"

@@ -651,6 +651,25 @@ def test_a_changed_item_is_an_error_before_anything_runs(mapper: Maker, on_chang
     assert caught.value.keys == [1]
 
 
+FIELDS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    ({"id": 1}, {"id": 1, "lang": "en"}, "field 'lang' is new", "a column that was added"),
+    ({"id": 1, "n": 3}, {"id": 1, "n": 3.0}, "field 'n' was 3, and is 3.0", "a column that has a gap since"),
+    ({"id": 1, "n": 3}, {"id": 1, "n": "3"}, "field 'n' was 3, and is '3'", "another reader of the same file"),
+    ({"id": 1, "n": None}, {"id": 1, "n": float("nan")}, "field 'n' was None, and is nan", "another table"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "says", "reason"), FIELDS, ids=[row[-1] for row in FIELDS])
+def test_a_changed_item_is_told_by_its_field_where_that_can_be_found_out(
+    mapper: Maker, before: dict[str, Any], after: dict[str, Any], says: str, reason: str
+) -> None:
+    """Items are not kept, so that most changes of a value cannot be shown."""
+    m = mapper(lambda item: 1, key="id")
+    m.map([before])
+    with pytest.raises(InputChanged, match=says):
+        m.map([after])
+
+
 def test_items_without_a_digest_raise_no_alarm(mapper: Maker, tmp_path: Path) -> None:
     """Neither those of old records, nor those whose content is not known."""
     m = mapper(lambda item: 1, key=lambda item: str(type(item)))
