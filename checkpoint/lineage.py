@@ -151,7 +151,8 @@ class Lineage:
             message = (
                 f"checkpoint {name!r}: {code} reads other values than it did when {computed}: {drift}. To "
                 f"keep both apart, name what they depend on: @checkpointed(…, version={version}); else "
-                'on_change="recompute" replaces them, and "keep" keeps results that do not depend on it'
+                'on_change="recompute" replaces them, and "keep" keeps results that do not depend on it; what is never '
+                f"a parameter of the results is left out by ignore={tuple(drift.names)!r}"
             )
         elif self._on_change == "error":
             message = (

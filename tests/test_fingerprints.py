@@ -195,9 +195,8 @@ STATE = [
     ("a = Holder(n={})\ndef f(x):\n    a.n += 1\n", "an attribute that it sets"),
     ("def f(x, seen={}):\n    seen[x] = 1\n", "a default that it writes to"),
     ("a = [1, {}].__iter__\ndef f(x):\n    return a\n", "what is not JSON-like"),
-    ("a = {{}}\ndef f(x):\n    return a\n", "a set"),
+    ("a = {{}}\ndef f(x):\n    a.add(x)\n    return a\n", "a set that it adds to"),
     ("__file__ = {}\ndef f(x):\n    return __file__\n", "what Python itself sets"),
-    ("a = [0] * 100_000 + [{}]\ndef f(x):\n    return a\n", "a large table"),
     ("a = {}\ndef f(x):\n    a = x\n    return a\n", "a global of the same name as a local variable"),
 ]
 
