@@ -209,8 +209,6 @@ class _Reader(ast.NodeVisitor):
                 held = self.names.setdefault(self._scope, {})
                 if entries is None or entries:
                     held[target.id] = entries
-                elif held.get(target.id, _ABSENT) is None:
-                    del held[target.id]  # set again, to something else
             elif isinstance(target, ast.Attribute) and entries is None:
                 self.attributes.add(target.attr)
             elif isinstance(target, ast.Subscript) and entries is None and isinstance(target.value, ast.Name):

@@ -5,7 +5,7 @@ The promise: no class is imported, and none is asked: what its maker left in it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FunctionType, GenericAlias, UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -25,13 +25,23 @@ class Field(NamedTuple):
     description: Any = ABSENT
 
 
-def fields_of(cls: type) -> Iterator[Field]:
+def fields_of(cls: type) -> list[Field]:
     """The fields of a class; none of a class that is no class of data."""
+    if label_of(type(cls)) == "StructMeta":
+        return _safely(_of_msgspec, cls, None)
     for name, read in _KINDS.items():
         found = of_class(cls, name)
         if found is not None:
-            yield from read(cls, found)
-            return
+            return _safely(read, cls, found)
+    return []
+
+
+def _safely(read: Callable[[type, Any], Iterator[Field]], cls: type, found: Any) -> list[Field]:
+    """The fields, or none: what an installed package keeps in its classes may have another form one day."""
+    try:
+        return list(read(cls, found))
+    except (AttributeError, TypeError, ValueError, KeyError):
+        return []
 
 
 def _of_dataclass(cls: type, found: Any) -> Iterator[Field]:
@@ -60,11 +70,11 @@ def _of_pydantic(cls: type, found: Any) -> Iterator[Field]:
 
 
 def _of_msgspec(cls: type, found: Any) -> Iterator[Field]:
-    names, defaults = tuple(found), tuple(of_class(cls, "__struct_defaults__") or ())
+    names, defaults = tuple(cls.__struct_fields__), tuple(cls.__struct_defaults__)  # type: ignore[attr-defined]
     annotations = {key: kind for base in reversed(mro_of(cls)) for key, kind in _annotations(base).items()}
     for name, default in zip(names, (ABSENT,) * (len(names) - len(defaults)) + defaults, strict=True):
         factory = getattr(default, "factory", None) if label_of(type(default)) == "Factory" else None
-        is_none = factory is not None or label_of(type(default)) == "NoDefault"
+        is_none = factory is not None or label_of(type(default)) == "NoDefaultType"
         yield Field(name, annotations.get(name), ABSENT if is_none else default, factory)
 
 
@@ -84,7 +94,6 @@ _KINDS = {
     "model_fields": _of_pydantic,
     "__dataclass_fields__": _of_dataclass,
     "__attrs_attrs__": _of_attrs,
-    "__struct_fields__": _of_msgspec,
     "_fields": _of_named_tuple,
 }
 

@@ -44,11 +44,13 @@ from checkpoint.spelling import SECRET_NAME, SECRET_TEXT, Value, array_value, is
 from checkpoint.statics import (
     ABSENT,
     dict_of,
+    element_of,
     entry_of,
     holds_data,
     is_mapping,
     is_own_class,
     is_own_module,
+    is_sequence,
     items_of,
     label_of,
     module_of,
@@ -134,6 +136,7 @@ class _At(NamedTuple):
         holder: the object that has it as an attribute or entry, if any.
         trail: the places and objects on the way to it.
         omitted: entries that are times, ids, hosts or directories.
+        attributes: of the objects on the way.
     """
 
     place: tuple[Any, ...]
@@ -143,9 +146,13 @@ class _At(NamedTuple):
     holder: Any = None
     trail: tuple[Any, ...] = ()
     omitted: frozenset[str] = frozenset()
+    attributes: tuple[str, ...] = ()
 
     def part(self, place: tuple[Any, ...], name: str, value: Any, holder: Any = None) -> _At:
-        return _At(place, name, self.owner, value, holder, (*self.trail, self.place, id(self.value)))
+        """A part of the value."""
+        attributes = self.attributes if holder is None else (*self.attributes, place[-1])
+        trail = (*self.trail, self.place, id(self.value))
+        return _At(place, name, self.owner, value, holder, trail, attributes=attributes)
 
 
 def read(function: Any, *, bound: bool = False, extra: tuple[Any, ...] = ()) -> Found:
@@ -395,6 +402,8 @@ class _Reading:
         if issubclass(kind, (list, tuple)) and type(key) is int:
             found = (list if issubclass(kind, list) else tuple).__getitem__(value, slice(key, key + 1 or None))
             return at.part((id(value), key), f"{at.name}[{key}]", found[0], value) if found else None
+        if is_sequence(value) and type(key) is int and (element := element_of(value, key)) is not ABSENT:
+            return at.part((id(value), key), f"{at.name}[{key}]", element, value)
         if is_mapping(value) and not _is_own_code(of_class(kind, "__getitem__")):
             found = entry_of(value, key)
             if found is ABSENT and step.kind == "[" and not issubclass(kind, dict):
@@ -426,7 +435,8 @@ class _Reading:
             if member is None:
                 return None
             self._add_class(value)
-            return at.part(place, label, member, value)
+            part = at.part(place, label, member, value)
+            return part._replace(name="") if self._is_clock(value, name) else part
         if kind is FunctionType:
             found = dict_of(value)
             return at.part(place, label, found[name], value) if name in found else None
@@ -464,11 +474,15 @@ class _Reading:
                 self._hand_on(part, use, function)
             elif use.how == "read":
                 self._read_whole(part)
+            elif part.value is os.getenv and use.how == "called":
+                self._use_variable(at, use, function)
             else:
                 self._note(part, deep=False)
                 self._follow(part)
                 if issubclass(type(part.value), type) and use.how != "tested":
                     self._read_class(part)
+                elif issubclass(type(part.holder), type) and use.how == "called":  # it makes objects, maybe
+                    self._read_class(part._replace(value=part.holder, name=part.name.rpartition(".")[0]))
 
     def _use_further(self, at: _At, rest: tuple[Step, ...], use: Use, function: FunctionType) -> None:
         """A method of a value, or another part that is no data, is used."""
@@ -499,10 +513,16 @@ class _Reading:
             self._note(at)
             self._follow(at)
 
+    def _use_variable(self, at: _At, use: Use, function: FunctionType) -> None:
+        """`os.getenv("X")` reads a variable of the environment."""
+        if use.given and type(use.given[0]) is Const:
+            environ = at._replace(place=(id(os), "environ"), name="os.environ", value=os.environ)
+            self._use(environ, Use(Ref("", "", (Step("get", use.given[0].value),)), "read"), function)
+
     def _hand_on(self, at: _At, use: Use, function: FunctionType) -> None:
         """A value is an argument of a call."""
         callee, shift, name = self._callee(use.callee, function)
-        if name in _MUTATORS and use.place == 0:
+        if use.place == "out" or (name in _MUTATORS and use.place == 0):
             self._change(at)
         if callee is not None:
             self._hand_over(at, callee, use.place, shift)
@@ -627,12 +647,7 @@ class _Reading:
         for field in fields_of(cls):
             if field.factory is not None:
                 self._follow(at._replace(value=field.factory))
-            told = (
-                {"": field.default, " description": field.description}
-                if documents or field.described
-                else {"": field.default}
-            )
-            for suffix, value in told.items():
+            for suffix, value in (("", field.default), (" description", field.description)):
                 name = f"{at.name}.{field.name}{suffix}"
                 if value is not ABSENT and not (suffix == "" and self._is_clock(cls, field.name)):
                     self._note(at.part((id(cls), field.name + suffix), name, value, cls))
@@ -667,9 +682,11 @@ class _Reading:
         if at is None:
             return
         path, last = (ref.path[:-1], ref.path[-1]) if use.how == "set" else (ref.path, None)
+        if _ANY in path:  # of which one, nobody can tell
+            path, last = path[: path.index(_ANY)], None
         for part, rest in self._walk(at, path):
             if last is None or rest:
-                if not rest and _is_own_code(of_class(type(part.value), str(use.place))):
+                if path == ref.path and not rest and _is_own_code(of_class(type(part.value), str(use.place))):
                     continue  # a method of the user's own, which is read
                 self._change(part)
             elif type(part.value) is ModuleType:
@@ -704,7 +721,8 @@ class _Reading:
                 self._members.add((number, name))
                 if special and type(member) is not FunctionType:
                     continue
-                if type(member) is FunctionType and member.__code__.co_filename == "<string>":
+                function = _own_function(member)[0] if type(member) is FunctionType else None
+                if function is not None and function.__code__.co_filename == "<string>":
                     continue  # made by dataclass or NamedTuple
                 self._read_member(number, cls, name, member)
 
@@ -712,7 +730,7 @@ class _Reading:
         if type(member) is FunctionType and _hands_itself_on(uses_of(member.__code__)):
             self._whole.add(number)
         label = f"{label_of(cls).rpartition('.')[2]}.{name}"
-        at = _At((number, name), label, label_of(cls), member, cls)
+        at = _At((number, name), label, label_of(cls), member, cls, attributes=(name,))
         if is_plain(member):
             if not (self._bound and self._is_of_root(cls)) and not self._is_clock(cls, name):
                 self._note(at)
@@ -793,7 +811,7 @@ class _Reading:
             self._reads[at.place] = (at, deep)
 
     def _is_state(self, at: _At) -> bool:
-        if at.holder is not None and at.place[-1] in self._stored:
+        if at.holder is not None and not self._stored.isdisjoint((at.place[-1], *at.attributes)):
             return True
         if not self._set:
             return False
@@ -824,7 +842,7 @@ class _Reading:
         return values, held, unread
 
 
-_OPEN = Ref("global", "open")
+_OPEN, _ANY = Ref("global", "open"), Step("*")
 _SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 _HOLDERS = frozenset({list, dict, set, deque, bytearray})
 

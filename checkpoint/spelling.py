@@ -27,9 +27,11 @@ from zoneinfo import ZoneInfo
 from checkpoint.codecs import canonical
 from checkpoint.statics import (
     dict_of,
+    element_of,
     holds_data,
     is_mapping,
     is_own_class,
+    is_sequence,
     items_of,
     label_of,
     module_of,
@@ -204,6 +206,9 @@ class _Speller:
             return f"Template({template!r})" if type(template) is str else None
         if issubclass(kind, (collections.UserList, collections.UserString)):
             return f"{label_of(kind)}({self.part(dict_of(value).get('data'), depth)})"
+        if is_sequence(value) and kind is not range:
+            parts = [element_of(value, place) for place in range(min(len(value), self._left))]
+            return f"{label_of(kind)}({', '.join(self.part(one, depth) for one in parts)})"
         if (root_of(kind), label_of(kind)) == ("jinja2", "Template"):
             return _spelled_jinja(value)
         if self._deep and depth > 1 and holds_data(kind):

@@ -10,7 +10,7 @@ import collections
 import gc
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import (
     GetSetDescriptorType,
@@ -23,8 +23,8 @@ from typing import Any
 from checkpoint.syntax import is_own_file
 
 __all__ = [
-    "ABSENT", "class_of", "dict_of", "entry_of", "holds_data", "is_mapping", "is_own_class", "is_own_module",
-    "items_of", "label_of", "module_of", "mro_of", "of_class", "root_of", "static_attributes",
+    "ABSENT", "dict_of", "element_of", "entry_of", "holds_data", "is_mapping", "is_own_class", "is_own_module",
+    "is_sequence", "items_of", "label_of", "module_of", "mro_of", "of_class", "root_of", "static_attributes",
 ]  # fmt: skip
 
 ABSENT: Any = type("Absent", (), {"__repr__": lambda self: "nothing"})()
@@ -66,11 +66,6 @@ def of_class(cls: Any, name: str) -> Any:
         if name in held:
             return held[name]
     return None
-
-
-def class_of(cls: Any, name: str) -> type | None:
-    """The class among the bases that a member stands in."""
-    return next((base for base in mro_of(cls) if name in dict_of(base)), None)
 
 
 def static_attributes(instance: Any) -> Iterator[tuple[str, Any]]:
@@ -138,6 +133,21 @@ def is_mapping(value: Any) -> bool:
         return False
     names = ("keys", "__getitem__", "__iter__", "__len__")
     return all(of_class(cls, name) is not None for name in names) and not any(map(is_own_class, mro_of(cls)))
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether a value is a sequence of an installed class, which is no list or tuple."""
+    cls = type(value)
+    bases = mro_of(cls)
+    return Sequence in bases and root_of(cls) not in _NO_MAPPINGS and not any(map(is_own_class, bases))
+
+
+def element_of(value: Any, place: int) -> Any:
+    """An element of a sequence; ABSENT where there is none, or it cannot be read."""
+    try:
+        return value[place] if -len(value) <= place < len(value) else ABSENT
+    except Exception:  # as of a mapping
+        return ABSENT
 
 
 def _plain_mapping(value: Any) -> Any:

@@ -26,17 +26,13 @@ from typing import Any, NamedTuple
 from checkpoint.literals import CODE, TEXT, Literal, Places, is_text, pieces_of
 
 __all__ = [
-    "PYTHON", "Steps", "Syntax", "hashed", "instructions_of", "is_own_file", "keep_sources", "steps_of", "syntax_of",
+    "PYTHON", "Syntax", "hashed", "instructions_of", "is_own_file", "keep_sources", "syntax_of",
     "texts_of",
 ]  # fmt: skip
 
 PYTHON = f"py{sys.version_info[0]}{sys.version_info[1]}"  # whose code objects these are
 
 _FUTURES = annotations.compiler_flag  # the only one that changes what is compiled
-_CHANGES = frozenset({
-    "append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "popitem", "add",
-    "discard", "appendleft", "popleft", "extendleft", "__setitem__", "__delitem__",
-})  # fmt: skip
 
 
 def hashed(text: str) -> str:
@@ -63,57 +59,6 @@ def is_own_file(path: str) -> bool:
     return not whole.startswith(_FOREIGN) and not re.search(r"[/\\](?:site|dist)-packages[/\\]", whole)
 
 
-# --- what code reads -------------------------------------------------------------------------------------------------
-
-
-class Steps(NamedTuple):
-    """What the instructions of a function, and of all code within it, read and write."""
-
-    chains: tuple[tuple[bool, str, tuple[str, ...]], ...]  # (is it global, its name, what is asked of it)
-    names: frozenset[str]  # of all attributes that are read
-    stored: frozenset[str]  # of attributes that are written
-    written: frozenset[str]  # of variables of outer scopes
-
-
-_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-_FREE = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
-_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"})
-_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"})
-
-
-@lru_cache(maxsize=4096)
-def steps_of(code: CodeType) -> Steps:
-    """What the code reads and writes."""
-    chains: dict[tuple[bool, str, tuple[str, ...]], None] = {}
-    names, stored, written = set(), set(), set()
-    todo = [code]
-    while todo:
-        one = todo.pop()
-        todo += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
-        root: tuple[bool, str] | None = None
-        asked: tuple[str, ...] = ()
-        for step in [*dis.get_instructions(one), None]:
-            operation = "" if step is None else step.opname
-            if step is not None and operation in _ATTRIBUTE:
-                names.add(str(step.argval))
-                asked += (str(step.argval),)
-                continue
-            if operation in ("PUSH_NULL", "NOP", "CACHE"):
-                continue
-            if root is not None:
-                chains[(*root, asked)] = None
-            root, asked = None, ()
-            if step is None:
-                break
-            if operation in _GLOBAL or operation in _FREE:
-                root = (operation in _GLOBAL, str(step.argval))
-            elif operation == "STORE_ATTR":
-                stored.add(str(step.argval))
-            elif operation in _WRITE:
-                written.add(str(step.argval))
-    return Steps(tuple(chains), frozenset(names), frozenset(stored), frozenset(written))
-
-
 # --- syntax ----------------------------------------------------------------------------------------------------------
 
 _NOT_CODE = frozenset({"annotation", "returns", "type_comment", "type_params", "type_ignores", "kind", "ctx"})
@@ -126,11 +71,9 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 class Syntax(NamedTuple):
-    """A function's syntax: its digest without the literals that are values, all its literals, and what it changes."""
+    """A function's syntax: its digest without the literals that are values, and all its literals."""
 
     digest: str
-    changed: frozenset[tuple[str, ...]]  # variables (with attributes) whose values it changes in place
-    given: frozenset[str]  # attributes that it writes of nothing but objects which it makes itself
     literals: tuple[Literal, ...]
 
 
@@ -163,7 +106,7 @@ def _syntax_of(code: CodeType, path: str, count: int) -> Syntax | None:  # code 
 def _described(node: _Function) -> Syntax | None:
     try:
         spelling = _Spelling(node)
-        return Syntax(hashed(spelling.spell(node)), *_writes_of(node), tuple(spelling.literals))
+        return Syntax(hashed(spelling.spell(node)), tuple(spelling.literals))
     except RecursionError:
         return None
 
@@ -445,57 +388,6 @@ def _number_of(node: ast.AST) -> Any:
 def _spell_constant(value: Any) -> str:
     text = hex(value) if type(value) is int else repr(value)
     return f"{type(value).__name__}:{text}"
-
-
-def _writes_of(node: ast.AST) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
-    """What is changed in place, less what it makes itself; and the attributes that only such objects are given."""
-    made: set[str] = set()
-    others: set[str] = set()
-    targets: set[int] = set()
-    for one in ast.walk(node):
-        if isinstance(one, ast.arg):
-            others.add(one.arg)
-        elif isinstance(one, ast.Assign) and isinstance(one.value, ast.Call):
-            targets |= {id(target) for target in one.targets if isinstance(target, ast.Name)}
-    for one in ast.walk(node):
-        if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load):
-            (made if id(one) in targets else others).add(one.id)
-        elif isinstance(one, (ast.Global, ast.Nonlocal)):
-            others.update(one.names)
-    made -= others
-    given: set[str] = set()
-    kept: set[str] = set()
-    for one in ast.walk(node):
-        if isinstance(one, ast.Attribute) and not isinstance(one.ctx, ast.Load):
-            (given if isinstance(one.value, ast.Name) and one.value.id in made else kept).add(one.attr)
-    return frozenset(chain for chain in _changed_in(node) if chain[0] not in made), frozenset(given - kept)
-
-
-def _changed_in(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The variables, with attributes, whose values are changed in place: `seen[x] = y`, `calls.append(x)`."""
-    for one in ast.walk(node):
-        if isinstance(one, (ast.Subscript, ast.Attribute)) and not isinstance(one.ctx, ast.Load):
-            yield from _chain(one.value if isinstance(one, ast.Subscript) else one)
-        elif isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) and one.func.attr in _CHANGES:
-            yield from _chain(one.func.value)
-        elif isinstance(one, ast.AugAssign) and isinstance(one.target, ast.Name):
-            yield (one.target.id,)
-
-
-def _chain(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The variable behind an expression, with the attributes up to its first subscript or call."""
-    attributes: list[str] = []
-    while not isinstance(node, ast.Name):
-        if isinstance(node, ast.Attribute):
-            attributes.insert(0, node.attr)
-            node = node.value
-        elif isinstance(node, ast.Subscript):
-            attributes, node = [], node.value
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            attributes, node = [], node.func.value
-        else:
-            return
-    yield (node.id, *attributes)
 
 
 # --- code objects, where there is no source --------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Uses(NamedTuple):
         outer: uses of globals and of variables of outer functions.
         inner: uses of the function's own arguments.
         names: attributes that are read of anything.
-        stored: attributes that are set on objects which the code neither makes itself nor finds in an outer variable.
+        stored: attributes that are set or changed of its arguments, or of objects which the code does not make itself.
         texts: short strings, each of which may be the name of a file.
         arguments: names of positional arguments.
         followed: arguments that no statement sets again; of others nothing is known.
@@ -103,8 +103,10 @@ def uses_of(code: CodeType) -> Uses:
     uses = dict.fromkeys(scan.uses)
     outer = tuple(use for use in uses if use.ref.root != "local")
     inner = tuple(use for use in uses if use.ref.root == "local")
+    changed = [use.ref.path[0] for use in inner if use.how in ("set", "changed") and use.ref.path]
+    stored = frozenset(scan.stored).union(str(step.key) for step in changed if step.kind == ".")
     arguments, texts = code.co_varnames[: code.co_argcount], tuple(dict.fromkeys(scan.texts))
-    return Uses(outer, inner, frozenset(scan.names), frozenset(scan.stored), texts, arguments, scan.followed())
+    return Uses(outer, inner, frozenset(scan.names), stored, texts, arguments, scan.followed())
 
 
 # --- one code object -------------------------------------------------------------------------------------------------
@@ -377,7 +379,10 @@ class _Scan:
     def _step_unknown(self, step: dis.Instruction) -> None:
         """Whatever an instruction takes from the stack counts as read."""
         effect = dis.stack_effect(step.opcode, step.arg, jump=False)
-        if effect > 0:
+        if step.opname == "UNPACK_EX":
+            self._take(self._pop(), "read")
+            self._push(*[None] * (effect + 1))
+        elif effect > 0:
             self._push(*[None] * effect)
         elif step.opname.startswith(_TAKING):
             for value in self._pops(-effect):
