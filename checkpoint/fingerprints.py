@@ -20,13 +20,13 @@ from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from checkpoint.bodies import Bodies, compare, texts_within
 from checkpoint.dependencies import dependencies_of, ignored_names, is_ignored
 from checkpoint.errors import InvalidOption, shorten
-from checkpoint.literals import CODE, TEXT, Change, Entry, changed_code, changed_values
-from checkpoint.readings import CodeObject, read
+from checkpoint.readings import read
 from checkpoint.spelling import Value, name_of
 from checkpoint.statics import of_class, static_attributes
-from checkpoint.syntax import PYTHON, hashed
+from checkpoint.syntax import hashed
 
 __all__ = ["Changes", "Fingerprint", "Value", "changes", "fingerprint", "is_told", "static_attributes"]
 
@@ -43,10 +43,8 @@ class Fingerprint:
     Attributes:
         name: the function's.
         digest: as it stands in records.
-        parts: digests of code, by function: of its syntax, or of its code object, with the Python that made it.
+        bodies: the code, by function.
         values: those that the code reads, by name, and those of `depends=`.
-        literals: of the functions' bodies, in their order.
-        objects: code objects, by function, whether there is a source or not.
         looked: arrays and files that the code reads, by name: a difference is told, and never refused.
         unread: values that the code reads and that cannot be compared, by name, with their classes.
         ignored: the names of `ignore=`.
@@ -55,10 +53,8 @@ class Fingerprint:
 
     name: str
     digest: str
-    parts: dict[str, str]
+    bodies: Bodies
     values: dict[str, Value]
-    literals: dict[str, list[Entry]]
-    objects: dict[str, CodeObject]
     looked: dict[str, Value]
     unread: dict[str, str]
     ignored: tuple[str, ...]
@@ -67,14 +63,16 @@ class Fingerprint:
     _options: dict[str, Any] = field(repr=False, compare=False)
     _held: dict[str, Any] = field(repr=False, compare=False)
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """Digests of code, by function."""
+        return self.bodies.parts
+
     def detail(self) -> dict[str, Any]:
         """What the digest stands for, as JSON."""
         return {
-            "parts": self.parts,
+            **self.bodies.detail(),
             "values": {name: list(value) for name, value in self.values.items()},
-            "literals": {label: [list(entry) for entry in entries] for label, entries in self.literals.items()},
-            "python": PYTHON,
-            "objects": {label: [one.digest, *one.texts] for label, one in self.objects.items()},
             "looked": {name: list(value) for name, value in self.looked.items()},
             "ignored": list(self.ignored),
         }
@@ -130,147 +128,63 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
     if then is None:
         lost = ["a value that it reads (which one is no longer known)"] if old_code == new_code else []
         return Changes(lost, [] if lost else ["its code"], [])
-    pairs = _pairs(then, now)
+    ignored = (*then.ignored, *now.ignored)
+    known = {value.digest for value in now.values.values()} | texts_within(now._held.values())
+    compared = compare(_without(then.bodies, ignored), _without(now.bodies, ignored), known)
     values: list[str] = []
     names: list[str] = []
-    for name, value in now.values.items():
-        old = then.values.get(name)
-        if old is not None and old[0] != value.digest:
-            names.append(name)
-            values.append(f"{name}: {shorten(str(old[1]), 80)} → {value.shown}")
-    if all(pair.kinship == "same" for pair in pairs) and len(pairs) == len(then.parts) == len(now.parts):
-        # which reads the same names, unless a value is of another kind, or class
-        left_out = (*then.ignored, *now.ignored)
-        for name in [*(then.values.keys() - now.values.keys()), *(now.values.keys() - then.values.keys())]:
-            if name.startswith("depends[") or is_ignored(name, left_out):
-                continue  # it did not count then, or does not now
-            old, new = then.values.get(name), now.values.get(name)
-            names.append(name)
-            shown = shorten(str(old[1]), 80) if old else _INCOMPARABLE
-            values.append(f"{name}: {shown} → {new.shown if new else _INCOMPARABLE}")
-    for change in _changed_literals(then, now, pairs):
-        names.append(change.name)
-        values.append(str(change))
-    return Changes(values, [*_changed_parts(then, now, pairs), *_changed_looks(then, now)], names)
+    for name in [*then.values, *(now.values.keys() - then.values.keys())]:
+        old, new = then.values.get(name), now.values.get(name)
+        if old is None or new is None:
+            # one code reads the same names in one Python, unless a value is of another kind
+            is_alike = compared.same and then.bodies.python == now.bodies.python
+            if not is_alike or name.startswith("depends[") or is_ignored(name, ignored):
+                continue
+        elif old[0] == new.digest:
+            continue
+        names.append(name)
+        shown = _INCOMPARABLE if old is None else shorten(str(old[1]), 80)
+        values.append(f"{name}: {shown} → {_INCOMPARABLE if new is None else new.shown}")
+    looked = [
+        f"{name}: {shorten(str(then.looked[name][1]), 80)} → {value.shown}"
+        for name, value in now.looked.items()
+        if name in then.looked and then.looked[name][0] != value.digest
+    ]
+    names += [change.name for change in compared.values]
+    return Changes([*values, *map(str, compared.values)], [*compared.code, *looked], names)
 
 
 class _Then(NamedTuple):
     """What a digest stands for, as it was kept."""
 
-    parts: dict[str, str]
+    bodies: Bodies
     values: dict[str, list[str]]
-    literals: dict[str, list[Entry]]
-    python: str
-    objects: dict[str, list[str]]
     looked: dict[str, list[str]]
     ignored: tuple[str, ...]
 
 
 def _checked(detail: object, code: str, values: str) -> _Then | None:
     """What a digest is said to stand for, where that is so."""
-    kept: Any = detail
     try:
-        then = _Then(
-            kept["parts"], kept["values"],
-            {label: [Entry(*entry) for entry in entries] for label, entries in kept["literals"].items()},
-            kept["python"], kept["objects"], kept["looked"], tuple(kept["ignored"]),
-        )  # fmt: skip
-        looked, read = ({name: given[0] for name, given in part.items()} for part in (then.looked, then.values))
-        sound = (_code_digest(then.parts, looked), _values_digest(then.parts, read, then.literals))
+        bodies, read, looked = Bodies.of(detail), detail["values"], detail["looked"]  # type: ignore[index]
+        told = ({name: given[0] for name, given in part.items()} for part in (looked, read))
+        sound = (_code_digest(bodies, next(told)), _values_digest(bodies, next(told)))
+        then = _Then(bodies, read, looked, tuple(detail["ignored"]))  # type: ignore[index]
     except (TypeError, KeyError, ValueError, AttributeError, IndexError):
         return None
     return then if sound == (code, values) else None
 
 
-class _Pair(NamedTuple):
-    """A function of then and of now, by their labels, and how their code compares."""
-
-    old: str
-    new: str
-    kinship: str  # "same", "changed", or "unknown"
-    alike: bool  # whether each literal has its counterpart
+def _code_digest(bodies: Bodies, looked: Mapping[str, str]) -> str:
+    return _join([*bodies.code(), *(f"{name}={digest}" for name, digest in looked.items())])
 
 
-def _pairs(then: _Then, now: Fingerprint) -> list[_Pair]:
-    """The functions of then that are still there, under their own names or, unchanged, under others."""
-    names = {label: label for label in then.parts if label in now.parts}
-    free = {digest: label for label, digest in now.parts.items() if label not in names}
-    for label, digest in then.parts.items():
-        if label not in names and digest in free:
-            names[label] = free.pop(digest)
-    mine, its = next(iter(now.parts), ""), next(iter(then.parts), "")
-    if its not in names and mine not in names.values():
-        names[its] = mine  # the function itself, under another name
-    return [_pair(then, now, old, new) for old, new in names.items()]
+def _values_digest(bodies: Bodies, values: Mapping[str, str]) -> str:
+    return _join([*bodies.values(), *(f"{name}={digest}" for name, digest in values.items())])
 
 
-def _pair(then: _Then, now: Fingerprint, old: str, new: str) -> _Pair:
-    before, after = then.parts[old], now.parts[new]
-    objects = then.objects.get(old), now.objects[new]
-    same_object = then.python == PYTHON and objects[0] is not None and objects[0][0] == objects[1].digest
-    if before == after:
-        return _Pair(old, new, "same", True)
-    if same_object:
-        return _Pair(old, new, "same", False)
-    if ":" not in before and ":" not in after:
-        return _Pair(old, new, "changed", False)
-    return _Pair(old, new, "changed" if then.python == PYTHON else "unknown", False)
-
-
-def _changed_literals(then: _Then, now: Fingerprint, pairs: list[_Pair]) -> list[Change]:
-    """The values among literals that differ; between a source and a code object, texts alone are compared."""
-    old, new = dict(then.literals), dict(now.literals)
-    known = {value.digest for value in now.values.values()}
-    for pair in pairs:
-        before, after = then.parts[pair.old], now.parts[pair.new]
-        if pair.kinship == "same" and not pair.alike:
-            old[pair.old] = new[pair.new] = []  # one code object, whose literals are the same
-            known.update(entry.digest for entry in now.literals[pair.new])
-        elif (":" in before) != (":" in after) or (":" in before and pair.kinship == "unknown"):
-            shown = {entry.digest: entry for label in (old[pair.old], new[pair.new]) for entry in label}
-            old[pair.old], new[pair.new] = (
-                [shown.get(digest) or Entry(TEXT, "", "a text", digest) for digest in digests]
-                for digests in (then.objects[pair.old][1:], now.objects[pair.new].texts)
-            )
-            known.update(now.objects[pair.new].others)
-    alike = {pair.old for pair in pairs if pair.kinship == "same" and pair.alike}
-    return changed_values(old, new, {pair.old: pair.new for pair in pairs}, alike, frozenset(known))
-
-
-def _changed_parts(then: _Then, now: Fingerprint, pairs: list[_Pair]) -> list[str]:
-    """The functions whose code differs, or cannot be compared, with the literals of their code."""
-    found = []
-    mine, its = next(iter(now.parts), ""), next(iter(then.parts), "")
-    for pair in pairs:
-        if pair.kinship == "unknown":
-            found.append(
-                f"{pair.new}, whose source is not that of the code which runs: {then.python} and {PYTHON} cannot be "
-                "compared without it"
-            )
-        elif pair.kinship == "changed":
-            literals = changed_code(then.literals.get(pair.old, []), now.literals.get(pair.new, []))
-            label = pair.new if pair.old == pair.new else f"{pair.new}, in place of {pair.old}"
-            shown = ", ".join(literals[:3]) + (", …" if len(literals) > 3 else "")
-            found.append(f"{label} ({shown})" if literals else label)
-    paired, there = {pair.new for pair in pairs}, {pair.old for pair in pairs}
-    if (
-        (its, mine) not in {(pair.old, pair.new) for pair in pairs}
-        and mine != its
-        and then.parts[its] != now.parts[mine]
-    ):
-        return [*found, f"{mine}, in place of {its}"]
-    found += [f"{name}, which is called anew" for name in now.parts if name not in paired]
-    found += [f"{name}, which is no longer called" for name in then.parts if name not in there]
-    return found
-
-
-def _changed_looks(then: _Then, now: Fingerprint) -> list[str]:
-    """The arrays and files that differ."""
-    return [
-        f"{name}: {shorten(str(then.looked[name][1]), 80)} → {value.shown}"
-        for name, value in now.looked.items()
-        if name in then.looked and then.looked[name][0] != value.digest
-    ]
+def _without(bodies: Bodies, ignored: tuple[str, ...]) -> Bodies:
+    return bodies.without(lambda name: is_ignored(name, ignored)) if ignored else bodies
 
 
 def fingerprint(function: Any, *, bound: bool = False, depends: Any = (), ignore: Any = ()) -> Fingerprint | None:
@@ -311,7 +225,7 @@ def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any) -> Fi
     added, functions = dependencies_of(depends)
     ignored = ignored_names(ignore)
     found = read(function, bound=bound, extra=functions)
-    if not found.parts and not added:
+    if not found.bodies.parts and not added:
         return None
     settled = _settled_of(function)
     values = {
@@ -321,13 +235,13 @@ def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any) -> Fi
     }
     looked = {name: value for name, value in found.looked.items() if not is_ignored(name.split(maxsplit=2)[2], ignored)}
     values |= added
-    code = _code_digest(found.parts, {name: value.digest for name, value in looked.items()})
-    digests = {name: value.digest for name, value in values.items()}
-    known = [*found.values, *found.unread, *(name.split(maxsplit=2)[2] for name in found.looked)]
+    bodies = _without(found.bodies, ignored)
+    code = _code_digest(bodies, {name: value.digest for name, value in looked.items()})
+    known = [*found.values, *found.unread, *found.bodies.names(), *(name.split(maxsplit=2)[2] for name in found.looked)]
     return Fingerprint(
-        next(iter(found.parts), "the function").partition("(")[0],
-        f"{_ALGORITHM}-{code}-{_values_digest(found.parts, digests, found.literals)}",
-        found.parts, values, found.literals, found.objects, looked,
+        next(iter(bodies.parts), "the function").partition("(")[0],
+        f"{_ALGORITHM}-{code}-{_values_digest(bodies, {name: value.digest for name, value in values.items()})}",
+        bodies, values, looked,
         {name: cls for name, cls in found.unread.items() if not is_ignored(name, ignored)},
         ignored,
         tuple(one for one in ignored if not any(is_ignored(name, (one,)) for name in known)),
@@ -340,27 +254,6 @@ def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any) -> Fi
 
 def _join(texts: Iterable[str]) -> str:
     return hashed("\n".join(sorted(texts)))
-
-
-def _called(parts: Mapping[str, str]) -> dict[str, str]:
-    """How digests name functions: not by their files, and the function itself and its class not at all."""
-    names = {label: label.partition("(")[0] for label in parts}
-    own = next(iter(names.values()), "")
-    prefix = own.rpartition(".")[0]
-    return {label: "" if name == own else name.removeprefix(prefix) for label, name in names.items()}
-
-
-def _code_digest(parts: Mapping[str, str], looked: Mapping[str, str]) -> str:
-    names = _called(parts)
-    told = [f"{names[label]}={digest}" for label, digest in parts.items()]
-    return _join([*told, *(f"{name}={digest}" for name, digest in looked.items())])
-
-
-def _values_digest(parts: Mapping[str, str], values: Mapping[str, str], literals: Mapping[str, Iterable[Entry]]) -> str:
-    names = _called(parts)
-    digests = {label: " ".join(one.digest for one in given if one.kind != CODE) for label, given in literals.items()}
-    told = [f"{names[label]}() {digest}" for label, digest in digests.items() if digest]
-    return _join([*told, *(f"{name}={digest}" for name, digest in values.items())])
 
 
 # --- state that was pinned -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cached_property, lru_cache, partial, partialmethod
 from hashlib import blake2b
@@ -36,11 +36,10 @@ from typing import Any, NamedTuple
 
 import wrapt
 
+from checkpoint.bodies import Bodies, BodyReader
 from checkpoint.clocks import is_clock_attribute, omitted_of
-from checkpoint.errors import shorten
 from checkpoint.fields import docstring_of, fields_of
-from checkpoint.literals import CODE, TEXT, Entry, Literal, short_of
-from checkpoint.spelling import SECRET_NAME, SECRET_TEXT, Value, array_value, is_plain, value_of
+from checkpoint.spelling import Value, array_value, is_plain, value_of
 from checkpoint.statics import (
     ABSENT,
     dict_of,
@@ -59,10 +58,10 @@ from checkpoint.statics import (
     root_of,
     static_attributes,
 )
-from checkpoint.syntax import PYTHON, Syntax, hashed, instructions_of, is_own_file, syntax_of, texts_of
+from checkpoint.syntax import is_own_file
 from checkpoint.uses import Const, Ref, Step, Use, Uses, uses_of
 
-__all__ = ["CodeObject", "Found", "read"]
+__all__ = ["Found", "read"]
 
 _BUILDERS = frozenset({"__init__", "__new__", "__post_init__", "__setstate__", "__set_name__", "__init_subclass__"})
 _MOST_FUNCTIONS = 1000
@@ -95,30 +94,18 @@ _SURROUNDINGS = re.compile(
 )
 
 
-class CodeObject(NamedTuple):
-    """A function as the interpreter runs it: its instructions, and digests of its texts."""
-
-    digest: str
-    texts: tuple[str, ...]  # that say what is computed
-    others: tuple[str, ...]  # that stand where no literal is a value, as far as the source tells
-
-
 class Found(NamedTuple):
     """All that a function leads to.
 
     Attributes:
-        parts: digests of code, by function: of its syntax, or of its code object, with the Python that made it.
-        literals: of the functions' bodies, in their order.
-        objects: code objects, by function, whether there is a source or not.
+        bodies: the code, by function.
         values: by name.
         looked: values whose differences are told, and never refused: arrays and files.
         held: by name of a value, the container or object that holds it.
         unread: names of values that cannot be compared, with their classes.
     """
 
-    parts: dict[str, str]
-    literals: dict[str, list[Entry]]
-    objects: dict[str, CodeObject]
+    bodies: Bodies
     values: dict[str, Value]
     looked: dict[str, Value]
     held: dict[str, Any]
@@ -175,9 +162,7 @@ class _Reading:
         self._todo: deque[FunctionType] = deque()
         self._alive: list[Any] = []  # what places are named by the ids of
         self._seen: set[int] = set()
-        self._parts: dict[str, list[str]] = {}
-        self._literals: dict[str, list[Entry]] = {}
-        self._objects: dict[str, list[CodeObject]] = {}
+        self._bodies = BodyReader()
         self._reads: dict[tuple[Any, ...], tuple[_At, bool]] = {}
         self._names: set[str] = set()  # attributes that are read anywhere
         self._stored: set[str] = set()
@@ -202,10 +187,8 @@ class _Reading:
                 self._follow_attributes()
         for at in self._instances:
             self._read_instance(at)
-        parts = {name: _joined(digests) for name, digests in self._parts.items()}
-        objects = {name: _joined_objects(given) for name, given in self._objects.items()}
         values, held, unread = self._values()
-        return Found(parts, self._literals, objects, values, self._looked(), held, unread)
+        return Found(self._bodies.bodies(), values, self._looked(), held, unread)
 
     # functions
 
@@ -283,14 +266,12 @@ class _Reading:
 
     def _read(self, function: FunctionType) -> None:
         code = function.__code__
-        if not is_own_file(code.co_filename) and (self._follow_beneath(function) or self._parts):
+        if not is_own_file(code.co_filename) and (self._follow_beneath(function) or self._bodies):
             return
-        syntax, uses = syntax_of(code, function.__globals__), uses_of(code)
+        uses = uses_of(code)
         name = str(function.__qualname__).replace("<locals>.", "")
         label = f"{name}() in {_file_of(code.co_filename)}"
-        digest = f"{PYTHON}:{instructions_of(code)}" if syntax is None else syntax.digest
-        self._parts.setdefault(label, []).append(digest)
-        self._read_literals(label, code, syntax)
+        self._bodies.add(label, code, function.__globals__)
         self._names |= uses.names
         if function.__name__ not in _BUILDERS:
             self._stored |= uses.stored
@@ -306,18 +287,6 @@ class _Reading:
                 self._mark(at, function, use)
             elif at is not None:
                 self._use(at, use, function)
-
-    def _read_literals(self, label: str, code: CodeType, syntax: Syntax | None) -> None:
-        """The literals of a body; without a source, the texts of its code object."""
-        texts = {text: _text_digest(text) for text in texts_of(code)}
-        literals = [Literal(TEXT, "", text) for text in texts] if syntax is None else syntax.literals
-        self._literals.setdefault(label, []).extend(map(_entry, short_of(literals)))
-        quiet = {piece for one in literals if one.kind == CODE for piece in str(one.value).split("{}")}
-        self._objects.setdefault(label, []).append(CodeObject(
-            instructions_of(code),
-            tuple(digest for text, digest in texts.items() if text not in quiet),
-            tuple(digest for text, digest in texts.items() if text in quiet),
-        ))  # fmt: skip
 
     def _follow_beneath(self, function: FunctionType) -> bool:
         """What an installed function wraps: as it says itself, or in the variables that it closes over."""
@@ -891,67 +860,6 @@ def _file_value(path: str) -> Value | None:
     except (OSError, ValueError):
         return None
     return Value(digest.hexdigest(), f"a file of {size:,} bytes")
-
-
-# --- literals and code objects ---------------------------------------------------------------------------------------
-
-
-def _entry(literal: Literal) -> Entry:
-    """A literal as the journal keeps it; texts have the digest that they have as values of variables."""
-    kind, name, value = literal
-    if kind == CODE:
-        return Entry(kind, name, _shown_literal(name, value, 24), "")
-    digest = _text_digest(value) if type(value) is str else hashed(repr(_sorted(value)))
-    return Entry(kind, name, _shown_literal(name, value, 60), digest)
-
-
-def _text_digest(text: str) -> str:
-    found = value_of("", text)
-    return hashed(text) if found is None else found.digest
-
-
-def _sorted(value: Any) -> Any:
-    """A literal whose spelling is one for each value: sets have an order of their own in each process."""
-    if type(value) is set:
-        return ("set", sorted(map(repr, value)))
-    if type(value) in (list, tuple):
-        return (type(value).__name__, *map(_sorted, value))
-    return {name: _sorted(part) for name, part in value.items()} if type(value) is dict else value
-
-
-def _shown_literal(name: str, value: Any, most: int) -> str:
-    """A literal as messages show it: of a long text the ends, and of a secret nothing."""
-    if type(value) is not str:
-        told = repr(value)
-        if type(value) in (int, float, complex, bool, type(None)):
-            return shorten(told, most)
-        if SECRET_NAME.search(name + told) or SECRET_TEXT.search(told):
-            return f"a {type(value).__name__} that is not shown"
-        return shorten(told, most)
-    if SECRET_NAME.search(name) or SECRET_TEXT.search(value):
-        return f"a str of {len(value):,} characters"
-    if len(value) <= most:
-        return repr(value)
-    return f"{value[: most // 2]!r} … {value[-most // 4 :]!r} ({len(value):,} characters)"
-
-
-def _joined(digests: list[str]) -> str:
-    """One digest for the functions of one name."""
-    if len(digests) == 1:
-        return digests[0]
-    tagged = any(":" in digest for digest in digests)
-    return f"{PYTHON}:{_join(digests)}" if tagged else _join(digests)
-
-
-def _joined_objects(given: list[CodeObject]) -> CodeObject:
-    if len(given) == 1:
-        return given[0]
-    texts, others = ([text for one in given for text in one[place]] for place in (1, 2))
-    return CodeObject(_join(one.digest for one in given), tuple(texts), tuple(others))
-
-
-def _join(texts: Iterable[str]) -> str:
-    return hashed("\n".join(sorted(texts)))
 
 
 # --- names, files, functions -----------------------------------------------------------------------------------------

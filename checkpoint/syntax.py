@@ -1,4 +1,4 @@
-"""Read the code of a function: a digest of its syntax, its literals, and the names that it reads and changes.
+"""Read the code of a function: a digest of its syntax, and its literals.
 
 The promise: comments, docstrings, formatting and annotations do not count, nor does the Python that runs. The digest is
 that of the code which runs: sources are kept as they were when they were first seen, and one that does not compile to
@@ -26,8 +26,7 @@ from typing import Any, NamedTuple
 from checkpoint.literals import CODE, TEXT, Literal, Places, is_text, pieces_of
 
 __all__ = [
-    "PYTHON", "Syntax", "hashed", "instructions_of", "is_own_file", "keep_sources", "syntax_of",
-    "texts_of",
+    "PYTHON", "Syntax", "constants_of", "hashed", "instructions_of", "is_own_file", "keep_sources", "syntax_of",
 ]  # fmt: skip
 
 PYTHON = f"py{sys.version_info[0]}{sys.version_info[1]}"  # whose code objects these are
@@ -416,20 +415,23 @@ def instructions_of(code: CodeType) -> str:
 
 
 @lru_cache(maxsize=4096)
-def texts_of(code: CodeType) -> tuple[str, ...]:
-    """The texts of a code object, and of all code within it, that say what is computed by their looks."""
+def constants_of(code: CodeType) -> tuple[Literal, ...]:
+    """The constants of a code object, and of all code within it: texts that say what is computed, and others."""
     docstring = _docstring_of(code)
-    found: dict[str, None] = {}
+    found: dict[str, Literal] = {}
     todo: list[Any] = list(code.co_consts)
     while todo:
         one = todo.pop(0)
         if isinstance(one, CodeType):
-            found.update(dict.fromkeys(texts_of(one)))
-        elif type(one) is tuple:
-            todo[:0] = one
-        elif type(one) is str and one is not docstring and is_text(one):
-            found[one] = None
-    return tuple(found)
+            todo[:0] = constants_of(one)
+        elif isinstance(one, Literal):
+            found[repr(one)] = one
+        elif isinstance(one, (tuple, frozenset)):
+            todo[:0] = one if isinstance(one, tuple) else sorted(one, key=repr)
+        elif one is not None and one is not docstring:
+            literal = Literal(TEXT if type(one) is str and is_text(one) else CODE, "", one)
+            found[repr(literal)] = literal
+    return tuple(found.values())
 
 
 def _docstring_of(code: CodeType) -> str | None:
