@@ -164,6 +164,11 @@ class Options:
         check_validate(self.validate)
         if not (self.version is None or callable(self.version)):
             short_digest(self.version, "version")
+        if self.depends.__class__ is not tuple or self.depends or self.ignore:
+            from checkpoint.dependencies import check_depends, ignored_names
+
+            check_depends(self.depends)
+            ignored_names(self.ignore)
 
     def changed(self, changes: Mapping[str, Any]) -> Options:
         """A copy with some of them changed."""
@@ -342,6 +347,28 @@ def _itself(function: Any) -> Any:
     return function
 
 
+def _tell_unread(name: str, code: Fingerprint) -> None:
+    """Say once a process which values cannot be compared, and which names of `ignore=` no value has."""
+    if code.unread and ("unread", name, code.name) not in _said:
+        _said.add(("unread", name, code.name))
+        listed = ", ".join(f"{one} (a {kind})" for one, kind in list(code.unread.items())[:5])
+        log.info(
+            "checkpoint %r: %s reads %s, which cannot be compared with what earlier runs read: where results depend on "
+            "it, name what matters: @checkpointed(…, depends=[…])",
+            name, code.name, listed + (", …" if len(code.unread) > 5 else ""),
+        )  # fmt: skip
+    if code.unused and ("unused", name, *code.unused) not in _said:
+        _said.add(("unused", name, *code.unused))
+        known = ", ".join(list(code.values)[:8]) or "no values"
+        log.warning(
+            "checkpoint %r: ignore= names %s, which %s does not read; it reads %s",
+            name, ", ".join(map(quote, code.unused)), code.name, known,
+        )  # fmt: skip
+
+
+_said: set[tuple[str, ...]] = set()  # in this process
+
+
 class _Face(Generic[R], _Parts):
     """What every decorated function has, bound or not, of either kind."""
 
@@ -486,7 +513,11 @@ class _Face(Generic[R], _Parts):
         from checkpoint.fingerprints import fingerprint  # it is large, and not needed where a version is named
 
         function, instance = self._target()
-        return fingerprint(function, bound=instance is not None)
+        options = self._self_options
+        found = fingerprint(function, bound=instance is not None, depends=options.depends, ignore=options.ignore)
+        if found is not None:
+            _tell_unread(options.name, found)
+        return found
 
     def plan(self, items: Iterable[Any], *, workers: int | None = None, shard: ShardOption | None = None) -> Plan:
         """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.

@@ -153,6 +153,8 @@ class Lineage:
                 f"keep both apart, name what they depend on: @checkpointed(…, version={version}); else "
                 'on_change="recompute" replaces them, and "keep" keeps results that do not depend on it'
             )
+            if ignorable := tuple(name for name in drift.names if name in self.code.values):
+                message += f"; where results never depend on it, leave it out: ignore={ignorable!r}"
         elif self._on_change == "error":
             message = (
                 f"checkpoint {name!r}: {code} changed since {computed}: {drift}; choose "

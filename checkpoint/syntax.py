@@ -1,4 +1,4 @@
-"""Read the code of a function: a digest of its syntax, its literals, and the names that it reads and changes.
+"""Read the code of a function: a digest of its syntax, and its literals.
 
 The promise: comments, docstrings, formatting and annotations do not count, nor does the Python that runs. The digest is
 that of the code which runs: sources are kept as they were when they were first seen, and one that does not compile to
@@ -26,17 +26,12 @@ from typing import Any, NamedTuple
 from checkpoint.literals import CODE, TEXT, Literal, Places, is_text, pieces_of
 
 __all__ = [
-    "PYTHON", "Steps", "Syntax", "hashed", "instructions_of", "is_own_file", "keep_sources", "steps_of", "syntax_of",
-    "texts_of",
+    "PYTHON", "Syntax", "constants_of", "hashed", "instructions_of", "is_own_file", "keep_sources", "syntax_of",
 ]  # fmt: skip
 
 PYTHON = f"py{sys.version_info[0]}{sys.version_info[1]}"  # whose code objects these are
 
 _FUTURES = annotations.compiler_flag  # the only one that changes what is compiled
-_CHANGES = frozenset({
-    "append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "update", "setdefault", "popitem", "add",
-    "discard", "appendleft", "popleft", "extendleft", "__setitem__", "__delitem__",
-})  # fmt: skip
 
 
 def hashed(text: str) -> str:
@@ -63,57 +58,6 @@ def is_own_file(path: str) -> bool:
     return not whole.startswith(_FOREIGN) and not re.search(r"[/\\](?:site|dist)-packages[/\\]", whole)
 
 
-# --- what code reads -------------------------------------------------------------------------------------------------
-
-
-class Steps(NamedTuple):
-    """What the instructions of a function, and of all code within it, read and write."""
-
-    chains: tuple[tuple[bool, str, tuple[str, ...]], ...]  # (is it global, its name, what is asked of it)
-    names: frozenset[str]  # of all attributes that are read
-    stored: frozenset[str]  # of attributes that are written
-    written: frozenset[str]  # of variables of outer scopes
-
-
-_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-_FREE = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
-_ATTRIBUTE = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"})
-_WRITE = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_DEREF", "DELETE_DEREF"})
-
-
-@lru_cache(maxsize=4096)
-def steps_of(code: CodeType) -> Steps:
-    """What the code reads and writes."""
-    chains: dict[tuple[bool, str, tuple[str, ...]], None] = {}
-    names, stored, written = set(), set(), set()
-    todo = [code]
-    while todo:
-        one = todo.pop()
-        todo += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
-        root: tuple[bool, str] | None = None
-        asked: tuple[str, ...] = ()
-        for step in [*dis.get_instructions(one), None]:
-            operation = "" if step is None else step.opname
-            if step is not None and operation in _ATTRIBUTE:
-                names.add(str(step.argval))
-                asked += (str(step.argval),)
-                continue
-            if operation in ("PUSH_NULL", "NOP", "CACHE"):
-                continue
-            if root is not None:
-                chains[(*root, asked)] = None
-            root, asked = None, ()
-            if step is None:
-                break
-            if operation in _GLOBAL or operation in _FREE:
-                root = (operation in _GLOBAL, str(step.argval))
-            elif operation == "STORE_ATTR":
-                stored.add(str(step.argval))
-            elif operation in _WRITE:
-                written.add(str(step.argval))
-    return Steps(tuple(chains), frozenset(names), frozenset(stored), frozenset(written))
-
-
 # --- syntax ----------------------------------------------------------------------------------------------------------
 
 _NOT_CODE = frozenset({"annotation", "returns", "type_comment", "type_params", "type_ignores", "kind", "ctx"})
@@ -126,11 +70,9 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 class Syntax(NamedTuple):
-    """A function's syntax: its digest without the literals that are values, all its literals, and what it changes."""
+    """A function's syntax: its digest without the literals that are values, and all its literals."""
 
     digest: str
-    changed: frozenset[tuple[str, ...]]  # variables (with attributes) whose values it changes in place
-    given: frozenset[str]  # attributes that it writes of nothing but objects which it makes itself
     literals: tuple[Literal, ...]
 
 
@@ -163,7 +105,7 @@ def _syntax_of(code: CodeType, path: str, count: int) -> Syntax | None:  # code 
 def _described(node: _Function) -> Syntax | None:
     try:
         spelling = _Spelling(node)
-        return Syntax(hashed(spelling.spell(node)), *_writes_of(node), tuple(spelling.literals))
+        return Syntax(hashed(spelling.spell(node)), tuple(spelling.literals))
     except RecursionError:
         return None
 
@@ -447,57 +389,6 @@ def _spell_constant(value: Any) -> str:
     return f"{type(value).__name__}:{text}"
 
 
-def _writes_of(node: ast.AST) -> tuple[frozenset[tuple[str, ...]], frozenset[str]]:
-    """What is changed in place, less what it makes itself; and the attributes that only such objects are given."""
-    made: set[str] = set()
-    others: set[str] = set()
-    targets: set[int] = set()
-    for one in ast.walk(node):
-        if isinstance(one, ast.arg):
-            others.add(one.arg)
-        elif isinstance(one, ast.Assign) and isinstance(one.value, ast.Call):
-            targets |= {id(target) for target in one.targets if isinstance(target, ast.Name)}
-    for one in ast.walk(node):
-        if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load):
-            (made if id(one) in targets else others).add(one.id)
-        elif isinstance(one, (ast.Global, ast.Nonlocal)):
-            others.update(one.names)
-    made -= others
-    given: set[str] = set()
-    kept: set[str] = set()
-    for one in ast.walk(node):
-        if isinstance(one, ast.Attribute) and not isinstance(one.ctx, ast.Load):
-            (given if isinstance(one.value, ast.Name) and one.value.id in made else kept).add(one.attr)
-    return frozenset(chain for chain in _changed_in(node) if chain[0] not in made), frozenset(given - kept)
-
-
-def _changed_in(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The variables, with attributes, whose values are changed in place: `seen[x] = y`, `calls.append(x)`."""
-    for one in ast.walk(node):
-        if isinstance(one, (ast.Subscript, ast.Attribute)) and not isinstance(one.ctx, ast.Load):
-            yield from _chain(one.value if isinstance(one, ast.Subscript) else one)
-        elif isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) and one.func.attr in _CHANGES:
-            yield from _chain(one.func.value)
-        elif isinstance(one, ast.AugAssign) and isinstance(one.target, ast.Name):
-            yield (one.target.id,)
-
-
-def _chain(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The variable behind an expression, with the attributes up to its first subscript or call."""
-    attributes: list[str] = []
-    while not isinstance(node, ast.Name):
-        if isinstance(node, ast.Attribute):
-            attributes.insert(0, node.attr)
-            node = node.value
-        elif isinstance(node, ast.Subscript):
-            attributes, node = [], node.value
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            attributes, node = [], node.func.value
-        else:
-            return
-    yield (node.id, *attributes)
-
-
 # --- code objects, where there is no source --------------------------------------------------------------------------
 
 _HAS_DOCSTRING = 0x4000000  # from Python 3.13 on
@@ -524,20 +415,23 @@ def instructions_of(code: CodeType) -> str:
 
 
 @lru_cache(maxsize=4096)
-def texts_of(code: CodeType) -> tuple[str, ...]:
-    """The texts of a code object, and of all code within it, that say what is computed by their looks."""
+def constants_of(code: CodeType) -> tuple[Literal, ...]:
+    """The constants of a code object, and of all code within it: texts that say what is computed, and others."""
     docstring = _docstring_of(code)
-    found: dict[str, None] = {}
+    found: dict[str, Literal] = {}
     todo: list[Any] = list(code.co_consts)
     while todo:
         one = todo.pop(0)
         if isinstance(one, CodeType):
-            found.update(dict.fromkeys(texts_of(one)))
-        elif type(one) is tuple:
-            todo[:0] = one
-        elif type(one) is str and one is not docstring and is_text(one):
-            found[one] = None
-    return tuple(found)
+            todo[:0] = constants_of(one)
+        elif isinstance(one, Literal):
+            found[repr(one)] = one
+        elif isinstance(one, (tuple, frozenset)):
+            todo[:0] = one if isinstance(one, tuple) else sorted(one, key=repr)
+        elif one is not None and one is not docstring:
+            literal = Literal(TEXT if type(one) is str and is_text(one) else CODE, "", one)
+            found[repr(literal)] = literal
+    return tuple(found.values())
 
 
 def _docstring_of(code: CodeType) -> str | None:
