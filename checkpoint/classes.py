@@ -106,9 +106,13 @@ def record_of(value: Any) -> Record:
     return Record(fields, attrs, absent, None if extra == _no_extra(cls) else extra, private, chosen)
 
 
-@functools.lru_cache(maxsize=1024)
 def base_of(cls: Any) -> type | None:
     """The builtin whose content an object of the class holds, None where it is no subclass of one."""
+    return _base_of(cls)
+
+
+@functools.lru_cache(maxsize=1024)
+def _base_of(cls: Any) -> type | None:
     return next((base for base in PLAIN_FORMS if issubclass(cls, base)), None)
 
 
