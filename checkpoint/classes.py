@@ -33,6 +33,7 @@ __all__ = [
     "base_of",
     "build",
     "field_types",
+    "is_generic",
     "is_secret",
     "is_validated",
     "kind_of",
@@ -105,8 +106,13 @@ def record_of(value: Any) -> Record:
     return Record(fields, attrs, absent, None if extra == _no_extra(cls) else extra, private, chosen)
 
 
-def base_of(cls: type) -> type | None:
+def base_of(cls: Any) -> type | None:
     """The builtin whose content an object of the class holds, None where it is no subclass of one."""
+    return _base_of(cls)
+
+
+@functools.lru_cache(maxsize=1024)
+def _base_of(cls: Any) -> type | None:
     return next((base for base in PLAIN_FORMS if issubclass(cls, base)), None)
 
 
@@ -149,13 +155,12 @@ def _default(value: Any, factory: Any, missing: Any) -> _Default:
 
 
 def _fill(made: Any, state: dict[str, Any]) -> Any:
-    """Set attributes past frozen classes, the user's hooks, and properties that read the object's __dict__."""
+    """Set attributes past frozen classes and the user's hooks."""
     for name, part in state.items():
-        static = _static(type(made), name)
-        if isinstance(static, property) and static.fset is None and hasattr(made, "__dict__"):
-            made.__dict__[name] = part
-        else:
+        try:
             object.__setattr__(made, name, part)
+        except AttributeError:  # a property that reads the object's __dict__, which its class writes directly
+            vars(made)[name] = part
     return made
 
 
@@ -168,9 +173,10 @@ def _build_content(cls: Any, base: Any, content: Any) -> Any:
     """An object of a subclass of a builtin, made by the builtin's own methods."""
     if type(content) is not base:
         raise TypeError(f"it is a {base.__name__}, and a {type(content).__name__} is stored")
+    new: Callable[..., Any] = base.__new__
     if base in _IMMUTABLE:
-        return base.__new__(cls, content)
-    made = base.__new__(cls)
+        return new(cls, content)
+    made = new(cls)
     if base is collections.OrderedDict:
         for key, part in content.items():
             base.__setitem__(made, key, part)
@@ -183,7 +189,7 @@ def _build_content(cls: Any, base: Any, content: Any) -> Any:
     return made
 
 
-_IMMUTABLE: tuple[Any, ...] = (str, int, float, complex, bytes, tuple, frozenset)
+_IMMUTABLE = (str, int, float, complex, bytes, tuple, frozenset)
 
 
 def _build_namedtuple(cls: Any, state: dict[str, Any], record: Record) -> Any:
@@ -513,6 +519,12 @@ def is_secret(part: Any) -> bool:
 # --- classes that libraries make of those that are named ---
 
 
+def is_generic(cls: Any) -> bool:
+    """Whether a class is a generic pydantic model, with its parameters filled in or left open."""
+    metadata = cls.__dict__.get("__pydantic_generic_metadata__") or {}
+    return bool(metadata.get("origin") or metadata.get("parameters"))
+
+
 def stand_in(cls: Any, named: Iterable[type]) -> type | None:
     """The named class that a library's class at run time stands for, or None.
 
@@ -521,10 +533,11 @@ def stand_in(cls: Any, named: Iterable[type]) -> type | None:
     one), or are not named.
     """
     kind = kind_of(cls)
-    if kind is None or _is_importable(cls):
-        return None
     metadata = cls.__dict__.get("__pydantic_generic_metadata__") or {}
-    if (origin := metadata.get("origin")) is not None:
+    origin = metadata.get("origin") or (cls if metadata.get("parameters") else None)
+    if kind is None or (origin is None and _is_importable(cls)):
+        return None
+    if origin is not None:
         is_open = all(isinstance(argument, typing.TypeVar) for argument in metadata["args"])
         found = [one for one in named if one is origin or (is_open and _origin_of(one) is origin)]
         return found[0] if len(found) == 1 else None
@@ -536,6 +549,7 @@ def stand_in(cls: Any, named: Iterable[type]) -> type | None:
 
 
 def _origin_of(cls: Any) -> Any:
+    """The generic model that a class is a parametrisation of, else None."""
     return (cls.__dict__.get("__pydantic_generic_metadata__") or {}).get("origin")
 
 

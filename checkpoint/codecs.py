@@ -39,6 +39,7 @@ from checkpoint.classes import (
     attributes_of,
     base_of,
     build,
+    is_generic,
     is_secret,
     kind_of,
     name_table,
@@ -693,9 +694,9 @@ def _tag_object(t: _Tagger, value: Any, where: _Where) -> Any:
     cls, is_tuple = t.codec.class_to_write(made), kind_of(made) is NAMEDTUPLE
     record = record_of(value)
     named = t.names(cls)
-    if cls is not made:
+    if cls is not made and not is_generic(made):
         record = _without_private(t, made, record)
-    elif is_tuple and not named:
+    if is_tuple and not named:
         _refuse_loss(value, record.attrs, where)
     if not named and t.plain:
         return _tag_tuple(t, tuple(record.fields.values()), where) if is_tuple else _tag_dict(t, record.plain(), where)
@@ -1004,8 +1005,9 @@ def _revive_pandas(codec: Codec, env: dict[str, Any]) -> Any:
     made = getattr(pandas, name)(kind(env["value"], env["unit"]))
     if "tz" not in env:
         return made
-    wall = made.to_pydatetime()
-    return made.tz_localize("UTC").tz_convert(zone_of(_list_of(codec, env, "tz"), wall))
+    parts, made = _list_of(codec, env, "tz"), made.tz_localize("UTC")
+    wall = made.tz_convert(zone_of(parts)).to_pydatetime(warn=False).replace(tzinfo=None)
+    return made.tz_convert(zone_of(parts, wall))
 
 
 def _text_of(env: dict[str, Any], name: str) -> str:

@@ -53,6 +53,8 @@ class Schema:
             taken = {alias for _, _, aliases in fields.values() for alias in aliases}
             if any(field not in fields and field not in taken for field in known) and not new.get("extra"):
                 broken.add(name)
+            if old.get("extra") == "allow" and not new.get("extra"):
+                broken.add(name)
             if any(
                 required and field not in known and known.keys().isdisjoint(aliases)
                 for field, (_, required, aliases) in fields.items()
