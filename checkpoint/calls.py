@@ -344,13 +344,11 @@ def ending(error: BaseException, name: str, units: Sequence[Unit]) -> BaseExcept
     if note not in getattr(error, "__notes__", ()):
         with suppress(AttributeError, TypeError):  # a class that has its own __notes__
             error.add_note(note)
-    if isinstance(error, SystemExit) and (
-        error.code is None or (isinstance(error.code, int) and not error.code & 0xFF)
-    ):
+    if isinstance(error, SystemExit) and _is_success(error.code):
+        given = "" if error.code is None else error.code
         error.code = (
-            f"checkpoint {name!r}: sys.exit({'' if error.code is None else error.code}) was called for {where}, and ends the "
-            "pass while items are left. Raise an exception to have the item fail and the others run; return to "
-            "have it done"
+            f"checkpoint {name!r}: sys.exit({given}) was called for {where}, and ends the pass while items are left. "
+            "Raise an exception to have the item fail and the others run; return to have it done"
         )
     return error
 

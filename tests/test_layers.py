@@ -25,7 +25,7 @@ ROOMS = {
     "remote": "1a", "mirror": "1a", "uploads": "1a",
     "ledger": "1a", "places": "1a", "upkeep": "1a", "syntax": "1a", "literals": "1a", "fingerprints": "1a",
     "lineage": "1a",
-    "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
+    "clients": "1b", "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
     "coordinator": "1b", "engines": "1b", "clusters": "1b",
     "inputs": "2", "progress": "2", "passes": "2", "runner": "2",
     "versions": "3", "plan": "3", "decorator": "3", "results": "3", "tables": "3", "causes": "3", "survey": "3",
