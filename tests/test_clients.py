@@ -199,7 +199,7 @@ def test_each_code_of_grpc_is_tried_again_or_not() -> None:
     """Plain and asynchronous calls tell it by a method."""
     grpc = pytest.importorskip("grpc")
 
-    class Call(grpc.RpcError):  # type: ignore[misc,unused-ignore]
+    class Call(grpc.RpcError):  # type: ignore[misc,name-defined,unused-ignore]
         def __init__(self, code: Any) -> None:
             self._code = code
 

@@ -24,7 +24,7 @@ ROOMS = {
     "shards": "1a", "joined": "1a",
     "remote": "1a", "mirror": "1a", "uploads": "1a",
     "ledger": "1a", "places": "1a", "upkeep": "1a", "syntax": "1a", "literals": "1a", "fingerprints": "1a",
-    "lineage": "1a",
+    "lineage": "1a", "agreement": "1a",
     "clients": "1b", "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
     "coordinator": "1b", "engines": "1b", "clusters": "1b",
     "inputs": "2", "progress": "2", "passes": "2", "runner": "2",
