@@ -91,7 +91,8 @@ class Agreement:
         if now is None:
             return [], []
         comparable = is_told(self._digest, now.digest)
-        same = not comparable or now.parts == self._parts
+        mine, theirs = {*self._parts.values()}, {*now.parts.values()}
+        same = not comparable or mine == theirs
         values = []
         for name in dict.fromkeys([*self._values, *now.values]):
             here = now.values.get(name)
@@ -100,11 +101,12 @@ class Agreement:
             if differs and name not in self._ignore:
                 there = self._shown.get(name, "not there")
                 values.append(f"{name}: {there} → {'not there' if here is None else here.shown}")
-        if travelled and not comparable:
+        if not comparable:  # the source is not that of the code which runs, as where a test runner rewrote it
             return values, []
-        code = [name for name in self._parts if now.parts.get(name) != self._parts[name]]
-        code += [name for name in now.parts if name not in self._parts]
-        return values, code if comparable or travelled else ["its code"]
+        if travelled:  # then only what it calls of imported modules may be another
+            return values, [name for name, digest in self._parts.items() if now.parts.get(name, digest) != digest]
+        code = [name for name, digest in self._parts.items() if digest not in theirs]
+        return values, code + [name for name, digest in now.parts.items() if digest not in mine]
 
     def _message(self, values: list[str], code: list[str]) -> str:
         told = "; ".join([*values, *code][:_MOST_SHOWN])

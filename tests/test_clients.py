@@ -28,7 +28,7 @@ def exceptions_of(module: ModuleType) -> dict[str, type[BaseException]]:
 
 def bare(kind: type[BaseException]) -> Any:
     """An exception of the class, with the attributes that its class has, and a message."""
-    error = kind.__new__(kind)
+    error: Any = kind.__new__(kind)
     error.args = ("made by a test",)
     if kind.__name__ == "InternalServerError" and not kind.__module__.startswith("google"):
         error.status_code = 500  # whatever its response has from there on
