@@ -15,12 +15,13 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from types import CoroutineType, TracebackType, coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from checkpoint import clock
 from checkpoint.errors import (
     BrokenWorkers,
     ExtraNeeded,
+    FunctionChanged,
     InvalidFunction,
     InvalidOption,
     RefusedValue,
@@ -50,6 +51,13 @@ __all__ = [
     "portable_bytes",
     "unpack",
 ]
+
+
+class Agrees(Protocol):
+    """Sees that a function is in this process what it is in the driver."""
+
+    def check(self, function: Any, *, takes_over: bool, travelled: bool) -> None:
+        """Raise `FunctionChanged` where it is not."""
 
 
 class Failed(NamedTuple):
@@ -93,6 +101,7 @@ class Call:
         timeout: seconds that a coroutine may take.
         travels: what is pickled in the function's place, and arrives as it.
         settings: of arithmetic, those of the process that it comes from; None: those that hold here.
+        agreement: sees in another process that the function is what it is here, before a call is made.
     """
 
     def __init__(
@@ -106,6 +115,7 @@ class Call:
         timeout: float | None = None,
         travels: Any = None,
         settings: Settings | None = None,
+        agreement: Agrees | None = None,
     ) -> None:
         self.function = function
         self._context = copy_context()
@@ -113,6 +123,7 @@ class Call:
             self._context.run(settings.apply)
         self._unshare = self._context.run(unshared, self._context.copy())
         self._settings = settings
+        self._agreement = agreement
         self._travels = function if travels is None else travels
         self.name = name
         self.batch_size = batch_size
@@ -254,19 +265,23 @@ class Call:
             if nowhere and find_spec("cloudpickle") is not None:
                 self._shipped = self.shipped_whole()
             else:
-                self._shipped = portable_bytes(self._parts(), self.name)
+                try:
+                    self._shipped = pickle.dumps(self._parts(), pickle.HIGHEST_PROTOCOL)
+                except Exception as error:  # pickling runs the user's own code
+                    self._shipped = _cloudpickle(self._parts(travelled=True), self.name, error)
         return self._shipped
 
     def shipped_whole(self) -> bytes:
         """Its pickle with the code of __main__ taken along, for a worker that has not got it."""
-        return _cloudpickle(self._parts(), self.name)
+        return _cloudpickle(self._parts(travelled=True), self.name)
 
-    def _parts(self) -> tuple[Any, ...]:
+    def _parts(self, *, travelled: bool = False) -> tuple[Any, ...]:
         context = self._context.copy()
         if self._unshare is not None:
             context.run(self._unshare)
         settings = self._settings or context.run(settings_here)
-        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings)
+        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, self._agreement,
+                travelled)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Shipped, (self.shipped(),))
@@ -344,13 +359,11 @@ def ending(error: BaseException, name: str, units: Sequence[Unit]) -> BaseExcept
     if note not in getattr(error, "__notes__", ()):
         with suppress(AttributeError, TypeError):  # a class that has its own __notes__
             error.add_note(note)
-    if isinstance(error, SystemExit) and (
-        error.code is None or (isinstance(error.code, int) and not error.code & 0xFF)
-    ):
+    if isinstance(error, SystemExit) and _is_success(error.code):
+        given = "" if error.code is None else error.code
         error.code = (
-            f"checkpoint {name!r}: sys.exit({'' if error.code is None else error.code}) was called for {where}, and ends the "
-            "pass while items are left. Raise an exception to have the item fail and the others run; return to "
-            "have it done"
+            f"checkpoint {name!r}: sys.exit({given}) was called for {where}, and ends the pass while items are left. "
+            "Raise an exception to have the item fail and the others run; return to have it done"
         )
     return error
 
@@ -389,8 +402,28 @@ def failed(error: BaseException, again: Again | None = None) -> Failed:
 class Arrived:
     """A call in another process: it answers in bytes."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, agreement: Agrees | None = None, *, travelled: bool = False) -> None:
         self.call = call
+        self._agreement, self._travelled = agreement, travelled
+        self._refusal: FunctionChanged | None = None
+
+    def agree(self, *, takes_over: bool) -> None:
+        """See, once, that the function does here what it does where it comes from.
+
+        Args:
+            takes_over: whether values that differ may be set here.
+
+        Raises:
+            FunctionChanged: it does not.
+        """
+        if self._agreement is not None:
+            agreement, self._agreement = self._agreement, None
+            try:
+                agreement.check(self.call.function, takes_over=takes_over, travelled=self._travelled)
+            except FunctionChanged as refusal:
+                self._refusal = refusal
+        if self._refusal is not None:
+            raise self._refusal
 
     def many(self, given: list[Any]) -> bytes:
         """The answers, packed."""
@@ -408,11 +441,13 @@ class Shipped:
 
         Raises:
             BrokenWorkers: it cannot be loaded here.
+            FunctionChanged: it is another one here, or reads other values.
         """
         try:
             call = arrived(self.shipped)
         except Exception as error:
             raise BrokenWorkers(f"its workers cannot load the function: {quote_error(error)}") from None
+        call.agree(takes_over=False)
         return call.many(given)
 
 
@@ -424,8 +459,9 @@ def _has_file() -> bool:
 @lru_cache(maxsize=4)
 def arrived(shipped: bytes) -> Arrived:
     """What a shipped call becomes; it is built once a process."""
-    function, name, batch_size, validate, retry, settings = pickle.loads(shipped)
-    return Arrived(Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings))
+    function, name, batch_size, validate, retry, settings, agreement, travelled = pickle.loads(shipped)
+    call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings)
+    return Arrived(call, agreement, travelled=travelled)
 
 
 class Unreadable:

@@ -21,7 +21,7 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from checkpoint.calls import Call, Shipped
-from checkpoint.errors import BrokenWorkers, ExtraNeeded, WorkerDied, quote_error
+from checkpoint.errors import BrokenWorkers, ExtraNeeded, FunctionChanged, WorkerDied, quote_error
 
 __all__ = ["Ray", "Submits", "call_there", "executor_of"]
 
@@ -87,7 +87,7 @@ def call_there(packed: bytes) -> Any:
         return _Raised(pickle.UnpicklingError(f"a worker of the cluster cannot load the item: {quote_error(error)}"))
     try:
         return function(*given)
-    except BrokenWorkers as error:
+    except (BrokenWorkers, FunctionChanged) as error:
         return _Raised(error)
 
 

@@ -85,6 +85,7 @@ log = logging.getLogger("checkpoint")
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as _TypeVar
 
+    from checkpoint.agreement import Agreement
     from checkpoint.clusters import Submits
     from checkpoint.fingerprints import Fingerprint
 
@@ -233,6 +234,7 @@ class _Work:
             retry=retry_of(options.retry),
             timeout=options.timeout,
             travels=_Inner(face),
+            agreement=None if given.get("executor") is None else face._agreement(),
         )
         self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))
 
@@ -505,6 +507,17 @@ class _Face(Generic[R], _Parts):
                 "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",
                 options.name, _name(function), "; ".join(changed),
             )  # fmt: skip
+
+    def _agreement(self) -> Agreement | None:
+        """What another process must agree on before it makes calls."""
+        from checkpoint.agreement import agreement_of
+        from checkpoint.fingerprints import fingerprint
+
+        function, instance = self._target()
+        ignore = self._self_options.ignore
+        return agreement_of(
+            partial(fingerprint, bound=instance is not None), function, (ignore,) if isinstance(ignore, str) else ignore
+        )
 
     def _fingerprint(self) -> Fingerprint | None:
         """What tells whether the function has changed, where no version says it."""

@@ -6,14 +6,12 @@ import inspect
 import math
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, timedelta
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from checkpoint import clock
+from checkpoint.clients import first, is_lost_connection, retry_after_of, status_of, stays, with_causes
 from checkpoint.errors import InvalidOption, quote
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
 
 Durability = Literal["process", "power"]
 OnChange = Literal["keep", "recompute", "error"]
-T = TypeVar("T")
 
 _ENOUGH_FOR_A_FRACTION = 100
 
@@ -112,8 +109,9 @@ class Retry:
     Args:
         attempts: how many calls there are at most, the first included.
         on: exception types that are tried again besides HTTP 408, 409, 429 and 5xx; or a function of the exception that
-            decides alone. Default: OSError, TimeoutError, and what httpx and aiohttp raise when a connection is
-            cut, unless an HTTP status tells otherwise.
+            decides alone. Default: OSError, TimeoutError, and the exceptions of clients for a lost connection
+            (requests, httpx, aiohttp, urllib3, botocore, gRPC, google.api_core, and the SDKs on them), unless an HTTP
+            status tells otherwise; never a TypeError, nor a failed authentication.
         wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
         max_wait: seconds.
 
@@ -148,8 +146,9 @@ class Retry:
 
     def judge(self, exception: Exception) -> Again | None:
         """Whether the exception is one to try again after, and what it says of when."""
-        chain = _with_causes(exception)
-        status, after = _first(map(_status_of, chain)), _first(map(_retry_after_of, chain))
+        chain = with_causes(exception)
+        status = first(status_of(one, is_cause=one is not exception) for one in chain)
+        after = first(map(retry_after_of, chain))
         if not self._is_chosen(exception, chain, status, after):
             return None
         return Again(after, after is not None and status in _PAUSING)
@@ -157,14 +156,14 @@ class Retry:
     def _is_chosen(
         self, exception: Exception, chain: list[BaseException], status: int | None, after: float | None
     ) -> bool:
-        on: Any = (OSError, *_network_errors()) if self.on is None else self.on  # TimeoutError is an OSError
-        if not _are_types(on):
+        on: Any = self.on
+        if on is not None and not _are_types(on):
             return bool(on(exception))
         if after is not None or status in _RETRIED:
             return True
-        if status is not None and self.on is None:
-            return False
-        return any(isinstance(one, on) for one in chain)
+        if on is not None:
+            return any(isinstance(one, on) for one in chain)
+        return status is None and not stays(exception, chain) and any(map(is_lost_connection, chain))
 
     def delay(self, made: int) -> float:
         """Seconds to wait after so many attempts were made.
@@ -195,109 +194,6 @@ def retry_of(given: int | Retry | None) -> Retry | None:
 def _are_types(on: object) -> bool:
     kinds = on if isinstance(on, tuple) else (on,)
     return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
-
-
-def _with_causes(exception: BaseException) -> list[BaseException]:
-    """The exception and what it was raised from: clients wrap the operating system's errors in their own.
-
-    What was handled meanwhile does not count: ``except FileNotFoundError: compute()`` says nothing of what compute
-    raises. But httpcore, below httpx, raises its wrapped errors once more ``from None``, and leaves no other trace.
-    """
-    chain = [exception]
-    while True:
-        last = chain[-1]
-        hidden = last.__context__ if last.__suppress_context__ and len(chain) > 1 else None
-        inner = hidden if last.__cause__ is None else last.__cause__
-        if inner is None or any(inner is one for one in chain):
-            return chain
-        chain.append(inner)
-
-
-def _first(told: Iterable[T | None]) -> T | None:
-    return next((one for one in told if one is not None), None)
-
-
-_NETWORK = (
-    ("httpx", "NetworkError"),
-    ("httpx", "TimeoutException"),
-    ("httpx", "RemoteProtocolError"),
-    ("aiohttp", "ClientConnectionError"),
-    ("aiohttp", "ClientPayloadError"),
-    ("http.client", "IncompleteRead"),
-)
-
-
-def _network_errors() -> tuple[type[BaseException], ...]:
-    """What clients raise for the network that neither is an OSError nor leads to one."""
-    found = [getattr(sys.modules.get(module), name, None) for module, name in _NETWORK]  # who raised it is imported
-    return tuple([kind for kind in found if isinstance(kind, type)])
-
-
-def _asked(thing: object, name: str) -> Any:
-    """An attribute, or None; a property of somebody's exception may raise anything."""
-    try:
-        return getattr(thing, name, None)
-    except Exception:
-        return None
-
-
-def _status_of(exception: BaseException) -> int | None:
-    """The HTTP status that the exception tells, as requests, httpx, aiohttp, urllib, openai and others do."""
-    response = _asked(exception, "response")
-    for thing, name in (
-        (exception, "status_code"),
-        (response, "status_code"),
-        (exception, "status"),
-        (response, "status"),
-        (exception, "code"),
-    ):
-        status = _asked(thing, name)
-        if isinstance(status, int) and not isinstance(status, bool) and 100 <= status < 600:
-            return int(status)
-    return None
-
-
-def _retry_after_of(exception: BaseException) -> float | None:
-    """The seconds of its Retry-After: a number, or an HTTP date (RFC 9110, section 10.2.3)."""
-    places = (_asked(exception, "response"), exception)
-    told = [_asked(exception, "retry_after"), *(_header_of(thing, "retry-after") for thing in places)]
-    seconds = _first(map(_seconds_of, told))
-    if seconds is None:  # as Azure and OpenAI spell it
-        thousandths = _first(_seconds_of(_header_of(thing, "retry-after-ms")) for thing in places)
-        seconds = None if thousandths is None else thousandths / 1000
-    return seconds
-
-
-def _header_of(thing: object, name: str) -> Any:
-    try:
-        headers = dict(thing.headers)  # type: ignore[attr-defined]
-        return next((value for key, value in headers.items() if key.lower() == name), None)
-    except Exception:  # headers of any kind, or none
-        return None
-
-
-def _seconds_of(told: Any) -> float | None:
-    if isinstance(told, timedelta):
-        told = told.total_seconds()
-    if not isinstance(told, str) and not _is_number(told):
-        return None
-    try:
-        seconds = float(told)
-    except (ValueError, OverflowError):
-        seconds = _seconds_until(str(told))
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _seconds_until(date: str) -> float:
-    """Seconds until an HTTP date; NaN where it is none."""
-    import email.utils  # only here: it takes longer to import than all of this package
-
-    try:
-        moment = email.utils.parsedate_to_datetime(date)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # asctime's form names no zone
-        return moment.timestamp() - clock.now()
-    except Exception:  # the parser meets anything, and is not always ready for it
-        return math.nan
 
 
 # --- rates -----------------------------------------------------------------------------------------------------------

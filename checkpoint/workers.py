@@ -26,11 +26,11 @@ from importlib.util import find_spec
 from math import inf
 from queue import SimpleQueue
 from types import coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from checkpoint import clock
 from checkpoint.calls import Answer, Arrived, Call, Fatal, Shipped, arrived, failed, out_of_time
-from checkpoint.errors import BrokenWorkers, UnguardedMain, WorkerDied, quote, quote_error
+from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, WorkerDied, quote, quote_error
 from checkpoint.schedule import Attempt
 
 if TYPE_CHECKING:
@@ -334,6 +334,7 @@ class Processes:
         self._is_rung = False
         self._over = threading.Event()
         self._owner = os.getpid()
+        self._environment = dict(os.environ)
         _open.add(self)
 
     def start(self, task: Task) -> None:
@@ -406,7 +407,7 @@ class Processes:
             self._go_on(self._idle.pop(), self._tasks.popleft())
         if self._lacks_one:
             try:
-                process = _Process()
+                process = _Process(self._environment)
                 self._selector.register(process.pipe.reader, _READ, (self._hear, process))
                 self._selector.register(process.sentinel, _READ, (self._hear_end, process))
             except Exception as error:
@@ -436,8 +437,9 @@ class Processes:
 
         Raises:
             BrokenWorkers: it cannot load the call.
+            FunctionChanged: the function is another one there.
         """
-        refusal = yield self._call.shipped()
+        refusal = _agreed((yield self._call.shipped()))
         is_whole = bool(refusal)  # whether all travels by cloudpickle: a worker has not got the classes
         if refusal:
             why = f"worker processes cannot load {self._call.name}: "
@@ -445,7 +447,7 @@ class Processes:
                 whole = self._call.shipped_whole()
             except Exception as error:
                 raise BrokenWorkers(f"{why}{_told(refusal)}; {quote_error(error)}") from error
-            if refusal := (yield whole):
+            if refusal := _agreed((yield whole)):
                 raise BrokenWorkers(why + _told(refusal))
         while True:
             answers = task = process.task = None  # what is settled is let go of
@@ -473,7 +475,7 @@ class Processes:
                 self._grant_time(process)
                 if not process.pipe.send(message):
                     self._selector.register(process.pipe.writer, _WRITE, (self._hear, process))
-        except BrokenWorkers as error:
+        except (BrokenWorkers, FunctionChanged) as error:
             self._lose(process, None)
             self._break(error)
         except OSError:
@@ -546,7 +548,7 @@ class Processes:
             self._finished.append((process.task, answers))
         process.close()
 
-    def _break(self, error: BrokenWorkers) -> None:
+    def _break(self, error: BrokenWorkers | FunctionChanged) -> None:
         """A process could not be had; who waited for one is told, unless another has taken the task meanwhile."""
         if self._tasks:
             self._finished.append((self._tasks.popleft(), Broken(error)))
@@ -565,6 +567,9 @@ def _close_open() -> None:
 class _Process:
     """One worker process, and our ends of its pipes.
 
+    Args:
+        environment: the variables of its environment, before any module of the program is imported there.
+
     Attributes:
         talk: what it is told.
         task: what it is at.
@@ -576,14 +581,16 @@ class _Process:
     talk: Generator[bytes | None, Any, None]
     task: Task | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         context = _context()
         # Not a pipe for both ways: that is a socket, and reading from it wakes who waits for something else there.
         reader, theirs = context.Pipe(duplex=False)
         given, writer = context.Pipe(duplex=False)
         try:
             with _births, _signals_held_back(), _importable_main():
-                self._process = context.Process(target=serve, args=(given, theirs), name="checkpoint-worker")  # type: ignore[attr-defined]
+                self._process = context.Process(  # type: ignore[attr-defined]
+                    target=serve, args=(given, theirs), name=_Named("checkpoint-worker", environment)
+                )
                 self._process.start()
         finally:
             given.close()
@@ -611,6 +618,34 @@ class _Process:
         self.talk.close()
 
 
+class _Named(str):
+    """A process's name that brings an environment along: the fork server keeps the one in which it was started.
+
+    The name is the only thing of ours that multiprocessing unpickles before it imports the main module, which may read
+    variables, as may whatever is imported with it. Nothing but builtins is asked for, since the path for imports is not
+    set yet either.
+    """
+
+    environment: dict[str, str] | None
+
+    def __new__(cls, name: str, environment: dict[str, str]) -> Self:
+        self = super().__new__(cls, name)
+        self.environment = environment
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        environment, self.environment = self.environment, None  # the name is sent once more, after that import
+        if environment is None:
+            return (str, (str(self),))
+        return (eval, (_TAKE_ENVIRONMENT, {"name": str(self), "environment": environment}))
+
+
+_TAKE_ENVIRONMENT = """[name for os in [__import__("os")] for _ in [
+    [os.environ.pop(key) for key in [*os.environ] if key not in environment],
+    [os.environ.__setitem__(key, value) for key, value in environment.items() if os.environ.get(key) != value],
+]][0]"""
+
+
 def _pickled(inputs: list[Any], *, whole: bool) -> bytes:
     """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
     if not whole:
@@ -628,11 +663,23 @@ def _told(refusal: bytes) -> str:
     return refusal[1:].decode()
 
 
+def _agreed(answer: bytes) -> bytes:
+    """The answer of a worker that has loaded the function, or could not.
+
+    Raises:
+        FunctionChanged: it is another one there.
+    """
+    if answer[:1] == _DIFFERS:
+        raise FunctionChanged(_told(answer))
+    return answer
+
+
 # --- messages between processes --------------------------------------------------------------------------------------
 
 _END = b""  # in place of a task
 _LOADED = b""  # in place of answers
 _REFUSED = b"!"  # begins what a worker says who cannot load what it was sent; answers begin otherwise
+_DIFFERS = b"?"  # begins what a worker says to which the function is another one
 _SIZE = struct.Struct("!Q")
 _PIECE = 1 << 16  # bytes that are read, or written together with their size, at once
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -759,25 +806,34 @@ def _signals_held_back() -> Iterator[None]:
 
 @contextmanager
 def _importable_main() -> Iterator[None]:
-    """Where the main module's file is none (``python < script``), multiprocessing must not have workers run it."""
+    """Have workers import what the main module is, where there is a file of it (not so of ``python < script``).
+
+    A debugger puts a main module of its own in place, which lacks `__spec__`; multiprocessing asks for it.
+    """
     from multiprocessing import process
 
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
-    if path is None or os.path.exists(os.path.join(process.ORIGINAL_DIR or "", path)):  # type: ignore[attr-defined]
-        yield
-        return
-    del main.__file__  # type: ignore[union-attr]
+    is_file = path is None or os.path.exists(os.path.join(process.ORIGINAL_DIR or "", path))  # type: ignore[attr-defined]
+    lacks_spec = main is not None and not hasattr(main, "__spec__")
+    if lacks_spec:
+        main.__spec__ = None  # type: ignore[union-attr]
+    if not is_file:
+        del main.__file__  # type: ignore[union-attr]
     try:
         yield
     finally:
-        main.__file__ = path  # type: ignore[union-attr]
+        if lacks_spec:
+            del main.__spec__  # type: ignore[union-attr]
+        if not is_file:
+            main.__file__ = path  # type: ignore[union-attr]
 
 
-def _no_start(why: object) -> BrokenWorkers:
-    told = quote_error(why) if isinstance(why, BaseException) else why
+def _no_start(why: Exception | str) -> BrokenWorkers:
+    if isinstance(why, Exception):  # it was not even begun
+        return BrokenWorkers(f"a worker process could not be started: {quote_error(why)}")
     return BrokenWorkers(
-        f"a worker process could not be started: {told}; what it printed stands above. A script that maps with "
+        f"a worker process could not be started: {why}; what it printed stands above. A script that maps with "
         'executor="processes" does so under: if __name__ == "__main__":'
     )
 
@@ -830,6 +886,11 @@ def serve(reader: Connection, writer: Connection) -> None:
                 pipe.send(_REFUSED + quote_error(error).encode("utf-8", "replace"))
                 continue
             if call is None:
+                try:
+                    given.agree(takes_over=True)
+                except FunctionChanged as error:
+                    pipe.send(_DIFFERS + str(error).encode("utf-8", "replace"))
+                    continue
                 call = given
                 pipe.send(_LOADED)
                 continue
@@ -936,6 +997,8 @@ class Given:
         self._futures.discard(future)
         try:
             answers: Any = future.result()
+        except FunctionChanged as error:
+            answers = Broken(error)
         except (BrokenExecutor, CancelledError, BrokenWorkers) as error:
             answers = Broken(_broke(self._executor, error))
         except WorkerDied as error:  # of it, and the executor has others

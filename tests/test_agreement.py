@@ -1,0 +1,193 @@
+"""Worker processes see what the driver sees: its environment, its directory, and what it has set; or it is an error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import checkpoint
+
+PROCESSES = 'executor="processes", workers=1, progress=False'
+HEAD = """
+import os, sys
+from checkpoint import checkpointed
+"""
+
+
+def run(directory: Path, source: str, *how: str, stdin: str = "") -> str:
+    """What a script prints, and the last line of what it says on stderr."""
+    (directory / "job.py").write_text(HEAD + textwrap.dedent(source).replace("PROCESSES", PROCESSES))
+    environment = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parent.parent)}
+    environment.pop("CHECKPOINT_DIR", None)
+    command = [sys.executable, *how, "job.py"]
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, input=stdin, env=environment, timeout=100, check=False
+    )
+    return (done.stdout + "\n".join(done.stderr.splitlines()[-1:])).strip()
+
+
+def test_each_pass_has_the_environment_and_directory_of_its_time(tmp_path: Path) -> None:
+    """Not those of the first one, at which the fork server was begun; modules see it as they are imported."""
+    got = run(
+        tmp_path,
+        """
+        AT_IMPORT = sorted(name for name in os.environ if name.startswith("MY_"))
+        def f(n):
+            return [AT_IMPORT, os.environ.get("MY_MODEL"), os.path.basename(os.getcwd())]
+        if __name__ == "__main__":
+            os.environ["MY_MODEL"] = "one"
+            g = checkpointed("g", version=1, ignore="AT_IMPORT")(f)
+            print(g.map([1], PROCESSES)[0])
+            os.mkdir("elsewhere"); os.chdir("elsewhere")
+            del os.environ["MY_MODEL"]; os.environ["MY_OTHER"] = "caf\\udce9"
+            print(g.map([2], PROCESSES)[0])
+        """,
+    )
+    assert got.splitlines()[:2] == [f"[['MY_MODEL'], 'one', '{tmp_path.name}']", "[['MY_OTHER'], None, 'elsewhere']"]
+
+
+SET = [
+    ("MODEL = 'small'", "MODEL = 'large'", "MODEL", "a variable"),
+    ("", "MODEL = 'large'", "MODEL", "one that is not there before"),
+    ("MODEL = None", "MODEL = 'large'", "MODEL", "one that had no value yet"),
+    ("class Conf:\n    model = 'small'", "Conf.model = 'large'", "Conf.model", "an attribute of a class"),
+    (
+        "from types import SimpleNamespace\ncfg = SimpleNamespace(model='small')",
+        "cfg.model = 'large'",
+        "cfg.model",
+        "an attribute of an object",
+    ),
+    (
+        "import argparse",
+        "args = argparse.Namespace(model='large')",
+        "args.model",
+        "arguments that are parsed under the guard",
+    ),
+    ("CFG = {'model': 'small'}", "CFG['model'] = 'large'", "CFG['model']", "an entry"),
+    ("CFG = {'model': 'small'}\nALIAS = CFG", "CFG['model'] = 'large'", "CFG.get('model')", "a dict of two names"),
+    (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass C:\n    model: str\ncfg = C('small')",
+        "cfg = C('large')",
+        "cfg.model",
+        "a frozen object that is replaced",
+    ),
+    ("import lib", "lib.MODEL = 'large'", "lib.MODEL", "a variable of a module"),
+    ("import lib", "lib.MODEL = 'large'", "lib.model()", "one that a function of the module reads"),
+    ("import uuid\nMODEL = 'large'\nRUN = str(uuid.uuid4())", "", "(RUN and MODEL)", "an id that is made at import"),
+    ("import time\nMODEL = 'large'\nNOW = time.time()", "", "(NOW and MODEL)", "the time at import"),
+    ("MODEL = 'large'\nPID = os.getpid()", "", "(PID and MODEL)", "a number of the process"),
+]
+
+
+@pytest.mark.parametrize(("before", "under_guard", "read", "reason"), SET, ids=[reason for *_, reason in SET])
+def test_what_the_driver_has_set_is_set_in_workers(
+    tmp_path: Path, before: str, under_guard: str, read: str, reason: str
+) -> None:
+    """They import the main module anew, without what stands under its guard."""
+    version = 1 if reason == "an attribute of a class" else None  # which says nothing of what workers see
+    (tmp_path / "lib.py").write_text("MODEL = 'small'\ndef model():\n    return MODEL\n")
+    source = (
+        f"{before}\n@checkpointed('g', version={version})\ndef f(n):\n    return {read}\n"
+        f"if __name__ == '__main__':\n    {under_guard or 'pass'}\n    print(f.map([1], PROCESSES)[0])\n"
+    )
+    assert run(tmp_path, source) == "large", reason
+
+
+def test_what_cannot_be_set_ends_the_pass_before_anything_is_paid(tmp_path: Path) -> None:
+    """With what to pass how."""
+    got = run(
+        tmp_path,
+        """
+        import threading
+        class Client:
+            def __init__(self, model): self.model, self.lock = model, threading.Lock()
+        @checkpointed("g")
+        def f(n): open("called", "a").close(); return client.model
+        if __name__ == "__main__":
+            client = Client("large")
+            f.map([1], PROCESSES)
+        """,
+    )
+    assert got.startswith("checkpoint.errors.FunctionChanged: f reads other values in worker processes")
+    assert "client.model" in got
+    assert "functools.partial(f, model=model)" in got
+    assert not (tmp_path / "called").exists()
+
+
+def test_code_that_was_edited_meanwhile_ends_the_pass_before_anything_is_paid(tmp_path: Path) -> None:
+    """A worker would import another source than that which runs."""
+    (tmp_path / "lib.py").write_text("def f(n):\n    return n + 1\n")
+    got = run(
+        tmp_path,
+        """
+        import lib
+        @checkpointed("g")
+        def f(n): return lib.f(n)
+        if __name__ == "__main__":
+            open("lib.py", "w").write("def f(n):\\n    open('called', 'a').close(); return n + 1000\\n")
+            f.map([1], PROCESSES)
+        """,
+    )
+    assert "FunctionChanged" in got
+    assert "edited" in got
+    assert not (tmp_path / "called").exists()
+
+
+def test_workers_of_a_given_executor_are_compared_and_not_changed(tmp_path: Path) -> None:
+    """A difference is the same error, where calls are made elsewhere; threads see what the driver sees."""
+    got = run(
+        tmp_path,
+        """
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+        from checkpoint import FunctionChanged
+        MODEL = "small"
+        def f(n): return MODEL
+        if __name__ == "__main__":
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                print(checkpointed("a")(f).map([1], executor=pool, progress=False)[0])
+                MODEL = "large"
+                try: print(checkpointed("b")(f).map([1], executor=pool, progress=False)[0])
+                except FunctionChanged as error: print(error.changes)
+            with ThreadPoolExecutor(1) as pool:
+                print(checkpointed("c")(f).map([1], executor=pool, progress=False)[0])
+        """,
+    )
+    assert got.splitlines() == ["small", "(\"MODEL: 'large' → 'small'\",)", "large"]
+
+
+SAME = """
+    import functools
+    N = 1
+    def outer(k):
+        def inner(n): return n + k + N
+        return inner
+    class Scorer:
+        def __init__(self, k): self.k = k
+        def score(self, n): return n + self.k + N
+    def plain(n): return n + 2 + N
+    if __name__ == "__main__":
+        add = functools.partial(lambda k, n: n + k + N, 2)
+        functions = [plain, outer(2), lambda n: n + 2 + N, add, Scorer(2).score]
+        print([list(checkpointed(f"g{i}", version=1)(f).map([1, 2], PROCESSES)) for i, f in enumerate(functions)])
+"""
+LAUNCHERS = [
+    ((), "", "as a script"),
+    (("-m", "pdb", "-c", "c"), "q\nq\n", "under pdb"),
+    (("-m", "cProfile", "-o", "profile"), "", "under cProfile"),
+    (("-c", "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"), "", "as debugpy runs it"),
+    (("-O",), "", "without assertions"),
+]
+
+
+@pytest.mark.parametrize(("how", "stdin", "reason"), LAUNCHERS, ids=[reason for *_, reason in LAUNCHERS])
+def test_functions_of_any_kind_run_in_workers_whatever_runs_the_script(
+    tmp_path: Path, how: tuple[str, ...], stdin: str, reason: str
+) -> None:
+    """A debugger or a profiler puts a main module of its own in place, or none."""
+    assert str([[4, 5]] * 5) in run(tmp_path, SAME, *how, stdin=stdin), reason
