@@ -26,7 +26,7 @@ from typing import Any
 
 from checkpoint import clock, demo, survey, tables, upkeep
 from checkpoint.causes import Cause
-from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, plural, quote, shorten
+from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, quote, shorten
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
@@ -542,7 +542,7 @@ def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
         if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
-            with runner.records.store.all_alone():
+            with runner.records.store.all_alone(to_clear=True):
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
             return _clear_keys(arguments, runner)
@@ -573,14 +573,19 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
 
 
 def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
-    store, directory = runner.records.open(), runner.records.store.directory
+    store, directory = runner.records.store, runner.records.store.directory
+    try:
+        runner.records.open()
+    except JournalLost as error:  # of which this is a way out
+        if not arguments.json:
+            _print(str(error))
     counts = [store.results, store.errors, store.unsaved]
     results, errors, aside = (sum(map(shelf.count, shelf.versions)) for shelf in counts)
     held = _told(results, errors, aside)
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
     prefixes = parts_of(arguments.name, directory).values()
-    with store.all_alone():
+    with store.all_alone(to_clear=True):
         before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
         runner.clear()
     kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]

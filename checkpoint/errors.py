@@ -23,7 +23,7 @@
     ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
-    │   └── JournalLost      OSError          a journal was cut, deleted or replaced while open
+    │   └── JournalLost      OSError          a journal was cut, deleted or replaced, or another file is in its place
     ├── ItemError            RuntimeError     one item's failure, as read from disk
     └── ItemsFailed          ExceptionGroup   some items failed; every other one is saved
         └── TooManyErrors    ExceptionGroup   the pass was ended early
@@ -271,7 +271,9 @@ class CheckpointLocked(StoreError, BlockingIOError):
 
 
 class JournalLost(StoreError):
-    """A journal was cut, deleted or replaced while it was open. `.keys` are the keys at risk.
+    """A journal was cut, deleted or replaced, or another kind of file is in its place.
+
+    `.keys` are the keys at risk, where it was open meanwhile.
 
     `.intact`: how many bytes from its start are still what was written.
     """

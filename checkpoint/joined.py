@@ -64,6 +64,10 @@ class JoinedReader(Reader):
     def __init__(self, readers: Mapping[int, Reader]) -> None:
         self._readers = dict(readers)
 
+    def hold(self) -> object:
+        """As `Reader.hold`, of each."""
+        return [reader.hold() for reader in self._readers.values()]
+
     def part(self, offset: int) -> Reader:
         """The reader of the journal that the offset is in."""
         return self._readers[offset >> _SHIFT]

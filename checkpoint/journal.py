@@ -15,14 +15,17 @@ import errno
 import json
 import logging
 import os
+import re
 import stat
 import sys
 import threading
+import weakref
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -38,11 +41,13 @@ __all__ = [
     "fsync",
     "fsync_directory",
     "is_whole",
+    "most_idle",
     "open_file",
     "open_safely",
     "parse",
     "seal",
     "store_error",
+    "unsealed",
 ]
 
 CRC_SIZE = len(b',"crc":"00000000"}')
@@ -74,7 +79,7 @@ def fsync_directory(path: Path) -> None:
     """Names created or renamed in the directory survive a power cut; a no-op where directories cannot be opened."""
     if os.name == "nt":
         return
-    fd = os.open(path, os.O_RDONLY | _CLOEXEC)
+    fd = _open(path, os.O_RDONLY | _CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as error:
@@ -92,7 +97,7 @@ def open_safely(path: Path, flags: int, mode: int = 0o666) -> int:
 def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
     """A descriptor above those of stdin, stdout and stderr: where these are closed, what others print goes there."""
     # Opening a pipe must not wait for whoever is at its other end; and nothing but a file is one of ours.
-    fd = os.open(path, flags | _CLOEXEC | _BINARY | _NONBLOCK, mode)
+    fd = _open(path, flags | _CLOEXEC | _BINARY | _NONBLOCK, mode)
     try:
         kind = os.fstat(fd).st_mode
         if not stat.S_ISREG(kind):
@@ -111,6 +116,17 @@ def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
         os.close(fd)
 
 
+def _open(path: Path, flags: int, mode: int = 0o666) -> int:
+    """`os.open`; where too many files are open, those that may be let go are, and it is tried once more."""
+    try:
+        return os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno not in _TOO_MANY or not _idle:
+            raise
+    _let_go_of_idle(0)
+    return os.open(path, flags, mode)
+
+
 def store_error(error: OSError, doing: str, path: Path, advice: str = "", **parts: Any) -> StoreError:
     """The `StoreError` for a failed system call, with its errno and file name."""
     if error.errno is None:
@@ -121,7 +137,15 @@ def store_error(error: OSError, doing: str, path: Path, advice: str = "", **part
     return StoreError(message, errno=number, strerror=reason, filename=str(path), **parts)
 
 
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
+_FEWER = (
+    "each Results that is kept, and each pass that runs, has files open: drop Results that you need no more "
+    "(list(results) keeps the values), call runner.close(), or raise the limit (ulimit -n)"
+)
 _ADVICE = {
+    errno.EISDIR: "a directory is in the file's place: move it away and put the file back, or run the same line again",
+    errno.EMFILE: _FEWER,
+    errno.ENFILE: _FEWER,
     errno.ENOSPC: "make room on the disk and run the same line again: what is saved stays saved",
     errno.EDQUOT: "make room in your quota and run the same line again: what is saved stays saved",
     errno.EFBIG: "the file-size limit (ulimit -f) is reached; raise it and run the same line again",
@@ -198,8 +222,49 @@ def _parse(line: bytes) -> Record:
     if not record.crc and not _has_checksum(line):
         return _foreign(record)
     if not _crc_holds(line):
-        raise ValueError("its checksum does not match (delete the crc field of a line that you edit by hand)")
+        written = _as_written(line)
+        if not _crc_holds(written):
+            raise ValueError("its checksum does not match (delete the crc field of a line that you edit by hand)")
+        return _decode_record(written)
     return record
+
+
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r\n]+', re.DOTALL)
+
+
+def _as_written(line: bytes) -> bytes:
+    """The line as it was before another program spaced it out or escaped its text: then its checksum fits again."""
+    return _TOKEN.sub(_compact, line)
+
+
+def _compact(token: re.Match[bytes]) -> bytes:
+    text = token[0]
+    if not text.startswith(b'"'):
+        return b""
+    if b"\\u" not in text and b"\\/" not in text:
+        return text
+    try:
+        return _encode(_decode(text))
+    except ValueError:  # a lone surrogate, which we never write
+        return text
+
+
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def unsealed(line: bytes) -> bytes | None:
+    """The line less its checksum, where it is a sound record but for that; else None."""
+    try:
+        fields = _decode_fields(line.rstrip(b"\r\n").removeprefix(_BOM))
+        if "key" not in fields or fields.pop("crc", None) is None:
+            return None
+        bare = _encode(fields)
+        bare.decode()  # which nobody has looked at yet
+        parse(bare)
+    except ValueError:
+        return None
+    return bare
 
 
 def _foreign(record: Record) -> Record:
@@ -240,17 +305,46 @@ def is_whole(line: bytes) -> bool:
 # --- the file -------------------------------------------------------------------------------------------------------
 
 
-class Reader:
-    """An open journal file, for anyone to read; closed when the last one who holds it lets go.
+class _Descriptor:
+    """A file descriptor, closed when the last one who holds it lets go."""
 
-    Whoever keeps a reader keeps the bytes: what replaces or unlinks the file does not touch them.
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+class _Left(NamedTuple):
+    """What tells a file from others, so that it is known again by its path: appending to it changes none of this."""
+
+    device: int
+    inode: int
+    size: int
+    end: bytes  # the last bytes of so many
+
+    @classmethod
+    def of(cls, fd: int, size: int | None = None) -> _Left:
+        state = os.fstat(fd)
+        size = state.st_size if size is None else min(size, state.st_size)
+        return cls(state.st_dev, state.st_ino, size, _pread(fd, min(size, _PROBE), max(0, size - _PROBE)))
+
+
+class Reader:
+    """A journal file, for anyone to read.
+
+    Whoever holds it (`hold`) keeps the bytes: what replaces or unlinks the file does not touch them. Of readers that
+    nobody holds the descriptor may be let go (`let_go_when_idle`), and is opened again when they read.
     """
 
-    _fd = -1  # an interrupt may come before there is one
-
     def __init__(self, path: Path, fd: int) -> None:
-        self._fd = fd
         self.path = path
+        self._held: _Descriptor | None = _Descriptor(fd)
+        self._last: weakref.ref[_Descriptor] = weakref.ref(self._held)
+        self._left: _Left | None = None
+        self._is_shared = False
 
     @classmethod
     def open(cls, path: Path) -> Reader | None:
@@ -264,9 +358,60 @@ class Reader:
             advice = unreadable if error.errno in (errno.EACCES, errno.EPERM) else ""
             raise store_error(error, "cannot open", path, advice) from error
 
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+    def hold(self) -> object:
+        """What keeps the file open: as long as somebody has it, this reader reads the bytes that are there now.
+
+        Raises:
+            StoreError: it had been let go, and cannot be opened again.
+        """
+        return self._descriptor()
+
+    def _descriptor(self) -> _Descriptor:
+        held = self._held
+        return self._open_again() if held is None else held
+
+    def let_go_when_idle(self) -> None:
+        """Close the descriptor once many others were opened later, unless somebody holds it."""
+        if not self._is_shared:
+            self._is_shared = True
+            _idle.append(weakref.ref(self))
+            _let_go_of_idle(most_idle())
+
+    def let_go(self) -> None:
+        """Close the descriptor, unless somebody holds it, until something is read."""
+        held = self._held
+        if held is None:
+            return
+        try:
+            self._left = _Left.of(held.fd)
+        except OSError:
+            self._is_shared = False
+            return  # who reads it is told
+        self._held, self._is_shared = None, False
+
+    def _open_again(self) -> _Descriptor:
+        left, held = self._left, self._last()
+        if held is None:
+            assert left is not None
+            try:
+                held = _Descriptor(open_file(self.path, os.O_RDONLY))
+                is_same = _Left.of(held.fd, left.size) == left
+            except FileNotFoundError:
+                is_same = False
+            except OSError as error:
+                raise store_error(error, "cannot open", self.path) from error
+            if held is None or not is_same:
+                raise JournalLost(
+                    f"{self.path} was replaced or deleted while nobody read it; run the same line again to read what "
+                    "is there",
+                    errno=errno.ESTALE,
+                    strerror="stale file handle",
+                    filename=str(self.path),
+                )
+            self._last = weakref.ref(held)
+        self._held = held
+        self.let_go_when_idle()
+        return held
 
     def modified_at(self, end: int) -> int:
         """When the file was modified last, in nanoseconds; 0 where it does not end there."""
@@ -293,12 +438,19 @@ class Reader:
             return False
         except OSError as error:
             raise store_error(error, "cannot look for", self.path) from error
-        mine = self._stat()
+        left = self._left
+        if self._held is None and left is not None and (there.st_ino, there.st_dev) != (left.inode, left.device):
+            return False
+        try:
+            mine = self._stat()
+        except JournalLost:
+            return False
         return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
 
     def _stat(self) -> os.stat_result:
+        held = self._descriptor()
         try:
-            return os.fstat(self._fd)
+            return os.fstat(held.fd)
         except OSError as error:
             raise store_error(error, "cannot look at", self.path) from error
 
@@ -308,8 +460,9 @@ class Reader:
         Raises:
             StoreError: the system reported an error.
         """
+        held = self._descriptor()
         try:
-            fsync(self._fd)
+            fsync(held.fd)
         except OSError as error:
             if error.errno not in _CANNOT_SYNC:
                 raise store_error(error, "cannot sync", self.path) from error
@@ -320,10 +473,11 @@ class Reader:
         Raises:
             StoreError: the system reported an error: never an empty or shorter answer instead.
         """
+        held = self._descriptor()
         try:
-            data = _pread(self._fd, size, offset)
+            data = _pread(held.fd, size, offset)
             # A read that meets a bad sector, or is very large, is short; the next one tells what follows, or the error.
-            while data and len(data) < size and (more := _pread(self._fd, size - len(data), offset + len(data))):
+            while data and len(data) < size and (more := _pread(held.fd, size - len(data), offset + len(data))):
                 data += more
             return data
         except OSError as error:
@@ -403,6 +557,30 @@ class Reader:
         return 0, b"".join(reversed(parts))
 
 
+_idle: deque[weakref.ref[Reader]] = deque()  # whose descriptors may be let go, the one that was opened first first
+
+
+def _let_go_of_idle(most: int) -> None:
+    """Let go of descriptors until at most so many are left; a thread that reads meanwhile keeps its own."""
+    while len(_idle) > most:
+        try:
+            reader = _idle.popleft()()
+        except IndexError:
+            return  # another thread does the same
+        if reader is not None:
+            reader.let_go()
+
+
+def most_idle() -> int:
+    """How many descriptors are kept although nobody holds them: half of those that this process may have."""
+    if sys.platform == "win32":
+        return 256
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 14 if soft == resource.RLIM_INFINITY else soft // 2
+
+
 class Journal:
     """One journal file, read by anyone and appended to by the one who holds the lock.
 
@@ -431,6 +609,7 @@ class Journal:
         self._synced = 0  # bytes that are known to be
         self._doubtful: int | None = None  # from where on a sync has failed, in this or an earlier opening
         self._writer: int | None = None
+        self._held: object = None  # what keeps the reader's file open while it is written
 
     def open(self) -> Reader | None:
         """Open for reading, if there is a file."""
@@ -465,6 +644,7 @@ class Journal:
             if self._doubtful is not None:
                 self._write_again(self._doubtful)
             self._synced = 0  # who was killed before may have synced nothing
+            self._held = None if self.reader is None else self.reader.hold()
         except BaseException:
             self.stop_writing()
             raise
@@ -703,7 +883,12 @@ class Journal:
             if self._unsynced is not None:
                 raise copy(self._unsynced)
             self.dirty = False  # before the call: what is appended during it waits for the next one
-            self._sync_descriptor(self._writer, self.end)
+            self._sync_descriptor(self._writer, self.end, self._held)
+
+    @property
+    def synced(self) -> int:
+        """Bytes that this opening for writing has brought to the medium."""
+        return self._synced if self._writer is not None else 0
 
     def lend(self) -> Callable[[], None] | None:
         """What syncs everything appended so far, once, without keeping those who append waiting; None if all is.
@@ -721,11 +906,11 @@ class Journal:
             self.sync()
             return None
         self._syncing.acquire()
-        self._is_lent, self.dirty, end = True, False, self.end
+        self._is_lent, self.dirty, end, of = True, False, self.end, self._held
 
         def sync() -> None:
             try:
-                self._sync_descriptor(fd, end)
+                self._sync_descriptor(fd, end, of)
             finally:
                 os.close(fd)
                 self._is_lent = False
@@ -733,18 +918,19 @@ class Journal:
 
         return sync
 
-    def _sync_descriptor(self, fd: int, end: int) -> None:
+    def _sync_descriptor(self, fd: int, end: int, of: object) -> None:
         try:
             self._sync(fd)
         except OSError as error:
             self._unsynced = store_error(error, "cannot sync", self.path)
             self._doubtful = self._synced if self._doubtful is None else min(self._doubtful, self._synced)
             raise self._unsynced from error
-        self._synced = end
+        if of is self._held:  # else the journal was replaced meanwhile
+            self._synced = end
 
     def stop_writing(self) -> None:
         """Close for appending; reading goes on."""
-        writer, self._writer = self._writer, None
+        writer, self._writer, self._held = self._writer, None, None
         if writer is not None:
             os.close(writer)
 

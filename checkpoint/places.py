@@ -9,7 +9,6 @@ import difflib
 import errno
 import os
 import re
-import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from checkpoint.journal import Journal, store_error
 from checkpoint.lock import Lock
 from checkpoint.remote import names_under, url_at
 from checkpoint.shards import ALL, Shard, shards_in, split_prefix
-from checkpoint.store import Store, check_name, open_store, resolve_directory
+from checkpoint.store import Store, check_name, command_line, open_store, resolve_directory
 
 __all__ = [
     "aside_name",
@@ -162,11 +161,3 @@ def size_in_words(size: int) -> str:
         return plural(size, "byte")
     amount, unit = next((size / 1000**n, unit) for n, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if size >= 1000**n)
     return f"{amount:,.1f} {unit}"
-
-
-def command_line(verb: str, name: str, directory: str) -> str:
-    """What to type to have a command look at this checkpoint."""
-    words = ["checkpoint", verb, name]
-    if directory != str(resolve_directory(None)):
-        words += ["--dir", directory]
-    return shlex.join(words)

@@ -160,12 +160,15 @@ class Records:
         Raises:
             StoreClosed: `close` was called.
         """
-        if self._detach is None:
-            raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
+        self._refuse_if_closed()
         self.store.refresh(*(() if self._follows else keys))
         if self._follows and not self._pinned:
             self._follow()
         return self.store
+
+    def _refuse_if_closed(self) -> None:
+        if self._detach is None:
+            raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
 
     def close(self) -> None:
         """Let go of the store."""
@@ -401,8 +404,9 @@ class Records:
         return store.results.count(self.version), store.failed_count(self.version)
 
     def clear(self) -> None:
-        """Forget everything, all versions and files included."""
-        self.open().clear()
+        """Forget everything, all versions and files included; also where a journal is none."""
+        self._refuse_if_closed()
+        self.store.clear()
         if self._latest:
             self._follows = True
             self._set_version("")

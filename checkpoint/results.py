@@ -139,7 +139,7 @@ class Results(_Rows, Sequence[R]):
         (True, 25, [9, 9], {3: 9, 5: 25})
     """
 
-    __slots__ = ("_errors", "_index", "_keys", "_places", "_records", "_results")
+    __slots__ = ("_errors", "_held", "_index", "_keys", "_places", "_records", "_results")
 
     def __init__(self, running: Pass) -> None:
         self._records = running.records
@@ -147,6 +147,7 @@ class Results(_Rows, Sequence[R]):
         with store.lock:
             self._places: array[int] = running.places()
             self._results, self._errors = store.results.reader, store.errors.reader
+            self._held = [reader.hold() for reader in (self._results, self._errors) if reader is not None]
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
             loose = store.results.has_loose or store.errors.has_loose
             told = not loose and NOT_RUN not in self._places

@@ -140,6 +140,8 @@ class Shelf:
         self.journal.close()
         self.journal.reader, self.index = reader, index
         self.journal.learned(index.end)
+        if reader is not None:
+            reader.let_go_when_idle()
         self._tell_damage()
 
     def replace(self, chunks: Iterable[bytes]) -> None:
@@ -164,6 +166,8 @@ class Shelf:
         """Repair the end of the journal and learn what is there; call it under the lock."""
         self.refresh()
         self.journal.open_to_write()
+        if self.journal.reader is not None:
+            self.journal.reader.let_go_when_idle()
         self._learn()
 
     def settle_doubt(self) -> None:
@@ -285,6 +289,7 @@ class Shelf:
 
     def records_at(self, reader: Reader, version: str, offsets: list[int]) -> Iterator[tuple[Reader, int, Key, Record]]:
         """`records` of those at these offsets, which this index gave; a line with a checksum wins over one without."""
+        _held = reader.hold()
         loose = self.index.has_loose
         exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
         for offset in offsets:
@@ -302,6 +307,7 @@ class Shelf:
         reader, offsets = self.offsets(version)
         if reader is None:
             return
+        _held = reader.hold()
         for offset in offsets:
             try:
                 record = reader.read(offset)

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import threading
 import weakref
@@ -27,12 +28,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from checkpoint import clock
+from checkpoint.condition import SYNCED, Fault, fault_of, loss_of, synced_bytes
 from checkpoint.errors import (
     CheckpointLocked,
     InvalidName,
@@ -45,7 +48,17 @@ from checkpoint.errors import (
 )
 from checkpoint.index import Index
 from checkpoint.joined import Joined, allow_files
-from checkpoint.journal import Journal, Record, fsync_directory, open_file, open_safely, seal, store_error
+from checkpoint.journal import (
+    Journal,
+    Record,
+    fsync,
+    fsync_directory,
+    most_idle,
+    open_file,
+    open_safely,
+    seal,
+    store_error,
+)
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
 from checkpoint.remote import KINDS, names_under, note_url, place_of, url_at
@@ -77,6 +90,7 @@ _ASK_EVERY = 5.0
 _IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
 _META_EVERY = 30.0
 _MOST_CODES = 100  # that meta explains
+_FILES_OF_A_WRITER = 12  # it has half as many open, and others stay open beside it
 _TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
 
 
@@ -128,6 +142,31 @@ def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
     return directory
 
 
+def command_line(verb: str, name: str, directory: str) -> str:
+    """What to type to have a command look at this checkpoint."""
+    words = ["checkpoint", verb, name]
+    if directory != str(resolve_directory(None)):
+        words += ["--dir", directory]
+    return shlex.join(words)
+
+
+def lost_journal(path: Path, fault: Fault, name: str, directory: Path) -> JournalLost:
+    """The error for a journal that is none, or that has lost what it held, with each way out."""
+    check, clear = (command_line(verb, name, str(directory)) for verb in ("check", "clear"))
+    ways = [fault.fix[0].upper() + fault.fix[1:]]
+    if fault.is_altered:
+        ways.append(f"to take the lines as they are, without their checksums: {check} --repair")
+    if fault.is_short:
+        ways.append(f"to go on with what is there: {check} --repair")
+    ways.append(f"to forget all of it and compute it anew: {clear}")
+    return JournalLost(
+        f"checkpoint {name!r}: {path} {fault.what}. Nothing was run or written. {'; '.join(ways)}",
+        errno=errno.ESTALE,
+        strerror="not the journal that was written",
+        filename=str(path),
+    )
+
+
 class Directory:
     """Where a checkpoint is: found when it is first asked for, so that `chdir` later changes nothing.
 
@@ -171,6 +210,7 @@ class Store:
         results, errors, unsaved: the journals with their indexes; joined with those of shards, where there are any.
         name: what the files begin with.
         shards: those that are read besides its own journals.
+        wrote_at: when it was written last; monotonic.
         total: how many items the last pass over its own journals had, where it knew.
         versions: what digests of versions stand for.
         codes: what digests of code stand for, and the versions whose results they may have computed.
@@ -202,9 +242,14 @@ class Store:
         self._forked = False
         self._failure: StoreError | None = None
         self._check_at = 0.0  # monotonic; until then a save need not look whether its file is still there
-        self._wrote_at = 0.0
+        self.wrote_at = 0.0
         self._meta_at = 0.0
         self._meta_owed = False
+        self._examined: dict[Shard, list[Index]] = {}  # what was known of the journals when they were looked at
+        self._faults: dict[Shard, Fault] = {}  # of journals that are none, and
+        self._faulty: dict[Shard, Path] = {}  # which these are
+        self._goes_on = False  # whether it is cleared or repaired all the same
+        self._synced: dict[str, int] = {}  # bytes of its own journals that are on the medium
         self._meta = self._read_meta()
         self.total: int | None = _count_or_none(self._meta.get("total_items"))
         known = self._meta.get("versions")
@@ -220,6 +265,8 @@ class Store:
             for shelf in self._shelves:
                 shelf.reopen()
             self._look_for_shards()
+            for shard in (self._shard, *self._members):
+                self._examine(shard)
         except BaseException:
             for shelf in (*self._shelves, *self._theirs()):
                 shelf.close()  # nobody will, and who is told that too many are open must not keep them
@@ -258,16 +305,105 @@ class Store:
 
         But for those who write shards; of these a pass that writes knows what it found when it began, and so does who
         writes to a URL: what looks there may wait for it.
+
+        Raises:
+            JournalLost: what is in a journal's place is none, or it has lost what was on the medium.
         """
         if self._writing and (self._in_pass or self.uploads is not None):
             return
         with self.lock:
+            if self._faults:
+                self._examined.clear()
             if not self._writing:
                 if self.uploads is not None:
                     self.uploads.mirror.look()
                 for shelf in self._shelves:
                     shelf.refresh()
             self._refresh_theirs(*keys)
+            if not self._writing:
+                self._examine(self._shard)
+            self._refuse_faults()
+
+    # whether the journals are what they should be
+
+    def _examine(self, shard: Shard) -> None:
+        """Look whether the files of a shard are its journals, where they were opened anew since the last look.
+
+        Another process may clear or compact meanwhile. It takes what meta says back first: what the same meta says
+        before and after the journals are looked at holds of them.
+        """
+        shelves = self._shelves_of(shard)
+        if self._examined.get(shard) == [shelf.index for shelf in shelves]:
+            return
+        path = self.directory / f"{shard.prefix(self._base)}_meta.json"
+        said: dict[str, Any] | None = None
+        while (found := self._first_fault(shelves, meta := meta_in(path))) is not None and meta != said:
+            said = meta
+            for shelf in shelves:
+                shelf.refresh()
+        self._faults.pop(shard, None)
+        if found is not None:
+            self._faulty[shard], self._faults[shard] = found
+        elif shard == self._shard:
+            self._synced = {kind: min(synced_bytes(meta, kind), _size(shelf)) for kind, shelf in _by_kind(shelves)}
+        self._examined[shard] = [shelf.index for shelf in shelves]
+
+    def _shelves_of(self, shard: Shard) -> tuple[Shelf, Shelf, Shelf]:
+        return self._shelves if shard == self._shard else self._members[shard]
+
+    def _first_fault(self, shelves: Iterable[Shelf], meta: dict[str, Any]) -> tuple[Path, Fault] | None:
+        """The first journal that is none, or has lost what was on the medium; errors that are lost are only told."""
+        is_old = SYNCED not in meta and bool(self._members)  # then it counts those of shards too
+        for kind, shelf in _by_kind(shelves):
+            path, reader = shelf.journal.path, shelf.journal.reader
+            synced = 0 if is_old or self.uploads is not None else synced_bytes(meta, kind)
+            fault = None if reader is None else fault_of(reader, synced)
+            if fault is None and synced:
+                size = _size(shelf)
+                fault = loss_of(reader, synced, meta.get("completed_items"))
+                if size < synced and (fault is None or kind == "errors"):
+                    log.warning(
+                        "%s has %d bytes, and %d were on disk when meta was written: lines were deleted, or the file "
+                        "is an older copy; what they held is not known any more", path, size, synced,
+                    )  # fmt: skip
+                    fault = None
+            if fault is not None:
+                return path, fault
+        return None
+
+    def _refuse_faults(self) -> None:
+        if self._faults and not self._goes_on:
+            shard = next(iter(self._faults))
+            raise lost_journal(self._faulty[shard], self._faults[shard], self._base, self.directory)
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Clear or repair what else would be refused."""
+        before, self._goes_on = self._goes_on, True
+        try:
+            yield
+        finally:
+            self._goes_on = before
+
+    @contextmanager
+    def all_as_they_are(self) -> Iterator[None]:
+        """`alone`, whatever is in the journals' places; only a shorter or altered journal is repaired.
+
+        What is there at the end is what meta says.
+
+        Raises:
+            JournalLost: another kind of file is in a journal's place, or it is gone.
+            CheckpointLocked, StoreError: as `alone`.
+        """
+        with self.lock, self._going_on(), self.alone():
+            fault = self._faults.get(self._shard)
+            if fault is not None and not (fault.is_altered or fault.is_short):
+                raise lost_journal(self._faulty[self._shard], fault, self._base, self.directory)
+            yield
+            if fault is not None:
+                self._faults.clear()
+                self._examined.clear()
+                self._synced, self._meta_owed = {}, True
 
     @property
     def own(self) -> tuple[Shelf, Shelf, Shelf]:
@@ -332,7 +468,7 @@ class Store:
     def _learn_from(self, shards: Iterable[Shard]) -> None:
         """What the meta files of shards say that digests stand for."""
         for shard in shards:
-            meta = _meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
+            meta = meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
             self._has_their_meta = self._has_their_meta or bool(meta)
             known = meta.get("versions")
             for digest, version in known.items() if isinstance(known, dict) else ():
@@ -349,7 +485,7 @@ class Store:
         totals: dict[int, list[int]] = {}
         moments: dict[int, str] = {}
         for shard in (self._shard, *self._members):
-            meta = _meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
+            meta = meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
             total = _count_or_none(meta.get("total_items"))
             if total is not None:
                 totals.setdefault(shard.of, []).append(total)
@@ -399,6 +535,7 @@ class Store:
             raise failure
 
     def _take_lock(self) -> None:
+        _let_go_of_writers()
         try:
             _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
         except OSError as error:
@@ -414,6 +551,7 @@ class Store:
             _close_early()
         try:
             self._refresh_theirs()
+            self._refuse_faults()
         except BaseException:
             self._let_go()
             raise
@@ -423,7 +561,7 @@ class Store:
             self._pass_since = ""
         self._writing = True
         self._check_at = clock.monotonic() + _SECOND
-        self._wrote_at = self._meta_at = clock.monotonic()
+        self.wrote_at = self._meta_at = clock.monotonic()
         _tend(self)
         if self._read_meta().get("total_items", -1) != self.total:  # who looks on sees how much this pass has to do
             self._write_meta()
@@ -444,13 +582,18 @@ class Store:
                 if can_hold or any(shelf.has_loose for shelf in shelves):
                     for shelf in shelves:
                         shelf.refresh()
+                    self._examine(shard)
 
     def _open_to_write(self) -> None:
         self._writer.acquire()
         try:
             if self.uploads is not None:
                 self.uploads.begin()
-            for shelf in (self.results, self.errors):
+            for shelf in self._shelves:
+                shelf.refresh()
+            self._examine(self._shard)
+            self._refuse_faults()  # before the end of one is repaired
+            for shelf in self._shelves[:2] if not self._faults else ():
                 shelf.open_to_write()
             self._settle_names()
             self._shelves[2].refresh()
@@ -509,8 +652,8 @@ class Store:
             keys = lost.keys_from(0)
         shown = ", ".join([quote(key, 60) for key in keys[:10]]) + (", …" if len(keys) > 10 else "")
         return JournalLost(
-            f"{error}; {len(keys):,} keys are at risk: {shown or 'none'}. Nothing more is written to it: restore the "
-            "file, or run the same line again to compute them anew",
+            f"{error}; {len(keys):,} keys are at risk: {shown or 'none'}. Nothing more is written to it: put the file "
+            "back and run the same line again, which tells what else can be done",
             errno=error.errno,
             strerror=error.strerror,
             filename=error.filename,
@@ -531,7 +674,7 @@ class Store:
             StoreError: none of them is on disk.
         """
         with self.lock:
-            now = self._wrote_at = clock.monotonic()
+            now = self.wrote_at = clock.monotonic()
             if not self._writing or now >= self._check_at:
                 self.begin_writing()
             journal, index = shelf.journal, shelf.index
@@ -555,7 +698,7 @@ class Store:
     ) -> None:
         """`append` for one record that forgets nothing: the per-item path, told flat because it is hot."""
         with self.lock:
-            now = self._wrote_at = clock.monotonic()
+            now = self.wrote_at = clock.monotonic()
             if not self._writing or now >= self._check_at:
                 self.begin_writing()
             offset = self._write(shelf, line)
@@ -707,30 +850,34 @@ class Store:
             for store in (self, *others):
                 store._clear_here()
         self._refresh_theirs()
+        self._faults.clear()
 
     def _begin_anew(self) -> None:
         with self.lock:
             if self._failure is not None:
                 self._start_anew()
-            self.begin_writing()
+            with self._going_on():
+                self.begin_writing()
             if self.uploads is not None:
                 self.uploads.suspend()
 
     def _clear_here(self) -> None:
-        with self.lock:
+        with self.lock, self._going_on():
             self.begin_writing()
             if self.uploads is not None:
                 self.uploads.clear()
             try:
+                self.meta_path.unlink(missing_ok=True)
+                fsync_directory(self.directory)  # it says what is in the journals: it is gone before they are
                 for shelf in self._shelves:
                     shelf.unlink()
-                self.meta_path.unlink(missing_ok=True)
                 fsync_directory(self.directory)
             except OSError as error:
                 self._let_go()  # what is left is opened anew
                 raise store_error(error, "cannot delete", self.directory) from error
             self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
-            self.codes, self.schemas, self.told = {}, {}, set()
+            self.codes, self.schemas, self.told, self._synced = {}, {}, set(), {}
+            self._faults.clear()
             self._stop_writing()
 
     def replace(self, shelf: Shelf, chunks: Iterable[bytes]) -> None:
@@ -741,7 +888,22 @@ class Store:
         """
         if self.uploads is not None:
             self.uploads.suspend()
+        kind = next(kind for kind, own in _by_kind(self._shelves) if own is shelf)
+        self._take_back(kind, shelf)
+        self._meta_owed = True
         shelf.replace(chunks)
+        self._synced[kind] = _size(shelf)
+
+    def _take_back(self, kind: str, shelf: Shelf) -> None:
+        """Meta says nothing of the size of the journal, for good: it is about to become shorter."""
+        shelf.journal.stop_writing()  # what this opening has synced counts no more
+        self._synced.pop(kind, None)
+        if not synced_bytes(self._read_meta(), kind):
+            return
+        try:
+            self._replace_meta(json.dumps(self._compose_meta(), indent=1) + "\n", durable=True)
+        except OSError as error:
+            raise store_error(error, "cannot replace", self.meta_path) from error
 
     # passes
 
@@ -813,14 +975,16 @@ class Store:
             shelf.reopen()
 
     @contextmanager
-    def all_alone(self) -> Iterator[None]:
-        """`alone`, with every shard.
+    def all_alone(self, *, to_clear: bool = False) -> Iterator[None]:
+        """`alone`, with every shard; to clear them, whatever is in the journals' places.
 
         Raises:
             CheckpointLocked, StoreError: as `alone`.
         """
         with self._others(list(self._members)) as others, ExitStack() as held:
             for store in (self, *others):
+                if to_clear:
+                    held.enter_context(store._going_on())
                 held.enter_context(store.alone())
             yield
 
@@ -914,10 +1078,22 @@ class Store:
 
     def _is_idle(self) -> bool:
         """Whether nothing was written for a while; where uploads lag behind, letting go would wait for them."""
-        idle = clock.monotonic() - self._wrote_at
+        idle = clock.monotonic() - self.wrote_at
         if self.uploads is None:
             return idle >= _SECOND
         return idle >= _IDLE and self.uploads.is_settled
+
+    def stop_if_idle(self) -> None:
+        """Stop writing at once, where no pass runs and no thread is at it."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            if not self._in_pass and self.uploads is None:
+                self._stop_writing()
+        except StoreError as error:
+            log.error("%s", error)
+        finally:
+            self.lock.release()
 
     def _sync_aside(self) -> None:
         for shelf in self._shelves:
@@ -933,7 +1109,7 @@ class Store:
     # meta
 
     def _read_meta(self) -> dict[str, Any]:
-        return _meta_in(self.meta_path)
+        return meta_in(self.meta_path)
 
     def _write_meta(self) -> None:
         """Replace the file atomically. It tells people and is rebuildable: failing to write it is not an error."""
@@ -945,13 +1121,18 @@ class Store:
             except OSError as error:
                 log.debug("%s was not written: %s", self.meta_path, error)
 
-    def _replace_meta(self, text: str) -> None:
+    def _replace_meta(self, text: str, *, durable: bool = False) -> None:
         temporary = self.meta_path.with_name(f".{self.name}_meta.{os.getpid()}.tmp")
         fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 file.write(text)
+                if durable:
+                    file.flush()
+                    fsync(file.fileno())
             os.replace(temporary, self.meta_path)
+            if durable:
+                fsync_directory(self.directory)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -970,10 +1151,19 @@ class Store:
             "completed_items": completed,
             "failed_items": self._count_failed(errors, version),
             "schema_version": SCHEMA_VERSION,
+            SYNCED: self._note_synced(),
             "versions": dict(self.versions),  # other threads open versions meanwhile
             "codes": self.codes,
             **({"schemas": self.schemas} if self.schemas else {}),
         }
+
+    def _note_synced(self) -> dict[str, int]:
+        """Bytes of each journal that are on the medium, which is what is there at least after any crash."""
+        for kind, shelf in _by_kind(self._shelves):
+            synced = max(self._synced.get(kind, 0), shelf.journal.synced)
+            if synced:
+                self._synced[kind] = synced
+        return dict(self._synced)
 
     # what computed results
 
@@ -1079,7 +1269,7 @@ class Store:
                 mirror.after_fork()
 
 
-def _meta_in(path: Path) -> dict[str, Any]:
+def meta_in(path: Path) -> dict[str, Any]:
     """What a meta file says."""
     try:
         with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
@@ -1087,6 +1277,14 @@ def _meta_in(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}  # missing, empty or garbage: rebuilt from the journals
     return meta if isinstance(meta, dict) else {}
+
+
+def _by_kind(shelves: Iterable[Shelf]) -> Iterator[tuple[str, Shelf]]:
+    return zip(KINDS, shelves, strict=True)
+
+
+def _size(shelf: Shelf) -> int:
+    return 0 if shelf.journal.reader is None else shelf.journal.reader.size()
 
 
 def _knows(shelves: Iterable[Shelf], version: str, keys: list[Key]) -> bool:
@@ -1207,6 +1405,17 @@ def _tend(store: Store) -> None:
         if _tending is None and not _ending:
             _tending = threading.Thread(target=_tend_all, name="checkpoint-tend", daemon=True)
             _tending.start()
+
+
+def _let_go_of_writers() -> None:
+    """A store that was written just now keeps its lock and files for a second: of very many stores only some do."""
+    most = max(1, most_idle() // _FILES_OF_A_WRITER)
+    with _tend_lock:
+        writing = [store for store in _tended if store.writing] if len(_tended) >= most else []
+    if len(writing) >= most:
+        writing.sort(key=attrgetter("wrote_at"))
+        for store in writing[: 1 + len(writing) - most]:
+            store.stop_if_idle()
 
 
 def _tend_all() -> None:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from checkpoint.condition import SYNCED, fault_of, loss_of, synced_bytes
 from checkpoint.errors import StoreError, plural, quote
 from checkpoint.joined import allow_files
-from checkpoint.journal import Journal, Reader, is_whole, open_file, store_error
+from checkpoint.journal import Journal, Reader, is_whole, open_file, store_error, unsealed
 from checkpoint.keys import Key
 from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
 from checkpoint.places import (
@@ -34,10 +35,11 @@ from checkpoint.places import (
     size_of,
     writer_of,
 )
+from checkpoint.remote import url_at
 from checkpoint.segment import file_state
 from checkpoint.shards import Shard
 from checkpoint.shelf import Shelf, index_path
-from checkpoint.store import Store, forgetting, open_store
+from checkpoint.store import Store, forgetting, lost_journal, meta_in, open_store
 
 __all__ = [
     "Compaction",
@@ -76,6 +78,7 @@ class JournalState:
         damage: lines that are damaged.
         lost: (version, key) of each record that counted and is damaged.
         outdated: (version, key) of each damaged line in whose place an older record of the key counts.
+        fault: why the file is not the journal that it should be, "" where it is; then nothing else is said of it.
         index: what the index file is worth; it is rebuilt.
         aside: bytes of the file that keeps what repairs set aside.
     """
@@ -94,6 +97,7 @@ class JournalState:
     outdated: tuple[tuple[str, Key], ...]
     index: Literal["sound", "stale", "missing", "damaged"]
     aside: int
+    fault: str = ""
 
     @property
     def unnamed(self) -> int:
@@ -118,6 +122,7 @@ class JournalState:
             "outdated": [{"version": version, "key": plain_json(key)} for version, key in self.outdated],
             "index": self.index,
             "aside_bytes": self.aside,
+            "fault": self.fault or None,
         }
 
 
@@ -168,8 +173,12 @@ class Soundness:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no line is damaged; a torn tail is normal, and meta and index files are rebuilt."""
-        return not any(journal.damage for part in (self, *self.shards) for journal in part.journals)
+        """Whether no line is damaged and no journal lost; a torn tail is normal, meta and index files are rebuilt."""
+        return not any(journal.damage or journal.fault for part in (self, *self.shards) for journal in part.journals)
+
+    @property
+    def _faults(self) -> list[str]:
+        return [journal.fault for part in (self, *self.shards) for journal in part.journals if journal.fault]
 
     @property
     def lost(self) -> tuple[Key, ...]:
@@ -182,9 +191,9 @@ class Soundness:
         `name`, `directory`, `sound`; `journals`: of `results`, `errors` and `unsaved` each an object with `path`,
         `missing`, `bytes`, `lines`, `superseded_lines`, `superseded_bytes`, `without_checksum`, `unreadable`, `torn`
         (null, or `offset` and `bytes`), `damage` (a list of `line`, `offset`, `bytes`, `why`, `keys`), `unnamed`,
-        `lost` and `outdated` (lists of `version`, `key`), `index` and `aside_bytes`; `versions` (a list of `version`,
-        `label`, `results`, `errors`); `meta`; `writer`; `leftovers` (a list of `path`, `bytes`); `shards`, a list of
-        such objects. Keys stand as in a journal.
+        `lost` and `outdated` (lists of `version`, `key`), `index`, `aside_bytes` and `fault`; `versions` (a list of
+        `version`, `label`, `results`, `errors`); `meta`; `writer`; `leftovers` (a list of `path`, `bytes`); `shards`, a
+        list of such objects. Keys stand as in a journal.
         """
         return {
             "name": self.name,
@@ -209,12 +218,15 @@ class Soundness:
         count = sum(len(journal.damage) for part in (self, *self.shards) for journal in part.journals)
         of = f" and {plural(len(self.shards), 'shard')}" if self.shards else ""
         verdict = f"{plural(count, 'damaged line')}" if count else "sound"
+        if self._faults:
+            verdict = "not what was written"
         told = f"{plural(results, 'result')} and {plural(errors, 'error')}"
         yield f"checkpoint {self.name!r}{of} in {self.directory}: {verdict}; {told}, every line read"
         if len(self.versions) > 1:
             for version in self.versions:
                 shown = quote(version.label, 60) if version.label is not None else version.version or "None"
                 yield f"  version {shown}: {plural(version.results, 'result')}, {plural(version.errors, 'error')}"
+        yield from self._faults
 
     def _normal(self) -> Iterator[str]:
         """What is no damage."""
@@ -239,7 +251,7 @@ class Soundness:
 
     def _damage(self) -> Iterator[str]:
         for what, journal in zip(("results", "errors", "kept values"), self.journals, strict=True):
-            if not journal.damage:
+            if not journal.damage or journal.fault:
                 continue
             yield from map(str, journal.damage[:_SHOWN])
             if len(journal.damage) > _SHOWN:
@@ -254,7 +266,7 @@ class Soundness:
                 yield f"damaged lines whose key cannot be read: {journal.unnamed:,}{again}"
 
     def _advice(self) -> Iterator[str]:
-        if not self.is_sound:
+        if not self.is_sound and not self._faults:
             yield f"to set damaged lines aside: {self._command('check')} --repair; to compute what is lost, run the job"
         parts = (self, *self.shards)
         lines, size = (sum(journal.superseded[n] for part in parts for journal in part.journals) for n in (0, 1))
@@ -277,6 +289,7 @@ class Repair:
         torn: bytes of torn tails that were.
         forgotten: how many lines were written in the place of damaged ones, so that no older record of their keys
             counts again.
+        taken: how many lines were written in their places as they are, without the checksums that they failed.
     """
 
     name: str
@@ -284,14 +297,16 @@ class Repair:
     moved: tuple[Damage, ...]
     torn: int
     forgotten: int
+    taken: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """`moved_lines`, `moved_bytes`, `torn_bytes`, `forgotten`."""
+        """`moved_lines`, `moved_bytes`, `torn_bytes`, `forgotten`, `taken`."""
         return {
             "moved_lines": len(self.moved),
             "moved_bytes": sum(damage.size for damage in self.moved),
             "torn_bytes": self.torn,
             "forgotten": self.forgotten,
+            "taken": self.taken,
         }
 
     def __str__(self) -> str:
@@ -302,6 +317,8 @@ class Repair:
             done.append(f"{path}: {plural(count, 'damaged line')} set aside in {aside_name(path)}")
         if self.torn:
             done.append(f"a torn tail of {plural(self.torn, 'byte')} was set aside")
+        if self.taken:
+            done.append(f"{plural(self.taken, 'line')} of them stay as they are, without checksum: not verified")
         return "\n".join(done) or f"checkpoint {self.name!r} in {self.directory}: nothing to repair"
 
 
@@ -392,7 +409,8 @@ def check(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> So
     directory = locate(name, checkpoint_dir)
     prefixes = parts_of(name, directory).values()
     allow_files(256 + 3 * len(prefixes))
-    own, *shards = [_check_one(prefix, directory) for prefix in prefixes]
+    is_whole = len(prefixes) == 1
+    own, *shards = [_check_one(name, prefix, directory, is_whole=is_whole) for prefix in prefixes]
     parts = (own, *shards)
     labels = {digest: label for part in reversed(parts) for digest, label in part.labels.items()}
     results, errors = ([ledger for part in parts if (ledger := part.ledgers[kind]) is not None] for kind in (0, 1))
@@ -409,12 +427,24 @@ class _Checked:
     labels: dict[str, Any]
 
 
-def _check_one(prefix: str, directory: Path) -> _Checked:
-    paths = paths_of(prefix, directory)
+def _check_one(name: str, prefix: str, directory: Path, *, is_whole: bool) -> _Checked:
+    paths, meta_path = paths_of(prefix, directory), directory / f"{prefix}_meta.json"
+    before = meta_in(meta_path)
     readers = [Reader.open(path) for path in paths]
     ledgers = [_ledger(reader, decode=path is paths[0]) for path, reader in zip(paths, readers, strict=True)]
     states = [_state_of(path, reader, ledger) for path, reader, ledger in zip(paths, readers, ledgers, strict=True)]
-    meta, labels = _read_meta(directory / f"{prefix}_meta.json")
+    if meta_in(meta_path) != before or url_at(directory) is not None:
+        before = {}  # it was written meanwhile, or the rest is elsewhere: it says nothing of what was read
+    elif SYNCED not in before and not is_whole:
+        before = {}  # it counts the results of shards too
+    for kind, (path, reader) in enumerate(zip(paths, readers, strict=True)):
+        synced = synced_bytes(before, _KINDS[kind])
+        fault = None if reader is None else fault_of(reader, synced)
+        if fault is None and kind != 1:
+            fault = loss_of(reader, synced, before.get("completed_items"))
+        if fault is not None:
+            states[kind] = replace(states[kind], fault=str(lost_journal(path, fault, name, directory)))
+    meta, labels = _read_meta(meta_path)
     found = Soundness(
         name=prefix,
         directory=str(directory),
@@ -524,12 +554,12 @@ class _User:
 
 
 @contextmanager
-def _alone(name: str, directory: Path, shard: Shard) -> Iterator[Store]:
+def _alone(name: str, directory: Path, shard: Shard, *, repairs: bool = False) -> Iterator[Store]:
     """The store that this process has of it, under the writer's lock."""
     user = _User()
     detach = open_store(name, directory, user, shard)
     try:
-        with user.store.alone():
+        with user.store.all_as_they_are() if repairs else user.store.alone():
             yield user.store
     finally:
         detach()
@@ -550,12 +580,16 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
     They are kept there, synced, before a journal loses them. Where a damaged line hides an older record of its key, a
     line that forgets the key takes its place: what is lost is computed again, and no value of old comes back.
 
+    Where most lines hold records and only fail their checksums, another program wrote the file anew: these lines stay,
+    without their checksums. Where a journal is shorter than meta knows, what is there counts from then on.
+
     Args:
         name: the checkpoint's.
         checkpoint_dir: as for `check`.
 
     Raises:
         CheckpointLocked: another process writes it, or one of its shards, or a pass of this one is running.
+        JournalLost: another kind of file is in a journal's place, or it is gone.
         StoreError: it could not be done; the journals are as they were, or those before this one are done.
 
     Example:
@@ -567,7 +601,8 @@ def repair(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> R
     directory = locate(name, checkpoint_dir)
     done = [_repair_one(name, directory, shard) for shard in parts_of(name, directory)]
     moved = tuple(damage for part in done for damage in part.moved)
-    return Repair(name, str(directory), moved, sum(part.torn for part in done), sum(part.forgotten for part in done))
+    torn, forgotten, taken = (sum(getattr(part, count) for part in done) for count in ("torn", "forgotten", "taken"))
+    return Repair(name, str(directory), moved, torn, forgotten, taken)
 
 
 def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
@@ -575,14 +610,16 @@ def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
     before = sum(size_of(Journal(path).aside) for path in paths_of(prefix, directory))
     torn = sum(map(_torn_bytes, paths_of(prefix, directory)))
     moved: list[Damage] = []
-    forgotten = 0
-    with _alone(name, directory, shard) as store:
+    forgotten = taken = 0
+    with _alone(name, directory, shard, repairs=True) as store:
         _discard_leftovers(prefix, directory)
         for shelf, reader in _shelves(store):
+            fault = fault_of(reader)
             ledger = Ledger(reader, decode=shelf is store.own[0])
             if not ledger.damage:
                 continue
-            instead = _forgettings(ledger)
+            bare = _unsealed(ledger, reader) if fault is not None and fault.is_altered else {}
+            instead = {**_forgettings(ledger), **bare}
             try:
                 shelf.journal.set_aside((d.offset, reader.pread(d.size, d.offset)) for d in ledger.damage)
             except StoreError:
@@ -591,9 +628,10 @@ def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
                 raise store_error(error, "cannot set damaged lines aside in", shelf.journal.aside) from error
             store.replace(shelf, _without(reader, ledger.damage, instead, ledger.end))
             moved += ledger.damage
-            forgotten += len(instead)
+            forgotten += len(instead) - len(bare)
+            taken += len(bare)
         after = sum(size_of(shelf.journal.aside) for shelf in store.own)
-    return Repair(name, str(directory), tuple(moved), torn if after > before else 0, forgotten)
+    return Repair(name, str(directory), tuple(moved), torn if after > before else 0, forgotten, taken)
 
 
 def _torn_bytes(path: Path) -> int:
@@ -606,6 +644,12 @@ def _forgettings(ledger: Ledger) -> dict[int, bytes]:
     """By offset of a damaged line, the line that takes its place so that nothing older counts again."""
     session = os.urandom(4).hex().encode()
     return {claim.at: forgetting(claim.version, claim.key, session).line for claim in ledger.uncovered()}
+
+
+def _unsealed(ledger: Ledger, reader: Reader) -> dict[int, bytes]:
+    """By offset of a line that only fails its checksum, the line without it."""
+    bare = {damage.offset: unsealed(reader.pread(damage.size, damage.offset)) for damage in ledger.damage}
+    return {offset: line + b"\n" for offset, line in bare.items() if line is not None}
 
 
 def _without(reader: Reader, damage: Sequence[Damage], instead: dict[int, bytes], end: int) -> Iterator[bytes]:

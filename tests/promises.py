@@ -85,6 +85,12 @@ ROWS = (
         "read is an error, never an empty checkpoint",
     ),
     Row(
+        "too many open files",
+        "a checkpoint that nobody writes and of which no Results is kept has no descriptor open: a sweep over any "
+        "number of names runs with 256. Where too many are kept the error says so and what to do, and they stay "
+        "readable",
+    ),
+    Row(
         "read-only directory or file",
         "reading works; the first save, or a pass that would have to save, says what is not writable before anything "
         "is run",
@@ -114,6 +120,14 @@ ROWS = (
     Row(
         "bytes that are no UTF-8, NULs, BOM, CRLF",
         "damage of that line only; BOM and CRLF are read through",
+    ),
+    Row(
+        "a journal that is none",
+        "an error before anything is run, which names the kind of file and each way out, from every door that writes "
+        "or reads: never an empty checkpoint. A journal is none when most of its lines are no intact records, when it "
+        "is gone, or when it has lost more than a tenth of what was synced when meta was written. Lines that were only "
+        "spaced out or escaped otherwise count: their checksums fit what they were",
+        "a Git LFS pointer, UTF-16, gzip, HTML, 0 bytes, half a backup, a formatter's rewrite; or it is gone",
     ),
     Row(
         "giant or deep records",

@@ -361,6 +361,35 @@ def compacting(work: Work) -> None:
     work.upkeep(compact)
 
 
+def counting(work: Work) -> None:
+    """Meta is written while much is not synced, and work goes on."""
+    with work.open("one") as runner:
+        for place in range(3):
+            work.sync(runner)
+            for key in FIRST:
+                work.save(runner, "one", key, f"{key} {place} " + "y" * 3000)
+            runner.records.store._write_meta()
+            runner.records.store._settle_names()
+    work.note(Said("synced"))
+
+
+def clearing(work: Work) -> None:
+    """All is forgotten, twice."""
+    for _ in range(2):
+        work.run("one", FIRST[:4], computing("first"))
+        work.clear("one")
+
+
+def shrinking(work: Work) -> None:
+    """Most of what the journal holds is superseded, and left out; then all of it is forgotten, in two shards too."""
+    work.run("one", FIRST, computing("first"))
+    for _ in range(4):
+        work.save_over("one", FIRST)
+    work.upkeep(compact)
+    work.forget("one", FIRST)
+    work.upkeep(compact)
+
+
 def completing(work: Work) -> None:
     """A result for each key: who comes next has nothing to run."""
     work.run("one", KEYS, computing("first"))
@@ -673,6 +702,18 @@ def test_every_crash_state_opens_keeps_what_was_promised_and_resumes(
     print(f"{lab.judged} states of {len(recording.events)} operations")
 
 
+@pytest.mark.promise("a journal that is none", "power loss, kernel crash", "SIGKILL, OOM kill, SIGTERM, Ctrl-C")
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("do", [counting, clearing, shrinking])
+def test_meta_never_knows_of_more_than_any_crash_leaves(lab: Lab, do: Callable[[Work], None], durability: str) -> None:
+    """While it is written in the middle of work, while all is cleared, and while a journal becomes much shorter."""
+    name = f"{do.__name__}-{durability}"
+    if not wanted(name) and not ONLY.startswith(name + "/"):
+        pytest.skip("CHECKPOINT_TEST_STATE names a state of another way of working")
+    lab.examine(lab.record(name, "hand", durability, do), cuts=3, kills=1, deeper=0.01)
+    print(f"{lab.judged} states")
+
+
 @pytest.mark.promise("a crash during recovery", "power loss, kernel crash")
 @pytest.mark.parametrize("cuts", [pytest.param(1, id="some"), pytest.param(20, id="many", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("durability", ["process", "power"])
@@ -759,6 +800,36 @@ def index_without_checksums(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(segment, "_checksum", lambda page, data: 0)
 
 
+def clears_meta_last(patch: pytest.MonkeyPatch) -> None:
+    """Meta says what was in the journals when they are gone already."""
+
+    def unlink(self: Shelf) -> None:
+        self.close()
+        self.journal.path.unlink(missing_ok=True)
+        journal.fsync_directory(self.journal.path.parent)
+
+    really = store.Store._clear_here
+
+    def clear_here(self: store.Store) -> None:
+        with self.lock, self._going_on():
+            self.begin_writing()
+            for shelf in self.own:
+                unlink(shelf)
+        really(self)
+
+    patch.setattr(store.Store, "_clear_here", clear_here)
+
+
+def meta_counts_what_is_not_synced(patch: pytest.MonkeyPatch) -> None:
+    """What was appended counts as synced."""
+    patch.setattr(Journal, "synced", property(lambda self: self.end))
+
+
+def compacts_before_meta_says_less(patch: pytest.MonkeyPatch) -> None:
+    """Meta still says how long the journal was."""
+    patch.setattr(store.Store, "_take_back", lambda self, kind, shelf: None)
+
+
 def in_place(patch: pytest.MonkeyPatch) -> None:
     """Compaction that writes over the journal."""
 
@@ -794,6 +865,11 @@ def in_place(patch: pytest.MonkeyPatch) -> None:
         pytest.param(no_bytes_set_aside, "hand", "process", workload, {}, id="destroys a torn end"),
         pytest.param(set_aside_without_a_sync, "hand", "power", tearing, CUTS, id="cuts before what it cuts is kept"),
         pytest.param(replaced_without_a_sync, "hand", "power", workload, LATE, id="renames before the data"),
+        pytest.param(clears_meta_last, "hand", "power", clearing, {}, id="clears what meta still counts"),
+        pytest.param(meta_counts_what_is_not_synced, "hand", "process", counting, {}, id="counts what is not synced"),
+        pytest.param(
+            compacts_before_meta_says_less, "hand", "power", shrinking, {}, id="compacts what meta still counts"
+        ),
         pytest.param(in_place, "hand", "power", workload, LATE, id="compacts in place"),
         pytest.param(index_without_checksums, "hand", "process", workload, {}, id="believes a page of NULs"),
     ],

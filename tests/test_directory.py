@@ -112,13 +112,17 @@ def test_copies_go_where_their_original_is_and_it_goes_where_they_are(tmp_path: 
 
 def test_another_directory_in_the_environment_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite of tests that sets it for each test keeps them apart, and who goes back finds what was there."""
-    calls = []
-    function = checkpointed("env")(lambda n: calls.append(n) or n)
+
+    @checkpointed("env")
+    def function(n: int) -> int:
+        CALLS.append(n)
+        return n
+
     for name in ("one", "two", "one"):
         monkeypatch.setenv("CHECKPOINT_DIR", name)
         function.map([1], progress=False)
         wander("deeper")
-    assert calls == [1, 1]
+    assert CALLS == [1, 1]
     assert (tmp_path / "one/env_results.jsonl").exists()
     assert (tmp_path / "deeper/two/env_results.jsonl").exists()
 

@@ -1,0 +1,204 @@
+"""Whether a file is the journal that it should be: what stands in its place, whether most of its lines are records.
+
+The promise: a file that a crash may leave is never refused. A crash tears the last line, leaves pages of NULs, and
+loses what was not synced. It makes no other kind of file, changes no line, and takes away nothing that meta says was
+synced. So these are errors: a file of another kind; a file most of whose lines are no intact records; a file that is
+gone, or that has lost more than a record, and than a tenth, of what was on the medium when meta was written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from checkpoint.errors import plural, quote
+from checkpoint.journal import CRC_SIZE, Reader, is_whole, unsealed
+
+__all__ = ["SYNCED", "Fault", "fault_of", "loss_of", "synced_bytes"]
+
+SYNCED = "synced_bytes"  # of meta: the size of each journal, as far as it was on the medium
+
+_WHOLE = 64 << 10  # bytes; a journal of up to so many is looked at whole
+_LOOKS = 16  # places at which a longer one is looked at
+_LINES = 8  # lines at each
+_FIRST = 4096
+_LONGEST = 1 << 20
+_LEAST = 3  # lines; of fewer, all may be damaged, and the file is a journal all the same
+_LOST = 10  # a loss of more than one part in so many is an error
+
+
+class Fault(NamedTuple):
+    """Why a file is not the journal that it should be.
+
+    Attributes:
+        what: what is wrong with the file, to follow its name.
+        fix: what brings the journal back.
+        is_altered: whether its lines hold records and only fail their checksums.
+        is_short: whether it is only shorter than it was.
+    """
+
+    what: str
+    fix: str
+    is_altered: bool = False
+    is_short: bool = False
+
+
+_BACK = "put the file back as it was"
+_UNPACK = "put the unpacked file in its place ({})"
+_RECODE = (
+    'write it as UTF-8 again (python -c "import pathlib, sys; p = pathlib.Path(sys.argv[1]); '
+    "p.write_bytes(p.read_bytes().decode('{}').encode())\" FILE)"
+)
+# What files of other kinds begin with; none of it can begin a journal that a crash has left.
+_KINDS = (
+    (b"version https://git-lfs", "a Git LFS pointer", "bring the file that it stands for (git lfs pull)"),
+    (b"/annex/objects/", "a git-annex pointer", "bring the file that it stands for (git annex get)"),
+    (b"\xff\xfe\0\0", "UTF-32 text", _RECODE.format("utf-32")),
+    (b"\0\0\xfe\xff", "UTF-32 text", _RECODE.format("utf-32")),
+    (b"\xff\xfe", "UTF-16 text", _RECODE.format("utf-16")),
+    (b"\xfe\xff", "UTF-16 text", _RECODE.format("utf-16")),
+    (b"{\0\"\0", "UTF-16 text", _RECODE.format("utf-16-le")),
+    (b"\0{\0\"", "UTF-16 text", _RECODE.format("utf-16-be")),
+    (b"\x1f\x8b", "compressed by gzip", _UNPACK.format("gunzip")),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", _UNPACK.format("unzstd")),
+    (b"PK\3\4", "a ZIP archive", _UNPACK.format("unzip")),
+    (b"BZh", "compressed by bzip2", _UNPACK.format("bunzip2")),
+    (b"\xfd7zXZ\0", "compressed by xz", _UNPACK.format("unxz")),
+    (b"\x04\x22\x4d\x18", "compressed by lz4", _UNPACK.format("unlz4")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format("7z x")),
+    (b"SQLite format 3\0", "a SQLite database", _BACK),
+    (b"PAR1", "a Parquet file", _BACK),
+    (b"ARROW1", "an Arrow file", _BACK),
+    (b"\x89HDF", "an HDF5 file", _BACK),
+    (b"\x93NUMPY", "a NumPy array", _BACK),
+    (b"\x80\x04\x95", "a pickle", _BACK),
+    (b"\x80\x05\x95", "a pickle", _BACK),
+    (b"%PDF", "a PDF", _BACK),
+)  # fmt: skip
+_PRETTY = re.compile(rb'[\[{]\s*\n\s*[{"\[]')
+_NO_LINES = "make it one record a line again (jq -c . FILE; of an array: jq -c '.[]' FILE)"
+
+
+def fault_of(reader: Reader, synced: int = 0) -> Fault | None:
+    """Why the file is no journal, or None where it is one; an empty file is.
+
+    A long file is looked at in some places.
+
+    Args:
+        reader: the file.
+        synced: bytes that were on the medium: then no crash has left NULs in their place.
+    """
+    head = reader.pread(_FIRST, 0)
+    lines = [line for line in _lines_of(reader) if line.strip() and b"\0" not in line]
+    damaged = [line for line in lines if not is_whole(line)]
+    if lines and 2 * len(damaged) <= len(lines):
+        return None
+    for begins, kind, fix in _KINDS:
+        if head.startswith(begins):
+            return Fault(f"is {kind}, and no journal", fix)
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    if len(damaged) == len(lines) and begin not in ((b"", b"{") if synced else (b"", b"{", b"\0")):
+        return _kind_of_text(head)
+    if len(damaged) < _LEAST:
+        return None
+    altered = sum(unsealed(line) is not None for line in damaged)
+    if 2 * altered > len(damaged):
+        return Fault(
+            f"has lines that are sound JSON and do not fit their checksums ({altered} of {plural(len(lines), 'line')} "
+            "that were looked at): another program wrote the file anew, such as a formatter, an editor or a conversion",
+            _BACK,
+            is_altered=True,
+        )
+    if _PRETTY.match(head):
+        return _kind_of_text(head)
+    if not all(map(_is_utf8, damaged)):
+        return Fault("has lines that are not UTF-8, and no records", f"{_BACK}, or {_RECODE.format('latin-1')}")
+    return Fault(
+        f"has lines that are no records ({len(damaged)} of {plural(len(lines), 'line')} that were looked at); one "
+        f"begins {quote(damaged[0][:60])}",
+        _BACK,
+    )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _kind_of_text(head: bytes) -> Fault:
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _PRETTY.match(begin):
+        return Fault("is JSON over several lines, and no journal, which has one record a line", _NO_LINES)
+    if begin.startswith(b"["):
+        return Fault("is a JSON array, and no journal, which has one record a line", _NO_LINES)
+    if re.match(rb"<(!doctype|html|\?xml|head|body)", begin, re.IGNORECASE):
+        return Fault("is HTML or XML, such as a page that asks to sign in, and no journal", _BACK)
+    return Fault(f"is no journal: it begins {quote(head[:60])}", _BACK)
+
+
+def _lines_of(reader: Reader) -> Iterator[bytes]:
+    """Whole lines: all of a short file, some of a long one; what follows the last newline is left out."""
+    size = reader.size()
+    if size <= _WHOLE:
+        yield from reader.pread(size, 0).split(b"\n")[:-1]
+        return
+    for place in range(_LOOKS):
+        start = place * size // _LOOKS
+        wanted, data = _FIRST, b""
+        while wanted <= _LONGEST and data.count(b"\n") < 2 and len(data) < size - start:
+            wanted *= 4
+            data = reader.pread(wanted, start)
+        lines = data.split(b"\n")[:-1]
+        yield from lines[:_LINES] if start == 0 else lines[1 : 1 + _LINES]
+
+
+def synced_bytes(meta: Mapping[str, Any], kind: str) -> int:
+    """How many bytes of a journal were on the medium when meta was written; 0 where it does not say.
+
+    Where meta is of a release that did not write it, and counts results: at least one.
+    """
+    said = meta.get(SYNCED)
+    if not isinstance(said, dict):
+        counted = meta.get("completed_items")
+        return int(kind == "results" and type(counted) is int and counted > 0)
+    size = said.get(kind)
+    return size if type(size) is int and size > 0 else 0
+
+
+def loss_of(reader: Reader | None, synced: int, results: Any) -> Fault | None:
+    """What a journal has lost of what was on the medium, where that is too much to go on.
+
+    Checksums that were deleted by hand, and one record, are no loss.
+
+    Args:
+        reader: None where there is no file.
+        synced: bytes that were on the medium.
+        results: how many results meta counts.
+    """
+    size = 0 if reader is None else reader.size()
+    if size >= synced:
+        return None
+    counted = f" ({plural(results, 'result')})" if type(results) is int and results > 0 else ""
+    if reader is None or size == 0:
+        return Fault(f"is gone or empty, and meta knows that it held records{counted}", "put the file back")
+    lost = synced - size
+    if lost * _LOST <= synced:
+        return None
+    longest = 0
+    for _, block in reader.blocks(0):
+        lines = block.split(b"\n")
+        lost -= CRC_SIZE * sum(b'"crc":' not in line for line in lines[:-1])
+        longest = max(longest, *map(len, lines))
+    longest = max(longest, len(reader.tail()[1]))
+    if lost * _LOST <= synced or lost <= longest + 1:
+        return None
+    return Fault(
+        f"has {size:,} bytes, and {synced:,} were on disk when meta was written{counted}: it was cut, or restored "
+        "half-way, or lines were deleted",
+        "put the whole file back",
+        is_short=True,
+    )
