@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from pathlib import PurePath
 from types import MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
@@ -63,6 +64,8 @@ class Agreement:
         self._values = {name: value.digest for name, value in now.values.items()}
         self._shown = {name: value.shown for name, value in now.values.items()}
         self._ignore = frozenset(ignore)
+        modules = [(name, scope.get("__file__")) for name, scope in _own_modules()]
+        self._files = {PurePath(path).name for name, path in modules if name != "__main__" and isinstance(path, str)}
         self._sent = list(_values_of(now.values))
 
     def check(self, function: Any, *, takes_over: bool, travelled: bool) -> None:
@@ -104,7 +107,8 @@ class Agreement:
         if not comparable:  # the source is not that of the code which runs, as where a test runner rewrote it
             return values, []
         if travelled:  # then only what it calls of imported modules may be another
-            return values, [name for name, digest in self._parts.items() if now.parts.get(name, digest) != digest]
+            code = [name for name, digest in self._parts.items() if now.parts.get(name, digest) != digest]
+            return values, [name for name in code if name.rpartition(" in ")[2] in self._files]
         code = [name for name, digest in self._parts.items() if digest not in theirs]
         return values, code + [name for name, digest in now.parts.items() if digest not in mine]
 

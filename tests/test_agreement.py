@@ -182,6 +182,7 @@ LAUNCHERS = [
     (("-m", "cProfile", "-o", "profile"), "", "under cProfile"),
     (("-c", "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"), "", "as debugpy runs it"),
     (("-O",), "", "without assertions"),
+    (("-c", "exec(compile(open('job.py').read(), '<string>', 'exec'))"), "", "as a text"),
 ]
 
 
