@@ -55,15 +55,13 @@ class Agreement:
     Args:
         read: how a fingerprint is read here, and there.
         now: the one of the driver's function.
-        ignore: names of values that do not count.
     """
 
-    def __init__(self, read: Reader, now: Fingerprint, ignore: Iterable[str] = ()) -> None:
+    def __init__(self, read: Reader, now: Fingerprint) -> None:
         self._read = read
         self._name, self._digest, self._parts = now.name, now.digest, now.parts
         self._values = {name: value.digest for name, value in now.values.items()}
         self._shown = {name: value.shown for name, value in now.values.items()}
-        self._ignore = frozenset(ignore)
         modules = [(name, scope.get("__file__")) for name, scope in _own_modules()]
         self._files = {PurePath(path).name for name, path in modules if name != "__main__" and isinstance(path, str)}
         self._sent = list(_values_of(now.values))
@@ -101,7 +99,7 @@ class Agreement:
             here = now.values.get(name)
             is_known = here is not None and name in self._values
             differs = here.digest != self._values[name] if here is not None and is_known else same and not travelled
-            if differs and name not in self._ignore:
+            if differs:
                 there = self._shown.get(name, "not there")
                 values.append(f"{name}: {there} → {'not there' if here is None else here.shown}")
         if not comparable:  # the source is not that of the code which runs, as where a test runner rewrote it
@@ -130,10 +128,10 @@ class Agreement:
         )
 
 
-def agreement_of(read: Reader, function: Any, ignore: Iterable[str] = ()) -> Agreement | None:
+def agreement_of(read: Reader, function: Any) -> Agreement | None:
     """What is sent along with a function; None where it has no code to read."""
     now = read(function)
-    return None if now is None else Agreement(read, now, ignore)
+    return None if now is None else Agreement(read, now)
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

@@ -514,10 +514,8 @@ class _Face(Generic[R], _Parts):
         from checkpoint.fingerprints import fingerprint
 
         function, instance = self._target()
-        ignore = self._self_options.ignore
-        return agreement_of(
-            partial(fingerprint, bound=instance is not None), function, (ignore,) if isinstance(ignore, str) else ignore
-        )
+        read = partial(fingerprint, bound=instance is not None, ignore=self._self_options.ignore)
+        return agreement_of(read, function)
 
     def _fingerprint(self) -> Fingerprint | None:
         """What tells whether the function has changed, where no version says it."""
