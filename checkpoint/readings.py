@@ -173,7 +173,7 @@ class _Reading:
         self._instances: list[_At] = []
         self._whole: set[int] = set()  # classes whose methods hand their objects on
         self._bindings: set[tuple[Any, ...]] = set()
-        self._texts: dict[str, str] = {}  # that may name files, with the directory of the code
+        self._texts: list[tuple[str, tuple[str, ...]]] = []  # that may name files, with the path of the code
         self._reads_files = False
 
     def read(self, extra: tuple[Any, ...]) -> Found:
@@ -312,11 +312,12 @@ class _Reading:
     def _variable(self, function: FunctionType, ref: Ref, owner: str) -> _At | None:
         """A variable of the outer scopes; None where it is not set, or is no matter."""
         name = ref.name
+        scopes: Iterable[str] = ("",)
         if ref.root == "global":
             scope = function.__globals__
             if name not in scope or (name.startswith("__") and name != "__doc__"):
                 return None
-            place, value, scopes = (id(scope), name), scope[name], ("",)
+            place, value = (id(scope), name), scope[name]
         elif ref.root == "free":
             cell = _cells(function).get(name)
             if cell is None or _is_empty(cell):
@@ -512,13 +513,15 @@ class _Reading:
 
     def _hand_over(self, at: _At, function: FunctionType | None, place: Any, shift: int) -> None:
         """A value is an argument of a function of the user's own: it counts as far as that reads it."""
-        uses = None if function is None else uses_of(function.__code__)
-        name = place
-        if uses is not None and type(place) is int:
-            name = uses.arguments[place + shift] if place + shift < len(uses.arguments) else None
-        if uses is None or function is None or name not in uses.followed or type(at.value) in _SCALARS:
+        if function is None:
             self._read_whole(at)
-            for use in uses.inner if uses is not None and function is not None else ():
+            return
+        uses, name = uses_of(function.__code__), place
+        if type(place) is int:
+            name = uses.arguments[place + shift] if place + shift < len(uses.arguments) else None
+        if name not in uses.followed or type(at.value) in _SCALARS:
+            self._read_whole(at)
+            for use in uses.inner:
                 if use.ref.name == name and use.how in ("set", "changed"):
                     self._mark(at, function, use)
             return
@@ -751,8 +754,8 @@ class _Reading:
         if writes or not uses.names.isdisjoint(_WRITERS):
             return
         self._reads_files |= bool(opened) or not uses.names.isdisjoint(_READERS)
-        for text in uses.texts:
-            self._texts.setdefault(text, os.path.dirname(code.co_filename))
+        if uses.texts:
+            self._texts.append((code.co_filename, uses.texts))
 
     def _looked(self) -> dict[str, Value]:
         """Arrays, and files that the code names and reads."""
@@ -762,7 +765,7 @@ class _Reading:
                 found[f"the array {at.name}"] = value
         if not self._reads_files:
             return found
-        named: dict[str, str] = dict(self._texts)
+        named = {text: os.path.dirname(path) for path, texts in self._texts for text in texts}
         for at, _ in self._reads.values():
             if (type(at.value) is str and len(at.value) < 200) or issubclass(type(at.value), PurePath):
                 named.setdefault(str(at.value), "")
@@ -921,8 +924,10 @@ def _own_function(value: Any) -> tuple[FunctionType | None, int]:
 
 def _is_own_code(member: Any) -> bool:
     """Whether a member of a class is the user's own function, or is made of one."""
-    if type(member) is property or type(member) is cached_property:
-        member = member.fget if type(member) is property else member.func
+    if type(member) is property:
+        member = member.fget
+    elif type(member) is cached_property:
+        member = member.func
     function, _ = _own_function(getattr(member, "__func__", member) if type(member) in _BOUND else member)
     return function is not None and function.__code__.co_filename != "<string>"
 

@@ -234,7 +234,7 @@ def _spelled_scalar(value: Any, kind: type) -> str | None:
         (complex, complex.__repr__), (Decimal, Decimal.__repr__),
     ):  # fmt: skip
         if issubclass(kind, base):
-            return f"{label_of(kind)}({spell(value)!r})"  # type: ignore[operator]
+            return f"{label_of(kind)}({spell(value)!r})"
     return None
 
 

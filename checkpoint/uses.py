@@ -535,7 +535,8 @@ class _Scan:
             given = tuple(value if type(value) in (Const, Ref) else None for value in arguments)
             self.uses.append(Use(callee, "called", given=given))
         target = callee if type(callee) is Ref else None
-        for place, value in [*enumerate(arguments), *named.items()]:
+        places: list[tuple[int | str, Any]] = [*enumerate(arguments), *named.items()]
+        for place, value in places:
             if type(value) is Ref:
                 self.uses.append(Use(value, "argument", target, place))
             else:
