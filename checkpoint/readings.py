@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import cached_property, lru_cache, partial, partialmethod
 from hashlib import blake2b
@@ -38,8 +38,8 @@ import wrapt
 
 from checkpoint.bodies import Bodies, BodyReader
 from checkpoint.clocks import is_clock_attribute, omitted_of
-from checkpoint.fields import docstring_of, fields_of
-from checkpoint.spelling import Value, array_value, is_plain, value_of
+from checkpoint.fields import Field, classes_within, docstring_of, fields_of
+from checkpoint.spelling import Value, array_value, is_array, is_plain, value_of
 from checkpoint.statics import (
     ABSENT,
     dict_of,
@@ -171,6 +171,8 @@ class _Reading:
         self._classes: dict[int, Any] = {}
         self._members: set[tuple[int, str]] = set()
         self._instances: list[_At] = []
+        self._built: set[int] = set()  # classes whose defaults are read
+        self._documented: set[int] = set()  # and those whose docstrings are
         self._whole: set[int] = set()  # classes whose methods hand their objects on
         self._bindings: set[tuple[Any, ...]] = set()
         self._texts: list[tuple[str, tuple[str, ...]]] = []  # that may name files, with the path of the code
@@ -597,6 +599,9 @@ class _Reading:
         if kind in _SCALARS:
             return
         self._follow(at)
+        for one in _elements(at.value):
+            if is_array(one):
+                self._note(at.part((id(at.value), id(one)), f"{at.name}[…]", one))
         if issubclass(kind, type):
             self._read_class(at)
         elif depth < _DEEPEST and not issubclass(kind, Enum) and (is_own_class(kind) or holds_data(kind)):
@@ -611,6 +616,7 @@ class _Reading:
         cls = at.value
         if not is_own_class(cls):
             return
+        self._built.add(id(cls))
         members = dict_of(cls).get("_member_map_") if issubclass(cls, Enum) else None
         if type(members) is dict:
             for name, member in members.items():
@@ -619,25 +625,31 @@ class _Reading:
         for field in fields_of(cls):
             if field.factory is not None:
                 self._follow(at._replace(value=field.factory))
-            for suffix, value in (("", field.default), (" description", field.description)):
-                name = f"{at.name}.{field.name}{suffix}"
-                if value is not ABSENT and not (suffix == "" and self._is_clock(cls, field.name)):
-                    self._note(at.part((id(cls), field.name + suffix), name, value, cls))
+            self._note_field(at, field, is_clock=self._is_clock(cls, field.name))
+            for inner in classes_within(field.type):
+                if id(inner) not in self._built:
+                    self._read_class(at._replace(name=label_of(inner), value=inner), documents=documents)
         if documents and holds_data(cls):
             self._read_documents(at)
 
+    def _note_field(self, at: _At, field: Field, *, is_clock: bool = False) -> None:
+        for suffix, value in (("", field.default), (" description", field.description)):
+            if value is not ABSENT and not (is_clock and not suffix):
+                place = (id(at.value), field.name + suffix)
+                self._note(at.part(place, f"{at.name}.{field.name}{suffix}", value, at.value))
+
     def _read_documents(self, at: _At) -> None:
-        """The docstring of a function or class is read."""
+        """The docstring of a function or class is read, with those of the classes in its fields."""
         self._follow(at)
         text = docstring_of(at.value)
         if text is not None:
             self._note(at.part((id(at.value), "__doc__"), f"{at.name}.__doc__", text, at.value))
-        if issubclass(type(at.value), type):
+        if issubclass(type(at.value), type) and id(at.value) not in self._documented:
+            self._documented.add(id(at.value))
             for field in fields_of(at.value):
-                for suffix, value in {"": field.default, " description": field.description}.items():
-                    if value is not ABSENT:
-                        place = (id(at.value), field.name + suffix)
-                        self._note(at.part(place, f"{at.name}.{field.name}{suffix}", value, at.value))
+                self._note_field(at, field)
+                for inner in classes_within(field.type):
+                    self._read_documents(at._replace(name=label_of(inner), value=inner))
 
     # what is set or changed
 
@@ -762,7 +774,10 @@ class _Reading:
         found = {}
         for at, _ in self._reads.values():
             if not self._is_state(at) and (value := array_value(at.value)) is not None:
-                found[f"the array {at.name}"] = value
+                name = f"the array {at.name}"
+                while name in found:
+                    name += "'"
+                found[name] = value
         if not self._reads_files:
             return found
         named = {text: os.path.dirname(path) for path, texts in self._texts for text in texts}
@@ -801,7 +816,7 @@ class _Reading:
                 continue
             value = value_of(at.name, _without(at.value, at.omitted), deep=deep)
             if value is None:
-                if _is_opaque(at.value):
+                if _is_opaque(at.value) and not is_array(at.value):
                     unread[at.name] = f"{root_of(type(at.value))}.{label_of(type(at.value))}"
                 continue
             name = at.name
