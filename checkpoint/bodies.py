@@ -129,18 +129,11 @@ class BodyReader:
             code: of the function.
             scope: its globals.
         """
-        syntax, instructions = syntax_of(code, scope), instructions_of(code)
-        constants = constants_of(code)
-        texts = {one.value: _digest_of(one.value) for one in constants if one.kind == TEXT}
-        literals = constants if syntax is None else syntax.literals
-        quiet = {piece for one in literals if one.kind == CODE for piece in str(one.value).split("{}")}
-        self._parts.setdefault(label, []).append(f"{PYTHON}:{instructions}" if syntax is None else syntax.digest)
-        self._literals.setdefault(label, []).extend(map(_entry, short_of(literals)))
-        self._objects.setdefault(label, []).append(CodeObject(
-            instructions,
-            tuple(digest for text, digest in texts.items() if text not in quiet),
-            tuple(digest for text, digest in texts.items() if text in quiet),
-        ))  # fmt: skip
+        syntax = syntax_of(code, scope)
+        entries, found = _said_by(code, syntax)
+        self._parts.setdefault(label, []).append(f"{PYTHON}:{found.digest}" if syntax is None else syntax.digest)
+        self._literals.setdefault(label, []).extend(entries)
+        self._objects.setdefault(label, []).append(found)
         return syntax
 
     def bodies(self) -> Bodies:
@@ -151,6 +144,30 @@ class BodyReader:
             {label: _joined_objects(given) for label, given in self._objects.items()},
             PYTHON,
         )
+
+
+_said: dict[tuple[CodeType, str, str], tuple[list[Entry], CodeObject]] = {}
+_MOST_SAID = 4096
+
+
+def _said_by(code: CodeType, syntax: Syntax | None) -> tuple[list[Entry], CodeObject]:
+    """The literals of a code object, and the object itself, worked out once."""
+    place = (code, code.co_filename, "" if syntax is None else syntax.digest)
+    if (known := _said.get(place)) is not None:
+        return known
+    constants = constants_of(code)
+    texts = {one.value: _digest_of(one.value) for one in constants if one.kind == TEXT}
+    literals = constants if syntax is None else syntax.literals
+    quiet = {piece for one in literals if one.kind == CODE for piece in str(one.value).split("{}")}
+    found = CodeObject(
+        instructions_of(code),
+        tuple(digest for text, digest in texts.items() if text not in quiet),
+        tuple(digest for text, digest in texts.items() if text in quiet),
+    )
+    if len(_said) >= _MOST_SAID:
+        _said.clear()
+    _said[place] = ([_entry(literal) for literal in short_of(literals)], found)
+    return _said[place]
 
 
 def _joined(digests: list[str]) -> str:

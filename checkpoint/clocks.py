@@ -174,7 +174,7 @@ class _Reader(ast.NodeVisitor):
             self._functions.add(node.name)
         self._within(node)
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+    visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         for one in node.body:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from checkpoint.spelling import name_of, spelled
 from checkpoint.statics import ABSENT, dict_of, is_own_class, label_of, mro_of, of_class, root_of
 
-__all__ = ["Field", "docstring_of", "fields_of", "schema_of"]
+__all__ = ["Field", "classes_within", "docstring_of", "fields_of", "schema_of"]
 
 
 class Field(NamedTuple):
@@ -96,6 +96,15 @@ _KINDS = {
     "__attrs_attrs__": _of_attrs,
     "_fields": _of_named_tuple,
 }
+
+
+def classes_within(kind: Any) -> Iterator[type]:
+    """The classes of the user's own that a type is made of."""
+    if get_origin(kind) is not None:
+        for one in get_args(kind):
+            yield from classes_within(one)
+    elif issubclass(type(kind), type) and is_own_class(kind):
+        yield kind
 
 
 def docstring_of(value: Any) -> str | None:

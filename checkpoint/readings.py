@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from functools import cached_property, lru_cache, partial, partialmethod
 from hashlib import blake2b
@@ -38,8 +38,8 @@ import wrapt
 
 from checkpoint.bodies import Bodies, BodyReader
 from checkpoint.clocks import is_clock_attribute, omitted_of
-from checkpoint.fields import docstring_of, fields_of
-from checkpoint.spelling import Value, array_value, is_plain, value_of
+from checkpoint.fields import Field, classes_within, docstring_of, fields_of
+from checkpoint.spelling import Value, array_value, is_array, is_plain, value_of
 from checkpoint.statics import (
     ABSENT,
     dict_of,
@@ -171,9 +171,11 @@ class _Reading:
         self._classes: dict[int, Any] = {}
         self._members: set[tuple[int, str]] = set()
         self._instances: list[_At] = []
+        self._built: set[int] = set()  # classes whose defaults are read
+        self._documented: set[int] = set()  # and those whose docstrings are
         self._whole: set[int] = set()  # classes whose methods hand their objects on
         self._bindings: set[tuple[Any, ...]] = set()
-        self._texts: dict[str, str] = {}  # that may name files, with the directory of the code
+        self._texts: list[tuple[str, tuple[str, ...]]] = []  # that may name files, with the path of the code
         self._reads_files = False
 
     def read(self, extra: tuple[Any, ...]) -> Found:
@@ -312,11 +314,12 @@ class _Reading:
     def _variable(self, function: FunctionType, ref: Ref, owner: str) -> _At | None:
         """A variable of the outer scopes; None where it is not set, or is no matter."""
         name = ref.name
+        scopes: Iterable[str] = ("",)
         if ref.root == "global":
             scope = function.__globals__
             if name not in scope or (name.startswith("__") and name != "__doc__"):
                 return None
-            place, value, scopes = (id(scope), name), scope[name], ("",)
+            place, value = (id(scope), name), scope[name]
         elif ref.root == "free":
             cell = _cells(function).get(name)
             if cell is None or _is_empty(cell):
@@ -512,13 +515,15 @@ class _Reading:
 
     def _hand_over(self, at: _At, function: FunctionType | None, place: Any, shift: int) -> None:
         """A value is an argument of a function of the user's own: it counts as far as that reads it."""
-        uses = None if function is None else uses_of(function.__code__)
-        name = place
-        if uses is not None and type(place) is int:
-            name = uses.arguments[place + shift] if place + shift < len(uses.arguments) else None
-        if uses is None or function is None or name not in uses.followed or type(at.value) in _SCALARS:
+        if function is None:
             self._read_whole(at)
-            for use in uses.inner if uses is not None and function is not None else ():
+            return
+        uses, name = uses_of(function.__code__), place
+        if type(place) is int:
+            name = uses.arguments[place + shift] if place + shift < len(uses.arguments) else None
+        if name not in uses.followed or type(at.value) in _SCALARS:
+            self._read_whole(at)
+            for use in uses.inner:
                 if use.ref.name == name and use.how in ("set", "changed"):
                     self._mark(at, function, use)
             return
@@ -594,6 +599,9 @@ class _Reading:
         if kind in _SCALARS:
             return
         self._follow(at)
+        for one in _elements(at.value):
+            if is_array(one):
+                self._note(at.part((id(at.value), id(one)), f"{at.name}[…]", one))
         if issubclass(kind, type):
             self._read_class(at)
         elif depth < _DEEPEST and not issubclass(kind, Enum) and (is_own_class(kind) or holds_data(kind)):
@@ -608,6 +616,7 @@ class _Reading:
         cls = at.value
         if not is_own_class(cls):
             return
+        self._built.add(id(cls))
         members = dict_of(cls).get("_member_map_") if issubclass(cls, Enum) else None
         if type(members) is dict:
             for name, member in members.items():
@@ -616,25 +625,31 @@ class _Reading:
         for field in fields_of(cls):
             if field.factory is not None:
                 self._follow(at._replace(value=field.factory))
-            for suffix, value in (("", field.default), (" description", field.description)):
-                name = f"{at.name}.{field.name}{suffix}"
-                if value is not ABSENT and not (suffix == "" and self._is_clock(cls, field.name)):
-                    self._note(at.part((id(cls), field.name + suffix), name, value, cls))
+            self._note_field(at, field, is_clock=self._is_clock(cls, field.name))
+            for inner in classes_within(field.type):
+                if id(inner) not in self._built:
+                    self._read_class(at._replace(name=label_of(inner), value=inner), documents=documents)
         if documents and holds_data(cls):
             self._read_documents(at)
 
+    def _note_field(self, at: _At, field: Field, *, is_clock: bool = False) -> None:
+        for suffix, value in (("", field.default), (" description", field.description)):
+            if value is not ABSENT and not (is_clock and not suffix):
+                place = (id(at.value), field.name + suffix)
+                self._note(at.part(place, f"{at.name}.{field.name}{suffix}", value, at.value))
+
     def _read_documents(self, at: _At) -> None:
-        """The docstring of a function or class is read."""
+        """The docstring of a function or class is read, with those of the classes in its fields."""
         self._follow(at)
         text = docstring_of(at.value)
         if text is not None:
             self._note(at.part((id(at.value), "__doc__"), f"{at.name}.__doc__", text, at.value))
-        if issubclass(type(at.value), type):
+        if issubclass(type(at.value), type) and id(at.value) not in self._documented:
+            self._documented.add(id(at.value))
             for field in fields_of(at.value):
-                for suffix, value in {"": field.default, " description": field.description}.items():
-                    if value is not ABSENT:
-                        place = (id(at.value), field.name + suffix)
-                        self._note(at.part(place, f"{at.name}.{field.name}{suffix}", value, at.value))
+                self._note_field(at, field)
+                for inner in classes_within(field.type):
+                    self._read_documents(at._replace(name=label_of(inner), value=inner))
 
     # what is set or changed
 
@@ -751,18 +766,21 @@ class _Reading:
         if writes or not uses.names.isdisjoint(_WRITERS):
             return
         self._reads_files |= bool(opened) or not uses.names.isdisjoint(_READERS)
-        for text in uses.texts:
-            self._texts.setdefault(text, os.path.dirname(code.co_filename))
+        if uses.texts:
+            self._texts.append((code.co_filename, uses.texts))
 
     def _looked(self) -> dict[str, Value]:
         """Arrays, and files that the code names and reads."""
         found = {}
         for at, _ in self._reads.values():
             if not self._is_state(at) and (value := array_value(at.value)) is not None:
-                found[f"the array {at.name}"] = value
+                name = f"the array {at.name}"
+                while name in found:
+                    name += "'"
+                found[name] = value
         if not self._reads_files:
             return found
-        named: dict[str, str] = dict(self._texts)
+        named = {text: os.path.dirname(path) for path, texts in self._texts for text in texts}
         for at, _ in self._reads.values():
             if (type(at.value) is str and len(at.value) < 200) or issubclass(type(at.value), PurePath):
                 named.setdefault(str(at.value), "")
@@ -798,7 +816,7 @@ class _Reading:
                 continue
             value = value_of(at.name, _without(at.value, at.omitted), deep=deep)
             if value is None:
-                if _is_opaque(at.value):
+                if _is_opaque(at.value) and not is_array(at.value):
                     unread[at.name] = f"{root_of(type(at.value))}.{label_of(type(at.value))}"
                 continue
             name = at.name
@@ -921,8 +939,10 @@ def _own_function(value: Any) -> tuple[FunctionType | None, int]:
 
 def _is_own_code(member: Any) -> bool:
     """Whether a member of a class is the user's own function, or is made of one."""
-    if type(member) is property or type(member) is cached_property:
-        member = member.fget if type(member) is property else member.func
+    if type(member) is property:
+        member = member.fget
+    elif type(member) is cached_property:
+        member = member.func
     function, _ = _own_function(getattr(member, "__func__", member) if type(member) in _BOUND else member)
     return function is not None and function.__code__.co_filename != "<string>"
 

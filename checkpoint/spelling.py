@@ -41,7 +41,18 @@ from checkpoint.statics import (
 )
 from checkpoint.syntax import hashed
 
-__all__ = ["SECRET_NAME", "SECRET_TEXT", "Value", "array_value", "is_plain", "name_of", "shown", "spelled", "value_of"]
+__all__ = [
+    "SECRET_NAME",
+    "SECRET_TEXT",
+    "Value",
+    "array_value",
+    "is_array",
+    "is_plain",
+    "name_of",
+    "shown",
+    "spelled",
+    "value_of",
+]
 
 _MOST_PARTS = 2_000_000  # of a value that is compared whole
 _SAMPLED = 10_000  # parts, of a larger one
@@ -111,10 +122,14 @@ def _kind_shown(value: Any) -> str:
     return f"a {label_of(kind)} of {len(value):,}" if sized else f"a {label_of(kind)}"
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy."""
+    return module_of(type(value)) == "numpy" and label_of(type(value)) == "ndarray"
+
+
 def array_value(value: Any) -> Value | None:
     """The digest of a numpy array: of all of it up to 1 MB, above that of its shape, type and a sample."""
-    kind = type(value)
-    if module_of(kind) != "numpy" or label_of(kind) != "ndarray" or value.dtype.hasobject:
+    if not is_array(value) or value.dtype.hasobject:
         return None
     shape, dtype = value.shape, value.dtype.str
     if value.nbytes <= _WHOLE_ARRAY:
@@ -234,7 +249,7 @@ def _spelled_scalar(value: Any, kind: type) -> str | None:
         (complex, complex.__repr__), (Decimal, Decimal.__repr__),
     ):  # fmt: skip
         if issubclass(kind, base):
-            return f"{label_of(kind)}({spell(value)!r})"  # type: ignore[operator]
+            return f"{label_of(kind)}({spell(value)!r})"
     return None
 
 

@@ -364,6 +364,10 @@ class _Scan:
             self._take(above, "iterated")
             self._states.setdefault(argval, [*self._stack[:-1], *_AFTER_LOOP])
             self._push(above.to("*") if type(above) is Ref else None)
+        elif name == "SEND":  # where it jumps to, an answer takes the place of what is awaited
+            awaited = 2 + dis.stack_effect(step.opcode, step.arg, jump=True)
+            self._states.setdefault(argval, [*self._stack[:-2], *[None] * awaited])
+            self._step_unknown(step)
         elif name == "UNPACK_SEQUENCE":
             whole = self._pop()
             parts = [whole.to("[", place) if type(whole) is Ref else None for place in range(step.arg or 0)]
@@ -535,7 +539,8 @@ class _Scan:
             given = tuple(value if type(value) in (Const, Ref) else None for value in arguments)
             self.uses.append(Use(callee, "called", given=given))
         target = callee if type(callee) is Ref else None
-        for place, value in [*enumerate(arguments), *named.items()]:
+        places: list[tuple[int | str, Any]] = [*enumerate(arguments), *named.items()]
+        for place, value in places:
             if type(value) is Ref:
                 self.uses.append(Use(value, "argument", target, place))
             else:

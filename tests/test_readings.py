@@ -19,7 +19,21 @@ import collections, dataclasses, datetime, functools, heapq, itertools, os, rand
 from pathlib import Path
 VALUE = {value!r}
 """
-OPTIONAL = ("tenacity", "backoff", "jinja2", "omegaconf", "pydantic", "attrs", "google.genai", "numpy")
+OPTIONAL = (
+    "tenacity",
+    "backoff",
+    "jinja2",
+    "omegaconf",
+    "pydantic",
+    "attrs",
+    "google.genai",
+    "numpy",
+    "stamina",
+    "click",
+    "yaml",
+    "pydantic_settings",
+    "openai",
+)
 Load = Callable[[str, object], types.ModuleType]
 _numbers = itertools.count()
 
@@ -645,6 +659,287 @@ def f(x):
     match C2:
         case C(t='q'): return 1
     return 2
+
+## the function itself beneath tenacity
+import tenacity
+@tenacity.retry(stop=tenacity.stop_after_attempt(2))
+def f(x): return VALUE
+
+## beneath a decorator of the user's own
+import functools
+def deco(fn):
+    @functools.wraps(fn)
+    def w(*a, **k): return fn(*a, **k)
+    return w
+@deco
+def g(x): return VALUE
+def f(x): return g(x)
+
+## beneath stamina
+import stamina
+@stamina.retry(on=ValueError)
+def g(x): return VALUE
+def f(x): return g(x)
+
+## what a context manager gives
+import contextlib
+class M(contextlib.ContextDecorator):
+    def __enter__(self): return VALUE
+    def __exit__(self, *a): pass
+def f(x):
+    with M() as m: return m
+
+## click callback
+import click
+@click.command()
+def g(): return VALUE
+def f(x): return g.callback()
+
+## a function in a registry
+class R:
+    reg = {}
+    def add(self, fn): self.reg['k'] = fn; return fn
+r = R()
+@r.add
+def g(x): return VALUE
+def f(x): return r.reg['k'](x)
+
+## a function in a dict of functions
+REG = {}
+def register(fn): REG[fn.__name__] = fn; return fn
+@register
+def g(x): return VALUE
+def f(x): return REG['g'](x)
+
+## method reads field
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class P:
+    system: str
+    user: str = 'u'
+    def render(self, x): return self.system + self.user + x
+p = P(VALUE)
+def f(x): return p.render(x)
+
+## join
+PROMPTS = [VALUE, 'b']
+def f(x): return '\\n'.join(PROMPTS)
+
+## a nested value that is handed on
+import json
+S = {'a': [{'b': VALUE}]}
+def f(x): return json.dumps(S)
+
+## yaml
+import yaml
+S = yaml.safe_load('a: ' + VALUE)
+def f(x): return S['a']
+
+## configparser
+import configparser
+c = configparser.ConfigParser()
+c.read_string('[a]\\nm = ' + VALUE)
+def f(x): return c['a']['m']
+
+## configparser.get
+import configparser
+c = configparser.ConfigParser()
+c.read_string('[a]\\nm = ' + VALUE)
+def f(x): return c.get('a', 'm')
+
+## settings
+import pydantic_settings as ps
+class S(ps.BaseSettings):
+    m: str = VALUE
+s = S()
+def f(x): return s.m
+
+## model_dump
+import pydantic
+class S(pydantic.BaseModel):
+    m: str
+    n: int = 1
+s = S(m=VALUE)
+def f(x): return s.model_dump()
+
+## struct field
+import msgspec
+class S(msgspec.Struct):
+    m: str
+    n: int = 1
+s = S(m=VALUE)
+def f(x): return s.m
+
+## a whole msgspec struct
+import msgspec
+class S(msgspec.Struct):
+    m: str
+    n: int = 1
+s = S(m=VALUE)
+def f(x): return msgspec.to_builtins(s)
+
+## a whole attrs object
+import attrs
+@attrs.define
+class S:
+    m: str
+    n: int = 1
+s = S(m=VALUE)
+def f(x): return attrs.asdict(s)
+
+## singledispatch default
+import functools
+@functools.singledispatch
+def g(x): return VALUE
+@g.register(str)
+def _(x): return 1
+def f(x): return g(x)
+
+## items alias
+P = {'a': VALUE}
+def f(x):
+    p = P
+    return {k: v for k, v in p.items()}
+
+## ctor
+P = {'a': VALUE, 'b': 1}
+class A:
+    def __init__(self, cfg): self.cfg = cfg
+    def m(self): return self.cfg['a']
+def f(x): return A(P).m()
+
+## bound method global
+class A:
+    def __init__(self, model): self.model = model
+    def m(self, x): return self.model
+a = A(VALUE)
+f2 = a.m
+def f(x): return f2(x)
+
+## merge
+DEFAULTS = dict(model=VALUE)
+def g(x, **kw): return kw
+def f(x): return g(x, **{**DEFAULTS, 'a': 1})
+
+## fstring fmt
+MODEL = VALUE
+def f(x): return f'{MODEL!r:>10}'
+
+## nested lambda
+MODEL = VALUE
+f = lambda x: (lambda: MODEL)()
+
+## getattr hook
+MODEL = VALUE
+class A:
+    def __getattr__(self, n): return MODEL
+a = A()
+def f(x): return a.zzz
+
+## class attr via inst
+class Base:
+    MODEL = VALUE
+class A(Base): pass
+a = A()
+def f(x): return a.MODEL
+
+## flags
+import enum
+class M(enum.IntFlag):
+    A = 1
+    B = len(VALUE) * 4
+def f(x): return M.B | M.A
+
+## namedtuple whole
+from collections import namedtuple
+C = namedtuple('C', 'a b')
+c = C(VALUE, 1)
+def f(x): return c
+
+## regex
+import re
+P = re.compile(VALUE)
+def f(x): return P.findall(x)
+
+## zone
+from zoneinfo import ZoneInfo
+Z = ZoneInfo('Europe/Berlin' if VALUE == 'A' else 'UTC')
+def f(x): return Z
+
+## own template
+import string
+class T(string.Template): pass
+t = T(VALUE)
+def f(x): return t.safe_substitute()
+
+## helper partial
+from functools import partial
+def g(m, x): return m
+h = partial(g, VALUE)
+def f(x): return h(x)
+
+## reduce
+from functools import reduce
+L = [VALUE]
+def f(x): return reduce(lambda a, b: a + b, L)
+
+## closure helper
+def outer():
+    m = VALUE
+    def g(): return m
+    return g
+g = outer()
+def f(x): return g()
+
+## async with
+async def f(x):
+    async with Ctx() as c: return VALUE
+class Ctx:
+    async def __aenter__(self): return self
+    async def __aexit__(self, *a): pass
+
+## messages
+SYSTEM = VALUE
+MESSAGES = [{'role': 'system', 'content': SYSTEM}]
+def f(x): return MESSAGES + [x]
+
+## dict getattr
+class Cfg(dict):
+    def __getattr__(self, k): return self[k]
+cfg = Cfg(m=VALUE, n=1)
+def f(x): return cfg.m
+
+## enum property
+import enum
+class M(enum.Enum):
+    A = ('x', VALUE)
+    @property
+    def p(self): return self.value[1]
+def f(x): return M.A.p
+
+## annotated descr
+import typing, pydantic
+class S(pydantic.BaseModel):
+    m: typing.Annotated[str, pydantic.Field(description=VALUE)]
+def f(x): return S.model_json_schema()
+
+## the description of a field of a class within
+import pydantic
+class I(pydantic.BaseModel):
+    m: str = pydantic.Field(description=VALUE)
+class S(pydantic.BaseModel):
+    i: list[I]
+def f(x): return S.model_json_schema()
+
+## the description of a field of a class that is handed on
+import pydantic, json
+class I(pydantic.BaseModel):
+    m: str = pydantic.Field(description=VALUE)
+def f(x): return client.create(response_model=I)
+class C:
+    pass
+import openai
+client = openai
 """
 
 
@@ -737,6 +1032,55 @@ def mk():
     def f(x): return cfg['k']
     return f
 f = mk()
+
+## an entry that a decorated helper does not read
+import functools
+cfg = {'a': 1, 'b': VALUE}
+def deco(fn):
+    @functools.wraps(fn)
+    def w(*a, **k): return fn(*a, **k)
+    return w
+@deco
+def g(c): return c['a']
+def f(x): return g(cfg)
+
+## model neighbour
+import pydantic
+class S(pydantic.BaseModel):
+    m: str
+    n: int = 1
+s = S(m=VALUE)
+def f(x): return s.n
+
+## alias neighbour
+P = {'a': VALUE, 'b': 1}
+def f(x):
+    model, temp = P['b'], 1
+    return model
+
+## another attribute of an object within
+import types
+ns = types.SimpleNamespace(inner=types.SimpleNamespace(v=VALUE, w=1))
+def f(x): return ns.inner.w
+
+## class attr neighbour
+class A:
+    MODEL = VALUE
+    OTHER = 1
+def f(x): return A.OTHER
+
+## enum neighbour
+import enum
+class M(enum.Enum):
+    A = VALUE
+    B = 'b'
+def f(x): return M.B.value
+
+## dict getattr neighbour item
+class Cfg(dict):
+    def __getattr__(self, k): return self[k]
+cfg = Cfg(m=VALUE, n=1)
+def f(x): return cfg['n']
 """
 
 
