@@ -562,8 +562,6 @@ class Observer:
     def look(self) -> Survey:
         """The checkpoint at this moment."""
         store = self._records.open()
-        if store.shards:
-            store.learn_codes()  # what versions stand for that shards began meanwhile
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
         writers = self._writers(store)
         writer = _first_writer(writers)
@@ -932,7 +930,7 @@ _NEAR = 4096
 _FAR = 1 << 16
 _TRAILER = re.compile(
     rb'(?P<forgotten>"forgotten":true,)?(?:"timestamp":"(?P<at>[^"\\]*)")?'
-    rb'(?:,"version":"(?P<version>[0-9a-f]*)"|,"(?:code|input)":"[^"\\]*"|,"elapsed":(?P<elapsed>[-+.0-9e]+)'
+    rb'(?:,"version":"(?P<version>[0-9a-f]*)"|,"(?:code|input|from)":"[^"\\]*"|,"elapsed":(?P<elapsed>[-+.0-9e]+)'
     rb'|,"attempts":[0-9]+|,"session":"(?P<session>[0-9a-f]*)")+,"crc":"[0-9a-f]{8}"\}$'
 )
 _LONGEST_TRAILER = 600
