@@ -8,6 +8,7 @@ their own, which say what they come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -15,21 +16,24 @@ from typing import Any
 import msgspec
 
 from checkpoint.codecs import Codec, decode_foreign
-from checkpoint.errors import DamagedRecord, InvalidOption, quote
-from checkpoint.journal import Reader, Record, seal, with_fields
+from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
+from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
 from checkpoint.store import Entry, Store
 
 __all__ = [
+    "Undecided",
     "accept_code",
     "accept_items",
     "accept_version",
     "accepted_in",
     "check_version",
     "convert_version",
+    "decided_of",
     "meant_by",
     "question_of",
+    "undecided_of",
 ]
 
 _TOGETHER = 100  # records that are written at once
@@ -106,6 +110,71 @@ def accepted_in(records: Records, code: str | None) -> frozenset[int]:
     return frozenset(found)
 
 
+# --- what is there, seen without the function ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Results that other code computed than the last one, about which nobody has decided.
+
+    Attributes:
+        count: how many these are.
+        is_exact: whether they were counted; else that is an estimate from a sample.
+        question: the digest for `checkpoint accept`.
+    """
+
+    count: int
+    is_exact: bool
+    question: str
+
+    def __str__(self) -> str:
+        about = "" if self.is_exact else "about "
+        one = "s" if self.count == 1 else ""
+        return f"{about}{plural(self.count, 'result')} precede{one} a change of the function, and nobody has decided"
+
+
+def undecided_of(store: Store, version: str, most: int) -> Undecided | None:
+    """What nobody has decided of a version; None where there is nothing.
+
+    Args:
+        store: up to date.
+        version: its digest.
+        most: how many records are looked at.
+    """
+    *earlier, last = store.results.codes.get(version, ()) or [""]
+    decided = store.accepted if earlier else set()
+    others = {code for code in earlier if (code, last) not in decided}
+    if not others:
+        return None
+    reader, offsets = store.results.sample(version, most)
+    found = 0
+    for offset in offsets if reader is not None else ():
+        try:
+            found += reader.read(offset).code in others if reader is not None else 0
+        except DamagedRecord:
+            continue  # `check` tells of it
+    if not found:
+        return None
+    count = store.results.count(version)
+    is_exact = len(offsets) >= count
+    return Undecided(
+        found if is_exact else round(found * count / len(offsets)), is_exact, question_of(store, version, last)
+    )
+
+
+def decided_of(store: Store, version: str) -> list[str]:
+    """What was accepted for a version, and of the code that computed it, in words."""
+    codes, labels, told = store.results.codes.get(version, ()), store.versions, {}
+    for line in store.results.notes().accepted:
+        day = line.timestamp[:10]
+        if line.is_of_code and line.accepts in codes:
+            told[line.accepts] = f"results of code {line.accepts} for {line.of}, on {day}"
+        elif not line.is_of_code and line.of == version:
+            of = f"version {quote(labels.get(line.accepts, line.accepts), 60)}" if line.accepts else "no version"
+            told[line.accepts] = f"results of {of}, on {day}"
+    return list(told.values())
+
+
 # --- for another version ---------------------------------------------------------------------------------------------
 
 
@@ -145,10 +214,11 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
         UnencodableValue: the function returned what cannot be stored; those before it are written.
     """
     store, version = records.open(), records.version
+    loose: list[bytes] = []  # lines without checksum, which stand for any key of equal str(), as the old ones do
 
     def lines() -> Iterator[Entry]:
-        for reader, offset, key, record in store.results.sound_places(old, lambda: None):
-            if store.results.find(version, key) is not None:
+        for reader, offset, key, record in list(store.results.sound_places(old, lambda: None)):
+            if _is_there(store, version, key, record):
                 continue
             value = _plain_value(reader, offset, record)
             try:
@@ -156,12 +226,25 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
             except Exception as error:
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
-            digest = int(record.input or "0", 16) & 0x7FFFFFFFFFFFFFFF
-            line = records.result_line(key, records.encode(made), digest)
-            yield Entry(version, key, digest, with_fields(line, b',"from":"%b"' % old.encode()))
+            digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
+            line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
+            if record.crc:
+                yield Entry(version, key, digest, line)
+            else:
+                loose.append(line[: -1 - CRC_SIZE] + b"}\n")
 
     with store.alone():
-        return _append_all(store, lines())
+        count = _append_all(store, lines())
+        if loose:
+            store.append_loose(loose)
+        return count + len(loose)
+
+
+def _is_there(store: Store, version: str, key: Key, record: Record) -> bool:
+    """Whether a version has a result for the key of a record of another version."""
+    if store.results.find(version, key) is not None:
+        return True
+    return not record.crc and any(str(held) == key for held, _ in store.results.sound(version))
 
 
 def _plain_value(reader: Reader, offset: int, record: Record) -> Any:

@@ -48,6 +48,7 @@ from checkpoint.calls import Call, is_in_call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, InvalidOption, ItemError, plural, quote
+from checkpoint.inputs import items_of
 from checkpoint.keys import KeyFunction, digest_function, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
@@ -580,7 +581,9 @@ class _Face(Generic[R], _Parts):
             if convert is not None:
                 raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
             if items is not None:
-                return accept_items(records, items, key_function(self._self_options.key))
+                options = self._self_options
+                digest_of = digest_function(options.input)
+                return accept_items(records, items_of(items), key_function(options.key), digest_of)
             return 0 if code is None else sum(accept_code(records, code.digest).values())
         if items is not None:
             raise InvalidOption("accept takes items or version=, and not both: each decides something else")
@@ -595,7 +598,8 @@ class _Face(Generic[R], _Parts):
             raise InvalidOption(f"convert is {quote(convert)}; give a plain function of the old result")
         lineage = self._lineage(code)
         try:
-            if lineage is not None:
+            if lineage is not None and code is not None:
+                records.set_code(code.digest)
                 lineage.note(records)
             return convert_version(records, old, convert)
         finally:

@@ -713,6 +713,16 @@ class Store:
             if durable:
                 self._sync(shelf.journal)
 
+    def append_loose(self, lines: list[bytes]) -> None:
+        """Append results without checksum, which stand for any key of equal str()."""
+        with self.lock:
+            self.begin_writing()
+            shelf = self._shelves[0]
+            if not shelf.journal.writable:
+                shelf.open_to_write()
+            self._write(shelf, b"".join(lines))
+            self._learn_foreign(shelf)
+
     def _explain(self, shelf: Shelf, version: str, lines: list[bytes]) -> int:
         """Add to one of the lines what the journal does not say yet of its version and code; which one, or -1."""
         own = next(own for own in self._shelves if own.journal is shelf.journal)

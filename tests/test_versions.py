@@ -486,7 +486,7 @@ def test_what_another_process_computes_meanwhile_is_held_to_the_law_too() -> Non
 def test_codes_are_told_apart_by_version() -> None:
     """What one version's results were computed by says nothing of another's; clear() forgets it all."""
     for bonus in (1, 2):
-        Scorer(bonus).score.map([1], progress=False)
+        Scorer(bonus).score.options(checkpoint_dir="checkpoints").map([1], progress=False)
     assert len({line["code"] for line in lines()}) == 1
     assert ["detail" in line for line in lines()] == [True, False]
     by_value("a").map([1], progress=False)
