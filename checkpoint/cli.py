@@ -18,7 +18,9 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,12 +28,13 @@ from typing import Any
 
 from checkpoint import clock, demo, survey, tables, upkeep
 from checkpoint.causes import Cause
+from checkpoint.decisions import accept_code, meant_by
 from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, quote, shorten
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
 from checkpoint.places import command_line, locate, names_in, parts_of, size_in_words, writer_of
-from checkpoint.records import LATEST
+from checkpoint.records import LATEST, Records
 from checkpoint.remote import url_at
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
@@ -82,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "away, redo what is wrong, and look after the files.",
         epilog="examples:\n  checkpoint demo\n  checkpoint ls\n  checkpoint show NAME\n  checkpoint watch NAME\n"
         "  checkpoint errors NAME --traceback\n  checkpoint export NAME results.csv\n"
-        "  checkpoint clear NAME --key KEY\n"
+        "  checkpoint accept NAME DIGEST\n  checkpoint clear NAME --key KEY\n"
         "  checkpoint check NAME\n  checkpoint compact NAME\n  checkpoint check --help\n  python -m checkpoint demo\n\n"
         "completion of commands, options and names in bash and zsh, with the extra checkpoint-map[cli]:\n"
         '  eval "$(register-python-argcomplete checkpoint)"',
@@ -91,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"checkpoint-map {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _add_ls, _add_show, _add_watch, _add_errors, _add_report, _add_export, _add_clear, _add_check, _add_compact,
-        _add_demo,
+        _add_ls, _add_show, _add_watch, _add_errors, _add_report, _add_export, _add_accept, _add_clear, _add_check,
+        _add_compact, _add_demo,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -210,9 +213,12 @@ def _ls_row(held: Summary) -> tuple[str, ...]:
 
 
 def _who_writes(held: Summary) -> str:
+    """Who is writing, and what there is to decide or was."""
+    told = f"process {held.writer.get('pid')} is writing" if held.writer else ""
     if held.shards:
-        return plural(held.shards, "shard") + (f", {held.writers:,} being written" if held.writers else "")
-    return f"process {held.writer.get('pid')} is writing" if held.writer else ""
+        told = plural(held.shards, "shard") + (f", {held.writers:,} being written" if held.writers else "")
+    decisions = "changed, see show" if held.undecided else "accepted old results" if held.accepted else ""
+    return "; ".join(filter(None, [told, decisions]))
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -515,6 +521,51 @@ def _both(value: Any, text: str) -> str:
     """How to write each of the two that one word may stand for."""
     as_json, as_text = shlex.quote(f" {text}"), shlex.quote(json.dumps(text))
     return f"write {as_json} (with a space) for {quote(value)}, and {as_text} for the text"
+
+
+# --- accept ----------------------------------------------------------------------------------------------------------
+
+
+def _add_accept(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = _add(
+        commands,
+        "accept",
+        _accept,
+        "say that old results are still right, though the function has changed",
+        "Results that earlier code computed, or code that read other values, count for the function as it is, from\n"
+        "now on and on every machine: `map` neither refuses them nor tells of them. DIGEST is what the message of\n"
+        "`map`, or `plan`, has printed. Nothing is computed, no result changes, and the job's code is not needed.",
+        "examples:\n  checkpoint accept NAME DIGEST\n  checkpoint accept NAME DIGEST --dir path/to/checkpoints\n\n"
+        "exit status: 0 accepted, now or before; 1 the digest is none that was printed for the results as they are,\n"
+        "there is no such checkpoint, or it is being written; 2 wrong command line; 130 interrupted",
+    )
+    command.add_argument("digest", metavar="DIGEST", help="what the message has printed")
+
+
+def _accept(arguments: argparse.Namespace) -> int:
+    directory = locate(arguments.name, arguments.dir)
+    with CheckpointedRunner(arguments.name, directory) as runner:
+        meant = meant_by(runner.records.open(), arguments.digest)
+        if not meant:
+            raise CheckpointError(
+                f"{quote(arguments.digest)} stands for no change of checkpoint {arguments.name!r} in {directory} as it "
+                "is: copy the line that `map` or `plan` prints, again where results came in between; or call "
+                "f.accept() in Python"
+            )
+        counts: Counter[str] = Counter()
+        for version, code in meant:
+            with closing(Records(arguments.name, directory, version=None, power=True, result_type=None)) as records:
+                records.version = version
+                counts.update(accept_code(records, code))
+    if arguments.json:
+        told = {"name": arguments.name, "directory": str(directory), "for": meant[0][1]}
+        _print_json({**told, "accepted": [{"code": old, "results": count} for old, count in counts.items()]})
+    elif not counts:
+        _print(f"nothing to accept: that was decided before, or no result of other code is left of {arguments.name!r}")
+    else:
+        results, codes = plural(counts.total(), "result"), plural(len(counts), "fingerprint")
+        _print(f"accepted {results} of {arguments.name!r}: what {codes} computed counts for {meant[0][1]} from now on")
+    return 0
 
 
 # --- clear -----------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from checkpoint.calls import Call, is_in_call
 from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, InvalidOption, ItemError, plural, quote
+from checkpoint.inputs import items_of
 from checkpoint.keys import KeyFunction, digest_function, identity, key_function, plain_key, short_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
@@ -81,6 +82,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 log = logging.getLogger("checkpoint")
+_CURRENT: Any = object()  # the version of the function itself
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as _TypeVar
@@ -88,6 +90,7 @@ if TYPE_CHECKING:
     from checkpoint.agreement import Agreement
     from checkpoint.clusters import Submits
     from checkpoint.fingerprints import Fingerprint
+    from checkpoint.lineage import Lineage
 
     V = _TypeVar("V", default=R)  # what a call returns: of a function of batches, more than one result
 
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
         __wrapped__: Any
         _self_options: Options
         _self_directory: Directory
+        _self_base: Any
         _self_runners: dict[Any, CheckpointedRunner]
         _self_annotation: Any
         _self_parent: Any
@@ -473,11 +477,7 @@ class _Face(Generic[R], _Parts):
         function, instance = self._target()
         before = version_of(options.version, function, instance)
         code = self._fingerprint()
-        lineage = None
-        if code is not None:
-            from checkpoint.lineage import Lineage
-
-            lineage = Lineage(code, options.on_change)
+        lineage = self._lineage(code)
         try:
             with self._runner_of(shard).start_pass(
                 items,
@@ -501,7 +501,7 @@ class _Face(Generic[R], _Parts):
                 "map computes them anew; name what they depend on: @checkpointed(…, version=lambda self: …)",
                 options.name, _name(function), ", self.".join(moved),
             )  # fmt: skip
-        if changed:
+        if changed and options.version is None:
             log.warning(
                 "checkpoint %r: what %s reads changed while it ran, and its results are taken to depend on it (%s): "
                 "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",
@@ -518,10 +518,8 @@ class _Face(Generic[R], _Parts):
         return agreement_of(read, function)
 
     def _fingerprint(self) -> Fingerprint | None:
-        """What tells whether the function has changed, where no version says it."""
-        if self._self_options.version is not None:
-            return None
-        from checkpoint.fingerprints import fingerprint  # it is large, and not needed where a version is named
+        """What tells whether the function has changed; None where it has no code that can be read."""
+        from checkpoint.fingerprints import fingerprint  # it is large
 
         function, instance = self._target()
         options = self._self_options
@@ -529,6 +527,82 @@ class _Face(Generic[R], _Parts):
         if found is not None:
             _tell_unread(options.name, found)
         return found
+
+    def _lineage(self, code: Fingerprint | None) -> Lineage | None:
+        """What a pass does where the function has changed."""
+        if code is None:
+            return None
+        from checkpoint.lineage import Lineage
+
+        options = self._self_options
+        label = None if options.version is None else version_of(options.version, *self._target())
+        return Lineage(code, options.on_change, label, self._self_base)
+
+    def accept(
+        self,
+        items: Iterable[Any] | None = None,
+        *,
+        version: Any = _CURRENT,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> int:
+        """Old results count as this function's from now on, in every process and on every machine; returns how many.
+
+        Without arguments: those that earlier code, or code that read other values, computed of this version. Nothing is
+        computed, and old records stay as they are. Call it where no map of the function runs.
+
+        Args:
+            items: the results of these items' keys stand for the items as they are, though they were computed from
+                others. Default: nothing is said of items.
+            version: the results of this version, None for those of no version, count where this one has none of the
+                key. Default: the version stays what it is.
+            convert: a function of an old result, objects of classes as plain JSON, that returns the new one; it is
+                written as a record of this version. Without it old results count as they are. What was converted once
+                is not converted again, so that it may be killed and run again.
+
+        Raises:
+            InvalidOption: there is nothing of that version; the message says what there is.
+            CheckpointLocked: another process writes this checkpoint, or a map of this one is running.
+
+        Example:
+            >>> ask = checkpointed("answers")(lambda n: n * 10)
+            >>> _ = ask.map([1, 2], progress=False)
+            >>> named = ask.options(version="tenfold")
+            >>> named.accept(version=None)
+            2
+            >>> named.plan([1, 2]).done
+            2
+        """
+        from checkpoint.decisions import accept_code, accept_items, accept_version, check_version, convert_version
+
+        records, code = self.runner.records, self._fingerprint()
+        if version is _CURRENT:
+            if convert is not None:
+                raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
+            if items is not None:
+                options = self._self_options
+                digest_of = digest_function(options.input)
+                return accept_items(records, items_of(items), key_function(options.key), digest_of)
+            return 0 if code is None else sum(accept_code(records, code.digest).values())
+        if items is not None:
+            raise InvalidOption("accept takes items or version=, and not both: each decides something else")
+        old = "" if version is None else short_digest(version, "version")
+        check_version(records, old, version)
+        if convert is None:
+            count = accept_version(records, old)
+            if code is not None:
+                accept_code(records, code.digest)
+            return count
+        if not callable(convert) or inspect.iscoroutinefunction(convert):
+            raise InvalidOption(f"convert is {quote(convert)}; give a plain function of the old result")
+        lineage = self._lineage(code)
+        try:
+            if lineage is not None and code is not None:
+                records.set_code(code.digest)
+                lineage.note(records)
+            return convert_version(records, old, convert)
+        finally:
+            if lineage is not None:
+                lineage.end(records)
 
     def plan(self, items: Iterable[Any], *, workers: int | None = None, shard: ShardOption | None = None) -> Plan:
         """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.
@@ -556,7 +630,7 @@ class _Face(Generic[R], _Parts):
             items,
             key_function(options.key),
             digest_of=digest_function(options.input),
-            code=self._fingerprint(),
+            lineage=self._lineage(self._fingerprint()),
             on_change=options.on_change,
             workers=workers,
             rates=rates_of(options.rate),
@@ -721,7 +795,7 @@ class _Unbound(_Face[R]):
         function = self.__wrapped__
         if _required(function) > 1:
             raise InvalidFunction(
-                f"{_name(function)} takes more than the item: a method's map is called on an instance "
+                f"{_name(function)} takes more than the item: a method's map and accept are called on an instance "
                 "(Scorer(...).score.map(items)), and @checkpointed stands above @classmethod or @staticmethod"
             )
         return function, None
@@ -730,7 +804,9 @@ class _Unbound(_Face[R]):
         """A copy with any of the decorator's arguments changed, `name` included."""
         options = self._self_options.changed(changes)
         moved = options.checkpoint_dir != self._self_options.checkpoint_dir
-        return _copied(self, options, None if moved else self._self_directory)  # type: ignore[no-any-return]
+        made = _copied(self, options, None if moved else self._self_directory)
+        made._self_base = self._self_base if self._self_options.version is None else self._self_options.version
+        return made  # type: ignore[no-any-return]
 
     def _annotation(self) -> Any:
         if self._self_annotation is None:
@@ -771,6 +847,10 @@ class _OnInstance(_Face[R]):
         return self._self_parent._self_directory  # type: ignore[no-any-return]
 
     @property
+    def _self_base(self) -> Any:
+        return self._self_parent._self_base
+
+    @property
     def _self_runners(self) -> dict[Any, CheckpointedRunner]:  # type: ignore[override]
         return self._self_parent._self_runners  # type: ignore[no-any-return]
 
@@ -779,7 +859,7 @@ class _OnInstance(_Face[R]):
         name = _name(function)
         if self._self_instance is None and self._self_binding == "function":
             raise InvalidFunction(
-                f"{name} is a method: what it works on besides the item is its instance; call .map on one: "
+                f"{name} is a method: it works on the item and on its instance; call .map, .plan and .accept on one: "
                 f"{name.rpartition('.')[0].rpartition('.')[2] or 'Scorer'}(...).{name.rpartition('.')[2]}.map(items)"
             )
         if _possible(function) < 1:
@@ -835,6 +915,7 @@ class CheckpointedFunction(_Unbound[R], _SyncFace[R], _Function[P, V], Generic[P
         super().__init__(wrapped, _plain)
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
         self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
+        self._self_base = None  # the version of what it is a copy of
 
     if TYPE_CHECKING:
 
@@ -860,6 +941,7 @@ class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, V], Gen
         super().__init__(wrapped, _plain)
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
         self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
+        self._self_base = None  # the version of what it is a copy of
 
     if TYPE_CHECKING:
 

@@ -24,11 +24,11 @@ from checkpoint.bodies import Bodies, compare, texts_within
 from checkpoint.dependencies import dependencies_of, ignored_names, is_ignored
 from checkpoint.errors import InvalidOption, shorten
 from checkpoint.readings import read
-from checkpoint.spelling import Value, name_of
+from checkpoint.spelling import Value, name_of, value_of
 from checkpoint.statics import of_class, static_attributes
 from checkpoint.syntax import hashed
 
-__all__ = ["Changes", "Fingerprint", "Value", "changes", "fingerprint", "is_told", "static_attributes"]
+__all__ = ["Changes", "Fingerprint", "Value", "changes", "fingerprint", "is_told", "reads", "static_attributes"]
 
 log = logging.getLogger("checkpoint")
 _ALGORITHM = "2"
@@ -185,6 +185,12 @@ def _values_digest(bodies: Bodies, values: Mapping[str, str]) -> str:
 
 def _without(bodies: Bodies, ignored: tuple[str, ...]) -> Bodies:
     return bodies.without(lambda name: is_ignored(name, ignored)) if ignored else bodies
+
+
+def reads(code: Fingerprint, value: Any) -> list[str]:
+    """The names of what the function reads that has this value."""
+    alike = ((name, held, value_of(name, value)) for name, held in code.values.items())
+    return [name for name, held, like in alike if like is not None and like.digest == held.digest]
 
 
 def fingerprint(function: Any, *, bound: bool = False, depends: Any = (), ignore: Any = ()) -> Fingerprint | None:

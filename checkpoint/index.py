@@ -13,16 +13,16 @@ from __future__ import annotations
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from io import BytesIO
 from itertools import accumulate
-from operator import countOf, itemgetter
+from operator import attrgetter, countOf, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from checkpoint.journal import CRC_SIZE, Reader, is_whole, parse
+from checkpoint.journal import CRC_SIZE, Acceptance, NoRecord, Reader, is_whole, parse
 from checkpoint.keys import Key, key_from_json, key_json
 from checkpoint.segment import IndexDamaged, News, Segment, hash_of, hashes_of, loose_hash
 
@@ -46,8 +46,11 @@ class _Head(msgspec.Struct, gc=False):
 
     key: Any
     version: str = ""
+    code: Any = ""
     input: str = "0000000000000000"
     forgotten: bool = False
+    detail: msgspec.Raw = msgspec.Raw()
+    value: msgspec.Raw = msgspec.Raw()
     crc: str = ""
 
 
@@ -56,13 +59,17 @@ class _EvenHead(msgspec.Struct, gc=False):
 
     key: str | int | float | bool | None
     version: str = ""
+    code: str = ""
     input: str = "0000000000000000"
     forgotten: None = None
+    detail: None = None
+    value: None = None
 
 
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
 _decode_even_heads = msgspec.json.Decoder(_EvenHead).decode_lines
 _encode, _decode_keys = msgspec.json.Encoder().encode, msgspec.json.Decoder(list[Any]).decode
+_code_of = attrgetter("code")
 _first, _last, _before_crc = itemgetter(0), itemgetter(-2), itemgetter(slice(-1 - CRC_SIZE, 7 - CRC_SIZE))  # of a line
 
 
@@ -75,6 +82,7 @@ class _Packed(NamedTuple):
     start: int  # where the first of them begins
     lengths: array[int]  # of each, its newline included
     inputs: bytes  # the digest of each one's item: eight bytes; b"" where none is known
+    codes: list[str]  # that they name
 
     @classmethod
     def of(cls, offset: int, block: bytes) -> _Packed | None:
@@ -100,7 +108,8 @@ class _Packed(NamedTuple):
         except (ValueError, RecursionError, IndexError, OverflowError):
             return None
         known = digests if digests.count(0) < len(digests) else b""
-        return cls(versions.pop(), len(lines), text, offset, array("I", list(map(len, lines))), known)
+        codes = list(dict.fromkeys(map(_code_of, heads)))
+        return cls(versions.pop(), len(lines), text, offset, array("I", list(map(len, lines))), known, codes)
 
     def keys(self) -> list[Key]:
         """In the order of the lines."""
@@ -134,6 +143,8 @@ class Index:
         latest: the version of the last record.
         damaged: (offset, why) of lines that could not be read, the first 100.
         has_loose: whether there are lines without checksum, which stand for any key of equal str().
+        notes: where the lines are that accept, and the records that say what a digest stands for.
+        codes: by version, the fingerprints that its records have named, the last one last.
     """
 
     def __init__(self, on_damage: Callable[[int, str], None] = lambda offset, why: None) -> None:
@@ -155,6 +166,8 @@ class Index:
         self.latest = ""
         self.has_loose = False
         self.damaged: list[tuple[int, str]] = []
+        self.notes: list[int] = []
+        self.codes: dict[str, dict[str, None]] = {}
 
     @property
     def _rows(self) -> dict[str, dict[Key, int]]:
@@ -348,6 +361,7 @@ class Index:
         copy._loose = {version: rows.copy() for version, rows in self._loose.items()}
         copy._places = self._places  # rows are only ever added
         copy.end, copy.latest, copy.damaged = self.end, self.latest, list(self.damaged)
+        copy.notes, copy.codes = self.notes[:], {version: dict(codes) for version, codes in self.codes.items()}
         return copy
 
     # learning
@@ -388,6 +402,55 @@ class Index:
         if self.has_loose:
             self._loose.setdefault(version, {})[str(key)] = -1
 
+    def note_codes(self, version: str, codes: Iterable[str]) -> None:
+        """Records of the version name these fingerprints."""
+        known = self.codes.setdefault(version, {})
+        for code in codes:
+            if code and next(reversed(known), "") != code:
+                known.pop(code, None)
+                known[code] = None
+
+    def accept(self, old: str, new: str, journal: Reader) -> None:
+        """Each live record of a version counts for another version too, where that has none of the key.
+
+        What comes later in the journal changes one of the two: the record that was accepted goes on to count.
+
+        Raises:
+            IndexDamaged: the file of the index cannot be read.
+        """
+        if self.has_loose:
+            self._accept_loose(old, new, journal)
+        places = self._exact_places(old)
+        keys = list(places)
+        for key, known in zip(keys, self.find_all(new, keys)[0], strict=True):
+            if known < 0:
+                row = len(self._places) // 2
+                self._places.extend(places[key])
+                self._rows.setdefault(new, {})[key] = row
+        self.note_codes(new, self.codes.get(old, ()))
+
+    def _exact_places(self, version: str) -> dict[Key, tuple[int, int]]:
+        """(offset, digest) of each live record of a version that has a checksum."""
+        rows, places = self._rows.get(version, {}), self._places
+        filed = self._segment.places(version) if self._segment is not None else ()
+        found = {key: (offset, digest) for key, offset, digest in filed if key not in rows}
+        found.update({key: (places[2 * row], places[2 * row + 1]) for key, row in rows.items() if row >= 0})
+        return found
+
+    def _accept_loose(self, old: str, new: str, journal: Reader) -> None:
+        """`accept` for lines without checksum."""
+        texts = {text: self._places[2 * row] for text, row in self._loose.get(old, {}).items() if row >= 0}
+        if self._segment is not None and old in self._segment.header.versions:
+            for _, offset, is_loose in self._segment.entries(old):
+                if is_loose and (text := str(key_from_json(journal.read(offset).key))) not in self._loose.get(old, {}):
+                    texts[text] = offset
+        taken = {str(key) for key in self._exact_places(new)}
+        for text, offset in texts.items():
+            if text not in taken and self._find_loose(new, text) is None:
+                latest = self.latest
+                self._add_loose(new, text, offset)
+                self.latest = latest
+
     def _add_loose(self, version: str, text: str, offset: int) -> None:
         self._hash()
         row = len(self._places) // 2
@@ -400,7 +463,7 @@ class Index:
         """Learn what the journal holds beyond `end`, a last line without newline included if it is whole."""
         for offset, block in journal.blocks(self.end):
             if block.find(b"\n") > _LONG or self.has_loose or not self._pack(offset, block):
-                self._scan_lines(offset, block)
+                self._scan_lines(journal, offset, block)
             self.end = offset + len(block)
         rest = journal.pread(1, self.end)
         if rest:
@@ -410,13 +473,13 @@ class Index:
         """A last line without newline: torn or being written, and of no account; unless it is whole."""
         line = journal.line_at(self.end)
         if line.rstrip(b"\r").endswith(b"}") and self._rest != (self.end, len(line)) and is_whole(line):
-            self._scan_line(self.end, line, 0, len(line))
+            self._scan_line(journal, self.end, line, 0, len(line))
             self._rest = (self.end, len(line))
 
-    def _scan_lines(self, offset: int, block: bytes) -> None:
+    def _scan_lines(self, journal: Reader, offset: int, block: bytes) -> None:
         start = 0
         while (stop := block.find(b"\n", start)) >= 0:
-            self._scan_line(offset + start, block, start, stop)
+            self._scan_line(journal, offset + start, block, start, stop)
             start = stop + 1
 
     def _pack(self, offset: int, block: bytes) -> bool:
@@ -425,9 +488,10 @@ class Index:
             return False
         self._packed.append(packed)
         self.latest = packed.version
+        self.note_codes(packed.version, packed.codes)
         return True
 
-    def _scan_line(self, offset: int, block: bytes, start: int, stop: int) -> None:
+    def _scan_line(self, journal: Reader, offset: int, block: bytes, start: int, stop: int) -> None:
         """The line at `offset`, block[start:stop]: framing and key; the checksum waits until the value is read."""
         if stop - start < _LONG and not block[start:stop].strip(b"\r\t "):
             return
@@ -437,6 +501,9 @@ class Index:
                 parse(block[start:stop])  # a flipped bit must not lead to a version that never was, nor forget a key
             key = key_from_json(head.key)
             digest = int(head.input, 16) & 0xFFFFFFFFFFFFFFFF
+        except NoRecord as found:
+            self._take(journal, offset, found.acceptance)
+            return
         except ValueError as error:
             self._note_damage(offset, str(error))
             return
@@ -444,8 +511,19 @@ class Index:
             self.forget(head.version, key)
         elif head.crc:
             self.add(head.version, key, offset, digest)
+            if type(head.code) is str:
+                self.note_codes(head.version, (head.code,))
+            if head.detail or head.value:
+                self.notes.append(offset)
         else:
             self._add_loose(head.version, str(key), offset)
+
+    def _take(self, journal: Reader, offset: int, found: Acceptance | None) -> None:
+        """A line that is no record: one that accepts, or of a kind that is not known here."""
+        if found is not None:
+            self.notes.append(offset)
+            if not found.is_of_code:
+                self.accept(found.accepts, found.of, journal)
 
     def _note_damage(self, offset: int, why: str) -> None:
         if len(self.damaged) < _MAX_NOTED:  # `check` lists them all
@@ -463,6 +541,8 @@ class Index:
         self.end, self.latest = segment.header.covered, segment.header.latest
         self.has_loose = segment.header.loose > 0
         self.damaged = list(segment.header.damaged)
+        self.notes = list(segment.header.notes)
+        self.codes = {version: dict.fromkeys(codes) for version, codes in segment.header.codes.items()}
         for offset, why in self.damaged:
             self._on_damage(offset, why)
         return True
@@ -477,7 +557,8 @@ class Index:
             IndexDamaged: the one before is, which it is made from; nothing changed.
         """
         news = {version: self._news(version) for version in set(self._rows) | set(self._loose)}
-        return Segment.write(path, journal, self._base, news, self.end, self.latest, self.damaged)
+        codes = {version: list(known) for version, known in self.codes.items()}
+        return Segment.write(path, journal, self._base, news, self.end, self.latest, self.damaged, self.notes, codes)
 
     def _news(self, version: str) -> News:
         """What the file lacks of a version."""
@@ -534,7 +615,10 @@ def _head(block: bytes, start: int, stop: int) -> _Head:
         except (ValueError, RecursionError):
             pass  # what is wrong with it, the whole line tells
     record = parse(block[start:stop])
-    return _Head(record.key, record.version, record.input or "0", record.forgotten, record.crc)
+    return _Head(
+        record.key, record.version, record.code, record.input or "0", record.forgotten, record.detail, record.value,
+        record.crc,
+    )  # fmt: skip
 
 
 def _abridged(block: bytes, start: int, stop: int) -> bytes:

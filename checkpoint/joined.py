@@ -23,6 +23,7 @@ from checkpoint.errors import DamagedRecord
 from checkpoint.index import Index, Place
 from checkpoint.journal import Reader, Record
 from checkpoint.keys import Key, identity
+from checkpoint.notes import Notes
 from checkpoint.shards import Shard, hash_of
 from checkpoint.shelf import Shelf
 
@@ -84,6 +85,10 @@ class JoinedReader(Reader):
         except DamagedRecord as error:
             raise _located(error, offset) from None
 
+    def line_at(self, offset: int) -> bytes:
+        """As `Reader.line_at`."""
+        return self.part(offset).line_at(offset & _LOCAL)
+
     def damaged(self, offset: int, why: str, line: bytes = b"", key: object = None) -> DamagedRecord:
         """As `Reader.damaged`."""
         return _located(self.part(offset).damaged(offset & _LOCAL, why, line, key), offset)
@@ -124,13 +129,41 @@ class Joined(Shelf):
             self._numbers.setdefault(shard.of, {})[shard.number] = number
         self._reader = JoinedReader({})
         self._known: dict[str, _Known] = {}
+        self._all_notes: tuple[tuple[object, int] | None, Notes] = (None, Notes())
 
     @property
     def index(self) -> Index:  # type: ignore[override]  # the own shelf replaces its index
         """That of the own journal, for who writes."""
         return self._own.index
 
+    @property
+    def settled(self) -> set[str]:  # type: ignore[override]
+        """Those of the own journal."""
+        return self._own.settled
+
     # what it is at
+
+    @property
+    def codes(self) -> dict[str, list[str]]:
+        """As `Shelf.codes`: the last one is that of the journal whose last record has the latest timestamp."""
+        found: dict[str, dict[str, None]] = {}
+        for shelf in sorted(self._shelves, key=_lateness):
+            for version, codes in shelf.codes.items():
+                known = found.setdefault(version, {})
+                for code in codes:
+                    known.pop(code, None)
+                    known[code] = None
+        return {version: list(codes) for version, codes in found.items()}
+
+    def notes(self) -> Notes:
+        """As `Shelf.notes`, of all journals."""
+        state, notes = self._all_notes
+        if state != self.state:
+            state, notes = self.state, Notes()
+            for shelf in self._shelves:
+                notes.add(shelf.notes())
+            self._all_notes = (state, notes)
+        return notes
 
     @property
     def reader(self) -> JoinedReader | None:
@@ -239,25 +272,30 @@ class Joined(Shelf):
             place = self._shelves[number].find(version, key)
             if place is not None:
                 found.append(Place(number << _SHIFT | place.offset, place.digest))
-        return max(found, key=self._weight) if len(found) > 1 else found[0] if found else None
+        if len(found) > 1:
+            return max(found, key=lambda place: self._weight(version, place))
+        return found[0] if found else None
 
-    def _weight(self, place: Place) -> tuple[bool, bool, str, str]:
-        """What decides which of several records of a key counts; one that cannot be read does not."""
+    def _weight(self, version: str, place: Place) -> tuple[bool, bool, bool, str, str]:
+        """What decides which of several records of a key counts; one that cannot be read does not.
+
+        A record of the version itself wins over one of another version that was accepted for it.
+        """
         shelf, offset = self._at(place.offset), place.offset & _LOCAL
         reader = shelf.journal.reader
         try:
             assert reader is not None
             record = reader.read(offset)
         except DamagedRecord:
-            return False, False, "", ""
-        return True, bool(record.crc), record.timestamp, shelf.journal.path.name
+            return False, False, False, "", ""
+        return True, bool(record.crc), record.version == version, record.timestamp, shelf.journal.path.name
 
     def moment_after(self, version: str, key: Key) -> bytes:
         """As `Shelf.moment_after`: clocks differ and jump, and what is saved last is to count."""
         place = self.find(version, key)
         if place is None:
             return b""
-        return clock.next_stamp(self._weight(place)[2])
+        return clock.next_stamp(self._weight(version, place)[3])
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
         """What `find` gives for each key: offsets (-1: none), and digests."""
@@ -337,7 +375,7 @@ class Joined(Shelf):
                         several.setdefault(key, [first[key]]).append(place)
                     elif numbers is not by_size[-1]:
                         first[key] = place
-        return self._outweighed(several.values())
+        return self._outweighed(version, several.values())
 
     def _hidden_by_text(self, version: str, groups: Mapping[int, list[int]]) -> frozenset[int]:
         """Where lines without checksum stand for keys of equal str(), the records themselves are looked at."""
@@ -352,13 +390,13 @@ class Joined(Shelf):
                 else:
                     loose.setdefault(str(key), []).append(offset)
         surpassed = [place for text, places in loose.items() if text in texts for place in places]
-        return self._outweighed([*exact.values(), *loose.values()]).union(surpassed)
+        return self._outweighed(version, [*exact.values(), *loose.values()]).union(surpassed)
 
-    def _outweighed(self, several: Any) -> frozenset[int]:
+    def _outweighed(self, version: str, several: Any) -> frozenset[int]:
         hidden: set[int] = set()
         for places in several:
             if len(places) > 1:
-                best = max(places, key=lambda place: self._weight(Place(place, 0)))
+                best = max(places, key=lambda place: self._weight(version, Place(place, 0)))
                 hidden.update(place for place in places if place != best)
         return frozenset(hidden)
 
@@ -442,20 +480,16 @@ class Joined(Shelf):
             if place not in hidden:
                 yield reader, place, key, record
 
-    def codes(self, version: str) -> dict[str, list[int]]:
-        """Where the records of a version begin, by the code that they name."""
+    def places_by_code(self, version: str) -> dict[str, list[int]]:
+        """As `Shelf.places_by_code`."""
         with self.lock:
             hidden = self._look(version).hidden
         found: dict[str, list[int]] = {}
         for number, shelf in enumerate(self._shelves):
-            for code, offsets in shelf.codes(version).items():
+            for code, offsets in shelf.places_by_code(version).items():
                 places = [number << _SHIFT | offset for offset in offsets]
                 found.setdefault(code, []).extend([place for place in places if place not in hidden])
         return {code: places for code, places in found.items() if places}
-
-    def last_code(self, version: str) -> str:
-        """The code that the last record names, where that is of this version; else ""."""
-        return max(self._shelves, key=_lateness).last_code(version)
 
     def last_schema(self, version: str) -> str | None:
         """As `Shelf.last_schema`."""

@@ -5,6 +5,7 @@ was written, or `DamagedRecord`; bytes that cannot be read are set aside, never 
 
 A line is ``{"key": …, …, "crc": "xxxxxxxx"}\n`` in compact JSON, the crc being that of every byte before its own comma.
 Lines end in ``\n`` and nothing else splits them. A line without crc is *foreign*: written by hand or by schema 1.0.0.
+A sealed line without a key is no record: it accepts results (`Acceptance`), or is of a kind that this reader skips.
 Journals are read with `pread`, never mapped: mapping a file that another process cuts kills Python.
 """
 
@@ -35,7 +36,9 @@ from checkpoint.errors import DamagedRecord, JournalLost, StoreError, quote
 
 __all__ = [
     "CRC_SIZE",
+    "Acceptance",
     "Journal",
+    "NoRecord",
     "Reader",
     "Record",
     "fsync",
@@ -48,6 +51,7 @@ __all__ = [
     "seal",
     "store_error",
     "unsealed",
+    "with_fields",
 ]
 
 CRC_SIZE = len(b',"crc":"00000000"}')
@@ -178,11 +182,47 @@ class Record(msgspec.Struct, gc=False):
     session: str = ""
     pickle: str | None = None
     repr: str | None = None
+    origin: Any = msgspec.field(name="from", default=None)
+    detail: msgspec.Raw = msgspec.Raw()
+    value: msgspec.Raw = msgspec.Raw()
     crc: str = ""
 
 
+class Acceptance(msgspec.Struct, frozen=True):
+    """A line that accepts: results of some code, or of a version, count for other code, or another version, too.
+
+    Attributes:
+        accepts: the fingerprint, or the digest of the version ("" for none), whose results are accepted.
+        of: for which fingerprint, or for which version.
+        timestamp: when that was decided.
+    """
+
+    accepts: str
+    of: str = msgspec.field(name="for")
+    timestamp: str = ""
+
+    @property
+    def is_of_code(self) -> bool:
+        """Whether it accepts a fingerprint; a version's digest has no hyphen."""
+        return "-" in self.accepts
+
+
+class NoRecord(ValueError):
+    """A sealed line that is no record, and no damage.
+
+    Attributes:
+        acceptance: what it accepts; None for a line of another kind.
+    """
+
+    def __init__(self, acceptance: Acceptance | None) -> None:
+        super().__init__("it is no record")
+        self.acceptance = acceptance
+
+
 _decode_record = msgspec.json.Decoder(Record).decode
-_FOREIGN_FIELDS = frozenset(Record.__struct_fields__) - {"result", "crc"}
+_decode_acceptance = msgspec.json.Decoder(Acceptance).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "crc"}
 _scalar_key = (str, int, float, bool, type(None))
 
 
@@ -209,6 +249,7 @@ def parse(line: bytes) -> Record:
     """The record on a line (its newline and a carriage return or BOM around it are read through).
 
     Raises:
+        NoRecord: it is sound, and holds no key.
         ValueError: it is damaged; the message says how.
     """
     return with_stack(_parse, line.rstrip(b"\r\n").removeprefix(_BOM))  # type: ignore[no-any-return]
@@ -250,7 +291,6 @@ def _compact(token: re.Match[bytes]) -> bytes:
 
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def unsealed(line: bytes) -> bytes | None:
@@ -276,6 +316,8 @@ def _foreign(record: Record) -> Record:
 def _parse_foreign(line: bytes, error: Exception) -> Record:
     """A line of the standard json module: NaN and lone surrogates, which a line of ours never holds."""
     if b'"crc":"' in line[-CRC_SIZE:]:
+        if _crc_holds(line) and not line.startswith(b'{"key":'):
+            raise _no_record(line)
         raise ValueError(f"it is not valid JSON: {error}")
     try:
         fields = json.loads(line)
@@ -293,13 +335,33 @@ def _parse_foreign(line: bytes, error: Exception) -> Record:
     return _foreign(record)
 
 
+def _no_record(line: bytes) -> ValueError:
+    """What a sealed line is that the fields of a record do not fit."""
+    try:
+        if "key" in _decode_fields(line):
+            return ValueError("its fields are of the wrong types")
+    except ValueError as error:
+        return ValueError(f"it is not valid JSON: {error}")
+    try:
+        return NoRecord(_decode_acceptance(line))
+    except ValueError:
+        return NoRecord(None)
+
+
 def is_whole(line: bytes) -> bool:
-    """Whether a line without its newline is a sound record."""
+    """Whether a line without its newline is sound."""
     try:
         parse(line)
+    except NoRecord:
+        return True
     except ValueError:
         return False
     return True
+
+
+def with_fields(line: bytes, fields: bytes) -> bytes:
+    """A sealed line with more fields (`,"name":value`) before its checksum."""
+    return seal(line.rstrip(b"\r\n")[:-CRC_SIZE] + fields)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

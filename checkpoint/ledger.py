@@ -2,7 +2,8 @@
 
 The promise: what it says of intact lines is what a reader of the journal finds; it never fails for what a line holds.
 
-A line is *superseded* when a later intact line has the last word on its key: a record, or one that forgets it.
+A line is *superseded* when a later intact line has the last word on its key: a record, or one that forgets it. What a
+line accepts for another version is not superseded there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from checkpoint.codecs import Codec, decode_foreign, with_stack
 from checkpoint.errors import plural, quote, shorten
 from checkpoint.index import spelled
-from checkpoint.journal import Reader, Record, is_whole, parse
+from checkpoint.journal import Acceptance, NoRecord, Reader, Record, is_whole, parse
 from checkpoint.keys import Key, key_from_json, key_json
 
 __all__ = ["Claim", "Damage", "Ledger", "lines_at", "plain_json"]
@@ -97,6 +98,9 @@ class Ledger:
         self._claims: list[Claim] = []
         self._reader = reader
         self._codec = Codec() if decode else None
+        self.notes: dict[tuple[str, str], int] = {}  # ("code" or "version", digest): the line that says what it is
+        self._accepting: list[int] = []  # lines that accept, and of other kinds
+        self._involved: set[str] = set()  # versions that were accepted, or for which others were
         self._pinned: set[int] = set()
         self._latest: tuple[int, str, Key, bool] | None = (
             None  # the last record, which names the version that is LATEST
@@ -137,11 +141,19 @@ class Ledger:
             int(record.input or "0", 16)
             if self._codec is not None and not record.forgotten:
                 self._decode(record, key)
+        except NoRecord as found:
+            self._accepting.append(offset)
+            if found.acceptance is not None and not found.acceptance.is_of_code:
+                self._accept(found.acceptance)
         except ValueError as error:
             self._note_damage(offset, line, size, str(error))
         else:
             self.without_checksum += not record.crc
             self._note_word(offset, record, key)
+            if record.crc and record.detail:
+                self.notes.setdefault(("code", record.code), offset)
+            if record.crc and record.value:
+                self.notes.setdefault(("version", record.version), offset)
 
     def _decode(self, record: Record, key: Key) -> None:
         assert self._codec is not None
@@ -175,6 +187,19 @@ class Ledger:
             self._counting.pop((version, str(key), False), None)
         if not record.forgotten:
             self._latest = offset, version, key, bool(record.crc)
+
+    def _accept(self, found: Acceptance) -> None:
+        """The last words on the keys of a version are those on the keys of another one that has none."""
+        old, new = found.accepts, found.of
+        self._involved |= {old, new}
+        exact, loose = self.exact.setdefault(new, {}), self.loose.setdefault(new, {})
+        texts = {str(key) for key, word in exact.items() if word >= 0} if self.has_loose else set()
+        for key, word in self.exact.get(old, {}).items():
+            if word >= 0 and exact.get(key, -1) < 0 and loose.get(str(key), -1) < 0:
+                exact[key] = word
+        for text, word in self.loose.get(old, {}).items():
+            if word >= 0 and text not in texts and loose.get(text, -1) < 0:
+                loose[text] = word
 
     # damage
 
@@ -267,6 +292,10 @@ class Ledger:
         """
         tables: list[Mapping[Any, int]] = [*self.exact.values(), *self.loose.values()]
         kept = {word for words in tables for word in words.values() if word >= 0}
+        kept.update(self._accepting)
+        for version in self._involved:  # what one of them forgets must not come back by way of the other
+            for words in (self.exact.get(version, {}), self.loose.get(version, {})):
+                kept.update(~word for word in words.values() if word < 0)
         if self.damage:
             kept.update(~word for words in tables for word in words.values() if word < 0)
             kept.update(damage.offset for damage in self.damage)

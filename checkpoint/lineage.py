@@ -1,25 +1,37 @@
-"""By which code the results of a checkpoint were computed, and how the code that is there differs from that.
+"""By which code the results of a checkpoint were computed, how the code that is there differs, and what was decided.
 
 The promise: nothing is deleted because something changed. A value that differs stops a pass before anything is paid
-for; code that differs is told, once for each fingerprint, with what changed and how many results precede it.
+for; code that differs is told by every process that maps, until somebody decides. Within a version that the user named,
+both are told and neither stops anything.
 
-Records carry the digest, meta says what it stands for: where meta is lost, it is still told that something changed.
+Records carry the digest of a fingerprint; the first record of each in a journal says what it stands for. Whoever
+accepts old results adds a line to the journal (`checkpoint.notes`), so that it counts on every machine.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from checkpoint.errors import CheckpointError, FunctionChanged, plural
-from checkpoint.fingerprints import Changes, Fingerprint, changes, is_told
+from checkpoint.decisions import question_of
+from checkpoint.errors import FunctionChanged, plural, quote
+from checkpoint.fingerprints import Changes, Fingerprint, changes, is_told, reads
+from checkpoint.places import command_line
 from checkpoint.records import Records
 
-__all__ = ["Drift", "Lineage", "drift_of"]
+__all__ = [
+    "Drift",
+    "Lineage",
+    "Takeover",
+    "drift_of",
+    "mislabelled",
+    "takeover_of",
+]
 
 log = logging.getLogger("checkpoint")
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,58 +43,127 @@ class Drift:
         code: its functions that differ.
         names: of the values.
         stale: where the results begin that were computed by what it was.
+        unknown: where those begin whose fingerprint is of another algorithm: nobody can tell what has changed since.
+        question: the digest by which `checkpoint accept` knows what is to be accepted.
     """
 
     values: tuple[str, ...]
     code: tuple[str, ...]
     names: tuple[str, ...]
     stale: frozenset[int]
+    unknown: frozenset[int] = field(default=frozenset())
+    question: str = ""
 
     def __str__(self) -> str:
         return summarize([*self.values, *self.code])
 
 
-def drift_of(records: Records, code: Fingerprint, *, exact: bool = True) -> Drift | None:
-    """How the function differs from what computed the results of this version, or None where it does not.
+def drift_of(records: Records, code: Fingerprint) -> Drift | None:
+    """How the function differs from what computed the results of this version; None where nothing is left to decide.
+
+    It reads the journal where records of the version name other fingerprints that nobody has accepted.
 
     Args:
         records: their store is up to date.
         code: of the function as it is.
-        exact: whether code that differs, and has been told, is wanted too; that reads the journal.
     """
-    known = _known(records)
-    compared: dict[str, Changes] = {}
-    for digest, detail in known.items():
-        if is_told(digest, code.digest):
-            found = changes(digest, detail, code)
-            if found.values or found.code:
-                compared[digest] = found
-    has_values = any(found.values for found in compared.values())
-    if not compared or not (exact or has_values or code.digest not in known):
+    store, version = records.store, records.version
+    known = {old: detail for old, detail in store.codes_of(version).items() if old != code.digest}
+    open_ = known.keys() - {old for old, new in store.accepted if new == code.digest} if known else set()
+    compared: dict[str, Changes | None] = {}
+    for old, detail in known.items():
+        if old in open_:
+            found = changes(old, detail, code) if is_told(old, code.digest) else None
+            if found is None or found.values or found.code:
+                compared[old] = found
+    if not compared:
         return None
-    offsets = records.store.results.codes(records.version)
-    live = [digest for digest in compared if digest in offsets]
+    places = store.results.places_by_code(version)
+    live = [old for old in compared if old in places]
     if not live:
         return None
-    by_value = [digest for digest in live if compared[digest].values] or live
-    shown = compared[by_value[-1]]
-    stale = frozenset(offset for digest in live for offset in offsets[digest])
-    return Drift(tuple(shown.values), tuple(shown.code), tuple(shown.names), stale)
+    differ = [(old, found) for old in live if (found := compared[old]) is not None]
+    shown = next((found for _, found in reversed(differ) if found.values), differ[-1][1] if differ else None)
+    return Drift(
+        tuple(shown.values) if shown else (),
+        tuple(shown.code) if shown else (),
+        tuple(shown.names) if shown else (),
+        frozenset(offset for old, _ in differ for offset in places[old]),
+        frozenset(offset for old in live if compared[old] is None for offset in places[old]),
+        question_of(store, version, code.digest),
+    )
 
 
-def _known(records: Records) -> dict[str, Any]:
-    """What computed results of this version, the last one last: as meta has it, or, where that is lost, the journal."""
+# --- versions that begin ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """What there is of no version when a function gets its first one: how many results, and whether they count."""
+
+    count: int
+    counts: bool
+
+
+def takeover_of(records: Records, code: Fingerprint) -> Takeover | None:
+    """Whether results of no version count for a version that has none; None where it is not the first of the function.
+
+    They do where each part of the version is a value that the function reads, and where the function is what computed
+    all of them.
+    """
     store, version = records.store, records.version
-    known = store.codes_of(version)
-    last = store.results.last_code(version)
-    if store.has_meta and (not last or last in known):
-        return known
-    store.learn_codes()
-    known = store.codes_of(version)
-    if not (store.has_meta and last in known):
-        for digest in store.results.codes(version):
-            known.setdefault(digest, {})
-    return known
+    results = store.results
+    if not version or version in results.versions or not (count := results.count("")):
+        return None
+    if any(results.count(other) for other in results.versions - {"", version}):
+        return None
+    label = store.versions.get(version)
+    if not all(reads(code, part) for _, part in parts_of(label)):
+        return Takeover(count, counts=False)
+    mine = {code.digest, *(old for old, new in store.accepted if new == code.digest)}
+    same = sum(len(places) for name, places in results.places_by_code("").items() if name in mine)
+    return Takeover(count, counts=same == count)
+
+
+def parts_of(version: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(path, part) of each value that a version is made of."""
+    if isinstance(version, Mapping) and version:
+        for name, part in version.items():
+            yield from parts_of(part, (*path, str(name)))
+    elif isinstance(version, (list, tuple)) and version:
+        for place, part in enumerate(version):
+            yield from parts_of(part, (*path, str(place)))
+    else:
+        yield path, version
+
+
+def mislabelled(code: Fingerprint, version: Any, others: Sequence[Any]) -> str:
+    """What a version says that the function does not do, in words; "" where nothing is known of it.
+
+    A part of another version was what the function reads; this version has another value there, which it does not read.
+
+    Args:
+        code: of the function.
+        version: the value of the version.
+        others: values of other versions of the function as it is.
+    """
+    mine = dict(parts_of(version))
+    for other in others:
+        for path, was in parts_of(other):
+            if path in mine and mine[path] != was and _is_named(path, was):
+                names = reads(code, was)
+                if names and not reads(code, mine[path]):
+                    where = f"{'.'.join(path)} " if path else ""
+                    return f"the version says {where}{quote(mine[path], 60)}, and {names[0]} is {quote(was, 60)}"
+    return ""
+
+
+def _is_named(path: tuple[str, ...], part: Any) -> bool:
+    """Whether a part is no value that another one may equal by chance."""
+    return (isinstance(part, str) and len(part) > 2) or bool(path and not path[-1].isdigit() and part is not None)
+
+
+# --- what a pass does ------------------------------------------------------------------------------------------------
 
 
 class Lineage:
@@ -91,16 +172,20 @@ class Lineage:
     Args:
         code: the function's fingerprint.
         on_change: "keep", "recompute" or "error"; None keeps what other code computed, and refuses other values.
+        label: the version that the user named; then nothing is refused or computed anew.
+        base: the version of the function that this one is a copy of by `options`.
 
     Attributes:
         stale: where the results begin that are to be computed anew.
     """
 
-    def __init__(self, code: Fingerprint, on_change: str | None) -> None:
+    def __init__(self, code: Fingerprint, on_change: str | None, label: Any = None, base: Any = None) -> None:
         self.code = code
         self.stale: frozenset[int] = frozenset()
         self._on_change = on_change
-        self._noted = False
+        self._label = label
+        self._base = base
+        self._begun = False
 
     def begin(self, records: Records) -> None:
         """Look what has changed, before anything is paid for.
@@ -109,73 +194,159 @@ class Lineage:
             FunctionChanged: a value; or anything, with on_change="error".
         """
         records.set_code(self.code.digest)
-        drift = drift_of(records, self.code, exact=self._on_change in ("recompute", "error"))
+        if not self._begun:
+            self._begun = True
+            self._begin_version(records)
+        if self._on_change == "keep" and not log.isEnabledFor(logging.INFO):
+            return
+        drift = drift_of(records, self.code)
         if drift is None:
             return
         self.take(drift)
-        if (refusal := self.refusal(records.name, drift)) is not None:
+        if (refusal := self.refusal(records, drift)) is not None:
             raise refusal
-        self._tell(records, drift)
+        if self._is_news(records, "drift"):
+            level = logging.INFO if self._on_change == "keep" else logging.WARNING
+            log.log(level, "%s", self.told(records, drift))
+
+    def _is_news(self, records: Records, what: str) -> bool:
+        """Whether this process has not told it yet."""
+        told = (f"{what} {records.version}", self.code.digest)
+        is_news = told not in records.store.told
+        records.store.told.add(told)
+        return is_news
+
+    def _begin_version(self, records: Records) -> None:
+        if self._label is None:
+            return
+        if (told := self.mislabelled(records)) and self._is_news(records, "label"):
+            log.warning("checkpoint %r: %s", records.name, told)
+        takeover = takeover_of(records, self.code)
+        if takeover is None:
+            return
+        if takeover.counts:
+            records.store.accept_version("", records.version)
+            log.info("checkpoint %r: %s", records.name, self.taken_over(takeover))
+        elif self._is_news(records, "first version"):
+            log.warning("checkpoint %r: %s", records.name, self.left_aside(takeover))
+
+    def mislabelled(self, records: Records) -> str:
+        """What the version says that the function does not do; "" where nothing is known of it."""
+        if self._label is None:
+            return ""
+        store = records.store
+        known = store.versions
+        others = [
+            known[version]
+            for version, codes in store.results.codes.items()
+            if version in known and version != records.version and self.code.digest in codes
+        ]
+        told = mislabelled(self.code, self._label, [*([] if self._base is None else [self._base]), *others])
+        if not told:
+            return ""
+        return (
+            f"{told}: version= only names what results depend on, and changes nothing that {self.code.name} reads, so "
+            "that the results of both versions will be alike. Set the value itself where the function reads it, and "
+            "write version= of it"
+        )
+
+    def taken_over(self, takeover: Takeover) -> str:
+        """That results of no version count for the first one."""
+        return (
+            f"{plural(takeover.count, 'result')} of no version count for version {quote(self._label, 60)}, since it "
+            f"names what {self.code.name} reads, and that is what it was"
+        )
+
+    def left_aside(self, takeover: Takeover) -> str:
+        """That results of no version do not count for the first one, and how to take them."""
+        return (
+            f"{plural(takeover.count, 'result')} of no version {'is' if takeover.count == 1 else 'are'} left aside, "
+            f"since {self.code.name} has a version now, {quote(self._label, 60)}: its items are computed anew. If the "
+            f"old results are of this version, stop and write:\n    {self._short}.accept(version=None)"
+        )
 
     def take(self, drift: Drift) -> None:
         """What has changed is known."""
-        if self._on_change == "recompute":
+        if self._on_change == "recompute" and self._label is None:
             self.stale = drift.stale
 
-    def _tell(self, records: Records, drift: Drift) -> None:
-        told = (records.version, self.code.digest)
-        if told in records.store.told:
-            return
-        records.store.told.add(told)
-        fate = (
-            "those of these items are computed anew"
-            if self._on_change == "recompute"
-            else "they are kept; on_change='recompute' computes them anew, and version= tells them apart"
-        )
-        log.warning(
-            "checkpoint %r: %s changed (%s); %s precede%s it: %s",
-            records.name, self.code.name, drift, plural(len(drift.stale), "result"),
-            "s" if len(drift.stale) == 1 else "", fate,
-        )  # fmt: skip
-        with suppress(CheckpointError):  # where it cannot be noted now, it is told again next time
-            records.store.begin_writing()
-            self.note(records)
+    @property
+    def _short(self) -> str:
+        return self.code.name.rpartition(".")[2] or "f"
 
-    def refusal(self, name: str, drift: Drift) -> FunctionChanged | None:
+    def told(self, records: Records, drift: Drift) -> str:
+        """What has changed, what becomes of the results, and how to decide."""
+        parts = []
+        if drift.stale:
+            within = "" if self._label is None else f" within version {quote(self._label, 60)}"
+            one = len(drift.stale) == 1
+            parts.append(
+                f"{self.code.name} changed{within} ({drift}); {plural(len(drift.stale), 'result')} "
+                f"precede{'s' if one else ''} it: {self._fate(drift)}"
+            )
+        if drift.unknown:
+            one = len(drift.unknown) == 1
+            parts.append(
+                f"{plural(len(drift.unknown), 'result')} {'was' if one else 'were'} computed by code whose fingerprint "
+                f"is of another kind, so that whether {self.code.name} has changed since cannot be told: "
+                f"{'it is' if one else 'they are'} kept"
+            )
+        text = f"checkpoint {records.name!r}: {'. '.join(parts)}"
+        if self._on_change in ("keep", "recompute") and not drift.unknown:
+            return text
+        return f"{text}. This is said in each run until you decide:\n{self.choices(records, drift)}"
+
+    def _fate(self, drift: Drift) -> str:
+        if self._label is not None:
+            return "they are kept, since the version is the same"
+        return "those of these items are computed anew" if self._on_change == "recompute" else "they are kept"
+
+    def choices(self, records: Records, drift: Drift) -> str:
+        """The lines to copy, one for each way to decide."""
+        directory = str(records.store.directory)
+        command = f"{command_line('accept', records.name, directory)} {drift.question}"
+        rows = [(command, f"the old results are still right; in Python: {self._short}.accept()")]
+        if self._label is None:
+            named = [name if name.replace(".", "").isidentifier() else "…" for name in drift.names]
+            version = f"[{', '.join(named)}]" if len(named) > 1 else (*named, "…")[0]
+            rows.append(('on_change="recompute"', "the old results are computed anew"))
+            rows.append((f"version={version}", "keep both apart, by a name of what results depend on"))
+        else:
+            rows.append(("version=…", "another version: its results are computed anew, and the old ones stay"))
+        width = max(len(text) for text, _ in rows[1:])
+        lines = [f"    {text:<{width}}  # {what}" for text, what in rows]
+        if drift.names:
+            ignored = drift.names[0] if len(drift.names) == 1 else tuple(drift.names)
+            on = "it" if len(drift.names) == 1 else "them"
+            lines.append(f"    Where results do not depend on {on}: ignore={ignored!r}")
+        return "\n".join(lines)
+
+    def refusal(self, records: Records, drift: Drift) -> FunctionChanged | None:
         """The error that ends the pass before it begins, or None."""
+        if self._label is not None or not drift.stale:
+            return None
         count, code = len(drift.stale), self.code.name
         computed = f"{plural(count, 'result')} {'was' if count == 1 else 'were'} computed"
         if drift.values and self._on_change in (None, "error"):
-            names = [name if name.replace(".", "").isidentifier() else "…" for name in drift.names]
-            version = f"[{', '.join(names)}]" if len(names) > 1 else (*names, "…")[0]
-            message = (
-                f"checkpoint {name!r}: {code} reads other values than it did when {computed}: {drift}. To "
-                f"keep both apart, name what they depend on: @checkpointed(…, version={version}); else "
-                'on_change="recompute" replaces them, and "keep" keeps results that do not depend on it'
-            )
-            if ignorable := tuple(name for name in drift.names if name in self.code.values):
-                message += f"; where results never depend on it, leave it out: ignore={ignorable!r}"
+            what = f"{code} reads other values than it did when {computed}: {drift}"
         elif self._on_change == "error":
-            message = (
-                f"checkpoint {name!r}: {code} changed since {computed}: {drift}; choose "
-                'on_change="keep" or "recompute", or name a version= of what it does'
-            )
+            what = f"{code} changed since {computed}: {drift}"
         else:
             return None
+        message = f"checkpoint {records.name!r}: {what}. Nothing was run; decide:\n{self.choices(records, drift)}"
         return FunctionChanged(message, changes=(*drift.values, *drift.code), count=count)
 
     def note(self, records: Records) -> None:
-        """Records of this code may follow: meta says what it stands for before one is there."""
-        if not self._noted:
-            self._noted = True
-            records.store.note_code(records.version, self.code.digest, self.code.detail())
+        """Records of this code may follow: the first one in each journal says what it stands for."""
+        records.store.begin_computing(records.version, self.code.digest, self.code.detail())
 
     def end(self, records: Records) -> None:
         """What is saved from here on is not of the pass."""
         records.set_code("")
+        records.store.end_computing(records.version)
 
 
-def summarize(told: list[str], limit: int = 3) -> str:
+def summarize(told: list[str], limit: int = _SHOWN) -> str:
     """The first of a list, and how many more there are."""
     shown = "; ".join(told[:limit])
     return shown if len(told) <= limit else f"{shown}; and {len(told) - limit} more"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
@@ -31,8 +32,7 @@ from checkpoint.records import Records
 from checkpoint.shelf import Shelf
 
 if TYPE_CHECKING:
-    from checkpoint.fingerprints import Fingerprint
-    from checkpoint.lineage import Drift
+    from checkpoint.lineage import Lineage
 
 __all__ = ["Plan", "html_table", "make_plan"]
 
@@ -60,6 +60,10 @@ class Plan:
         changed: of `done` and `redone`, those whose item is another one than the result was computed from.
         stale: of `done` and `redone`, those that were computed before the function changed.
         changes: how it changed since.
+        unknown: of `done` and `redone`, those whose fingerprint is of another kind: what has changed cannot be told.
+        accepted: of `done` and `redone`, those that count since somebody accepted them.
+        notes: what else there is to know of versions.
+        choices: the lines to copy, one for each way to decide; "" where there is nothing to decide.
         versions: of `failed` and `new`, how many have a result under another version, by version.
         calls: how many items would be run.
         workers: how many calls at once the times are for.
@@ -89,6 +93,10 @@ class Plan:
     changed: int = 0
     stale: int = 0
     changes: tuple[str, ...] = ()
+    unknown: int = 0
+    accepted: int = 0
+    notes: tuple[str, ...] = ()
+    choices: str = ""
     versions: Mapping[str, int] = field(default_factory=dict)
     workers: int = 1
     seconds: float | None = None
@@ -103,7 +111,7 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [f"  {name:<10}{text}" for name, text in self._rows()]
-        return "\n".join([self._counts(), *rows])
+        return "\n".join([self._counts(), *rows, *([f"  decide\n{self.choices}"] if self.choices else [])])
 
     def _counts(self) -> str:
         parts = [f"{self.done:,} done", f"{self.failed:,} failed", f"{self.new:,} new"]
@@ -113,6 +121,8 @@ class Plan:
             (self.duplicates, plural(self.duplicates, "duplicate")),
             (self.changed, f"{plural(self.changed, 'item')} changed"),
             (self.stale, f"code changed since {plural(self.stale, 'result')}"),
+            (self.unknown, f"{plural(self.unknown, 'result')} by code that cannot be compared"),
+            (self.accepted, f"{self.accepted:,} accepted"),
         ]
         return " · ".join(parts + [text for count, text in more if count])
 
@@ -127,8 +137,9 @@ class Plan:
         if self.versions:
             held = [f"{count:,} under {version}" for version, count in list(self.versions.items())[:3]]
             rows.append(("elsewhere", ", ".join(held) + (", …" if len(self.versions) > 3 else "")))
+        rows += [("version", note) for note in self.notes]
         if self.refusal is not None:
-            rows.append(("refused", shorten(str(self.refusal), 400)))
+            rows.append(("refused", shorten(str(self.refusal).partition("\n")[0], 400)))
         return rows
 
     def _time(self) -> str:
@@ -166,7 +177,7 @@ def make_plan(
     key_of: KeyFunction,
     *,
     digest_of: Callable[[Any], int] = item_digest,
-    code: Fingerprint | None,
+    lineage: Lineage | None,
     on_change: Any,
     workers: int | None,
     rates: Sequence[Rate] = (),
@@ -178,7 +189,7 @@ def make_plan(
         items: all of them, in order.
         key_of: what names an item.
         digest_of: the digest of what its result depends on.
-        code: the function's fingerprint, where no version is named.
+        lineage: what the pass does where the function has changed.
         on_change: the decorator's.
         workers: how many calls at once.
         rates: the decorator's.
@@ -186,16 +197,28 @@ def make_plan(
     Raises:
         InvalidKey, DuplicateKey, InvalidOption: as the pass would.
     """
-    from checkpoint.lineage import Lineage, drift_of  # it is large
-
     _refuse_one_shot(items)
     records.open()
-    lineage = None if code is None else Lineage(code, on_change)
-    drift = None if code is None else drift_of(records, code)
+    notes: list[str] = []
+    accepted: frozenset[int] = frozenset()
+    choices, drift = "", None
     refusal: CheckpointError | None = None
+    if lineage is not None:
+        from checkpoint.decisions import accepted_in  # these are large
+        from checkpoint.lineage import drift_of, takeover_of
+
+        notes += filter(None, [lineage.mislabelled(records)])
+        if (takeover := takeover_of(records, lineage.code)) is not None:
+            notes.append(lineage.taken_over(takeover) if takeover.counts else lineage.left_aside(takeover))
+            if takeover.counts:
+                records = copy(records)
+                records.version = ""  # whose results `map` takes before it looks
+        drift = drift_of(records, lineage.code)
+        accepted = accepted_in(records, lineage.code.digest)
     if drift is not None and lineage is not None:
         lineage.take(drift)
-        refusal = lineage.refusal(records.name, drift)
+        refusal = lineage.refusal(records, drift)
+        choices = "" if on_change in ("keep", "recompute") else lineage.choices(records, drift)
     running = Pass(records, items, key_of, digest_of=digest_of, on_change=on_change, lineage=lineage)
     try:
         records.refuse_secrets()
@@ -211,6 +234,7 @@ def make_plan(
     fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "failed": [], "new": []}
     for key, fate in running.foresee():
         fates[fate].append(key)
+    there = [*fates["done"], *fates["redone"]]
     counts = {fate: len(keys) for fate, keys in fates.items()}
     workers = workers or 1
     calls = counts["failed"] + counts["new"] + counts["redone"]
@@ -221,8 +245,12 @@ def make_plan(
         causes=_causes(records, fates["failed"]),
         duplicates=len(running.keys) - sum(counts.values()),
         changed=running.changed,
-        stale=_stale(records, drift, [*fates["done"], *fates["redone"]]),
+        stale=0 if drift is None else _count_in(records, drift.stale, there),
         changes=() if drift is None else (*drift.values, *drift.code),
+        unknown=0 if drift is None else _count_in(records, drift.unknown, there),
+        accepted=_count_in(records, accepted, there),
+        notes=tuple(notes),
+        choices=choices,
         versions=_elsewhere(records, [*fates["failed"], *fates["new"]]),
         workers=workers,
         seconds=seconds and seconds[1],
@@ -256,11 +284,12 @@ def _causes(records: Records, keys: list[Key]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _stale(records: Records, drift: Drift | None, keys: list[Key]) -> int:
-    if drift is None:
+def _count_in(records: Records, offsets: frozenset[int], keys: list[Key]) -> int:
+    """How many of the keys have their record at one of these offsets."""
+    if not offsets:
         return 0
-    places = (records.store.results.find(records.version, key) for key in keys)
-    return sum(place is not None and place.offset in drift.stale for place in places)
+    places, _ = records.store.results.find_all(records.version, keys)
+    return sum(offset in offsets for offset in places)
 
 
 def _elsewhere(records: Records, keys: list[Key]) -> dict[str, int]:

@@ -101,7 +101,7 @@ class Records:
         self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
         self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
         if digest:
-            self.store.versions.setdefault(digest, version)
+            self.store.name_version(digest, version)
         self._set_version(digest)
         self._follow()
 
@@ -151,7 +151,8 @@ class Records:
         if not self._follows or latest == self.version:
             return
         self._set_version(latest)
-        shown = quote(self.store.versions[latest]) if latest in self.store.versions else latest or "None"
+        known = self.store.versions
+        shown = quote(known[latest]) if latest in known else latest or "None"
         log.info("checkpoint %r: reading version %s, that of the last record", self.name, shown)
 
     def open(self, *keys: Key) -> Store:
@@ -219,14 +220,14 @@ class Records:
         if elapsed is None or attempts is None or not digest:
             return self._bare_line(key, raw, digest, elapsed, attempts, now)
         version, session = self._fields
-        known = (key_json(key), raw, now or self._stamp_for(key), version, digest, elapsed, attempts, session)
+        known = (key_json(key), raw, now or self.stamp_for(key), version, digest, elapsed, attempts, session)
         return seal(_RESULT % known)
 
     def stamp(self) -> bytes:
         """Now, where that is the timestamp of whatever is saved now; else b"": it is another for each key."""
         return b"" if self.store.shards else self._stamp()
 
-    def _stamp_for(self, key: Key) -> bytes:
+    def stamp_for(self, key: Key) -> bytes:
         """Now; or later, where the record of the key in another shard is of a clock that is ahead."""
         stamp = self._stamp()
         return max(stamp, self.store.results.moment_after(self.version, key)) if self.store.shards else stamp
@@ -243,7 +244,7 @@ class Records:
             if attempts is not None:
                 known += b',"attempts":%d' % attempts
             fields = version + known + session
-        stamp = now or self._stamp_for(key)
+        stamp = now or self.stamp_for(key)
         return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, stamp, fields))
 
     def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:

@@ -27,10 +27,11 @@ from typing import Any
 import msgspec
 
 from checkpoint import clock
+from checkpoint.decisions import decided_of, undecided_of
 from checkpoint.errors import DamagedRecord, plural, shorten
 from checkpoint.history import EPOCH, EXAMINED, FIRST, LAST, Story, Stretch, Timeline, gather, known, moment_of
 from checkpoint.journal import Record
-from checkpoint.places import locate
+from checkpoint.places import command_line, locate
 from checkpoint.records import LATEST, Records
 from checkpoint.shelf import key_of
 from checkpoint.tables import json_text, replacing, tidy, tidy_result
@@ -133,8 +134,23 @@ def _header(records: Records, story: Story, timeline: Timeline | None) -> Iterat
             f'<section class="note"><b class="bad">{plural(story.damaged, "damaged record")}</b>: not counted here. '
             f"Run <code>checkpoint check {_text(_word(records.name))}</code> to see where.</section>\n"
         )
+    yield from _decisions(records)
     if not story.known:
         yield '<section><h2>Nothing here yet</h2><p class="quiet">No result and no failure is recorded.</p></section>\n'
+
+
+def _decisions(records: Records) -> Iterator[str]:
+    """What nobody has decided of results that other code computed, and what was accepted."""
+    store, version = records.store, records.version
+    open_ = undecided_of(store, version, max(1, store.results.count(version)))
+    if open_ is not None:
+        command = f"{command_line('accept', records.name, str(store.directory))} {open_.question}"
+        yield (
+            f'<section class="note"><b>{_text(str(open_))}</b>. Where they are still right: '
+            f"<code>{_text(command)}</code></section>\n"
+        )
+    if told := decided_of(store, version):
+        yield f'<section class="note"><b>Accepted</b>: {_text("; ".join(told))}</section>\n'
 
 
 def _settled(story: Story) -> str:

@@ -30,9 +30,9 @@ from checkpoint.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_of", "loose_hash"]
 
-_FORMAT = 3
+_FORMAT = 4
 _HEADER = 4096  # bytes; the header takes as many of these as it needs
-_LONGEST_HEADER = 1 << 20
+_LONGEST_HEADER = 4 << 20
 _ENTRY = struct.Struct("<16sqQH")  # hash, offset, input digest, version number (and _LOOSE)
 _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
 _RUN = struct.Struct("<IIH")  # of a run: how many keys, bytes of their JSON, version number; and its checksum:
@@ -61,6 +61,8 @@ class _Header(msgspec.Struct):
     loose: int
     latest: str
     damaged: list[tuple[int, str]]
+    notes: list[int]  # where the lines stand that say what digests stand for, and those that accept
+    codes: dict[str, list[str]]  # by version, the fingerprints that its records name, the last one last
 
 
 def hash_of(version: str, key: Key) -> bytes:
@@ -166,7 +168,7 @@ class Segment:
     @classmethod
     def write(
         cls, path: Path, journal: Reader, base: Segment | None, news: dict[str, News],
-        covered: int, latest: str, damaged: list[tuple[int, str]],
+        covered: int, latest: str, damaged: list[tuple[int, str]], notes: list[int], codes: dict[str, list[str]],
     ) -> Segment | None:  # fmt: skip
         """Replace the file at `path` by what `base` holds and the news; readers of the old one go on reading it.
 
@@ -178,6 +180,7 @@ class Segment:
             covered: as said.
             latest: the version of the last record.
             damaged: (offset, why) of lines that could not be read.
+            notes, codes: as in an `Index`.
 
         Returns the new one; None where it is not found to be sound.
 
@@ -204,7 +207,7 @@ class Segment:
         head, tail = _probes(journal, covered)
         header = _Header(
             _FORMAT, sys.byteorder, covered, head, tail, journal.modified_at(covered), len(entries),
-            _page_count(len(entries)), len(runs), versions, counts, loose, latest, damaged,
+            _page_count(len(entries)), len(runs), versions, counts, loose, latest, damaged, notes, codes,
         )  # fmt: skip
         _write_file(path, header, entries, runs)
         written = cls.open(path, journal)
@@ -256,6 +259,11 @@ class Segment:
         for run in self._runs():
             for key, offset in zip(run.keys(), run.offsets(), strict=True):
                 yield self.header.versions[run.version], key, offset
+
+    def places(self, version: str) -> Iterator[tuple[Key, int, int]]:
+        """(key, offset, input digest) of each record of a version that has a checksum."""
+        for run in self._runs(self.header.versions.index(version)) if version in self.header.versions else ():
+            yield from zip(run.keys(), run.offsets(), run.digests(), strict=True)
 
     def find(self, digest: bytes) -> tuple[int, int] | None:
         """(offset, input digest) of an entry."""

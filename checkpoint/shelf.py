@@ -19,8 +19,9 @@ import msgspec
 
 from checkpoint.errors import DamagedRecord, quote
 from checkpoint.index import Index, Place
-from checkpoint.journal import Journal, Reader, Record, fsync_directory
+from checkpoint.journal import Journal, NoRecord, Reader, Record, fsync_directory, parse
 from checkpoint.keys import Key, key_from_json
+from checkpoint.notes import Notes
 from checkpoint.segment import IndexDamaged
 
 __all__ = ["Shelf", "index_path", "key_of"]
@@ -35,6 +36,9 @@ class Shelf:
     Args:
         path: the journal's.
         lock: the store's: whoever opens files anew holds it.
+
+    Attributes:
+        settled: the versions whose next record need not say what a digest stands for.
     """
 
     def __init__(self, path: Path, lock: threading.RLock) -> None:
@@ -44,6 +48,8 @@ class Shelf:
         self._index_path = index_path(path)
         self._damage: list[tuple[int, str]] = []  # found by a scan, and not told yet
         self._filing = threading.Lock()
+        self.settled: set[str] = set()
+        self._noted: tuple[Index, int, Notes] = (self.index, 0, Notes())  # of which index, how many, what they say
 
     # what it is at; a joined shelf answers for all of its journals
 
@@ -66,6 +72,24 @@ class Shelf:
     def latest(self) -> str:
         """The version of the last record; "" is none."""
         return self.index.latest
+
+    @property
+    def codes(self) -> dict[str, list[str]]:
+        """By version, the fingerprints that its records have named, the last one last; some may have none left."""
+        with self.lock:
+            return {version: list(codes) for version, codes in self.index.codes.items()}
+
+    def notes(self) -> Notes:
+        """What the journal says that digests stand for, and what was accepted."""
+        with self.lock:
+            index, reader = self.index, self.journal.reader
+            known, count, notes = self._noted
+            if known is not index:
+                count, notes = 0, Notes()
+            if reader is not None and count < len(index.notes):
+                notes.read(reader, index.notes[count:])
+                self._noted = (index, len(index.notes), notes)
+            return notes
 
     @property
     def has_loose(self) -> bool:
@@ -132,11 +156,16 @@ class Shelf:
     def reopen(self) -> None:
         """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
         reader, index = Reader.open(self.journal.path), Index(self._note)
+        self.settled = set()
         if reader is None and self.journal.reader is None and self.is_empty:
             return  # there is no file yet: what is known of it, which is nothing, stays valid
         if reader is not None:
-            index.load(self._index_path, reader)
-            index.scan(reader)
+            try:
+                index.load(self._index_path, reader)
+                index.scan(reader)
+            except IndexDamaged:
+                self._damage, index = [], Index(self._note)
+                index.scan(reader)
         self.journal.close()
         self.journal.reader, self.index = reader, index
         self.journal.learned(index.end)
@@ -178,7 +207,10 @@ class Shelf:
     def _learn(self) -> None:
         """Read on: what was appended, or repaired, is in the file but not yet in the index."""
         if self.journal.reader is not None:
-            self.index.scan(self.journal.reader)
+            try:
+                self.index.scan(self.journal.reader)
+            except IndexDamaged:
+                self._rebuilt()
             self.journal.learned(self.index.end)
             self._tell_damage()
 
@@ -238,6 +270,10 @@ class Shelf:
             return self.index.offsets(version)
         except (IndexDamaged, OSError):
             return self._rebuilt().offsets(version)
+
+    def learn_anew(self) -> None:
+        """The index file is not to be trusted: read the journal instead."""
+        self._rebuilt()
 
     def _rebuilt(self) -> Index:
         """The index file is not to be trusted: the journal is read instead; who was writing goes on writing."""
@@ -328,8 +364,8 @@ class Shelf:
         with self.lock:
             return self.journal.reader, self._offsets(version)
 
-    def codes(self, version: str) -> dict[str, list[int]]:
-        """Where the records of a version begin, in the order of the file, by the code that they name."""
+    def places_by_code(self, version: str) -> dict[str, list[int]]:
+        """Where the live records of a version begin, in the order of the file, by the code that they name."""
         with self.lock:
             live, reader = set(self._offsets(version)), self.journal.reader
         found: dict[str, list[int]] = {}
@@ -340,35 +376,26 @@ class Shelf:
                 offset += len(line) + 1
         return found
 
-    def last_code(self, version: str) -> str:
-        """The code that the journal's last record names, where that is of this version; else ""."""
-        _, last, code = self._last()
-        return code if last == version else ""
-
     def last_schema(self, version: str) -> str | None:
         """The schema that the journal's last record names, "" for none; None where that is of another version."""
-        moment, last, _ = self._last()
-        return self._last_schema() if moment and last == version else None
+        moment, last, schema = self._last()
+        return schema if moment and last == version else None
 
     def last_moment(self) -> str:
-        """The timestamp of the journal's last record, not of what forgets one; "" where it has none."""
+        """The timestamp of the journal's last record, not of what forgets or accepts; "" where it has none."""
         return self._last()[0]
 
-    def _last_schema(self) -> str:
-        reader = self.journal.reader
-        size = 0 if reader is None else reader.size()
-        tail = b"" if reader is None else reader.pread(_TAIL, max(0, size - _TAIL))
-        begun = [found.end() for found in _LAST.finditer(tail)]
-        found = _SCHEMA.match(tail, begun[-1]) if begun else None
-        return found[1].decode() if found else ""
-
     def _last(self) -> tuple[str, str, str]:
-        """(timestamp, version, code) of the last record."""
+        """(timestamp, version, schema) of the last record."""
         reader = self.journal.reader
-        size = 0 if reader is None else reader.size()
-        found = _LAST.findall(reader.pread(_TAIL, max(0, size - _TAIL))) if reader is not None else []
-        moment, version, code = found[-1] if found else (b"", b"", b"")
-        return moment.decode("utf-8", "replace"), version.decode(), code.decode("utf-8", "replace")
+        if reader is None:
+            return "", "", ""
+        size, tail = reader.size(), _TAIL
+        found = _last_in(reader.pread(tail, max(0, size - tail)))
+        while found is None and tail < min(size, _LONGEST_TAIL):
+            tail *= 16
+            found = _last_in(reader.pread(tail, max(0, size - tail)))
+        return found or ("", "", "")
 
     def last_offsets(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where the last records of the version begin: at most so many."""
@@ -451,8 +478,28 @@ class _Code(msgspec.Struct, gc=False):
 
 _decode_codes = msgspec.json.Decoder(_Code).decode_lines
 _TAIL = 4096
-_LAST = re.compile(rb'(?<!"forgotten":true),"timestamp":"([^"]*)"(?:,"version":"([0-9a-f]*)")?(?:,"code":"([^"\\]*)")?')
-_SCHEMA = re.compile(rb',"schema":"([0-9a-f]{32})"')
+_LONGEST_TAIL = 1 << 20
+_LAST = re.compile(
+    rb'(?<!"forgotten":true),"timestamp":"(?P<at>[^"]*)"(?:,"version":"(?P<version>[0-9a-f]*)")?'
+    rb'(?:,"code":"[^"\\]*")?(?:,"schema":"(?P<schema>[0-9a-f]{32})")?'
+)
+
+
+def _last_in(tail: bytes) -> tuple[str, str, str] | None:
+    """(timestamp, version, schema) of the last record in the last bytes of a journal; its first line may be cut off."""
+    for line in reversed(tail.split(b"\n")):
+        try:
+            record = parse(line)
+        except NoRecord:
+            continue
+        except ValueError:  # cut off, or damaged
+            if found := list(_LAST.finditer(line)):
+                at, version, schema = ((part or b"").decode("utf-8", "replace") for part in found[-1].groups())
+                return at, version, schema
+            continue
+        if not record.forgotten:
+            return record.timestamp, record.version, record.schema if type(record.schema) is str else ""
+    return None
 
 
 def _codes_in(block: bytes) -> Iterator[tuple[bytes, str]]:

@@ -58,10 +58,13 @@ from checkpoint.journal import (
     open_safely,
     seal,
     store_error,
+    with_fields,
 )
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
+from checkpoint.notes import accepting, detail_field, value_field
 from checkpoint.remote import KINDS, names_under, note_url, place_of, url_at
+from checkpoint.segment import IndexDamaged
 from checkpoint.shards import ALL, Shard, hash_of, shards_in, split_prefix
 from checkpoint.shelf import Shelf
 
@@ -212,9 +215,8 @@ class Store:
         shards: those that are read besides its own journals.
         wrote_at: when it was written last; monotonic.
         total: how many items the last pass over its own journals had, where it knew.
-        versions: what digests of versions stand for.
-        codes: what digests of code stand for, and the versions whose results they may have computed.
-        schemas: the same of schemas: the classes of results, and which later schemas all of them fit.
+        schemas: what digests of schemas stand for: the classes of results, the versions whose results they may be of,
+            and which later schemas all of them fit.
         told: (version, code) of changes that this process has told.
         uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
     """
@@ -252,12 +254,12 @@ class Store:
         self._synced: dict[str, int] = {}  # bytes of its own journals that are on the medium
         self._meta = self._read_meta()
         self.total: int | None = _count_or_none(self._meta.get("total_items"))
-        known = self._meta.get("versions")
-        self.versions: dict[str, Any] = dict(known) if isinstance(known, dict) else {}
-        self.codes: dict[str, dict[str, Any]] = {}
+        self._labels: dict[str, Any] = {}  # of versions and
+        self._details: dict[str, Any] = {}  # of code: as this process and meta files say; journals say it too
         self.schemas: dict[str, dict[str, Any]] = {}
-        self.told: set[tuple[str, str]] = set()
-        self._take_codes(self._meta)
+        self._computing: dict[str, tuple[str, bytes]] = {}  # by version: a pass's code, and the field of its detail
+        self.told = _told.setdefault((os.path.realpath(directory), name), set())
+        self._learn_meta(self._meta)
         self.uploads = self._mirrored()
         if self.uploads is not None:
             self.uploads.mirror.look()
@@ -463,17 +465,10 @@ class Store:
             for kind, own in enumerate(self._shelves)
         ]
         self.results, self.errors, self.unsaved = kinds
-        self._learn_from(shards)
-
-    def _learn_from(self, shards: Iterable[Shard]) -> None:
-        """What the meta files of shards say that digests stand for."""
         for shard in shards:
             meta = meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
             self._has_their_meta = self._has_their_meta or bool(meta)
-            known = meta.get("versions")
-            for digest, version in known.items() if isinstance(known, dict) else ():
-                self.versions.setdefault(digest, version)
-            self._take_codes(meta)
+            self._learn_meta(meta)
 
     def whole_total(self) -> int | None:
         """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
@@ -682,13 +677,19 @@ class Store:
                 shelf.open_to_write()
                 index = shelf.index
             lines = [entry.line for entry in entries]
-            offset = self._write(shelf, lines[0] if len(lines) == 1 else b"".join(lines))
             keys, version = [entry.key for entry in entries], entries[0].version
-            if type(entries[0]) is Forgetting:
+            forgets = type(entries[0]) is Forgetting
+            owed = version not in shelf.settled and not forgets
+            noted = self._explain(shelf, version, lines) if owed else -1
+            offset = self._write(shelf, lines[0] if len(lines) == 1 else b"".join(lines))
+            if forgets:
                 for key in keys:
                     index.forget(version, key)
             else:
-                index.add_all(version, keys, offset, list(map(len, lines)), [entry.digest for entry in entries])
+                sizes = list(map(len, lines))
+                index.add_all(version, keys, offset, sizes, [entry.digest for entry in entries])
+                if owed:
+                    self._settle(shelf, version, lines, offset + sum(sizes[:noted]) if noted >= 0 else -1)
             index.end = journal.end
             if durable:
                 self._sync(journal)
@@ -701,12 +702,54 @@ class Store:
             now = self.wrote_at = clock.monotonic()
             if not self._writing or now >= self._check_at:
                 self.begin_writing()
+            if version not in shelf.settled:
+                entry = Entry(version, key, digest, line)
+                self.append(shelf, [entry], durable=durable)
+                return
             offset = self._write(shelf, line)
             index = shelf.index
             index.add(version, key, offset, digest)
             index.end = shelf.journal.end
             if durable:
                 self._sync(shelf.journal)
+
+    def append_loose(self, lines: list[bytes]) -> None:
+        """Append results without checksum, which stand for any key of equal str()."""
+        with self.lock:
+            self.begin_writing()
+            shelf = self._shelves[0]
+            if not shelf.journal.writable:
+                shelf.open_to_write()
+            self._write(shelf, b"".join(lines))
+            self._learn_foreign(shelf)
+
+    def _explain(self, shelf: Shelf, version: str, lines: list[bytes]) -> int:
+        """Add to one of the lines what the journal does not say yet of its version and code; which one, or -1."""
+        own = next(own for own in self._shelves if own.journal is shelf.journal)
+        if own is self._shelves[2]:
+            return -1
+        notes = own.notes()
+        code, detail = self._computing.get(version, ("", b""))
+        place = next((place for place, line in enumerate(lines) if _names(line, code)), -1) if code else -1
+        fields = b"" if place < 0 or code in notes.details else detail
+        if version and version not in notes.labels and version in self._labels:
+            fields += value_field(self._labels[version])
+        if not fields:
+            return -1
+        place = max(place, 0)
+        lines[place] = with_fields(lines[place], fields)
+        return place
+
+    def _settle(self, shelf: Shelf, version: str, lines: list[bytes], noted: int) -> None:
+        """Lines of the version are written; the one at the offset `noted` (-1: none) says what digests stand for."""
+        if noted >= 0:
+            shelf.index.notes.append(noted)
+        code, _ = self._computing.get(version, ("", b""))
+        is_named = any(_names(line, code) for line in lines) if code else True
+        if code and is_named:
+            shelf.index.note_codes(version, [code])
+        if is_named:
+            shelf.settled.add(version)
 
     def _write(self, shelf: Shelf, lines: bytes) -> int:
         journal = shelf.journal
@@ -875,8 +918,9 @@ class Store:
             except OSError as error:
                 self._let_go()  # what is left is opened anew
                 raise store_error(error, "cannot delete", self.directory) from error
-            self.total, self.versions, self._meta, self._meta_owed = None, {}, {}, False
-            self.codes, self.schemas, self.told, self._synced = {}, {}, set(), {}
+            self.total, self._meta, self._meta_owed = None, {}, False
+            self._details, self.schemas, self._synced = {}, {}, {}
+            self.told.clear()
             self._faults.clear()
             self._stop_writing()
 
@@ -1152,8 +1196,8 @@ class Store:
             "failed_items": self._count_failed(errors, version),
             "schema_version": SCHEMA_VERSION,
             SYNCED: self._note_synced(),
-            "versions": dict(self.versions),  # other threads open versions meanwhile
-            "codes": self.codes,
+            "versions": self.versions,
+            "codes": dict(list(self.details.items())[-_MOST_CODES:]),
             **({"schemas": self.schemas} if self.schemas else {}),
         }
 
@@ -1165,45 +1209,135 @@ class Store:
                 self._synced[kind] = synced
         return dict(self._synced)
 
-    # what computed results
+    # what computed results, and what digests stand for
+
+    @property
+    def versions(self) -> dict[str, Any]:
+        """By digest, the values of versions, as far as they are known."""
+        known = dict(self._labels)  # other threads open versions meanwhile
+        for shelf in (self.errors, self.results):
+            known.update(shelf.notes().labels)
+        return known
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """By fingerprint, what it stands for, as far as that is known."""
+        noted = {**self.errors.notes().details, **self.results.notes().details}
+        return {**{code: told for code, told in self._details.items() if code not in noted}, **noted}
+
+    def codes_of(self, version: str) -> dict[str, Any]:
+        """The fingerprints that results of the version have named, the last one last, and what each stands for.
+
+        Of some of them no result may be left.
+        """
+        details = self.details
+        return {code: details.get(code, {}) for code in self.results.codes.get(version, ())}
+
+    @property
+    def accepted(self) -> set[tuple[str, str]]:
+        """(fingerprint, other one) for each pair of which results of the first were accepted for the other."""
+        return {(line.accepts, line.of) for line in self.results.notes().accepted if line.is_of_code}
 
     @property
     def has_meta(self) -> bool:
         """Whether meta was sound, or has been written since; of shards, that of any."""
         return bool(self._meta) or self._has_their_meta
 
-    def codes_of(self, version: str) -> dict[str, Any]:
-        """What may have computed results of the version, by digest, the last one last."""
-        return {digest: known for digest, known in self.codes.items() if version in known["versions"]}
-
-    def learn_codes(self) -> None:
+    def learn_meta(self) -> None:
         """Learn what other processes noted."""
-        self._take_codes(self._read_meta())
-        self._learn_from(self._members)
+        self._learn_meta(self._read_meta())
+        for shard in self._members:
+            self._learn_meta(meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json"))
 
-    def _take_codes(self, meta: dict[str, Any]) -> None:
-        for table, name in ((self.codes, "codes"), (self.schemas, "schemas")):
-            noted = meta.get(name)
-            for digest, known in noted.items() if isinstance(noted, dict) else ():
-                if isinstance(known, dict) and isinstance(known.get("versions"), list):
-                    table.setdefault(digest, known)
+    def _learn_meta(self, meta: dict[str, Any]) -> None:
+        """What a meta file says that digests stand for: of old journals, which do not say it."""
+        for kind, known in (("versions", self._labels), ("codes", self._details), ("schemas", self.schemas)):
+            noted = meta.get(kind)
+            for digest, told in noted.items() if isinstance(noted, dict) else ():
+                if kind != "schemas" or (isinstance(told, dict) and isinstance(told.get("versions"), list)):
+                    known.setdefault(digest, told)
 
-    def note_code(self, version: str, digest: str, detail: dict[str, Any]) -> None:
-        """Results of the version may be computed by this code from here on; meta says so when this returns."""
+    def name_version(self, digest: str, version: Any) -> None:
+        """The digest stands for this version."""
+        self._labels.setdefault(digest, version)
+
+    def begin_computing(self, version: str, code: str, detail: Any) -> None:
+        """Records of the version are computed by this code from here on: the first one in each journal says so."""
         with self.lock:
-            known = self.codes.get(digest)
-            if known is not None and version in known["versions"] and next(reversed(self.codes)) == digest:
-                return
-            self.learn_codes()
-            versions = self.codes.pop(digest, {"versions": []})["versions"]
-            self.codes[digest] = {**detail, "versions": [*versions, *([] if version in versions else [version])]}
-            for old in list(self.codes)[:-_MOST_CODES]:
-                del self.codes[old]
-            self._write_meta()
+            self._computing[version] = code, detail_field(detail)
+            for shelf in self._shelves:
+                shelf.settled.discard(version)
+
+    def end_computing(self, version: str) -> None:
+        """What is saved from here on is not known to be computed by any code."""
+        self._computing.pop(version, None)
+
+    def accept_codes(self, codes: Iterable[str], code: str) -> None:
+        """Results of these fingerprints count for another one from now on, here and wherever the journal is read.
+
+        Raises:
+            CheckpointLocked, StoreError: as `alone`.
+        """
+        with self.lock:
+            self.begin_writing()
+            for old in codes:
+                if (old, code) not in self.accepted:
+                    self._accept(old, code)
+
+    def accept_version(self, old: str, new: str) -> None:
+        """The results that a version has at this moment count for another one, where that has none of the key.
+
+        Each journal that has results of it says so for its own.
+
+        Raises:
+            CheckpointLocked: another process writes one of the journals; nothing was accepted.
+            StoreError: as `alone`.
+        """
+        self._refresh_theirs()
+        with self.lock:
+            shards = [shard for shard, (results, *_) in self._members.items() if results.count(old)]
+            is_own = bool(self._shelves[0].count(old))
+        with self._others(shards) as others:
+            stores = [self, *others] if is_own else others
+            with self._all_or_none(stores):
+                for store in stores:
+                    store.begin_writing()
+            for store in stores:
+                store.accept_here(old, new)
+        self._refresh_theirs()
+
+    def accept_here(self, old: str, new: str) -> None:
+        """`accept_version` for the own journals alone."""
+        with self.lock:
+            self.begin_writing()
+            self._accept(old, new)
+            self._sync(self._shelves[0].journal)
+
+    def _accept(self, old: str, new: str) -> None:
+        shelf = self._shelves[0]
+        if not shelf.journal.writable:
+            shelf.open_to_write()
+        offset = self._write(shelf, accepting(old, new))
+        index, reader = shelf.index, shelf.journal.reader
+        index.notes.append(offset)
+        index.end = shelf.journal.end
+        assert reader is not None
+        if "-" not in old:
+            try:
+                index.accept(old, new, reader)
+            except (IndexDamaged, OSError):
+                shelf.learn_anew()
 
     def schemas_of(self, version: str) -> dict[str, Any]:
         """The schemas that results of the version may have been saved under, by digest; "" for none."""
-        return {digest: known for digest, known in self.schemas.items() if version in known["versions"]}
+        found: dict[str, Any] = {}
+        accepted = [
+            line.accepts for line in self.results.notes().accepted if line.of == version and not line.is_of_code
+        ]
+        for each in (version, *accepted):
+            theirs = {digest: known for digest, known in self.schemas.items() if each in known["versions"]}
+            found.update(theirs or ({} if each == version else {"": {}}))
+        return found
 
     def note_schema(self, version: str, digest: str, classes: dict[str, Any]) -> None:
         """Results of the version may be saved under this schema from here on; meta says so when this returns."""
@@ -1211,7 +1345,7 @@ class Store:
             known = self.schemas.get(digest)
             if known is not None and version in known["versions"] and "classes" in known:
                 return
-            self.learn_codes()
+            self.learn_meta()
             self._enter_schema(version, digest, {"classes": classes})
             self._write_meta()
 
@@ -1219,7 +1353,7 @@ class Store:
         """All results of the version that were saved under these schemas fit another one; meta says so."""
         self.begin_writing()
         with self.lock:
-            self.learn_codes()
+            self.learn_meta()
             for digest in digests:
                 fits = self.schemas.get(digest, {}).get("fits", [])
                 self._enter_schema(
@@ -1287,6 +1421,11 @@ def _size(shelf: Shelf) -> int:
     return 0 if shelf.journal.reader is None else shelf.journal.reader.size()
 
 
+def _names(line: bytes, code: str) -> bool:
+    """Whether a record names this code."""
+    return b',"code":"%b"' % code.encode() in line
+
+
 def _knows(shelves: Iterable[Shelf], version: str, keys: list[Key]) -> bool:
     return any(max(shelf.find_all(version, keys)[0], default=-1) >= 0 for shelf in shelves)
 
@@ -1339,6 +1478,7 @@ class _User:
 
 
 _stores: dict[tuple[str, str], Store] = {}
+_told: dict[tuple[str, str], set[tuple[str, str]]] = {}  # by path: stores come and go
 _stores_lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
 
 

@@ -21,11 +21,22 @@ from typing import Any, NamedTuple, Self
 
 from checkpoint import clock
 from checkpoint.causes import Cause, causes_of
+from checkpoint.decisions import Undecided, decided_of, undecided_of
 from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, quote, shorten
 from checkpoint.journal import Reader, Record, open_file, parse
 from checkpoint.keys import Key, key_from_json
 from checkpoint.ledger import plain_json
-from checkpoint.places import aside_name, locate, names_in, parts_of, paths_of, size_in_words, size_of, writer_of
+from checkpoint.places import (
+    aside_name,
+    command_line,
+    locate,
+    names_in,
+    parts_of,
+    paths_of,
+    size_in_words,
+    size_of,
+    writer_of,
+)
 from checkpoint.records import LATEST, Records, item_error
 from checkpoint.shards import ALL, Shard
 from checkpoint.shelf import Shelf, index_path, key_of
@@ -142,6 +153,7 @@ class Summary:
         writer: as in `Survey`.
         shards: how many shards have files.
         writers: how many of these, and of its own journals, are being written.
+        undecided, accepted: as in `Survey`.
         why: what stands in the way of reading it, else "".
     """
 
@@ -156,13 +168,15 @@ class Summary:
     writer: dict[str, Any] | None
     shards: int = 0
     writers: int = 0
+    undecided: Undecided | None = None
+    accepted: tuple[str, ...] = ()
     why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """These names stay.
 
         `name`, `done`, `failed`, `failed_is_exact`, `total`, `bytes`, `last_activity`, `writer`, `shards` and `writers`
-        (how many), `error`.
+        (how many), `undecided` (how many results, or null), `accepted` (a list of texts), `error`.
         """
         return {
             "name": self.name,
@@ -175,6 +189,8 @@ class Summary:
             "writer": self.writer,
             "shards": self.shards,
             "writers": self.writers,
+            "undecided": self.undecided and self.undecided.count,
+            "accepted": list(self.accepted),
             "error": self.why or None,
         }
 
@@ -209,6 +225,8 @@ class Survey:
         asked_at: seconds since the epoch.
         url: what the directory mirrors, or None.
         uploaded: how far that is behind, or None.
+        undecided: what other code computed than the last one, and nobody has decided about; or None.
+        accepted: what was accepted for the current version and its last code, in words.
     """
 
     name: str
@@ -236,6 +254,8 @@ class Survey:
     asked_at: float
     url: str | None = None
     uploaded: Uploaded | None = None
+    undecided: Undecided | None = None
+    accepted: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -250,8 +270,10 @@ class Survey:
         `message`, `keys`), `causes_read`, `rate`, `seconds_left`, `last_activity`, `idle_seconds`, `writer`, `shards`
         (a list of `shard`, such as "3/100", and `writer`), `sessions`, `durations` (null, or `median`, `p95`,
         `sample`), `files` (bytes by name), `bytes`, `recent` (a list of `key`, `text`, `failed`, `timestamp`). Keys
-        stand as in a journal. Of a URL also `url` and `not_uploaded` (`bytes`, `seconds`).
+        stand as in a journal. Also `undecided` (null, or `results`, `is_exact`, `digest`) and `accepted` (a list of
+        texts). Of a URL also `url` and `not_uploaded` (`bytes`, `seconds`).
         """
+        open_ = self.undecided
         behind = self.uploaded
         mirrors = behind and {"url": self.url, "not_uploaded": {"bytes": behind.bytes, "seconds": behind.seconds}}
         return {
@@ -278,6 +300,8 @@ class Survey:
             "files": self.sizes,
             "bytes": self.size,
             "recent": [recent.to_json() for recent in self.recent],
+            "undecided": open_ and {"results": open_.count, "is_exact": open_.is_exact, "digest": open_.question},
+            "accepted": list(self.accepted),
             **(mirrors or {}),
         }
 
@@ -302,6 +326,11 @@ class Survey:
             yield "errors", list(self.cause_lines())
         if len(self.versions) > 1 or (self.version and self.versions):
             yield "versions", [self._version_line(held) for held in self.versions]
+        if self.undecided is not None:
+            command = f"{command_line('accept', self.name, self.directory)} {self.undecided.question}"
+            yield "changed", [f"{self.undecided}. Where they are still right:", command]
+        if self.accepted:
+            yield "accepted", list(self.accepted)
         if self.sessions:
             yield "sessions", [f"{self.sessions:,}"]
         if self.uploaded is not None:
@@ -557,13 +586,13 @@ class Observer:
             _first_writer(writers),
             shards=len(writers) - 1,
             writers=sum(map(bool, writers.values())),
+            undecided=undecided_of(store, version, _LOOKS),
+            accepted=tuple(decided_of(store, version)),
         )
 
     def look(self) -> Survey:
         """The checkpoint at this moment."""
         store = self._records.open()
-        if store.shards:
-            store.learn_codes()  # what versions stand for that shards began meanwhile
         version, now, tails, meta = self._records.version, self._now(), _Tails(store), _meta_of(store)
         writers = self._writers(store)
         writer = _first_writer(writers)
@@ -602,6 +631,8 @@ class Observer:
             asked_at=now,
             url=None if store.uploads is None else store.uploads.mirror.url,
             uploaded=None if store.uploads is None else store.uploads.uploaded(),
+            undecided=undecided_of(store, version, _LOOKS),
+            accepted=tuple(decided_of(store, version)),
         )
 
     def _writers(self, store: Store) -> dict[Shard, dict[str, Any] | None]:
@@ -932,7 +963,7 @@ _NEAR = 4096
 _FAR = 1 << 16
 _TRAILER = re.compile(
     rb'(?P<forgotten>"forgotten":true,)?(?:"timestamp":"(?P<at>[^"\\]*)")?'
-    rb'(?:,"version":"(?P<version>[0-9a-f]*)"|,"(?:code|input)":"[^"\\]*"|,"elapsed":(?P<elapsed>[-+.0-9e]+)'
+    rb'(?:,"version":"(?P<version>[0-9a-f]*)"|,"(?:code|schema|input|from)":"[^"\\]*"|,"elapsed":(?P<elapsed>[-+.0-9e]+)'
     rb'|,"attempts":[0-9]+|,"session":"(?P<session>[0-9a-f]*)")+,"crc":"[0-9a-f]{8}"\}$'
 )
 _LONGEST_TRAILER = 600

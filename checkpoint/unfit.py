@@ -52,7 +52,7 @@ def find_unfit(records: Records, *, only_look: bool = False) -> Unfit | None:
     last = store.results.last_schema(version)
     trusted = store.has_meta and bool(noted) and (last is None or last in noted)
     if not trusted or any(not _fits_already(schema, *one) for one in noted.items()):
-        store.learn_codes()
+        store.learn_meta()
         noted = store.schemas_of(version)
         trusted = trusted or (store.has_meta and bool(noted) and (last is None or last in noted))
     doubtful = {digest for digest, one in noted.items() if not _fits_already(schema, digest, one)}

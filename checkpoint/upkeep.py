@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from checkpoint.condition import SYNCED, fault_of, loss_of, synced_bytes
 from checkpoint.errors import StoreError, plural, quote
 from checkpoint.joined import allow_files
-from checkpoint.journal import Journal, Reader, is_whole, open_file, store_error, unsealed
+from checkpoint.journal import Journal, Reader, is_whole, open_file, parse, store_error, unsealed, with_fields
 from checkpoint.keys import Key
 from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
 from checkpoint.places import (
@@ -468,7 +470,7 @@ def _state_of(path: Path, reader: Reader | None, ledger: Ledger | None) -> Journ
     if ledger is not None and reader is not None:
         kept = ledger.kept()
         if len(kept) < ledger.lines:
-            left = sum(map(len, lines_at(reader, kept, ledger.end)))
+            left = sum(map(len, _explained(lines_at(reader, kept, ledger.end), ledger, reader, kept)))
             superseded = (ledger.lines - len(kept), ledger.end - left)
     aside = Journal(path).aside
     return JournalState(
@@ -712,13 +714,54 @@ def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
             before, ledger = reader.size(), Ledger(reader, decode=shelf is store.own[0])
             kept = ledger.kept()
             if len(kept) < ledger.lines:
-                store.replace(shelf, lines_at(reader, kept, ledger.end))
+                store.replace(shelf, _explained(lines_at(reader, kept, ledger.end), ledger, reader, kept))
                 assert shelf.journal.reader is not None
                 lines += ledger.lines - len(kept)
                 size += before - shelf.journal.reader.size()
             left += shelf.journal.reader.size() if shelf.journal.reader is not None else 0
             damaged += len(ledger.damage)
     return Compaction(name, str(directory), lines, size, left, damaged, leftovers)
+
+
+class _Named(msgspec.Struct, gc=False):
+    """What a line names by digest."""
+
+    code: Any = ""
+    version: Any = ""
+
+
+_decode_named = msgspec.json.Decoder(_Named).decode
+
+
+def _explained(chunks: Iterator[bytes], ledger: Ledger, reader: Reader, kept: list[int]) -> Iterator[bytes]:
+    """The lines that are kept; if one that is left out says what a digest stands for, the next one of it says so.
+
+    Args:
+        chunks: the lines that are kept.
+        ledger: of all lines.
+        reader: of the journal.
+        kept: where the lines are that are kept.
+    """
+    stays = set(kept)
+    owed = {note: offset for note, offset in ledger.notes.items() if offset not in stays}
+    for chunk in chunks:
+        yield b"\n".join([_explain(line, owed, reader) for line in chunk.split(b"\n")]) if owed else chunk
+
+
+def _explain(line: bytes, owed: dict[tuple[str, str], int], reader: Reader) -> bytes:
+    try:
+        named = _decode_named(line)
+        notes = [note for note in (("code", named.code), ("version", named.version)) if note in owed]
+        record = parse(line) if notes else None
+    except (ValueError, RecursionError, TypeError):
+        return line  # damaged, or empty
+    if record is None or not record.crc or record.forgotten:
+        return line
+    for note in notes:
+        says = parse(reader.line_at(owed.pop(note)))
+        name, raw = (b"detail", says.detail) if note[0] == "code" else (b"value", says.value)
+        line = with_fields(line, b',"%b":%b' % (name, bytes(raw))).rstrip(b"\n")
+    return line
 
 
 def _discard_leftovers(name: str, directory: Path) -> tuple[tuple[str, int], ...]:

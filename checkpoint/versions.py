@@ -1,16 +1,24 @@
 """What a result depends on besides its item: the version that the user named, or a method's instance.
 
 A bound method's result depends on its instance and its class. By default its version is made of the instance's
-attributes that are JSON-like, of the class attributes that the method reads, and of which class overrides a method that
-it calls. Where it reads others, nobody can tell whether they are the same, so the user is asked to name the version.
+attributes that are JSON-like, of what it holds as a dict, list, tuple, str or the like where the method reads that, of
+the class attributes that the method reads, and of which class overrides a method that it calls. Where it reads others,
+nobody can tell whether they are the same, so the user is asked to name the version.
 """
 
 from __future__ import annotations
 
 import dis
+from collections import deque
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from datetime import time as time_of_day
+from decimal import Decimal
+from enum import Enum
 from functools import lru_cache
-from types import CodeType
-from typing import Any
+from pathlib import PurePath
+from types import CodeType, FunctionType, MemberDescriptorType
+from typing import Any, Final
 
 from checkpoint.codecs import canonical
 from checkpoint.errors import InvalidOption, VersionNeeded
@@ -61,19 +69,113 @@ def _of_bound(function: Any, instance: Any) -> Any:
     from checkpoint.fingerprints import static_attributes  # it is large
 
     own = {} if instance is cls else dict(static_attributes(instance))
+    for base in cls.__mro__ if isinstance(instance, PurePath) else ():
+        if base.__module__.partition(".")[0] == "pathlib":
+            for name in vars(base).get("__slots__", ()):
+                own.pop(name, None)  # what a path remembers of its text
     attributes = {**_read_of_class(cls, read), **own}
+    passed = any(map(_passes_self, _methods_read(function, cls, read)))  # whoever it is given to may read any of them
+    if instance is not cls:
+        attributes.update(_private_of_model(instance, None if passed else read))
+        if passed or _reads_content(cls, read):
+            attributes.update(_content_of(instance))
     encoded = {name: canonical(value) for name, value in attributes.items()}
-    passed = _passes_self(function)  # whoever it is given to may read any of them
-    if needed := sorted(name for name, data in encoded.items() if data is None and (passed or name in read)):
+    if needed := sorted(
+        name for name, data in encoded.items() if data is None and (passed or name in read or name == CONTENT)
+    ):
         name, kind = needed[0], type(attributes[needed[0]]).__name__
+        what = f"what self holds as a {kind}" if name == CONTENT else f"self.{name}, a {kind}"
         raise VersionNeeded(
-            f"{cls.__name__}.{function.__name__} reads self.{name}, a {kind}: whether it is the same next time cannot "
+            f"{cls.__name__}.{function.__name__} reads {what}: whether it is the same next time cannot "
             "be told; name what the results depend on: "
             f"@checkpointed(…, version=lambda self: {_suggestion(encoded)})"
         )
     told = {name: f"{digest_of(data):016x}" for name, data in encoded.items() if data is not None}
     told.update({name: f"of {owner}" for name, owner in _overridden(function, cls, read)})
     return {"instance": told} if told else None
+
+
+CONTENT: Final = "*"
+"""The name of what an instance holds besides attributes: of a subclass of dict what dict itself holds, and so on."""
+
+
+def _content_of(instance: Any) -> dict[str, Any]:
+    """What the instance holds as a dict, tuple, str or the like, JSON-like where it can be; {} for nothing."""
+    if isinstance(instance, Enum):
+        return {}  # its value is an attribute
+    for base, plain in _PLAIN.items():
+        if isinstance(instance, base):
+            return {CONTENT: plain(instance)}
+    held = next(filter(_holds_by_itself, type(instance).__mro__), None)
+    return {} if held is None else {CONTENT: _opaque(held)}
+
+
+def _opaque(base: type) -> Any:
+    """Stands in messages for what an instance holds as one of a class that is written in C."""
+    return object.__new__(type(base.__name__, (), {}))
+
+
+def _holds_by_itself(base: type) -> bool:
+    """Whether objects of a class hold more than attributes, such as those of array, which is written in C.
+
+    They are larger than those of its base by more than slots take.
+    """
+    if base is object or base.__base__ is None:
+        return False
+    slots = sum(type(member) is MemberDescriptorType for member in vars(base).values())
+    slots += sum(name in vars(base) for name in ("__dict__", "__weakref__"))
+    pointer = tuple.__itemsize__
+    return base.__basicsize__ > base.__base__.__basicsize__ + pointer * slots
+
+
+def _sorted_parts(parts: Any) -> Any:
+    """The parts of a set in an order that is the same in each process; the set itself where they have none."""
+    encoded = [canonical(part) for part in parts]
+    return parts if None in encoded else sorted(part.decode("utf-8", "surrogatepass") for part in encoded if part)
+
+
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    dict: lambda held: dict(dict.items(held)),
+    list: lambda held: list(list.__iter__(held)),
+    tuple: lambda held: tuple(tuple.__iter__(held)),
+    str: str.__str__,
+    int: int.__pos__,
+    float: float.__pos__,
+    bytes: bytes.__repr__,
+    bytearray: bytearray.__repr__,
+    complex: complex.__repr__,
+    Decimal: Decimal.__str__,
+    datetime: datetime.isoformat,
+    date: date.isoformat,
+    time_of_day: time_of_day.isoformat,
+    timedelta: timedelta.__str__,
+    PurePath: PurePath.__str__,
+    deque: lambda held: list(deque.__iter__(held)),
+    set: lambda held: _sorted_parts(set(set.__iter__(held))),
+    frozenset: lambda held: _sorted_parts(set(frozenset.__iter__(held))),
+    BaseException: lambda held: BaseException.__dict__["args"].__get__(held),
+}
+
+
+def _reads_content(cls: type, read: set[str]) -> bool:
+    """Whether a name that is read leads to a member of a class that holds something, or to a field of a named tuple."""
+    if issubclass(cls, tuple) and not read.isdisjoint(getattr(cls, "_fields", ())):
+        return True
+    found = [next((base for base in cls.__mro__ if name in vars(base)), None) for name in read]
+    return any(base in _PLAIN or (base is not None and _holds_by_itself(base)) for base in found)
+
+
+def _private_of_model(instance: Any, read: set[str] | None) -> dict[str, Any]:
+    """What a pydantic model holds besides its fields: private attributes, and fields that its class does not name."""
+    found: dict[str, Any] = {}
+    for name in ("__pydantic_private__", "__pydantic_extra__"):
+        try:
+            held = object.__getattribute__(instance, name)
+        except AttributeError:
+            continue
+        if type(held) is dict:
+            found.update({name: value for name, value in held.items() if read is None or name in read})
+    return found
 
 
 _NAMING = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR")
@@ -118,8 +220,22 @@ def _static(cls: type, name: str) -> Any:
 
 
 def _suggestion(encoded: dict[str, bytes | None]) -> str:
-    known = [f"self.{name}" for name, data in encoded.items() if data is not None]
+    known = [f"self.{name}" for name, data in encoded.items() if data is not None and name != CONTENT]
     return f"[{', '.join(known)}]" if len(known) > 1 else known[0] if known else "self.model"
+
+
+def _methods_read(function: Any, cls: type, read: set[str]) -> list[Any]:
+    """The function, and the methods and properties of the user's own that the names it reads may lead to."""
+    from checkpoint.syntax import is_own_file
+
+    methods = [function]
+    for base in cls.__mro__:
+        for name in read & vars(base).keys():
+            member = vars(base)[name]
+            method = member.fget if isinstance(member, property) else getattr(member, "func", member)
+            if type(method) is FunctionType and is_own_file(method.__code__.co_filename):
+                methods.append(method)
+    return methods
 
 
 def _names_read(function: Any, cls: type) -> set[str]:

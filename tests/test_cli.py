@@ -42,7 +42,9 @@ def test_help_names_every_command_and_shows_examples(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "usage: checkpoint [-h] [--version] COMMAND" in ended.stdout
     commands = re.findall(r"^    (\w+) +\w", ended.stdout, re.M)
-    assert commands == ["ls", "show", "watch", "errors", "report", "export", "clear", "check", "compact", "demo"]
+    assert commands == [
+        "ls", "show", "watch", "errors", "report", "export", "accept", "clear", "check", "compact", "demo",
+    ]  # fmt: skip
     for command in set(commands) - {"report"}:
         assert f"  checkpoint {command}" in ended.stdout
     assert 'eval "$(register-python-argcomplete checkpoint)"' in ended.stdout

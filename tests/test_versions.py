@@ -90,7 +90,7 @@ def test_a_loop_over_models_around_a_closure_never_returns_the_others_results() 
     """It is an error before anything is called, which shows old → new and the version to name."""
     assert by_value("small").map([1, 2], progress=False) == ["small1", "small2"]
     called()
-    with pytest.raises(FunctionChanged, match=r"model: 'small' → 'large'.*version=model") as caught:
+    with pytest.raises(FunctionChanged, match=r"(?s)model: 'small' → 'large'.*version=model") as caught:
         by_value("large").map([1, 3], progress=False)
     assert (called(), len(lines())) == ([], 2)
     assert caught.value.count == 2
@@ -100,12 +100,12 @@ def test_a_loop_over_models_around_a_closure_never_returns_the_others_results() 
     assert called() == [("small", 3)]
 
 
-def test_with_the_version_that_was_named_each_has_its_own() -> None:
-    """And nothing is said of the function."""
+def test_with_the_version_that_was_named_each_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing is said of the function: each version was computed by what it is."""
     got = [by_value(model, version=model).map([1], progress=False)[0] for model in ("a", "b", "a")]
     assert got == ["a1", "b1", "a1"]
     assert called() == [("a", 1), ("b", 1)]
-    assert all("code" not in line for line in lines())
+    assert caplog.text == ""
 
 
 def test_a_loop_variable_of_a_module_is_told_too() -> None:
@@ -234,8 +234,8 @@ def test_a_variable_that_changes_during_a_pass_is_told(caplog: pytest.LogCapture
 # --- other code ------------------------------------------------------------------------------------------------------
 
 
-def test_changed_code_is_told_once_and_its_results_are_kept(caplog: pytest.LogCaptureFixture) -> None:
-    """With what changed and how many results precede it, before anything is called."""
+def test_changed_code_is_told_once_in_a_process_and_its_results_are_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """With what changed and how many results precede it, before anything is called; the way back is a change too."""
     by_code("first").map([1, 2], progress=False)
     called()
     caplog.set_level(logging.WARNING)
@@ -247,12 +247,13 @@ def test_changed_code_is_told_once_and_its_results_are_kept(caplog: pytest.LogCa
     caplog.clear()
     for _ in range(2):
         by_code("second").map([1, 2, 3, 4], progress=False)
-    by_code("first").map([1, 5], progress=False)
     assert caplog.text == ""
+    by_code("first").map([1, 5], progress=False)
+    assert "2 results precede it" in caplog.text
 
 
-def test_it_is_told_once_for_each_fingerprint_in_all_processes() -> None:
-    """A comment is no change; and each edit is told with what was edited and what precedes it."""
+def test_each_process_tells_it_until_somebody_decides() -> None:
+    """A comment is no change; and each edit is told with what was edited and how many results are of something else."""
     script = """
         from checkpoint import checkpointed
         def prompt(n):
@@ -260,31 +261,36 @@ def test_it_is_told_once_for_each_fingerprint_in_all_processes() -> None:
         @checkpointed("n")
         def ask(n):
             return prompt(n) # {comment}
+        {accepts}
         print(list(ask.map(range({most}), progress=False)))
         """
     runs = [
         ("n", "", 2, "[0, 1]", None, "first"),
         ("n", "told", 3, "[0, 1, 2]", None, "a comment"),
         ("n + 10", "", 4, "[0, 1, 2, 13]", "3 results precede it", "an edit"),
-        ("n + 10", "more", 5, "[0, 1, 2, 13, 14]", None, "told before"),
+        ("n + 10", "more", 5, "[0, 1, 2, 13, 14]", "3 results precede it", "nobody has decided"),
         ("n + 20", "", 5, "[0, 1, 2, 13, 14]", "5 results precede it", "another edit, and nothing to run"),
-        ("n + 20", "", 6, "[0, 1, 2, 13, 14, 25]", None, "told before, though nothing was run"),
-        ("n + 20", "", 7, "[0, 1, 2, 13, 14, 25, 26]", None, "told before"),
-        ("n", "", 7, "[0, 1, 2, 13, 14, 25, 26]", None, "back to what it was"),
+        ("n + 20", "", 6, "[0, 1, 2, 13, 14, 25]", "5 results precede it", "nobody has decided"),
+        ("n", "", 6, "[0, 1, 2, 13, 14, 25]", "3 results precede it", "back to what it was: three are of the edits"),
+        ("n", "", 6, "accepted 3\n[0, 1, 2, 13, 14, 25]", None, "somebody decides"),
+        ("n", "", 7, "[0, 1, 2, 13, 14, 25, 6]", None, "that was decided"),
+        ("n + 20", "", 7, "[0, 1, 2, 13, 14, 25, 6]", "6 results precede it", "for other code it was not"),
     ]
     for prompt, comment, most, results, says, reason in runs:
-        told = run_script(script.format(prompt=prompt, comment=comment, most=most))
+        accepts = 'print("accepted", ask.accept())' if "accepted" in results else ""
+        told = run_script(script.format(prompt=prompt, comment=comment, most=most, accepts=accepts))
         assert results in told, reason
         assert ("prompt() in script.py" in told) == (says is not None), reason
         assert (says or "") in told, reason
-    assert len({line["code"] for line in lines()}) == 3
+    codes = [line["code"] for line in lines() if "key" in line]
+    assert [line["accepts"] for line in lines() if "accepts" in line] == list(dict.fromkeys(codes))[1:]
 
 
 ON_CHANGE = [
     (None, "code", ["first1"], "they are kept", "told and kept"),
-    ("keep", "code", ["first1"], "they are kept", "the same, when asked for"),
+    ("keep", "code", ["first1"], "they are kept", "decided: said at INFO alone"),
     ("recompute", "code", ["second1"], "computed anew", "computed anew"),
-    ("error", "code", FunctionChanged, 'choose on_change="keep" or "recompute"', "refused"),
+    ("error", "code", FunctionChanged, r"(?s)changed since 1 result was computed.*accept n \S+", "refused"),
     (None, "value", FunctionChanged, "version=model", "other values are refused"),
     ("keep", "value", ["a1"], "they are kept", "unless they are said not to matter"),
     ("recompute", "value", ["b1"], "computed anew", "or that the new ones count"),
@@ -299,6 +305,7 @@ def test_on_change_decides(
     """For one-shot input too."""
     make: Callable[..., Any] = by_code if what == "code" else by_value
     old, new = ("first", "second") if what == "code" else ("a", "b")
+    caplog.set_level(logging.INFO if on_change == "keep" else logging.WARNING)
     for shape in (list, iter):
         options = {"checkpoint_dir": shape.__name__}
         make(old, **options).map([1], progress=False)
@@ -360,8 +367,8 @@ def test_a_recomputation_that_fails_is_tried_again_and_never_taken_for_done() ->
 # --- what is on disk -------------------------------------------------------------------------------------------------
 
 
-def test_every_record_of_a_pass_carries_one_digest_and_meta_explains_it() -> None:
-    """Results, failures, and values kept aside; the function's text and long strings are not there."""
+def test_every_record_of_a_pass_carries_one_digest_and_the_first_one_explains_it() -> None:
+    """Results, failures, and values kept aside; in each journal, and meta repeats it; nothing secret is there."""
     secret, prompt = "abc", "Summarize the following document in one sentence, and do not invent anything."
 
     @checkpointed("n")
@@ -377,29 +384,15 @@ def test_every_record_of_a_pass_carries_one_digest_and_meta_explains_it() -> Non
     assert list(lines()[0]).index("code") == list(lines()[0]).index("timestamp") + 1
     codes = json.loads(META.read_bytes())["codes"]
     assert list(codes) == [digest]
-    assert codes[digest]["versions"] == [""]
+    assert [records[0].get("detail"), records[1].get("detail")] == [codes[digest]] * 2
+    assert ["detail" in record for record in records] == [True, True, False, False]
     assert list(codes[digest]["parts"]) == [
-        "test_every_record_of_a_pass_carries_one_digest_and_meta_explains_it.f() in test_versions.py"
+        "test_every_record_of_a_pass_carries_one_digest_and_the_first_one_explains_it.f() in test_versions.py"
     ]
     assert set(codes[digest]["values"]) == {"secret", "prompt"}
-    text = META.read_text()
+    text = META.read_text() + RESULTS.read_text()
     assert "abc" not in text
     assert "Summarize" not in text
-
-
-def test_meta_explains_a_digest_before_a_record_has_it() -> None:
-    """A kill in the first call leaves what the next process needs."""
-    told = run_script(
-        """
-        from checkpoint import checkpointed
-        @checkpointed("n")
-        def f(n):
-            print(len(__import__("json").load(open("checkpoints/n_meta.json"))["codes"]))
-            return n
-        f.map([1], progress=False)
-        """
-    )
-    assert told == "1"
 
 
 LOST = [
@@ -415,12 +408,12 @@ LOST = [
 def test_without_meta_it_is_still_told_that_something_changed(
     state: str, spoil: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Code is told and kept, another value is refused, and what is unchanged goes on."""
+    """Code is told and kept, another value is refused by its name, and what is unchanged goes on."""
     by_value("a").map([1, 2], progress=False)
     by_value("a").runner.close()
     spoil()
     assert by_value("a").map([1, 2], progress=False) == ["a1", "a2"]
-    with pytest.raises(FunctionChanged):
+    with pytest.raises(FunctionChanged, match="model: 'a' → 'b'"):
         by_value("b").map([1], progress=False)
     caplog.clear()
     assert by_code("second").map([1, 3], progress=False) == ["a1", "second3"]
@@ -492,12 +485,10 @@ def test_what_another_process_computes_meanwhile_is_held_to_the_law_too() -> Non
 
 def test_codes_are_told_apart_by_version() -> None:
     """What one version's results were computed by says nothing of another's; clear() forgets it all."""
-    Scorer(1).score.map([1], progress=False)
-    codes = json.loads(META.read_bytes())["codes"]
-    (entry,) = codes.values()
-    Scorer(2).score.map([1], progress=False)
-    (entry,) = json.loads(META.read_bytes())["codes"].values()
-    assert len(entry["versions"]) == 2
+    for bonus in (1, 2):
+        Scorer(bonus).score.options(checkpoint_dir="checkpoints").map([1], progress=False)
+    assert len({line["code"] for line in lines()}) == 1
+    assert ["detail" in line for line in lines()] == [True, False]
     by_value("a").map([1], progress=False)
     f = by_value("b")
     with pytest.raises(FunctionChanged):
