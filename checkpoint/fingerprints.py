@@ -45,7 +45,8 @@ class Fingerprint:
         digest: as it stands in records.
         bodies: the code, by function.
         values: those that the code reads, by name, and those of `depends=`.
-        looked: arrays and files that the code reads, by name: a difference is told, and never refused.
+        looked: arrays, files and variables of the environment that the code reads, by name: a difference is told, and
+            never refused.
         unread: values that the code reads and that cannot be compared, by name, with their classes.
         ignored: the names of `ignore=`.
         unused: those of them that no value has.

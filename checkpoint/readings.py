@@ -89,8 +89,8 @@ _WRITING = re.compile(r"[rwaxbt]*[wax+][bt+]*")
 _SURROUNDINGS = re.compile(
     r"(?:HOME|USER|USERNAME|LOGNAME|HOST|HOSTNAME|PWD|OLDPWD|PATH|TMPDIR|TEMP|TMP|TZ|LANG|LANGUAGE|SHELL|TERM|DISPLAY|"
     r"COLUMNS|LINES|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|CUDA_VISIBLE_DEVICES|VIRTUAL_ENV|"
-    r"(?:LC|XDG|SLURM|PBS|SGE|LSB|OMP|MKL|OPENBLAS|PYTHON|CONDA|SSH|CI|GITHUB|JPY|CHECKPOINT)_?\w*"
-    r"|\w*(?:API_?KEY|TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIALS?|ACCESS_KEY)\w*)"
+    r"(?:LC|XDG|SLURM|PBS|SGE|LSB|OMP|MKL|OPENBLAS|CONDA|SSH|CI|GITHUB|JPY|CHECKPOINT)(?:_\w*)?|PYTHON\w*"
+    r"|\w*(?:API_?KEY|TOKEN(?!S)|PASSWORD|PASSWD|SECRET|CREDENTIALS?|ACCESS_KEY)\w*)"
 )
 
 
@@ -100,7 +100,7 @@ class Found(NamedTuple):
     Attributes:
         bodies: the code, by function.
         values: by name.
-        looked: values whose differences are told, and never refused: arrays and files.
+        looked: values whose differences are told, and never refused: arrays, files, and variables of the environment.
         held: by name of a value, the container or object that holds it.
         unread: names of values that cannot be compared, with their classes.
     """
@@ -770,11 +770,16 @@ class _Reading:
             self._texts.append((code.co_filename, uses.texts))
 
     def _looked(self) -> dict[str, Value]:
-        """Arrays, and files that the code names and reads."""
+        """Arrays, variables of the environment, and files that the code names and reads.
+
+        Machines differ in their environment, and a program may set it for one map and not for the next.
+        """
         found = {}
         for at, _ in self._reads.values():
-            if not self._is_state(at) and (value := array_value(at.value)) is not None:
-                name = f"the array {at.name}"
+            is_variable = at.holder is os.environ
+            value = value_of(at.name, at.value) if is_variable else array_value(at.value)
+            if value is not None and not self._is_state(at):
+                name = f"the {'variable' if is_variable else 'array'} {at.name}"
                 while name in found:
                     name += "'"
                 found[name] = value
@@ -812,7 +817,7 @@ class _Reading:
         held: dict[str, Any] = {}
         unread: dict[str, str] = {}
         for at, deep in self._reads.values():
-            if self._is_state(at):
+            if at.holder is os.environ or self._is_state(at):
                 continue
             value = value_of(at.name, _without(at.value, at.omitted), deep=deep)
             if value is None:

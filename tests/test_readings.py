@@ -287,28 +287,6 @@ g = itemgetter('a')
 cfg = {'a': VALUE, 'b': 1}
 def f(x): return g(cfg)
 
-## os.environ[…]
-os.environ['XX'] = VALUE
-def f(x): return os.environ['XX']
-
-## os.getenv
-os.environ['XX'] = VALUE
-def f(x): return os.getenv('XX')
-
-## os.environ.get
-os.environ['XX'] = VALUE
-def f(x): return os.environ.get('XX', 'd')
-
-## from os import environ
-from os import environ, getenv
-os.environ['XX'] = VALUE
-def f(x): return environ['XX']
-
-## from os import getenv
-from os import environ, getenv
-os.environ['XX'] = VALUE
-def f(x): return getenv('XX')
-
 ## dataclass default
 import dataclasses
 @dataclasses.dataclass
@@ -1109,6 +1087,48 @@ def test_an_array_that_differs_is_told_and_never_refused(load: Load, source: str
     found = compare(load, source)
     assert found.values == []
     assert "the array W: an array of" in found.code[0]
+
+
+ENVIRONMENT = """
+## os.environ[…]
+os.environ['XX'] = VALUE
+def f(x): return os.environ['XX']
+
+## os.getenv
+os.environ['XX'] = VALUE
+def f(x): return os.getenv('XX')
+
+## os.environ.get
+os.environ['XX'] = VALUE
+def f(x): return os.environ.get('XX', 'd')
+
+## from os import environ
+from os import environ, getenv
+os.environ['XX'] = VALUE
+def f(x): return environ['XX']
+
+## from os import getenv
+from os import environ, getenv
+os.environ['XX'] = VALUE
+def f(x): return getenv('XX')
+
+## a number of tokens, which is no secret
+os.environ['MAX_TOKENS'] = VALUE
+def f(x): return os.environ['MAX_TOKENS']
+
+## a name that only begins as one of a job scheduler's
+os.environ['CITY'] = VALUE
+def f(x): return os.environ['CITY']
+"""
+
+
+@cases(ENVIRONMENT)
+def test_a_variable_of_the_environment_that_differs_is_told_and_never_refused(load: Load, source: str) -> None:
+    """Machines differ in their environment, and a program may set it for one map and not for the next."""
+    found = compare(load, source)
+    assert found.values == []
+    assert found.code[0].startswith("the variable os.environ[")
+    assert " → " in found.code[0]
 
 
 # --- state -----------------------------------------------------------------------------------------------------------
