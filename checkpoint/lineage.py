@@ -315,9 +315,10 @@ class Lineage:
             rows.append(("version=…", "another version: its results are computed anew, and the old ones stay"))
         width = max(len(text) for text, _ in rows[1:])
         lines = [f"    {text:<{width}}  # {what}" for text, what in rows]
-        if drift.names:
-            ignored = drift.names[0] if len(drift.names) == 1 else tuple(drift.names)
-            on = "it" if len(drift.names) == 1 else "them"
+        ignorable = [name for name in drift.names if not name.startswith("depends[")]
+        if ignorable:
+            ignored = ignorable[0] if len(ignorable) == 1 else tuple(ignorable)
+            on = "it" if len(ignorable) == 1 else "them"
             lines.append(f"    Where results do not depend on {on}: ignore={ignored!r}")
         return "\n".join(lines)
 
