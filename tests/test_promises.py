@@ -816,7 +816,7 @@ def test_journal_deleted_replaced_or_truncated_while_open(
         assert (told.value.filename, told.value.keys, told.value.unsaved) == (str(path), list(lost), {"c": "c"})
     assert opened.size() == size, "nothing goes into a file that nobody will find"
     assert (path.read_bytes() if path.exists() else None) == there
-    assert list(runner.iterate("abc")) == list(again)
+    assert list(runner.iterate(list("abc"))) == list(again)
     for key in again:
         runner.save_result(key, key)
     assert runner.get_all_results() == {"a": "a", "b": "b", "c": "c"}

@@ -314,7 +314,7 @@ def test_a_key_that_fails_and_then_succeeds_in_one_pass_is_completed(make: Calla
 def test_items_that_were_not_saved_come_again(make: Callable[..., Any]) -> None:
     """Handing out makes nothing done."""
     runner = make()
-    assert list(runner.iterate("ab")) == list(runner.iterate("ab")) == ["a", "b"]
+    assert list(runner.iterate(list("ab"))) == list(runner.iterate(list("ab"))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("how", ["break", "raise"])
@@ -323,7 +323,7 @@ def test_an_abandoned_pass_lets_go_of_the_lock(make: Callable[..., Any], how: st
     runner = make()
 
     def loop() -> None:
-        for item in runner.iterate("abc"):
+        for item in runner.iterate(list("abc")):
             runner.save_result(item, 1)
             if how == "break":
                 return
@@ -332,7 +332,7 @@ def test_an_abandoned_pass_lets_go_of_the_lock(make: Callable[..., Any], how: st
     with pytest.raises(ZeroDivisionError) if how == "raise" else _nothing():
         loop()
     assert not runner.records.store.writing
-    assert list(runner.iterate("abc")) == ["b", "c"]
+    assert list(runner.iterate(list("abc"))) == ["b", "c"]
 
 
 class _nothing:
@@ -381,7 +381,7 @@ def test_the_last_batch_is_part_of_the_pass(one_shot: bool) -> None:
 def test_iterate_leaves_signals_alone(make: Callable[..., Any]) -> None:
     """And so it works in any thread."""
     runner, got = make(), []
-    thread = threading.Thread(target=lambda: got.extend(runner.iterate("ab")))
+    thread = threading.Thread(target=lambda: got.extend(runner.iterate(list("ab"))))
     thread.start()
     thread.join()
     assert got == ["a", "b"]
@@ -391,13 +391,13 @@ def test_a_resumed_pass_says_so_once(make: Callable[..., Any], caplog: pytest.Lo
     """One INFO line with done, failed and total; none on the first run; nothing printed."""
     runner = make()
     with caplog.at_level(logging.INFO, "checkpoint"):
-        for item in runner.iterate("abc"):
+        for item in runner.iterate(list("abc")):
             if item == "a":
                 runner.save_result(item, 1)
             else:
                 runner.save_error(item, "no")
         assert not [line for line in caplog.messages if "resuming" in line]
-        list(runner.iterate("abcd"))
+        list(runner.iterate(list("abcd")))
         list(runner.iterate(iter("abcd")))
     assert [line for line in caplog.messages if "resuming" in line] == [
         "resuming 'r': 1 done, 2 failed, 4 in total",
@@ -415,12 +415,12 @@ def test_clear_forgets_everything(make: Callable[..., Any]) -> None:
     runner.save_error("b", "no")
     with pytest.raises(UnencodableValue):
         runner.save_result("c", complex)
-    list(runner.iterate("abc"))
+    list(runner.iterate(list("abc")))
     for _ in range(2):
         runner.clear()
         assert (runner.get_all_results(), runner.get_all_errors(), dict(runner.unsaved)) == ({}, {}, {})
         assert runner.progress() == (0, None)
-    assert list(runner.iterate("ab")) == ["a", "b"]
+    assert list(runner.iterate(list("ab"))) == ["a", "b"]
 
 
 def test_clear_of_keys_forgets_these(make: Callable[..., Any]) -> None:
@@ -454,7 +454,7 @@ def test_a_closed_runner_refuses_everything(make: Callable[..., Any]) -> None:
     for use in (
         lambda: runner.save_result("a", 1), lambda: runner.save_error("a", ""), lambda: runner.get_result("a"),
         lambda: runner.is_completed("a"), runner.get_all_results, runner.get_all_errors, runner.progress,
-        runner.clear, lambda: runner.clear(["a"]), lambda: next(runner.iterate("a")), lambda: dict(runner.unsaved),
+        runner.clear, lambda: runner.clear(["a"]), lambda: next(runner.iterate(list("a"))), lambda: dict(runner.unsaved),
     ):  # fmt: skip
         with pytest.raises(StoreClosed, match="make a new one"):
             use()
@@ -546,7 +546,7 @@ def test_a_pass_follows_the_version_of_the_last_record(make: Callable[..., Any])
     """A runner made before another wrote a version goes over to it at its next pass, not in the midst of one."""
     early = make()
     make(version="v1").save_result("a", 1)
-    assert list(early.iterate("ab")) == ["b"]
+    assert list(early.iterate(list("ab"))) == ["b"]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -631,7 +631,7 @@ def test_the_items_may_be_a_generator_that_fails(make: Callable[..., Any]) -> No
 
     with pytest.raises(ConnectionError):
         loop()
-    assert list(runner.iterate("ab")) == ["b"]
+    assert list(runner.iterate(list("ab"))) == ["b"]
 
 
 def test_items_that_are_none_leave_the_runner_as_it_was(make: Callable[..., Any]) -> None:

@@ -212,8 +212,8 @@ def test_a_journal_that_is_cut_while_open_is_noticed_at_the_next_save(
         assert journal_of(directory).read_bytes() == cut, "nothing of ours is left in it"
         with pytest.raises(JournalLost):
             runner.save_result("f", "f")
-        assert list(runner.iterate("abcde")) == [*gone, "e"], "the next pass starts anew"
-        for key in runner.iterate("abcde"):
+        assert list(runner.iterate(list("abcde"))) == [*gone, "e"], "the next pass starts anew"
+        for key in runner.iterate(list("abcde")):
             runner.save_result(key, key * 30)
         assert runner.get_all_results() == {key: key * 30 for key in "abcde"}
 
@@ -302,7 +302,7 @@ def test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second(
     with pytest.raises(JournalLost):
         runner.save_error("b", "failed")
     assert reader.size() == size
-    for key in runner.iterate("ab"):
+    for key in runner.iterate(list("ab")):
         runner.save_result(key, 3)
     runner.close()
     with CheckpointedRunner("j", directory) as again:
@@ -348,7 +348,7 @@ def test_a_torn_line_of_another_program_takes_none_of_ours_with_it(make: Opener,
     with pytest.raises(JournalLost):
         runner.save_result("b", 2)
     assert journal_of(tmp_path).read_bytes().endswith(b'{"key": "torn')
-    for key in runner.iterate("ab"):
+    for key in runner.iterate(list("ab")):
         runner.save_result(key, 2)
     assert runner.get_all_results() == {"a": 1, "b": 2}
 
@@ -857,7 +857,7 @@ def test_damage_is_not_done_from_then_on(make: Opener, tmp_path: Path) -> None:
     runner.close()
     runner = make()
     assert not runner.is_completed("b")
-    assert list(runner.iterate("abc")) == ["b"]
+    assert list(runner.iterate(list("abc"))) == ["b"]
     runner.save_result("b", "anew")
     runner.close()
     assert make().get_all_results() == {"a": "a" * 10, "c": "c" * 10, "b": "anew"}
