@@ -30,6 +30,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+if sys.platform != "win32":
+    import resource
+
 from checkpoint.clock import Stamper
 from checkpoint.codecs import with_stack
 from checkpoint.errors import DamagedRecord, JournalLost, StoreError, quote
@@ -59,6 +62,7 @@ log = logging.getLogger("checkpoint")
 
 _BLOCK = 112 << 10  # of 128 KiB and more, malloc asks the system for new memory each time
 _PROBE = 64
+_TAIL = 4096
 _BOM = b"\xef\xbb\xbf"
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -380,18 +384,29 @@ class _Descriptor:
 
 
 class _Left(NamedTuple):
-    """What tells a file from others, so that it is known again by its path: appending to it changes none of this."""
+    """What tells a file from others, so that it is known again by its path.
+
+    Nothing that is appended changes it, nor does the repair of a torn end.
+    """
 
     device: int
     inode: int
-    size: int
-    end: bytes  # the last bytes of so many
+    end: int  # of its whole lines
+    probe: bytes  # the last bytes before that
 
     @classmethod
-    def of(cls, fd: int, size: int | None = None) -> _Left:
+    def of(cls, fd: int) -> _Left:
         state = os.fstat(fd)
-        size = state.st_size if size is None else min(size, state.st_size)
-        return cls(state.st_dev, state.st_ino, size, _pread(fd, min(size, _PROBE), max(0, size - _PROBE)))
+        start = max(0, state.st_size - _TAIL)
+        data = _pread(fd, _TAIL, start)
+        cut = data.rfind(b"\n") + 1
+        return cls(state.st_dev, state.st_ino, start + cut if cut else 0, data[max(0, cut - _PROBE) : cut])
+
+    def fits(self, fd: int) -> bool:
+        state = os.fstat(fd)
+        if (state.st_dev, state.st_ino) != (self.device, self.inode) or state.st_size < self.end:
+            return False
+        return _pread(fd, len(self.probe), self.end - len(self.probe)) == self.probe
 
 
 class Reader:
@@ -457,7 +472,7 @@ class Reader:
             assert left is not None
             try:
                 held = _Descriptor(open_file(self.path, os.O_RDONLY))
-                is_same = _Left.of(held.fd, left.size) == left
+                is_same = left.fits(held.fd)
             except FileNotFoundError:
                 is_same = False
             except OSError as error:
@@ -637,8 +652,6 @@ def most_idle() -> int:
     """How many descriptors are kept although nobody holds them: half of those that this process may have."""
     if sys.platform == "win32":
         return 256
-    import resource
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 14 if soft == resource.RLIM_INFINITY else soft // 2
 
