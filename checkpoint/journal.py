@@ -441,11 +441,7 @@ class Reader:
         Raises:
             StoreError: it had been let go, and cannot be opened again.
         """
-        return self._descriptor()
-
-    def _descriptor(self) -> _Descriptor:
-        held = self._held
-        return self._open_again() if held is None else held
+        return self._held or self._open_again()
 
     def let_go_when_idle(self) -> None:
         """Close the descriptor once many others were opened later, unless somebody holds it."""
@@ -515,8 +511,8 @@ class Reader:
             return False
         except OSError as error:
             raise store_error(error, "cannot look for", self.path) from error
-        left = self._left
-        if self._held is None and left is not None and (there.st_ino, there.st_dev) != (left.inode, left.device):
+        left = self._left if self._held is None else None
+        if left is not None and (there.st_ino, there.st_dev) != (left.inode, left.device):
             return False
         try:
             mine = self._stat()
@@ -525,7 +521,7 @@ class Reader:
         return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
 
     def _stat(self) -> os.stat_result:
-        held = self._descriptor()
+        held = self._held or self._open_again()
         try:
             return os.fstat(held.fd)
         except OSError as error:
@@ -537,7 +533,7 @@ class Reader:
         Raises:
             StoreError: the system reported an error.
         """
-        held = self._descriptor()
+        held = self._held or self._open_again()
         try:
             fsync(held.fd)
         except OSError as error:
@@ -550,7 +546,7 @@ class Reader:
         Raises:
             StoreError: the system reported an error: never an empty or shorter answer instead.
         """
-        held = self._descriptor()
+        held = self._held or self._open_again()
         try:
             data = _pread(held.fd, size, offset)
             # A read that meets a bad sector, or is very large, is short; the next one tells what follows, or the error.

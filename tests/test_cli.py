@@ -209,7 +209,7 @@ def test_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert told["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.jsonl"))
     status, told = run("check", "--repair")
     assert (status, told["sound"], told["repaired"]["moved_lines"]) == (0, True, 2)
-    assert list(told["repaired"]) == ["moved_lines", "moved_bytes", "torn_bytes", "forgotten"]
+    assert list(told["repaired"]) == ["moved_lines", "moved_bytes", "torn_bytes", "forgotten", "taken"]
 
 
 def test_what_is_torn_missing_or_stale_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
