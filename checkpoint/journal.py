@@ -365,7 +365,8 @@ def is_whole(line: bytes) -> bool:
 
 def with_fields(line: bytes, fields: bytes) -> bytes:
     """A sealed line with more fields (`,"name":value`) before its checksum."""
-    return seal(line.rstrip(b"\r\n")[:-CRC_SIZE] + fields)
+    bare = line.rstrip(b"\r\n").removeprefix(_BOM)
+    return seal((bare if _crc_holds(bare) else _as_written(bare))[:-CRC_SIZE] + fields)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
