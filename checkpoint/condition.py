@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from checkpoint.errors import plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, is_whole, unsealed
 
-__all__ = ["SYNCED", "Fault", "fault_of", "loss_of", "synced_bytes"]
+__all__ = ["SYNCED", "Fault", "fault_of", "is_most", "loss_of", "synced_bytes"]
 
 SYNCED = "synced_bytes"  # of meta: the size of each journal, as far as it was on the medium
 
@@ -35,13 +35,13 @@ class Fault(NamedTuple):
         what: what is wrong with the file, to follow its name.
         fix: what brings the journal back.
         is_altered: whether its lines hold records and only fail their checksums.
-        is_short: whether it is only shorter than it was.
+        has_rest: whether some of what it held is still in it.
     """
 
     what: str
     fix: str
     is_altered: bool = False
-    is_short: bool = False
+    has_rest: bool = False
 
 
 _BACK = "put the file back as it was"
@@ -94,13 +94,14 @@ def fault_of(reader: Reader, synced: int = 0) -> Fault | None:
     damaged = [line for line in lines if not is_whole(line)]
     if lines and 2 * len(damaged) <= len(lines):
         return None
+    has_rest = len(damaged) < len(lines)
     for begins, kind, fix in _KINDS:
         if head.startswith(begins):
             return Fault(f"is {kind}, and no journal", fix)
     begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if len(damaged) == len(lines) and begin not in ((b"", b"{") if synced else (b"", b"{", b"\0")):
         return _kind_of_text(head)
-    if len(damaged) < _LEAST:
+    if not is_most(len(damaged), len(lines)):
         return None
     altered = sum(unsealed(line) is not None for line in damaged)
     if 2 * altered > len(damaged):
@@ -113,12 +114,22 @@ def fault_of(reader: Reader, synced: int = 0) -> Fault | None:
     if _PRETTY.match(head):
         return _kind_of_text(head)
     if not all(map(_is_utf8, damaged)):
-        return Fault("has lines that are not UTF-8, and no records", f"{_BACK}, or {_RECODE.format('latin-1')}")
+        return Fault(
+            "has lines that are not UTF-8, and no records",
+            f"{_BACK}, or {_RECODE.format('latin-1')}",
+            has_rest=has_rest,
+        )
     return Fault(
         f"has lines that are no records ({len(damaged)} of {plural(len(lines), 'line')} that were looked at); one "
         f"begins {quote(damaged[0][:60])}",
         _BACK,
+        has_rest=has_rest,
     )
+
+
+def is_most(damaged: int, lines: int) -> bool:
+    """Whether so many damaged lines are most of a journal's; a few are not, even where there are no others."""
+    return damaged >= _LEAST and 2 * damaged > lines
 
 
 def _is_utf8(line: bytes) -> bool:
@@ -200,5 +211,5 @@ def loss_of(reader: Reader | None, synced: int, results: Any) -> Fault | None:
         f"has {size:,} bytes, and {synced:,} were on disk when meta was written{counted}: it was cut, or restored "
         "half-way, or lines were deleted",
         "put the whole file back",
-        is_short=True,
+        has_rest=True,
     )

@@ -30,6 +30,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+if sys.platform != "win32":
+    import resource
+
 from checkpoint.clock import Stamper
 from checkpoint.codecs import with_stack
 from checkpoint.errors import DamagedRecord, JournalLost, StoreError, quote
@@ -59,6 +62,7 @@ log = logging.getLogger("checkpoint")
 
 _BLOCK = 112 << 10  # of 128 KiB and more, malloc asks the system for new memory each time
 _PROBE = 64
+_TAIL = 4096
 _BOM = b"\xef\xbb\xbf"
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
@@ -361,7 +365,8 @@ def is_whole(line: bytes) -> bool:
 
 def with_fields(line: bytes, fields: bytes) -> bytes:
     """A sealed line with more fields (`,"name":value`) before its checksum."""
-    return seal(line.rstrip(b"\r\n")[:-CRC_SIZE] + fields)
+    bare = line.rstrip(b"\r\n").removeprefix(_BOM)
+    return seal((bare if _crc_holds(bare) else _as_written(bare))[:-CRC_SIZE] + fields)
 
 
 # --- the file -------------------------------------------------------------------------------------------------------
@@ -380,18 +385,29 @@ class _Descriptor:
 
 
 class _Left(NamedTuple):
-    """What tells a file from others, so that it is known again by its path: appending to it changes none of this."""
+    """What tells a file from others, so that it is known again by its path.
+
+    Nothing that is appended changes it, nor does the repair of a torn end.
+    """
 
     device: int
     inode: int
-    size: int
-    end: bytes  # the last bytes of so many
+    end: int  # of its whole lines
+    probe: bytes  # the last bytes before that
 
     @classmethod
-    def of(cls, fd: int, size: int | None = None) -> _Left:
+    def of(cls, fd: int) -> _Left:
         state = os.fstat(fd)
-        size = state.st_size if size is None else min(size, state.st_size)
-        return cls(state.st_dev, state.st_ino, size, _pread(fd, min(size, _PROBE), max(0, size - _PROBE)))
+        start = max(0, state.st_size - _TAIL)
+        data = _pread(fd, _TAIL, start)
+        cut = data.rfind(b"\n") + 1
+        return cls(state.st_dev, state.st_ino, start + cut if cut else 0, data[max(0, cut - _PROBE) : cut])
+
+    def fits(self, fd: int) -> bool:
+        state = os.fstat(fd)
+        if (state.st_dev, state.st_ino) != (self.device, self.inode) or state.st_size < self.end:
+            return False
+        return _pread(fd, len(self.probe), self.end - len(self.probe)) == self.probe
 
 
 class Reader:
@@ -426,11 +442,7 @@ class Reader:
         Raises:
             StoreError: it had been let go, and cannot be opened again.
         """
-        return self._descriptor()
-
-    def _descriptor(self) -> _Descriptor:
-        held = self._held
-        return self._open_again() if held is None else held
+        return self._held or self._open_again()
 
     def let_go_when_idle(self) -> None:
         """Close the descriptor once many others were opened later, unless somebody holds it."""
@@ -457,7 +469,7 @@ class Reader:
             assert left is not None
             try:
                 held = _Descriptor(open_file(self.path, os.O_RDONLY))
-                is_same = _Left.of(held.fd, left.size) == left
+                is_same = left.fits(held.fd)
             except FileNotFoundError:
                 is_same = False
             except OSError as error:
@@ -500,8 +512,8 @@ class Reader:
             return False
         except OSError as error:
             raise store_error(error, "cannot look for", self.path) from error
-        left = self._left
-        if self._held is None and left is not None and (there.st_ino, there.st_dev) != (left.inode, left.device):
+        left = self._left if self._held is None else None
+        if left is not None and (there.st_ino, there.st_dev) != (left.inode, left.device):
             return False
         try:
             mine = self._stat()
@@ -510,7 +522,7 @@ class Reader:
         return (there.st_ino, there.st_dev) == (mine.st_ino, mine.st_dev)
 
     def _stat(self) -> os.stat_result:
-        held = self._descriptor()
+        held = self._held or self._open_again()
         try:
             return os.fstat(held.fd)
         except OSError as error:
@@ -522,7 +534,7 @@ class Reader:
         Raises:
             StoreError: the system reported an error.
         """
-        held = self._descriptor()
+        held = self._held or self._open_again()
         try:
             fsync(held.fd)
         except OSError as error:
@@ -535,7 +547,7 @@ class Reader:
         Raises:
             StoreError: the system reported an error: never an empty or shorter answer instead.
         """
-        held = self._descriptor()
+        held = self._held or self._open_again()
         try:
             data = _pread(held.fd, size, offset)
             # A read that meets a bad sector, or is very large, is short; the next one tells what follows, or the error.
@@ -637,8 +649,6 @@ def most_idle() -> int:
     """How many descriptors are kept although nobody holds them: half of those that this process may have."""
     if sys.platform == "win32":
         return 256
-    import resource
-
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 14 if soft == resource.RLIM_INFINITY else soft // 2
 

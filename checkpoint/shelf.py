@@ -45,6 +45,7 @@ class Shelf:
         self.journal = Journal(path)
         self.index = Index(self._note)
         self.lock = lock
+        self.examined: Index | None = None  # what was known when the file was last looked at as a whole
         self._index_path = index_path(path)
         self._damage: list[tuple[int, str]] = []  # found by a scan, and not told yet
         self._filing = threading.Lock()

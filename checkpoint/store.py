@@ -159,7 +159,7 @@ def lost_journal(path: Path, fault: Fault, name: str, directory: Path) -> Journa
     ways = [fault.fix[0].upper() + fault.fix[1:]]
     if fault.is_altered:
         ways.append(f"to take the lines as they are, without their checksums: {check} --repair")
-    if fault.is_short:
+    elif fault.has_rest:
         ways.append(f"to go on with what is there: {check} --repair")
     ways.append(f"to forget all of it and compute it anew: {clear}")
     return JournalLost(
@@ -247,7 +247,6 @@ class Store:
         self.wrote_at = 0.0
         self._meta_at = 0.0
         self._meta_owed = False
-        self._examined: dict[Shard, list[Index]] = {}  # what was known of the journals when they were looked at
         self._faults: dict[Shard, Fault] = {}  # of journals that are none, and
         self._faulty: dict[Shard, Path] = {}  # which these are
         self._goes_on = False  # whether it is cleared or repaired all the same
@@ -315,7 +314,7 @@ class Store:
             return
         with self.lock:
             if self._faults:
-                self._examined.clear()
+                self._forget_faults()
             if not self._writing:
                 if self.uploads is not None:
                     self.uploads.mirror.look()
@@ -334,8 +333,9 @@ class Store:
         Another process may clear or compact meanwhile. It takes what meta says back first: what the same meta says
         before and after the journals are looked at holds of them.
         """
-        shelves = self._shelves_of(shard)
-        if self._examined.get(shard) == [shelf.index for shelf in shelves]:
+        shelves = self._shelves if shard is self._shard else self._members[shard]
+        one, two, three = shelves
+        if one.index is one.examined and two.index is two.examined and three.index is three.examined:
             return
         path = self.directory / f"{shard.prefix(self._base)}_meta.json"
         said: dict[str, Any] | None = None
@@ -348,10 +348,8 @@ class Store:
             self._faulty[shard], self._faults[shard] = found
         elif shard == self._shard:
             self._synced = {kind: min(synced_bytes(meta, kind), _size(shelf)) for kind, shelf in _by_kind(shelves)}
-        self._examined[shard] = [shelf.index for shelf in shelves]
-
-    def _shelves_of(self, shard: Shard) -> tuple[Shelf, Shelf, Shelf]:
-        return self._shelves if shard == self._shard else self._members[shard]
+        for shelf in shelves:
+            shelf.examined = shelf.index
 
     def _first_fault(self, shelves: Iterable[Shelf], meta: dict[str, Any]) -> tuple[Path, Fault] | None:
         """The first journal that is none, or has lost what was on the medium; errors that are lost are only told."""
@@ -373,6 +371,12 @@ class Store:
                 return path, fault
         return None
 
+    def _forget_faults(self) -> None:
+        """Look again the next time."""
+        self._faults.clear()
+        for shelf in (*self._shelves, *self._theirs()):
+            shelf.examined = None
+
     def _refuse_faults(self) -> None:
         if self._faults and not self._goes_on:
             shard = next(iter(self._faults))
@@ -389,7 +393,7 @@ class Store:
 
     @contextmanager
     def all_as_they_are(self) -> Iterator[None]:
-        """`alone`, whatever is in the journals' places; only a shorter or altered journal is repaired.
+        """`alone`, whatever is in the journals' places; a journal that still holds records is repaired.
 
         What is there at the end is what meta says.
 
@@ -399,12 +403,11 @@ class Store:
         """
         with self.lock, self._going_on(), self.alone():
             fault = self._faults.get(self._shard)
-            if fault is not None and not (fault.is_altered or fault.is_short):
+            if fault is not None and not (fault.is_altered or fault.has_rest):
                 raise lost_journal(self._faulty[self._shard], fault, self._base, self.directory)
             yield
             if fault is not None:
-                self._faults.clear()
-                self._examined.clear()
+                self._forget_faults()
                 self._synced, self._meta_owed = {}, True
 
     @property

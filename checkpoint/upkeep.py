@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from checkpoint.condition import SYNCED, fault_of, loss_of, synced_bytes
+from checkpoint.condition import SYNCED, fault_of, is_most, loss_of, synced_bytes
 from checkpoint.errors import StoreError, plural, quote
 from checkpoint.joined import allow_files
 from checkpoint.journal import Journal, Reader, is_whole, open_file, parse, store_error, unsealed, with_fields
@@ -468,8 +468,8 @@ def _ledger(reader: Reader | None, *, decode: bool) -> Ledger | None:
 def _state_of(path: Path, reader: Reader | None, ledger: Ledger | None) -> JournalState:
     superseded = (0, 0)
     if ledger is not None and reader is not None:
-        kept = ledger.kept()
-        if len(kept) < ledger.lines:
+        kept = _kept(ledger)
+        if kept is not None:
             left = sum(map(len, _explained(lines_at(reader, kept, ledger.end), ledger, reader, kept)))
             superseded = (ledger.lines - len(kept), ledger.end - left)
     aside = Journal(path).aside
@@ -676,7 +676,8 @@ def _bytes_between(reader: Reader, start: int, stop: int) -> Iterator[bytes]:
 def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Compaction:
     """Rewrite each journal without its superseded lines; nothing that can be read from it changes.
 
-    What counts stays, of every version, in its order, byte for byte; so do damaged lines. Each journal is replaced at
+    What counts stays, of every version, in its order, byte for byte; so do damaged lines, and all of a journal in which
+    they would be most of what is left: `repair` it first. Each journal is replaced at
     once, when its copy is on the medium: it takes room for that copy. Who reads an old one, such as a `Results`, goes
     on reading it. Where every line counts, nothing is written.
 
@@ -712,8 +713,8 @@ def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
         leftovers = _discard_leftovers(prefix, directory)
         for shelf, reader in _shelves(store):
             before, ledger = reader.size(), Ledger(reader, decode=shelf is store.own[0])
-            kept = ledger.kept()
-            if len(kept) < ledger.lines:
+            kept = _kept(ledger)
+            if kept is not None:
                 store.replace(shelf, _explained(lines_at(reader, kept, ledger.end), ledger, reader, kept))
                 assert shelf.journal.reader is not None
                 lines += ledger.lines - len(kept)
@@ -762,6 +763,15 @@ def _explain(line: bytes, owed: dict[tuple[str, str], int], reader: Reader) -> b
         name, raw = (b"detail", says.detail) if note[0] == "code" else (b"value", says.value)
         line = with_fields(line, b',"%b":%b' % (name, bytes(raw))).rstrip(b"\n")
     return line
+
+
+def _kept(ledger: Ledger) -> list[int] | None:
+    """Where the lines begin that a compaction leaves; None where it leaves all.
+
+    A journal is left alone in which damaged lines would be most of what is left: it would be taken for none.
+    """
+    kept = ledger.kept()
+    return None if len(kept) == ledger.lines or is_most(len(ledger.damage), len(kept)) else kept
 
 
 def _discard_leftovers(name: str, directory: Path) -> tuple[tuple[str, int], ...]:

@@ -45,9 +45,27 @@ if "--atheris" in sys.argv:
     import atheris
 
     with atheris.instrument_imports(include=["checkpoint"]):
-        from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, checkpointed, index, store, upkeep
+        from checkpoint import (
+            CheckpointedRunner,
+            CheckpointError,
+            DamagedRecord,
+            JournalLost,
+            checkpointed,
+            index,
+            store,
+            upkeep,
+        )
 else:
-    from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, checkpointed, index, store, upkeep
+    from checkpoint import (
+        CheckpointedRunner,
+        CheckpointError,
+        DamagedRecord,
+        JournalLost,
+        checkpointed,
+        index,
+        store,
+        upkeep,
+    )
 
 from checkpoint.journal import Reader
 from checkpoint.shelf import index_path
@@ -307,7 +325,11 @@ def check_input(data: bytes, directory: Path, *, thorough: bool = True) -> None:
     errors = words_of(files.journals["E"], ERRORS)
     unsaved = words_of(files.journals["U"], UNSAVED)
     if any(content is not None for content in (files.meta, *files.journals.values())):
-        examine(upkeep.check(NAME, directory))
+        found = upkeep.check(NAME, directory)
+        examine(found)
+        if any(journal.fault for journal in found.journals):
+            check_refused(directory)
+            return
     with runners(directory) as (none, versioned, latest):
         for runner, version in ((none, ""), (versioned, _DIGEST)):
             read_all(runner, judged=judged)
@@ -332,6 +354,37 @@ def check_input(data: bytes, directory: Path, *, thorough: bool = True) -> None:
         read_all(latest, judged=judged)
         check_words(none, "", expected, errors)
         check_words(versioned, _DIGEST, expected, errors)
+
+
+def check_refused(directory: Path) -> None:
+    """A journal that is none is an error at every door, changes nothing, and can be cleared."""
+    before = {path.name: path.read_bytes() for path in directory.glob("*.jsonl")}
+    with runners(directory) as each:
+        for runner in each:
+            for door in (
+                CheckpointedRunner.progress,
+                CheckpointedRunner.get_all_results,
+                CheckpointedRunner.get_all_errors,
+                lambda runner: next(runner.iterate([1])),
+                lambda runner: runner.save_result(1, 1),
+                lambda runner: runner.clear([1]),
+            ):
+                check_refusal(door, runner)
+        there = {path.name: path.read_bytes() for path in directory.glob("*.jsonl")}
+        require(there == before, "a journal that is none is changed")
+        each[0].clear()
+        each[0].save_result("cleared", 1)
+        require(each[0].get_all_results() == {"cleared": 1}, "what is cleared is there")
+
+
+def check_refusal(door: Callable[[CheckpointedRunner], object], runner: CheckpointedRunner) -> None:
+    """It raises what a journal that is none raises."""
+    try:
+        door(runner)
+    except JournalLost as error:
+        require(len(str(error)) < MESSAGE, "a message is long")
+    else:
+        raise Wrong("a journal that is none is read or written")
 
 
 @contextlib.contextmanager

@@ -292,9 +292,9 @@ def failed_sync_tried_again(breaker: Breaker) -> None:
     """A sync that fails is repeated: the second one succeeds, and what the first one lost stays lost."""
 
     def make(real: Function) -> Function:
-        def sync(self: Journal, fd: int, end: int) -> None:
-            forgiving(real)(self, fd, end)
-            real(self, fd, end)
+        def sync(self: Journal, fd: int, end: int, of: object) -> None:
+            forgiving(real)(self, fd, end, of)
+            real(self, fd, end, of)
 
         return sync
 

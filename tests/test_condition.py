@@ -11,6 +11,7 @@ import gzip
 import json
 import logging
 import lzma
+import re
 import sqlite3
 import subprocess
 import sys
@@ -185,7 +186,7 @@ REFORMATTED = [
     (lambda data: data.replace(b"\n", b" \n"), "blanks at the ends of lines"),
     (lambda data: data.replace(b"\n", b"\r\n"), "line ends of Windows"),
     (lambda data: b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n"), "and a byte order mark"),
-    (lambda data: data.replace(b"{", b"{ ").replace(b"}", b" }"), "a formatter's spaces in braces"),
+    (lambda data: re.sub(rb'("(?:[^"\\]|\\.)*")|[][{}:,]', rb" \g<0>\t", data), "blanks around all there is"),
     (lambda data: data.replace(b"/", b"\\/"), "slashes that are escaped"),
 ]
 
@@ -204,6 +205,24 @@ def test_a_line_that_was_only_spaced_out_is_read_as_it_was_written(
     assert check("j", tmp_path).is_sound
     compact("j", tmp_path)
     assert function.map(range(N + 1), progress=False)[:N] == before
+
+
+@pytest.mark.parametrize(("change", "reason"), REFORMATTED)
+def test_a_compaction_of_lines_that_were_spaced_out_damages_none(
+    tmp_path: Path, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    """Also where one of them takes over what a line that is left out says of the code."""
+    function = checkpointed("j", checkpoint_dir=tmp_path)(lambda n: {"text": f"é/ {n}"})
+    function.map(range(9), progress=False)
+    function.clear([0, 1])
+    before = dict(function.results)
+    function.runner.close()
+    path = tmp_path / "j_results.jsonl"
+    path.write_bytes(change(path.read_bytes()))
+    assert compact("j", tmp_path).lines >= 2
+    assert check("j", tmp_path).is_sound
+    assert dict(function.results) == before
+    assert function.plan(range(9)).done == 7
 
 
 JSON = st.recursive(

@@ -1182,7 +1182,10 @@ class Upkeep(RuleBasedStateMachine):
         path = journal_of(self.directory, kind)
         if path.exists() and (data := bytearray(path.read_bytes())):
             data[int(place * len(data))] ^= 1 << bit
+            before = path.read_bytes()
             path.write_bytes(data)
+            if any(journal.fault for journal in check("j", self.directory).journals):
+                path.write_bytes(before)  # with so much damage it is no journal
             self._unlink_indexes()
         self.open()
 
