@@ -206,7 +206,7 @@ def test_a_record_has_its_fields_in_the_documented_order(make: Callable[..., Any
 
 
 def test_a_map_writes_every_field_that_it_knows() -> None:
-    """Results: version, input, elapsed and attempts too. Errors: type, traceback and attempts."""
+    """Results: version, code, input, elapsed and attempts too, and in the first one what these stand for. Errors: type, traceback and attempts."""
 
     @checkpointed("r", version="v1")
     def f(n: int) -> int:
@@ -215,7 +215,8 @@ def test_a_map_writes_every_field_that_it_knows() -> None:
     f.map([0, 1], return_exceptions=True, progress=False)
     (result,), (error,) = lines("results"), lines("errors")
     assert list(result) == [
-        "key", "result", "timestamp", "version", "input", "elapsed", "attempts", "session", "crc",
+        "key", "result", "timestamp", "version", "code", "input", "elapsed", "attempts", "session", "detail", "value",
+        "crc",
     ]  # fmt: skip
     assert list(error)[:6] == ["key", "error", "timestamp", "type", "traceback", "attempts"]
     assert list(error)[-1] == "crc"
