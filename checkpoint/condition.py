@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from checkpoint.errors import plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, is_whole, unsealed
 
-__all__ = ["SYNCED", "Fault", "fault_of", "is_most", "loss_of", "synced_bytes"]
+__all__ = ["SYNCED", "Fault", "fault_of", "held_records", "is_most", "loss_of", "synced_bytes"]
 
 SYNCED = "synced_bytes"  # of meta: the size of each journal, as far as it was on the medium
 
@@ -80,14 +80,15 @@ _PRETTY = re.compile(rb'[\[{]\s*\n\s*[{"\[]')
 _NO_LINES = "make it one record a line again (jq -c . FILE; of an array: jq -c '.[]' FILE)"
 
 
-def fault_of(reader: Reader, synced: int = 0) -> Fault | None:
+def fault_of(reader: Reader, *, held_records: bool = False) -> Fault | None:
     """Why the file is no journal, or None where it is one; an empty file is.
 
     A long file is looked at in some places.
 
     Args:
         reader: the file.
-        synced: bytes that were on the medium: then no crash has left NULs in their place.
+        held_records: whether meta counts records that were on the medium: no crash leaves nothing but NULs of these.
+            Its size alone does not tell, since a recovery syncs what a crash has left.
     """
     head = reader.pread(_FIRST, 0)
     lines = [line for line in _lines_of(reader) if line.strip() and b"\0" not in line]
@@ -99,7 +100,7 @@ def fault_of(reader: Reader, synced: int = 0) -> Fault | None:
         if head.startswith(begins):
             return Fault(f"is {kind}, and no journal", fix)
     begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if len(damaged) == len(lines) and begin not in ((b"", b"{") if synced else (b"", b"{", b"\0")):
+    if len(damaged) == len(lines) and begin not in ((b"", b"{") if held_records else (b"", b"{", b"\0")):
         return _kind_of_text(head)
     if not is_most(len(damaged), len(lines)):
         return None
@@ -178,6 +179,12 @@ def synced_bytes(meta: Mapping[str, Any], kind: str) -> int:
         return int(kind == "results" and type(counted) is int and counted > 0)
     size = said.get(kind)
     return size if type(size) is int and size > 0 else 0
+
+
+def held_records(meta: Mapping[str, Any], kind: str) -> bool:
+    """Whether meta counts records of a journal, on the medium."""
+    counted = meta.get({"results": "completed_items", "errors": "failed_items"}.get(kind, ""))
+    return type(counted) is int and counted > 0 and synced_bytes(meta, kind) > 0
 
 
 def loss_of(reader: Reader | None, synced: int, results: Any) -> Fault | None:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from checkpoint import clock
-from checkpoint.condition import SYNCED, Fault, fault_of, loss_of, synced_bytes
+from checkpoint.condition import SYNCED, Fault, fault_of, held_records, loss_of, synced_bytes
 from checkpoint.errors import (
     CheckpointLocked,
     InvalidName,
@@ -356,8 +356,9 @@ class Store:
         is_old = SYNCED not in meta and bool(self._members)  # then it counts those of shards too
         for kind, shelf in _by_kind(shelves):
             path, reader = shelf.journal.path, shelf.journal.reader
-            synced = 0 if is_old or self.uploads is not None else synced_bytes(meta, kind)
-            fault = None if reader is None else fault_of(reader, synced)
+            says = {} if is_old or self.uploads is not None else meta
+            synced = synced_bytes(says, kind)
+            fault = None if reader is None else fault_of(reader, held_records=held_records(says, kind))
             if fault is None and synced:
                 size = _size(shelf)
                 fault = loss_of(reader, synced, meta.get("completed_items"))

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from checkpoint.condition import SYNCED, fault_of, is_most, loss_of, synced_bytes
+from checkpoint.condition import SYNCED, fault_of, held_records, is_most, loss_of, synced_bytes
 from checkpoint.errors import StoreError, plural, quote
 from checkpoint.joined import allow_files
 from checkpoint.journal import Journal, Reader, is_whole, open_file, parse, store_error, unsealed, with_fields
@@ -441,7 +441,7 @@ def _check_one(name: str, prefix: str, directory: Path, *, is_whole: bool) -> _C
         before = {}  # it counts the results of shards too
     for kind, (path, reader) in enumerate(zip(paths, readers, strict=True)):
         synced = synced_bytes(before, _KINDS[kind])
-        fault = None if reader is None else fault_of(reader, synced)
+        fault = None if reader is None else fault_of(reader, held_records=held_records(before, _KINDS[kind]))
         if fault is None and kind != 1:
             fault = loss_of(reader, synced, before.get("completed_items"))
         if fault is not None:
