@@ -11,16 +11,27 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import islice
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any, NamedTuple
 
 from checkpoint.codecs import canonical
 from checkpoint.errors import shorten
-from checkpoint.literals import CODE, TEXT, Change, Entry, Literal, changed_code, changed_values, is_text, short_of
+from checkpoint.literals import (
+    CODE,
+    TEXT,
+    Change,
+    Entry,
+    Literal,
+    changed_code,
+    changed_values,
+    is_text,
+    named,
+    short_of,
+)  # fmt: skip
 from checkpoint.spelling import SECRET_NAME, SECRET_TEXT
 from checkpoint.syntax import PYTHON, Syntax, constants_of, hashed, instructions_of, syntax_of
 
-__all__ = ["Bodies", "BodyReader", "Compared", "compare", "texts_within"]
+__all__ = ["Bodies", "BodyReader", "Compared", "compare", "counterparts", "texts_within"]
 
 _MOST_TEXT = 60
 _MOST_CODE = 24
@@ -84,12 +95,17 @@ class Bodies:
 
     def names(self) -> list[str]:
         """Variables and arguments that are given literals which are values."""
-        return [name for entries in self.literals.values() for one in entries for name in _names_of(one)]
+        return [name for label, entries in self.literals.items() for one in entries for name in _names_of(one, label)]
 
-    def without(self, is_ignored: Callable[[str], bool]) -> Bodies:
-        """The same, less the literals that are given to some names."""
+    def without(self, is_ignored: Callable[[str], bool], labels: Mapping[str, str] = MappingProxyType({})) -> Bodies:
+        """The same, less the literals that are given to some names.
+
+        Args:
+            is_ignored: whether a name is one of these.
+            labels: what functions are called in names, where that is another label than they have here.
+        """
         literals = {
-            label: [one for one in entries if one.kind == CODE or not any(map(is_ignored, _names_of(one)))]
+            label: [one for one in entries if not any(map(is_ignored, _names_of(one, labels.get(label, label))))]
             for label, entries in self.literals.items()
         }
         return replace(self, literals=literals)
@@ -102,12 +118,18 @@ class Bodies:
         return {label: "" if name == own else name.removeprefix(prefix) for label, name in names.items()}
 
 
-def _names_of(entry: Entry) -> list[str]:
-    """The names of a literal, as `ignore=` may have them: of `create(temperature=0.5)`, two."""
-    if entry.kind == CODE or not entry.name:
+def _names_of(entry: Entry, label: str) -> list[str]:
+    """The names of a literal, as `ignore=` may have them: the one in messages, and shorter ones.
+
+    Args:
+        entry: the literal.
+        label: of the function that it stands in.
+    """
+    if entry.kind == CODE:
         return []
     call, _, argument = entry.name.rstrip(")").partition("(")
-    return [argument, f"{call}.{argument}"] if argument else [call]
+    short = [argument, f"{call}.{argument}"] if argument else [call] if call else []
+    return [*short, named(entry, label)]
 
 
 class BodyReader:
@@ -276,6 +298,11 @@ def compare(then: Bodies, now: Bodies, known: Iterable[str]) -> Compared:
     pairs = _pairs(then, now)
     same = all(pair.kinship == "same" for pair in pairs) and len(pairs) == len(then.parts) == len(now.parts)
     return Compared(_changed_literals(then, now, pairs, set(known)), _changed_parts(then, now, pairs), same)
+
+
+def counterparts(then: Bodies, now: Bodies) -> dict[str, str]:
+    """The functions of then that are still there, by their labels, and what each is called now."""
+    return {pair.old: pair.new for pair in _pairs(then, now)}
 
 
 def _pairs(then: Bodies, now: Bodies) -> list[_Pair]:

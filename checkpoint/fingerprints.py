@@ -16,11 +16,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import FunctionType, MethodType
+from inspect import getattr_static
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from checkpoint.bodies import Bodies, compare, texts_within
+from checkpoint.bodies import Bodies, compare, counterparts, texts_within
 from checkpoint.dependencies import dependencies_of, ignored_names, is_ignored
 from checkpoint.errors import InvalidOption, shorten
 from checkpoint.readings import read
@@ -78,6 +79,21 @@ class Fingerprint:
             "ignored": list(self.ignored),
         }
 
+    def is_in_reach(self, name: str) -> bool:
+        """Whether this name of a value, written beside the function, is that value."""
+        root, *steps = name.split(".")
+        inner = _innermost(self._function)
+        if inner is None or name not in self.values or not all(map(str.isidentifier, (root, *steps))):
+            return False
+        try:
+            value = _variable(inner, root)
+            for step in steps:
+                value = getattr_static(value, step)
+        except (LookupError, AttributeError, ValueError):
+            return False
+        like = value_of(name, value)
+        return like is not None and like.digest == self.values[name].digest
+
     def moved(self) -> list[str]:
         """What a pass is found to have changed, after it: variables, each with what it was and is.
 
@@ -131,15 +147,20 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
         return Changes(lost, [] if lost else ["its code"], [])
     ignored = (*then.ignored, *now.ignored)
     known = {value.digest for value in now.values.values()} | texts_within(now._held.values())
-    compared = compare(_without(then.bodies, ignored), _without(now.bodies, ignored), known)
+    before = _without(then.bodies, ignored, counterparts(then.bodies, now.bodies))
+    compared = compare(before, _without(now.bodies, ignored), known)
     values: list[str] = []
     names: list[str] = []
+    fields: list[str] = []
     for name in [*then.values, *(now.values.keys() - then.values.keys())]:
         old, new = then.values.get(name), now.values.get(name)
         if old is None or new is None:
             # one code reads the same names in one Python, unless a value is of another kind
             is_alike = compared.same and then.bodies.python == now.bodies.python
             if not is_alike or name.startswith("depends[") or is_ignored(name, ignored):
+                continue
+            if name not in now.unread and _is_of_class(name, now):
+                fields.append(f"{name} is new" if old is None else f"{name} is gone")
                 continue
         elif old[0] == new.digest:
             continue
@@ -152,7 +173,25 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
         if name in then.looked and then.looked[name][0] != value.digest
     ]
     names += [change.name for change in compared.values]
-    return Changes([*values, *map(str, compared.values)], [*compared.code, *looked], names)
+    return Changes([*values, *map(str, compared.values)], [*compared.code, *fields, *looked], names)
+
+
+def _is_of_class(name: str, now: Fingerprint) -> bool:
+    """Whether a value is that of a class, as a field's default is: such come and go as code does."""
+    root = name.partition(".")[0]
+    if any(held.partition(".")[0] == root and issubclass(type(holder), type) for held, holder in now._held.items()):
+        return True
+    inner = _innermost(now._function)
+    try:
+        return "." in name and inner is not None and issubclass(type(_variable(inner, root)), type)
+    except (LookupError, ValueError):
+        return False
+
+
+def _variable(function: FunctionType, name: str) -> Any:
+    """What a function sees under a name; an error where that is nothing."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return cells[name].cell_contents if name in cells else function.__globals__[name]
 
 
 class _Then(NamedTuple):
@@ -184,8 +223,8 @@ def _values_digest(bodies: Bodies, values: Mapping[str, str]) -> str:
     return _join([*bodies.values(), *(f"{name}={digest}" for name, digest in values.items())])
 
 
-def _without(bodies: Bodies, ignored: tuple[str, ...]) -> Bodies:
-    return bodies.without(lambda name: is_ignored(name, ignored)) if ignored else bodies
+def _without(bodies: Bodies, ignored: tuple[str, ...], labels: Mapping[str, str] = MappingProxyType({})) -> Bodies:
+    return bodies.without(lambda name: is_ignored(name, ignored), labels) if ignored else bodies
 
 
 def reads(code: Fingerprint, value: Any) -> list[str]:
@@ -275,6 +314,14 @@ def _anchor(value: Any) -> FunctionType | None:
     if type(value) is not FunctionType:
         value = of_class(type(value), "__call__")
     return value if type(value) is FunctionType else None
+
+
+def _innermost(function: Any) -> FunctionType | None:
+    """The function below decorators that keep what they wrap."""
+    found = _anchor(function)
+    while found is not None and "__wrapped__" in vars(found):
+        found = _anchor(vars(found)["__wrapped__"])
+    return found
 
 
 def _settled_of(function: Any) -> dict[str, tuple[Any, Value]]:

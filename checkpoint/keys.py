@@ -215,20 +215,20 @@ def is_digest_of(digest: int, item: Any, now: int) -> bool:
     return data is not None and digest == digest_of(data)
 
 
-def changed_field(item: Any, digest: int) -> str:
-    """How one field of a dict differs from the item of this digest, where that can be found out; else "".
+def changed_field(item: Any, digest: int) -> tuple[str, str]:
+    """(name, how it differs) of the field by which a dict is another item than that of this digest, or ("", "").
 
     Items are not kept: we try whether it had no such field, or held the same in another type.
     """
     if type(item) is not dict:
-        return ""
+        return "", ""
     for name, value in item.items():
         if item_digest({other: part for other, part in item.items() if other != name}) == digest:
-            return f"field {quote(name, 60)} is new"
+            return str(name), f"field {quote(name, 60)} is new"
         for other in _likes(value):
             if item_digest({**item, name: other}) == digest:
-                return f"field {quote(name, 60)} was {quote(other, 60)}, and is {quote(value, 60)}"
-    return ""
+                return str(name), f"field {quote(name, 60)} was {quote(other, 60)}, and is {quote(value, 60)}"
+    return "", ""
 
 
 def _likes(value: Any) -> list[Any]:

@@ -10,6 +10,7 @@ accepts old results adds a line to the journal (`checkpoint.notes`), so that it 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,23 +107,22 @@ class Takeover:
 
 
 def takeover_of(records: Records, code: Fingerprint) -> Takeover | None:
-    """Whether results of no version count for a version that has none; None where it is not the first of the function.
+    """Whether results of no version count for a version that has none; None where there is nothing to say of them.
 
     They do where each part of the version is a value that the function reads, and where the function is what computed
-    all of them.
+    all of them. Where they do not, that is said of the first version of a function only.
     """
     store, version = records.store, records.version
     results = store.results
     if not version or version in results.versions or not (count := results.count("")):
         return None
-    if any(results.count(other) for other in results.versions - {"", version}):
-        return None
     label = store.versions.get(version)
-    if not all(reads(code, part) for _, part in parts_of(label)):
-        return Takeover(count, counts=False)
-    mine = {code.digest, *(old for old, new in store.accepted if new == code.digest)}
-    same = sum(len(places) for name, places in results.places_by_code("").items() if name in mine)
-    return Takeover(count, counts=same == count)
+    counts = False
+    if all(reads(code, part) for _, part in parts_of(label)):
+        mine = {code.digest, *(old for old, new in store.accepted if new == code.digest)}
+        counts = count == sum(len(places) for name, places in results.places_by_code("").items() if name in mine)
+    is_first = not any(results.count(other) for other in results.versions - {"", version})
+    return Takeover(count, counts) if counts or is_first else None
 
 
 def parts_of(version: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -272,7 +272,8 @@ class Lineage:
 
     @property
     def _short(self) -> str:
-        return self.code.name.rpartition(".")[2] or "f"
+        name = self.code.name.rpartition(".")[2]
+        return name if name.isidentifier() else "f"
 
     def told(self, records: Records, drift: Drift) -> str:
         """What has changed, what becomes of the results, and how to decide."""
@@ -307,20 +308,27 @@ class Lineage:
         command = f"{command_line('accept', records.name, directory)} {drift.question}"
         rows = [(command, f"the old results are still right; in Python: {self._short}.accept()")]
         if self._label is None:
-            named = [name if name.replace(".", "").isidentifier() else "…" for name in drift.names]
-            version = f"[{', '.join(named)}]" if len(named) > 1 else (*named, "…")[0]
-            rows.append(('on_change="recompute"', "the old results are computed anew"))
-            rows.append((f"version={version}", "keep both apart, by a name of what results depend on"))
+            rows.append(('on_change="recompute"', "in the decorator: the old results are computed anew"))
+            version = self._version_to_write(records, drift)
+            rows.append((f"version={version}", "in the decorator: keeps both apart, by a name of what they depend on"))
         else:
-            rows.append(("version=…", "another version: its results are computed anew, and the old ones stay"))
+            version = _unused_label(records)
+            rows.append((f"version={version}", "another version: its results are computed anew, and the old ones stay"))
         width = max(len(text) for text, _ in rows[1:])
         lines = [f"    {text:<{width}}  # {what}" for text, what in rows]
         ignorable = [name for name in drift.names if not name.startswith("depends[")]
         if ignorable:
             ignored = ignorable[0] if len(ignorable) == 1 else tuple(ignorable)
             on = "it" if len(ignorable) == 1 else "them"
-            lines.append(f"    Where results do not depend on {on}: ignore={ignored!r}")
+            lines.append(f"    ignore={ignored!r}  # in the decorator: results do not depend on {on}")
         return "\n".join(lines)
+
+    def _version_to_write(self, records: Records, drift: Drift) -> str:
+        """The expression of a version that tells apart what differs, as the user may write it beside the function."""
+        parts = list(
+            dict.fromkeys(name if self.code.is_in_reach(name) else _unused_label(records) for name in drift.names)
+        )
+        return f"[{', '.join(parts)}]" if len(parts) > 1 else (*parts, _unused_label(records))[0]
 
     def refusal(self, records: Records, drift: Drift) -> FunctionChanged | None:
         """The error that ends the pass before it begins, or None."""
@@ -345,6 +353,12 @@ class Lineage:
         """What is saved from here on is not of the pass."""
         records.set_code("")
         records.store.end_computing(records.version)
+
+
+def _unused_label(records: Records) -> str:
+    """A text, as it is written, that no version of the checkpoint has."""
+    taken = [str(label) for label in records.store.versions.values()]
+    return f'"{next(number for number in itertools.count(2) if str(number) not in taken)}"'
 
 
 def summarize(told: list[str], limit: int = _SHOWN) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "CODE", "KEYWORD", "TEXT", "Change", "Entry", "Literal", "Places", "changed_code", "changed_values", "is_text",
-    "pieces_of", "short_of",
+    "named", "pieces_of", "short_of",
 ]  # fmt: skip
 
 TEXT, KEYWORD, CODE = "text", "keyword", "code"
@@ -275,7 +275,7 @@ def _changed_texts(
                 came.remove(ranked[0])
                 yield _change(entry, ranked[0][1], home)
             else:
-                yield Change(_named(entry, home), entry.shown, "it is gone")
+                yield Change(named(entry, home), entry.shown, "it is gone")
 
 
 def _changed_keywords(before: _Entries, after: _Entries) -> Iterator[Change]:
@@ -320,11 +320,12 @@ def _digests(entries: _Entries) -> frozenset[str]:
 def _change(old: Entry, new: Entry, label: str) -> Change:
     """What a message says of two literals; where what is shown of both is the same, parts of their digests follow."""
     if old.shown != new.shown:
-        return Change(_named(old, label), old.shown, new.shown)
-    return Change(_named(old, label), f"{old.shown} [{old.digest[:6]}]", f"{new.shown} [{new.digest[:6]}]")
+        return Change(named(old, label), old.shown, new.shown)
+    return Change(named(old, label), f"{old.shown} [{old.digest[:6]}]", f"{new.shown} [{new.digest[:6]}]")
 
 
-def _named(entry: Entry, label: str) -> str:
+def named(entry: Entry, label: str) -> str:
+    """The name of a literal in messages and in `ignore=`: the variable or argument, and the function."""
     return f"{entry.name or 'a text'} in {label.partition(' in ')[0]}"
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 from checkpoint.errors import (
     DamagedRecord,
     DuplicateKey,
+    FunctionChanged,
     InputChanged,
     InvalidKey,
     InvalidOption,
@@ -54,6 +55,7 @@ Fate = Literal["done", "aside", "redone", "failed", "new"]
 
 log = logging.getLogger("checkpoint")
 _CROWD = 1000
+_MOST_FIELDS = 8  # that a message names
 _FIRST = 100  # keys that tell whether the key function is still the same; failures that an error shows
 
 
@@ -152,6 +154,7 @@ class Pass:
         self.changed = 0
         self._changed_keys: list[Key] = []
         self._changed_how = ""  # of the first of them, where that can be told
+        self._others: list[Any] = []  # its fields that did not change
         self._incomparable = 0  # done, and computed from what another `input=` names
         self._firsts: list[int] | None = []  # digests of one-shot items, as long as no key of theirs is known
         self._failed: set[Key] = set()  # in this pass, or earlier and not run again
@@ -177,8 +180,13 @@ class Pass:
             UnencodableValue: the annotation names a secret.
         """
         self.records.refuse_secrets()
-        if self._lineage is not None:
-            self._lineage.begin(self.records)
+        try:
+            if self._lineage is not None:
+                self._lineage.begin(self.records)
+        except FunctionChanged:
+            if (unfit := self.find_unfit()) is not None:
+                raise unfit.error from None  # whoever accepted the change would meet this error next
+            raise
         if (unfit := self.find_unfit()) is not None:
             raise unfit.error
         self.look()
@@ -418,7 +426,8 @@ class Pass:
             return
         self.changed += 1
         if not self._changed_keys and self._refuses and not found.digest & PART:
-            self._changed_how = changed_field(item, found.digest)
+            field, self._changed_how = changed_field(item, found.digest)
+            self._others = [name for name in item if name != field] if field else []
         if len(self._changed_keys) < _FIRST:
             self._changed_keys.append(key)
         if self._on_change == "recompute":
@@ -448,12 +457,16 @@ class Pass:
         )
         such = f"{'' if self.changed == 1 else 'such as '}{quote(self._changed_keys[0])}"
         such += f": {self._changed_how}" if self._changed_how else ""
+        of = self._others if len(self._others) <= _MOST_FIELDS else []
+        fields = repr(of[0] if len(of) == 1 else tuple(of)) if of and all(type(one) is str for one in of) else "…"
+        depend = "results depend on these fields alone" if of else "name the fields that results depend on"
         return InputChanged(
-            f"checkpoint {self.name!r}: {plural(self.changed, 'item')} {verb} computed from (key {such}). To go on:\n"
-            "  f.accept(items)                    the results are right for these items too\n"
-            '  @checkpointed(…, input="text")     only this part of an item counts: a field, several, or a function\n'
-            '  @checkpointed(…, on_change="recompute")   compute them anew; or f.clear(keys) of some of them\n'
-            '  @checkpointed(…, on_change="keep")        keep results, whatever becomes of their items',
+            f"checkpoint {self.name!r}: {plural(self.changed, 'item')} {verb} computed from (key {such}). Nothing was "
+            "run; decide:\n"
+            "    f.accept(items)        # the results are right for these items too\n"
+            '    on_change="recompute"  # in the decorator: they are computed anew; or f.clear(keys) for some of them\n'
+            '    on_change="keep"       # in the decorator: results stay, whatever becomes of their items\n'
+            f"    input={fields}  # in the decorator: {depend}, and then f.accept(items)",
             keys=self._changed_keys,
             count=self.changed,
         )
@@ -1086,11 +1099,12 @@ class Pass:
                 quote(next(iter(self._running)), 60),
             )  # fmt: skip
         if self._incomparable:
-            log.info(
-                "checkpoint %r: %s computed from items of which input= named something else: whether these have "
-                "changed is not known", name, _were(self._incomparable),
+            log.warning(
+                "checkpoint %r: %s computed from an item that differs in what input= names, or beside it: input= was "
+                "another one then, so that this cannot be told, and the results are kept; f.accept(items) decides it",
+                name, _were(self._incomparable),
             )  # fmt: skip
-        if equal := self.drawn - len(self._seen) if self._seen and self.drawn >= self._keyed else 0:
+        if (equal := self.drawn - len(self._seen) if self._seen and self.drawn >= self._keyed else 0) > 0:
             log.info(
                 "checkpoint %r: %s of %s equal to an earlier one and shared its result; for several samples of one "
                 "item make an item of each: [(item, n) for item in items for n in range(5)]",

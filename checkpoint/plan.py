@@ -23,7 +23,6 @@ from checkpoint.errors import (
     UnencodableValue,
     plural,
     quote,
-    shorten,
 )
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.passes import Pass
@@ -139,7 +138,10 @@ class Plan:
             rows.append(("elsewhere", ", ".join(held) + (", …" if len(self.versions) > 3 else "")))
         rows += [("version", note) for note in self.notes]
         if self.refusal is not None:
-            rows.append(("refused", shorten(str(self.refusal).partition("\n")[0], 400)))
+            told = str(self.refusal)
+            if self.choices:
+                told = told.removesuffix(self.choices).rstrip("\n")  # they stand below
+            rows.append(("refused", told))
         return rows
 
     def _time(self) -> str:
@@ -226,7 +228,7 @@ def make_plan(
         refusal = refusal or error
     unfit = running.find_unfit(only_look=True)
     if unfit is not None:
-        refusal = refusal or unfit.error
+        refusal, choices = unfit.error, ""
     try:
         running.look()
     except (InputChanged, KeyChanged) as error:

@@ -186,9 +186,12 @@ class _Search:
         error = ResultsUnfit(
             f"checkpoint {records.name!r}: {plural(len(found), 'result')} of {self._total:,} on disk "
             f"{'does' if len(found) == 1 else 'do'} not fit the class that the annotation names: {reason} (key "
-            f"{quote(first, 60)}). Nothing was run. Keep the class as it was, or give the field a default or an alias; "
-            'or on_change="recompute" computes these results anew; or name a version= of the new class, which keeps '
-            f"both, and f.accept(version={quote(before, 60)}, convert=lambda old: …) takes the old results over",
+            f"{quote(first, 60)}). Nothing was run; either\n"
+            "    put the class back as it was, or give the field a default or an alias, so that old results fit;\n"
+            '    or write on_change="recompute" in the decorator: these results are computed anew;\n'
+            "    or write a version= of the new class in the decorator: it keeps both, and before the next map\n"
+            f"    f.accept(version={quote(before, 60)}, convert=lambda old: …) makes new results of the old ones, "
+            "each as plain JSON, without a call",
             cls=cls,
             field=field,
             count=len(found),

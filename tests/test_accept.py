@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from ast import literal_eval
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -98,11 +99,69 @@ def test_a_changed_value_is_an_error_with_three_lines_to_copy() -> None:
         mapped(asks("b"))
     text = str(caught.value)
     to_copy = [line.strip().split("  #")[0].strip() for line in text.splitlines() if "  # " in line]
-    assert to_copy[1:] == ['on_change="recompute"', "version=prompt"]
+    assert to_copy[1:] == ['on_change="recompute"', "version=prompt", "ignore='prompt'"]
     assert to_copy[0].startswith("checkpoint accept n ")
     assert "ignore='prompt'" in text
     assert text.index("checkpoint accept") < text.index("version=")
     assert called() == [("a", 0), ("a", 1)]
+
+
+def create(n: int, temperature: float) -> str:
+    """A call that takes a keyword argument."""
+    return f"{n} {temperature}"
+
+
+def inline(first: int, **options: Any) -> Any:
+    """A function whose literals differ: a text of a variable, a text of none, and a keyword argument."""
+    if first:
+
+        def ask(n: int) -> str:
+            prompt = "Summarize this document in one sentence."
+            return prompt + "Answer in the language of the text." + create(n, temperature=0.2)
+
+    else:
+
+        def ask(n: int) -> str:
+            prompt = "Summarize this document in ten words."
+            return prompt + "Answer in English, whatever the text is." + create(n, temperature=0.7)
+
+    return checkpointed("n", **options)(ask)
+
+
+def test_each_name_that_a_message_offers_for_ignore_is_one_that_ignore_takes() -> None:
+    """Literals that stand in the code are named with their function; with these names the old results count."""
+    before = mapped(inline(1))
+    with pytest.raises(FunctionChanged) as caught:
+        mapped(inline(0))
+    offered = re.search(r"^ +ignore=(.*?)  #", str(caught.value), re.M)
+    assert offered is not None
+    names = literal_eval(offered[1])
+    assert len(names) == len(caught.value.changes) == 3
+    assert mapped(inline(0, ignore=names)) == before
+    assert inline(0, ignore=names).plan(range(2)).changes == ()
+
+
+GLOBAL_PROMPT = "a"
+
+
+def test_a_version_that_a_message_offers_can_be_written_beside_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that leads there to the value, else a text; never three dots, nor the name of another function's value."""
+
+    def ask(n: int) -> str:
+        return GLOBAL_PROMPT + helper(n)
+
+    def helper(n: int, tone: str = "kind") -> str:
+        return tone + str(n)
+
+    f = checkpointed("n")(ask)
+    mapped(f)
+    monkeypatch.setitem(globals(), "GLOBAL_PROMPT", "b")
+    helper.__defaults__ = ("stern",)
+    with pytest.raises(FunctionChanged) as caught:
+        mapped(checkpointed("n")(ask))
+    offered = re.search(r"^ +version=(.*?)  +#", str(caught.value), re.M)
+    assert offered is not None
+    assert sorted(offered[1].strip("[]").split(", ")) == ['"2"', "GLOBAL_PROMPT"]
 
 
 @pytest.mark.parametrize("by", ["message", "plan", "function"])
@@ -509,3 +568,30 @@ def test_a_line_of_another_kind_is_skipped_and_is_no_damage(caplog: pytest.LogCa
     with RESULTS.open("ab") as file:
         file.write(b'{"promises":"something"}\n')
     assert not check("n").is_sound
+
+
+# --- going back ------------------------------------------------------------------------------------------------------
+
+
+def test_results_of_no_version_count_again_when_the_function_goes_back_to_what_it_read() -> None:
+    """Also where another version was computed meanwhile, as the message about an edited prompt advises."""
+
+    def asks_named(prompt: str) -> Any:
+        return asks(prompt, version=prompt)
+
+    before = mapped(asks("a"))
+    mapped(asks_named("b"))
+    called()
+    assert asks_named("a").plan(range(2)).done == 2
+    assert mapped(asks_named("a")) == before
+    assert called() == []
+
+
+def test_another_mere_label_says_nothing_of_results_without_a_version(caplog: pytest.LogCaptureFixture) -> None:
+    """From one version to another nothing is taken over that the version does not name."""
+    mapped(asks("a"))
+    mapped(asks("a", version="one"))
+    caplog.clear()
+    mapped(asks("a", version="two"))
+    assert "left aside" not in caplog.text
+    assert len(called()) == 6

@@ -164,6 +164,25 @@ def test_ignore_takes_names(ignore: Any) -> None:
         checkpointed("n", ignore=ignore)
 
 
+def test_a_field_with_a_default_that_a_class_comes_to_have_is_told_and_not_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is the way out that is offered where results do not fit a class; another default is another value."""
+
+    def labels(**fields: Any) -> Any:
+        cls = dataclasses.make_dataclass("Label", [("n", int), *((name, str, value) for name, value in fields.items())])
+        cls.__module__ = __name__
+        return checkpointed("n")(lambda n: cls(n).n)
+
+    labels(topic="a").map([1], progress=False)
+    assert labels(topic="a", reason="").map([1], progress=False) == [1]
+    assert "reason is new" in caplog.text
+    assert labels().map([1], progress=False) == [1]
+    assert "topic is gone" in caplog.text
+    with pytest.raises(FunctionChanged, match="topic: 'a' → 'b'"):
+        labels(topic="b").map([1], progress=False)
+
+
 def test_what_cannot_be_compared_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     """At INFO, with the way to name what matters."""
     httpx = pytest.importorskip("httpx")

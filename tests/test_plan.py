@@ -417,3 +417,23 @@ def test_a_plan_is_frozen_and_travels_and_escapes() -> None:
     assert not any(tag in html for tag in ("<script>", "<b>", "<i>"))
     with CheckpointedRunner("any"):
         pass
+
+
+def test_a_plan_shows_every_way_out_of_what_map_would_refuse() -> None:
+    """The error of `map` stands in it whole, whichever it is."""
+    f = checkpointed("refused", key="id")(lambda doc: doc["x"])
+    f.map([{"id": 1, "x": 1}], progress=False)
+    for items, field in (([{"id": 1, "x": 2}], "input=…"), ([{"id": 1, "x": 1, "y": 1}], "input=('id', 'x')")):
+        with pytest.raises(InputChanged) as caught:
+            f.map(items, progress=False)
+        assert field in str(caught.value)
+        shown = " ".join(str(f.plan(items)).split())
+        assert " ".join(str(caught.value).split()) in shown
+
+
+def test_a_map_that_is_refused_says_nothing_of_equal_items(caplog: pytest.LogCaptureFixture) -> None:
+    """None were drawn, so that none were equal to another one."""
+    caplog.set_level("INFO", "checkpoint")
+    with pytest.raises(DuplicateKey):
+        checkpointed("refused", key="id")(lambda doc: doc).map([{"id": 1, "x": 1}, {"id": 1, "x": 2}], progress=False)
+    assert "equal to an earlier" not in caplog.text

@@ -384,3 +384,16 @@ def test_a_secret_is_refused_from_the_annotation(job: Job, annotation: Any, wher
     assert "get_secret_value()" in str(caught.value)
     assert isinstance(f.plan([1]).refusal, UnencodableValue)
     assert not job.calls
+
+
+def test_a_class_that_has_changed_is_told_before_the_values_that_changed_with_it(job: Job) -> None:
+    """A renamed field takes its description along; whoever accepted that would meet the other error next."""
+    before = model(score=(int, Field(description="how good the answer is")))
+    job.run(before, lambda item: before(score=1))
+    f = job.as_of(model(points=(int, Field(description="how good the answer is"))))
+    with pytest.raises(ResultsUnfit, match="put the class back"):
+        f.map(range(5), progress=False)
+    plan = f.plan(range(5))
+    assert isinstance(plan.refusal, ResultsUnfit)
+    assert "convert=lambda old" in str(plan)
+    assert "checkpoint accept" not in str(plan)
