@@ -20,6 +20,7 @@ from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
+from checkpoint.schemas import fits, spell
 from checkpoint.store import Entry, Store
 
 __all__ = [
@@ -212,6 +213,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
     Raises:
         CheckpointLocked, StoreError: as `accept_code`.
         UnencodableValue: the function returned what cannot be stored; those before it are written.
+        InvalidOption: the function returned plain JSON where the annotation names a class.
     """
     store, version = records.open(), records.version
     loose: list[bytes] = []  # lines without checksum, which stand for any key of equal str(), as the old ones do
@@ -226,6 +228,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
             except Exception as error:
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
+            _refuse_plain(records, key, made)
             digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
             if record.crc:
@@ -238,6 +241,24 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
         if loose:
             store.append_loose(loose)
         return count + len(loose)
+
+
+def _refuse_plain(records: Records, key: Key, made: Any) -> None:
+    """Refuse plain JSON where the function's results are objects: it would come back as plain JSON for ever.
+
+    Raises:
+        InvalidOption: with the way to write it.
+    """
+    schema = records.schema
+    if schema is None or not isinstance(made, (dict, list, tuple)) or fits(made, schema.annotation):
+        return
+    spelled = spell(schema.annotation)
+    way = f"convert=lambda old: {spelled}(**old)" if type(made) is dict and spelled.isidentifier() else "of its class"
+    raise InvalidOption(
+        f"checkpoint {records.name!r}: convert returned {quote(made, 60)} for key {quote(key, 60)}, and results of the "
+        f"function are {spelled}: it gets plain JSON, and is to return the object: {way}. What it converted before is "
+        "written"
+    )
 
 
 def _is_there(store: Store, version: str, key: Key, record: Record) -> bool:

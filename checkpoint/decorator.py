@@ -555,9 +555,10 @@ class _Face(Generic[R], _Parts):
                 others. Default: nothing is said of items.
             version: the results of this version, None for those of no version, count where this one has none of the
                 key. Default: the version stays what it is.
-            convert: a function of an old result, objects of classes as plain JSON, that returns the new one; it is
-                written as a record of this version. Without it old results count as they are. What was converted once
-                is not converted again, so that it may be killed and run again.
+            convert: a function of an old result, objects of classes as plain JSON, that returns the new one, an object
+                where the annotation names a class; it is written as a record of this version. Without it old results
+                count as they are. What was converted once is not converted again, so that it may be killed and run
+                again.
 
         Raises:
             InvalidOption: there is nothing of that version; the message says what there is.

@@ -1150,6 +1150,12 @@ def _were(count: int, noun: str = "result") -> str:
 
 def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
     """Raise what the key function raised for the item at the place, which it names."""
+    if isinstance(item, ItemError):
+        raise InvalidKey(
+            f"item {place} stands for one that failed in another map ({quote(item)}); leave those out: "
+            "[x for x in results if not isinstance(x, ItemError)]",
+            key=None,
+        ) from None
     if isinstance(error, InvalidKey):
         raise InvalidKey(f"item {place}: {error}", key=error.key) from None
     if isinstance(error, StopIteration):

@@ -183,6 +183,8 @@ class _Search:
         first = next(iter(found))
         reason, cls, field = found[first]
         before = records.store.versions.get(records.version)
+        named = spell(self._schema.annotation)
+        made = f"{named}(**old, …)" if named.isidentifier() else "…"
         error = ResultsUnfit(
             f"checkpoint {records.name!r}: {plural(len(found), 'result')} of {self._total:,} on disk "
             f"{'does' if len(found) == 1 else 'do'} not fit the class that the annotation names: {reason} (key "
@@ -190,8 +192,8 @@ class _Search:
             "    put the class back as it was, or give the field a default or an alias, so that old results fit;\n"
             '    or write on_change="recompute" in the decorator: these results are computed anew;\n'
             "    or write a version= of the new class in the decorator: it keeps both, and before the next map\n"
-            f"    f.accept(version={quote(before, 60)}, convert=lambda old: …) makes new results of the old ones, "
-            "each as plain JSON, without a call",
+            f"    f.accept(version={quote(before, 60)}, convert=lambda old: {made}) makes new results of the old ones, "
+            "which it gets as plain JSON, without a call",
             cls=cls,
             field=field,
             count=len(found),

@@ -437,3 +437,12 @@ def test_a_map_that_is_refused_says_nothing_of_equal_items(caplog: pytest.LogCap
     with pytest.raises(DuplicateKey):
         checkpointed("refused", key="id")(lambda doc: doc).map([{"id": 1, "x": 1}, {"id": 1, "x": 2}], progress=False)
     assert "equal to an earlier" not in caplog.text
+
+
+def test_a_failure_of_an_earlier_stage_is_named_where_it_is_mapped() -> None:
+    """The message says how to leave it out, whether the items are a list or drawn once."""
+    first = checkpointed("first")(lambda n: {"id": n, "x": 6 // n})
+    results = first.map([1, 0, 2], progress=False, return_exceptions=True)
+    for items in (results, iter(results)):
+        with pytest.raises(InvalidKey, match="item 1 stands for one that failed in another map"):
+            checkpointed("second", key="id")(lambda doc: doc["x"]).map(items, progress=False)

@@ -17,7 +17,7 @@ import pytest
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from checkpoint import CheckpointedRunner, ResultsUnfit, UnencodableValue, checkpointed, unfit
+from checkpoint import CheckpointedRunner, InvalidOption, ResultsUnfit, UnencodableValue, checkpointed, unfit
 from checkpoint.schemas import schema_of
 
 
@@ -397,3 +397,14 @@ def test_a_class_that_has_changed_is_told_before_the_values_that_changed_with_it
     assert isinstance(plan.refusal, ResultsUnfit)
     assert "convert=lambda old" in str(plan)
     assert "checkpoint accept" not in str(plan)
+
+
+def test_what_convert_returns_is_of_the_class_or_refused(job: Job) -> None:
+    """Plain JSON would come back as plain JSON on every run, and no message would say so."""
+    before, after = model(score=int), model(score=int, more=str)
+    job.run(before, lambda item: before(score=item))
+    f = job.as_of(after).options(version="with more")
+    with pytest.raises(InvalidOption, match="is to return the object: convert=lambda old: "):
+        f.accept(version=None, convert=lambda old: {**old, "more": "x"})
+    assert f.accept(version=None, convert=lambda old: after(**old, more="x")) == 3
+    assert f.results[0] == after(score=0, more="x")
