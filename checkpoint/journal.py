@@ -618,8 +618,9 @@ class Reader:
         """The first place from `at` on that is not in a hole; -1 where there is none."""
         if not hasattr(os, "SEEK_DATA"):
             return at
+        held = self._held or self._open_again()
         try:
-            return os.lseek(self._descriptor().fd, at, os.SEEK_DATA)
+            return os.lseek(held.fd, at, os.SEEK_DATA)
         except OSError as error:
             return -1 if error.errno == errno.ENXIO else at  # the latter: a file system that cannot tell
 
