@@ -1,5 +1,6 @@
 """Resumable maps: kill the run at any moment, start it again, and only the rest is computed."""
 
+from checkpoint import safe_path  # noqa: F401  # isort: skip  # first
 from checkpoint.causes import Cause
 from checkpoint.decorator import AsyncCheckpointedFunction, CheckpointedFunction, checkpointed
 from checkpoint.errors import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from checkpoint.errors import ItemError, plural, quote, shorten
+from checkpoint.errors import ItemError, plural, printable, quote, shorten
 
 __all__ = ["Cause", "causes_of", "summarize"]
 
@@ -51,7 +51,8 @@ class Cause:
     def __str__(self) -> str:
         place = f" at {self.where}" if self.where else ""
         shown = ", ".join([quote(key, 80) for key in self.keys[:3]]) + (", …" if self.count > 3 else "")
-        return f"{self.count:,} × {self.type or 'error'}{place}: {shorten(self.message, 120)!r} (keys {shown})"
+        told = f"{self.type or 'error'}{place}: {shorten(self.message, 120)!r} (keys {shown})"
+        return f"{self.count:,} × {printable(told)}"
 
 
 def causes_of(errors: Iterable[ItemError]) -> list[Cause]:

@@ -29,7 +29,7 @@ from typing import Any
 from checkpoint import clock, demo, survey, tables, upkeep
 from checkpoint.causes import Cause
 from checkpoint.decisions import accept_code, meant_by
-from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, quote, shorten
+from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, printable, quote, shorten
 from checkpoint.journal import store_error
 from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
 from checkpoint.ledger import plain_json
@@ -38,7 +38,7 @@ from checkpoint.records import LATEST, Records
 from checkpoint.remote import url_at
 from checkpoint.runner import CheckpointedRunner
 from checkpoint.store import Store, resolve_directory
-from checkpoint.survey import Observer, Summary, Survey, ago, printable
+from checkpoint.survey import Observer, Summary, Survey, ago
 
 __all__ = ["main"]
 
@@ -406,7 +406,7 @@ def _no_errors(arguments: argparse.Namespace, directory: Path) -> str:
     if arguments.type is None:
         return f"no errors: nothing of {arguments.name!r} has failed and has no result"
     types = {cause.type or "error" for cause in survey.causes(survey.failures(arguments.name, directory))}
-    there = f"; there are: {', '.join(sorted(types))}" if types else ""
+    there = f"; there are: {', '.join(map(printable, sorted(types)))}" if types else ""
     return f"no errors of type {quote(arguments.type)} in {arguments.name!r}{there}"
 
 
@@ -469,6 +469,11 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("out", metavar="OUT", help="the file: .csv, .jsonl or .parquet")
     command.add_argument("--errors", action="store_true", help="a row for each item that failed, too")
     command.add_argument(
+        "--raw",
+        action="store_true",
+        help="in CSV, leave text as it is: else what a spreadsheet would run as a formula begins with '",
+    )
+    command.add_argument(
         "--version",
         metavar="V",
         dest="of_version",
@@ -479,7 +484,9 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _export(arguments: argparse.Namespace) -> int:
     seen = survey.survey(arguments.name, arguments.dir)
     version = LATEST if arguments.of_version is None else _version_meant(seen, arguments.of_version)
-    rows = tables.export(seen.name, arguments.out, seen.directory, errors=arguments.errors, version=version)
+    rows = tables.export(
+        seen.name, arguments.out, seen.directory, errors=arguments.errors, version=version, raw=arguments.raw
+    )
     path = os.path.realpath(arguments.out)
     size = os.path.getsize(path)
     if arguments.json:

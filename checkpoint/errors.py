@@ -69,9 +69,11 @@ __all__ = [
     "VersionNeeded",
     "WorkerDied",
     "plural",
+    "printable",
     "quote",
     "quote_error",
     "shorten",
+    "visible",
 ]
 
 
@@ -88,7 +90,7 @@ def quote_error(error: BaseException) -> str:
     """Another error's type and message, as a message may quote them; one of ours speaks for itself."""
     if isinstance(error, CheckpointError):
         return str(error)
-    return f"{type(error).__name__}: {shorten(str(error))}"
+    return f"{type(error).__name__}: {printable(shorten(str(error)))}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -99,6 +101,21 @@ def plural(count: int, noun: str) -> str:
 def shorten(text: str, limit: int = 200) -> str:
     """At most `limit` characters of a text."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """The text as one line that no terminal takes for orders: escape what is not to be seen."""
+    if text.isprintable():
+        return text
+    return "".join([part if part.isprintable() else _ESCAPED.get(part) or ascii(part)[1:-1] for part in text])
+
+
+_ESCAPED = {"\xa0": " ", "\u202f": " ", "\u3000": "  "}  # what is only a space of its own width
+
+
+def visible(text: str) -> str:
+    """The text, each of its lines `printable`."""
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
 
 
 def _rebuild(cls: type[CheckpointError], message: str, parts: dict[str, Any]) -> CheckpointError:
@@ -114,7 +131,7 @@ class CheckpointError(Exception):
     """
 
     def __init__(self, message: str, /, **parts: Any) -> None:
-        super().__init__(message)
+        super().__init__(visible(message))  # it may repeat what a file says
         self._parts = tuple(parts)
         for name, value in parts.items():
             setattr(self, name, value)
@@ -345,10 +362,10 @@ class ItemsFailed(CheckpointError, ExceptionGroup[Exception]):
     results: Sequence[Any] | None = None
 
     def __new__(cls, message: str, members: Sequence[Exception]) -> Self:
-        return super().__new__(cls, message, members)
+        return super().__new__(cls, visible(message), members)
 
     def __init__(self, message: str, members: Sequence[Exception]) -> None:
-        ExceptionGroup.__init__(self, message, members)
+        ExceptionGroup.__init__(self, visible(message), members)
 
     def derive(self, excs: Sequence[Exception], /) -> ItemsFailed:  # type: ignore[override]  # split() keeps the type
         """A part of it, as `split` and ``except*`` make; its `.results` are those of the whole."""

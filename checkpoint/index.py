@@ -22,8 +22,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from checkpoint.journal import CRC_SIZE, Acceptance, NoRecord, Reader, is_whole, parse
-from checkpoint.keys import Key, key_from_json, key_json
+from checkpoint.journal import (
+    CRC_SIZE,
+    LONG_LINE,
+    LONGEST_LOOSE,
+    Acceptance,
+    NoRecord,
+    Reader,
+    is_hopeless,
+    is_whole,
+    parse,
+)
+from checkpoint.keys import Crowd, Key, is_crowded, key_from_json, key_json
 from checkpoint.segment import IndexDamaged, News, Segment, hash_of, hashes_of, loose_hash
 
 __all__ = ["Index", "Place", "spelled"]
@@ -104,7 +114,10 @@ class _Packed(NamedTuple):
                 and set(map(_before_crc, lines)) == {b',"crc":"'}
             ):
                 return None
-            text = _encode([head.key for head in heads])
+            keys = [head.key for head in heads]
+            if is_crowded(keys):
+                return None
+            text = _encode(keys)
         except (ValueError, RecursionError, IndexError, OverflowError):
             return None
         known = digests if digests.count(0) < len(digests) else b""
@@ -162,6 +175,7 @@ class Index:
         self._loose: dict[str, dict[str, int]] = {}
         self._places = array("Q")
         self._rest = (0, 0)
+        self._crowd = Crowd()
         self.end = 0
         self.latest = ""
         self.has_loose = False
@@ -345,6 +359,10 @@ class Index:
             pass  # who asks has lost more than the index
         return keys
 
+    def recent_of(self, version: str) -> list[Key]:
+        """The recent keys of a version that have a record."""
+        return [key for key, row in self._rows.get(version, {}).items() if row >= 0]
+
     def key_at(self, version: str, offset: int) -> tuple[Key] | None:
         """The recent key whose record starts at `offset`, in a tuple."""
         for table in (self._rows, self._loose):
@@ -461,7 +479,7 @@ class Index:
 
     def scan(self, journal: Reader) -> None:
         """Learn what the journal holds beyond `end`, a last line without newline included if it is whole."""
-        for offset, block in journal.blocks(self.end):
+        for offset, block in journal.blocks(self.end, lambda offset, size: self._scan_long(journal, offset, size)):
             if block.find(b"\n") > _LONG or self.has_loose or not self._pack(offset, block):
                 self._scan_lines(journal, offset, block)
             self.end = offset + len(block)
@@ -471,10 +489,35 @@ class Index:
 
     def _scan_rest(self, journal: Reader) -> None:
         """A last line without newline: torn or being written, and of no account; unless it is whole."""
+        size = journal.size()
+        if size - self.end > LONG_LINE and journal.pread(2, size - 2).rstrip(b"\r")[-1:] != b"}":
+            return
+        if size - self.end > LONGEST_LOOSE:
+            return  # a writer's next append completes it, or sets it aside
         line = journal.line_at(self.end)
         if line.rstrip(b"\r").endswith(b"}") and self._rest != (self.end, len(line)) and is_whole(line):
             self._scan_line(journal, self.end, line, 0, len(line))
             self._rest = (self.end, len(line))
+
+    def _scan_long(self, journal: Reader, offset: int, size: int) -> None:
+        """A line of many megabytes: its beginning and its end are enough where its checksum holds."""
+        is_sealed = journal.is_sealed(offset, size)
+        if is_sealed:
+            ends = journal.pread(_LONG, offset) + journal.pread(_LONG, offset + size - _LONG)
+            try:
+                (head,) = _decode_heads(_abridged(ends, 0, len(ends)))
+                self._enter(offset, head)
+                self.end = offset + size + 1
+                return
+            except (ValueError, RecursionError):
+                pass  # what is wrong with it, the whole line tells
+        if is_hopeless(journal.pread(_LONG, offset)):
+            self._note_damage(offset, "it is not valid JSON")
+        elif size > LONGEST_LOOSE and not is_sealed:
+            self._note_damage(offset, f"it has {size:,} bytes, and no checksum that holds")
+        else:
+            self._scan_line(journal, offset, journal.pread(size, offset), 0, size)
+        self.end = offset + size + 1
 
     def _scan_lines(self, journal: Reader, offset: int, block: bytes) -> None:
         start = 0
@@ -499,14 +542,21 @@ class Index:
             head = _head(block, start, stop)
             if head.forgotten or head.version != self.latest:
                 parse(block[start:stop])  # a flipped bit must not lead to a version that never was, nor forget a key
-            key = key_from_json(head.key)
-            digest = int(head.input, 16) & 0xFFFFFFFFFFFFFFFF
+            self._enter(offset, head)
         except NoRecord as found:
             self._take(journal, offset, found.acceptance)
-            return
         except ValueError as error:
             self._note_damage(offset, str(error))
-            return
+
+    def _enter(self, offset: int, head: _Head) -> None:
+        """Learn of a record.
+
+        Raises:
+            ValueError: it is none.
+        """
+        key = key_from_json(head.key)
+        digest = int(head.input, 16) & 0xFFFFFFFFFFFFFFFF
+        self._crowd.check(key)
         if head.forgotten:
             self.forget(head.version, key)
         elif head.crc:
@@ -540,8 +590,9 @@ class Index:
         self._segment = self._base = segment
         self.end, self.latest = segment.header.covered, segment.header.latest
         self.has_loose = segment.header.loose > 0
-        self.damaged = list(segment.header.damaged)
-        self.notes = list(segment.header.notes)
+        known = [(offset, why) for offset, why in segment.header.damaged if 0 <= offset < self.end]
+        self.damaged = known[:_MAX_NOTED]
+        self.notes = [offset for offset in segment.header.notes if 0 <= offset < self.end]
         self.codes = {version: dict.fromkeys(codes) for version, codes in segment.header.codes.items()}
         for offset, why in self.damaged:
             self._on_damage(offset, why)

@@ -218,11 +218,11 @@ class Joined(Shelf):
         part = reader.part(offset) if isinstance(reader, JoinedReader) else reader
         return part is self._at(offset).journal.reader
 
-    def recent_keys(self) -> list[Key] | None:
-        """The keys of all records, where the indexes have them at hand."""
+    def recent_keys(self, version: str) -> list[Key] | None:
+        """The keys of all records of a version, where the indexes have them at hand."""
         keys: dict[Key, None] = {}
         for shelf in self._shelves:
-            held = shelf.recent_keys()
+            held = shelf.recent_keys(version)
             if held is None:
                 return None
             keys.update(dict.fromkeys(held))

@@ -35,10 +35,13 @@ if sys.platform != "win32":
 
 from checkpoint.clock import Stamper
 from checkpoint.codecs import with_stack
-from checkpoint.errors import DamagedRecord, JournalLost, StoreError, quote
+from checkpoint.errors import DamagedRecord, JournalLost, StoreError, printable, quote, shorten
+from checkpoint.files import open_file, open_making_room, open_safely, when_too_many
 
 __all__ = [
     "CRC_SIZE",
+    "LONGEST_LOOSE",
+    "LONG_LINE",
     "Acceptance",
     "Journal",
     "NoRecord",
@@ -46,10 +49,9 @@ __all__ = [
     "Record",
     "fsync",
     "fsync_directory",
+    "is_hopeless",
     "is_whole",
     "most_idle",
-    "open_file",
-    "open_safely",
     "parse",
     "seal",
     "store_error",
@@ -63,11 +65,12 @@ log = logging.getLogger("checkpoint")
 _BLOCK = 112 << 10  # of 128 KiB and more, malloc asks the system for new memory each time
 _PROBE = 64
 _TAIL = 4096
+LONG_LINE = 16 << 20
+"""Bytes of a line from which on it is not read whole where that is not needed."""
+LONGEST_LOOSE = 64 << 20
+"""Bytes of a line without checksum, which has to be read whole to know whether it is a record."""
 _BOM = b"\xef\xbb\xbf"
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
-_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _CANNOT_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # Windows, by a descriptor that only reads
 
 
@@ -87,7 +90,7 @@ def fsync_directory(path: Path) -> None:
     """Names created or renamed in the directory survive a power cut; a no-op where directories cannot be opened."""
     if os.name == "nt":
         return
-    fd = _open(path, os.O_RDONLY | _CLOEXEC)
+    fd = open_making_room(path, os.O_RDONLY | _CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as error:
@@ -95,44 +98,6 @@ def fsync_directory(path: Path) -> None:
             raise
     finally:
         os.close(fd)
-
-
-def open_safely(path: Path, flags: int, mode: int = 0o666) -> int:
-    """Open one of our own dot-files: never through a symlink, closed in children, permissions by the umask."""
-    return open_file(path, flags | _NOFOLLOW, mode)
-
-
-def open_file(path: Path, flags: int, mode: int = 0o666) -> int:
-    """A descriptor above those of stdin, stdout and stderr: where these are closed, what others print goes there."""
-    # Opening a pipe must not wait for whoever is at its other end; and nothing but a file is one of ours.
-    fd = _open(path, flags | _CLOEXEC | _BINARY | _NONBLOCK, mode)
-    try:
-        kind = os.fstat(fd).st_mode
-        if not stat.S_ISREG(kind):
-            number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-            raise OSError(number, os.strerror(number) if stat.S_ISDIR(kind) else "It is no file", str(path))
-    except OSError:
-        os.close(fd)
-        raise
-    if fd > 2 or os.name == "nt":
-        return fd
-    import fcntl
-
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
-
-
-def _open(path: Path, flags: int, mode: int = 0o666) -> int:
-    """`os.open`; where too many files are open, those that may be let go are, and it is tried once more."""
-    try:
-        return os.open(path, flags, mode)
-    except OSError as error:
-        if error.errno not in _TOO_MANY or not _idle:
-            raise
-    _let_go_of_idle(0)
-    return os.open(path, flags, mode)
 
 
 def store_error(error: OSError, doing: str, path: Path, advice: str = "", **parts: Any) -> StoreError:
@@ -145,7 +110,6 @@ def store_error(error: OSError, doing: str, path: Path, advice: str = "", **part
     return StoreError(message, errno=number, strerror=reason, filename=str(path), **parts)
 
 
-_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _FEWER = (
     "each Results that is kept, and each pass that runs, has files open: drop Results that you need no more "
     "(list(results) keeps the values), call runner.close(), or raise the limit (ulimit -n)"
@@ -160,6 +124,10 @@ _ADVICE = {
     errno.EACCES: "it is not writable for this user; change its permissions or choose another checkpoint_dir",
     errno.EPERM: "it is not writable for this user; change its permissions or choose another checkpoint_dir",
     errno.EROFS: "the file system is read-only; choose another checkpoint_dir",
+    errno.ELOOP: "nothing is written through a link, which may lead anywhere: put the file that it leads to in its "
+    "place, or link the whole directory",
+    errno.EMLINK: "what is written to it would change the file under its other names too: put a copy of it in its "
+    "place (cp FILE COPY && mv COPY FILE)",
     errno.EIO: "the disk reports an error: copy the checkpoint to another disk before you go on",
 }
 
@@ -227,6 +195,7 @@ _decode_record = msgspec.json.Decoder(Record).decode
 _decode_acceptance = msgspec.json.Decoder(Acceptance).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "crc"}
+_NO_KEY = ("Object missing required field `key`", "Expected `object`")  # as msgspec says it of sound JSON
 _scalar_key = (str, int, float, bool, type(None))
 
 
@@ -323,10 +292,14 @@ def _parse_foreign(line: bytes, error: Exception) -> Record:
         if _crc_holds(line) and not line.startswith(b'{"key":'):
             raise _no_record(line)
         raise ValueError(f"it is not valid JSON: {error}")
+    if isinstance(error, msgspec.ValidationError) and str(error).startswith(_NO_KEY):
+        raise ValueError("it is not an object with a key")
     try:
         fields = json.loads(line)
     except ValueError as also:
         raise ValueError(f"it is not valid JSON: {also}") from None
+    except MemoryError:
+        raise ValueError("parsing it takes more memory than there is") from None
     if not isinstance(fields, dict) or "key" not in fields:
         raise ValueError("it is not an object with a key")
     known = {name: value for name, value in fields.items() if name in _FOREIGN_FIELDS}
@@ -350,6 +323,11 @@ def _no_record(line: bytes) -> ValueError:
         return NoRecord(_decode_acceptance(line))
     except ValueError:
         return NoRecord(None)
+
+
+def is_hopeless(beginning: bytes) -> bool:
+    """Whether what begins so can be no record, so that the rest of it need not be read."""
+    return not beginning.removeprefix(_BOM).lstrip(b" \t\r").startswith(b"{") or b"\0" in beginning
 
 
 def is_whole(line: bytes) -> bool:
@@ -558,10 +536,10 @@ class Reader:
             raise store_error(error, "cannot read", self.path) from error
 
     def line_at(self, offset: int) -> bytes:
-        """The line that starts at `offset`, without its newline."""
+        """The line that starts at `offset`, without its newline; of a very long one that is none, its beginning."""
         size = 4096
         data = self.pread(size, offset)
-        while (stop := data.find(b"\n")) < 0 and len(data) == size:
+        while (stop := data.find(b"\n")) < 0 and len(data) == size and not (size > LONG_LINE and is_hopeless(data)):
             size *= 16
             data = self.pread(size, offset)
         return data if stop < 0 else data[:stop]
@@ -580,7 +558,7 @@ class Reader:
 
     def damaged(self, offset: int, why: str, line: bytes = b"", key: object = None) -> DamagedRecord:
         """The error for the record at `offset`."""
-        number = self.line_number(offset)
+        number, why = self.line_number(offset), printable(shorten(why))
         what = f"{self.path}:{number}: damaged record" + (f" of key {quote(key)}" if key is not None else "")
         shown = f" (it begins {quote(line[:60])})" if line else ""
         return DamagedRecord(
@@ -604,8 +582,13 @@ class Reader:
         """`path:line` of the record at `offset`, for messages."""
         return f"{self.path}:{self.line_number(offset)}"
 
-    def blocks(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of runs of whole lines from `start` on; what follows the last newline is left out."""
+    def blocks(self, start: int, on_long: Callable[[int, int], None] | None = None) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) of runs of whole lines from `start` on; what follows the last newline is left out.
+
+        Args:
+            start: where a line begins.
+            on_long: called with (offset, size) of a line of many megabytes instead of reading it whole, if given.
+        """
         at, size = start, _BLOCK
         while data := self.pread(size, at):
             cut = data.rfind(b"\n") + 1
@@ -614,8 +597,45 @@ class Reader:
                 at, size = at + cut, _BLOCK
             elif len(data) < size:
                 return
+            elif on_long is not None and size > LONG_LINE:
+                stop = self._newline_after(at + size)
+                if stop < 0:
+                    return
+                on_long(at, stop - at)
+                at, size = stop + 1, _BLOCK
             else:
                 size *= 4
+
+    def _newline_after(self, at: int) -> int:
+        """Where the next newline is, or -1; of a file with holes, which hold none, only the data is read."""
+        while (at := self._data_after(at)) >= 0 and (data := self.pread(_BLOCK, at)):
+            if (found := data.find(b"\n")) >= 0:
+                return at + found
+            at += len(data)
+        return -1
+
+    def _data_after(self, at: int) -> int:
+        """The first place from `at` on that is not in a hole; -1 where there is none."""
+        if not hasattr(os, "SEEK_DATA"):
+            return at
+        held = self._held or self._open_again()
+        try:
+            return os.lseek(held.fd, at, os.SEEK_DATA)
+        except OSError as error:
+            return -1 if error.errno == errno.ENXIO else at  # the latter: a file system that cannot tell
+
+    def is_sealed(self, offset: int, size: int) -> bool:
+        """Whether the line there ends in its checksum; however long it is, little of it is in memory at once."""
+        end = offset + size - CRC_SIZE
+        tail, crc, at = self.pread(CRC_SIZE, max(offset, end)), 0, offset
+        if not (tail[:8] == b',"crc":"' and tail[16:] == b'"}'):
+            return False
+        while at < end:
+            data = self.pread(min(_BLOCK, end - at), at)
+            if not data or b"\0" in data:  # no JSON has a NUL; a hole has nothing else
+                return False
+            crc, at = zlib.crc32(data, crc), at + len(data)
+        return tail[8:16] == b"%08x" % crc
 
     def tail(self) -> tuple[int, bytes]:
         """(offset, bytes) of what follows the last newline: empty unless the last write was torn."""
@@ -643,6 +663,16 @@ def _let_go_of_idle(most: int) -> None:
             return  # another thread does the same
         if reader is not None:
             reader.let_go()
+
+
+def _let_go_of_all() -> bool:
+    """Let go of all that are idle; False where there is none."""
+    there = bool(_idle)
+    _let_go_of_idle(0)
+    return there
+
+
+when_too_many.append(_let_go_of_all)
 
 
 def most_idle() -> int:
@@ -705,7 +735,7 @@ class Journal:
         existed = self.open() is not None
         self._unsynced = None
         try:
-            self._writer = open_file(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+            self._writer = open_safely(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         except OSError as error:
             raise store_error(error, "cannot open for writing", self.path) from error
         try:
@@ -731,7 +761,7 @@ class Journal:
         assert self.reader is not None
         assert self._writer is not None
         try:
-            fd = open_file(self.path, os.O_RDWR)
+            fd = open_safely(self.path, os.O_RDWR)
             try:
                 if not os.path.samestat(os.fstat(fd), os.fstat(self._writer)):
                     raise OSError(errno.ESTALE, "it was replaced meanwhile")
@@ -828,8 +858,7 @@ class Journal:
         """
         self.stop_writing()
         if os.path.islink(self.path):  # which never raises
-            error = OSError(errno.ELOOP, "it is a symbolic link")
-            raise store_error(error, "cannot replace", self.path, "put the file that it leads to in its place")
+            raise store_error(OSError(errno.ELOOP, "it is a symbolic link"), "cannot replace", self.path)
         try:
             self.temporary.unlink(missing_ok=True)
             fd = open_safely(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

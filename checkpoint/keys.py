@@ -162,6 +162,49 @@ def identity(key: Key) -> bytes:
     return b"i%x" % int(key)
 
 
+# --- keys of one hash ------------------------------------------------------------------------------------------------
+#
+# The hashes of numbers and tuples are known: of keys that all have one, a dict finds each by looking at all of them.
+
+_MOST_ALIKE = 16
+_MOST_COUNTED = 100_000
+
+
+def is_crowded(keys: Sequence[Key]) -> bool:
+    """Whether more than a few distinct keys of a run of lines have one hash."""
+    if _ONLY_TEXT.issuperset(map(type, keys)):
+        return False
+    hashes = len(set(map(hash, keys)))
+    return len(keys) - hashes > _MOST_ALIKE and len(set(keys)) - hashes > _MOST_ALIKE
+
+
+_ONLY_TEXT = frozenset({str})
+
+
+class Crowd:
+    """Sees that of the keys that are read one by one no more than a few distinct ones have one hash."""
+
+    def __init__(self) -> None:
+        self._alike: dict[int, list[Key]] = {}
+
+    def check(self, key: Key) -> None:
+        """See that a table of keys stays fast when this one enters it.
+
+        Raises:
+            ValueError: it is one of many that have one hash, which no honest keys have.
+        """
+        if type(key) is str:
+            return
+        if len(self._alike) > _MOST_COUNTED:
+            self._alike.clear()
+        alike = self._alike.setdefault(hash(key), [])
+        if key in alike:
+            return
+        if len(alike) >= _MOST_ALIKE:
+            raise ValueError(f"its key has the same hash as {_MOST_ALIKE} others, made to slow every reader down")
+        alike.append(key)
+
+
 # --- digests --------------------------------------------------------------------------------------------------------
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoint.codecs import Codec, decode_foreign, with_stack
-from checkpoint.errors import plural, quote, shorten
+from checkpoint.errors import plural, printable, quote, shorten
 from checkpoint.index import spelled
-from checkpoint.journal import Acceptance, NoRecord, Reader, Record, is_whole, parse
-from checkpoint.keys import Key, key_from_json, key_json
+from checkpoint.journal import LONGEST_LOOSE, Acceptance, NoRecord, Reader, Record, is_hopeless, is_whole, parse
+from checkpoint.keys import Crowd, Key, key_from_json, key_json
 
 __all__ = ["Claim", "Damage", "Ledger", "lines_at", "plain_json"]
 
@@ -96,6 +96,8 @@ class Ledger:
         self.example = ""
         self.torn: tuple[int, int] | None = None
         self._claims: list[Claim] = []
+        self._crowd = Crowd()
+        self.end = 0
         self._reader = reader
         self._codec = Codec() if decode else None
         self.notes: dict[tuple[str, str], int] = {}  # ("code" or "version", digest): the line that says what it is
@@ -113,10 +115,18 @@ class Ledger:
 
     def _read(self) -> None:
         """What follows the last newline may be a record all the same; what is written meanwhile is left out."""
-        self.end, tail = self._reader.tail()
-        for offset, line in self._whole_lines():
+        size = self._reader.size()
+        for offset, line, length in self._whole_lines():
+            if offset >= size:
+                break
             self.lines += 1
-            self._enter(offset, line, len(line) + 1)
+            self._enter(offset, line, length)
+            self.end = offset + length
+        rest = size - self.end
+        if rest > LONGEST_LOOSE:
+            self.torn = self.end, rest
+            return
+        tail = self._reader.pread(rest, self.end) if rest > 0 else b""
         if tail and is_whole(tail):
             self.lines += 1
             self._enter(self.end, tail, len(tail))
@@ -124,13 +134,23 @@ class Ledger:
         elif tail:
             self.torn = self.end, len(tail)
 
-    def _whole_lines(self) -> Iterator[tuple[int, bytes]]:
-        for offset, block in self._reader.blocks(0):
+    def _whole_lines(self) -> Iterator[tuple[int, bytes, int]]:
+        """(offset, line, its size with the newline); of one that can be no record, only the beginning of the line."""
+        long: list[tuple[int, int]] = []
+        for offset, block in self._reader.blocks(0, lambda offset, size: long.append((offset, size))):
+            yield from self._long_lines(long)
             for line in block.split(b"\n")[:-1]:
-                if offset >= self.end:
-                    return
-                yield offset, line
+                yield offset, line, len(line) + 1
                 offset += len(line) + 1
+        yield from self._long_lines(long)
+
+    def _long_lines(self, found: list[tuple[int, int]]) -> Iterator[tuple[int, bytes, int]]:
+        for offset, size in found:
+            beginning = self._reader.pread(_LONGEST_SPELLED, offset)
+            may_be = size <= LONGEST_LOOSE or self._reader.is_sealed(offset, size)
+            is_read = may_be and not is_hopeless(beginning)
+            yield offset, self._reader.pread(size, offset) if is_read else beginning, size + 1
+        found.clear()
 
     def _enter(self, offset: int, line: bytes, size: int) -> None:
         if not line.strip(b"\r\t "):
@@ -139,6 +159,7 @@ class Ledger:
             record = parse(line)
             key = key_from_json(record.key)
             int(record.input or "0", 16)
+            self._crowd.check(key)
             if self._codec is not None and not record.forgotten:
                 self._decode(record, key)
         except NoRecord as found:
@@ -208,13 +229,20 @@ class Ledger:
         if self._latest is not None:
             self._pinned.add(self._latest[0])
         latest = "" if self._latest is None else self._latest[1]
-        claims = [replace(claim, at=offset) for claim in _claims_of(line, latest)]
+        claims = [replace(claim, at=offset) for claim in _claims_of(line, latest) if self._is_alone(claim)]
         keys = tuple(claim.key for claim in claims)
-        self.damage.append(Damage(str(self._reader.path), self.lines, offset, size, shorten(why), keys))
+        self.damage.append(Damage(str(self._reader.path), self.lines, offset, size, printable(shorten(why)), keys))
         self._claims += claims
         for claim in claims:
             if claim.counts:
                 self._note_counting(claim)
+
+    def _is_alone(self, claim: Claim) -> bool:
+        try:
+            self._crowd.check(claim.key)
+        except ValueError:
+            return False
+        return True
 
     def _note_counting(self, claim: Claim) -> None:
         """A scan takes the line for a record: it ends what lines without checksum stood for, or it is such a line."""

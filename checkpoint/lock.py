@@ -11,13 +11,15 @@ import errno
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
 from checkpoint import clock
 from checkpoint.clock import Stamper
-from checkpoint.errors import CheckpointLocked, StoreError
-from checkpoint.journal import open_safely, store_error
+from checkpoint.errors import CheckpointLocked, StoreError, printable, shorten
+from checkpoint.files import open_safely
+from checkpoint.journal import store_error
 
 __all__ = ["Lock"]
 
@@ -37,6 +39,25 @@ else:
 
     def _lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _keep_from_readers(fd: int) -> None:
+    """Let those read the file who may write it, and nobody else; as far as this user may say so."""
+    if hasattr(os, "fchmod"):
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        wanted = mode & ~0o044 | (mode & 0o022) << 1
+        if wanted != mode:
+            try:
+                os.fchmod(fd, wanted)
+            except OSError:
+                pass  # the file of another user who shares the directory; or a file system without permissions
+
+
+def _plausible(said: dict[str, Any]) -> dict[str, Any]:
+    """What may be true of it: anybody may have written the file, and messages repeat it."""
+    kinds = {"pid": int, "host": str, "since": str}
+    held = {part: said[part] for part, kind in kinds.items() if type(said.get(part)) is kind}
+    return {part: printable(shorten(value)) if type(value) is str else value for part, value in held.items()}
 
 
 class Lock:
@@ -67,7 +88,7 @@ class Lock:
         if self._fd is not None:
             return
         try:
-            fd = open_safely(self.path, os.O_RDWR | os.O_CREAT)
+            fd = self._open()
         except OSError as error:
             raise store_error(error, "cannot open the lock", self.path) from error
         self._fd = fd
@@ -81,6 +102,23 @@ class Lock:
                 raise self._locked() from None
             raise store_error(error, "cannot lock", self.path, "its file system may not support locks") from error
         self._sign(fd)
+
+    def _open(self) -> int:
+        """The file, which only those may open who may write it: whoever opens it can hold the lock.
+
+        It is made so, and not changed later: no moment is left at which somebody else could open it.
+        """
+        for _ in range(_LOOKS):
+            try:
+                fd = open_safely(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o622)
+            except FileExistsError:
+                try:
+                    fd = open_safely(self.path, os.O_RDWR)
+                except FileNotFoundError:
+                    continue  # it was deleted in between
+            _keep_from_readers(fd)
+            return fd
+        raise OSError(errno.EAGAIN, "it is made and deleted all the time")
 
     def check(self) -> None:
         """See that the file that is held is the one that others find; where it was deleted, hold another in its place.
@@ -131,7 +169,7 @@ class Lock:
             return {}
         finally:
             os.close(fd)
-        return said if isinstance(said, dict) else {}
+        return _plausible(said) if isinstance(said, dict) else {}
 
     def _locked(self) -> CheckpointLocked:
         owner = self.owner()
@@ -141,7 +179,7 @@ class Lock:
             clock.sleep(0.001)  # who has just taken it signs it in a moment
             owner = self.owner()
         pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
-        who = f"process {pid} on {host} since {since}" if pid else "another process"
+        who = f"process {pid} on {host} since {since}" if pid is not None else "another process"
         else_ = "give each task a shard of its own" if "@" in self._name else "use another name or checkpoint_dir"
         return CheckpointLocked(
             f"checkpoint {self._name!r} in {self.path.parent} is being written by {who}; wait for it or stop it, "

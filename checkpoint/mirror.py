@@ -20,9 +20,10 @@ import msgspec
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, StoreError
-from checkpoint.journal import Journal, Reader, fsync, fsync_directory, open_file, open_safely, store_error
+from checkpoint.files import open_safely, read_object, replacing
+from checkpoint.journal import Journal, Reader, fsync, fsync_directory, store_error
 from checkpoint.lock import Lock
-from checkpoint.remote import Listing, Objects, Part, sign
+from checkpoint.remote import Listing, Objects, Part, remember
 from checkpoint.shelf import index_path
 
 __all__ = ["Held", "Mirror", "State", "mark_of"]
@@ -119,10 +120,18 @@ class Mirror:
 
     def _read(self) -> State | None:
         try:
-            with os.fdopen(open_file(self._state_path, os.O_RDONLY), "rb") as file:
-                return msgspec.json.decode(file.read(), type=State)
-        except (OSError, ValueError, RecursionError):
+            return msgspec.convert(read_object(self._state_path), State)
+        except (OSError, ValueError):
             return None
+
+    def is_behind(self) -> bool:
+        """Whether the state file names journals that have more than the store."""
+        state = self._read()
+        if state is None or not state.journals:
+            return False
+        readers = {kind: Reader.open(path) for kind, path in self.paths.items()}
+        sizes = {kind: 0 if reader is None else reader.size() for kind, reader in readers.items()}
+        return any(state.journals.get(kind, Held()).spans(size) for kind, size in sizes.items())
 
     def tokens(self) -> list[str]:
         """Of the sessions that wrote from this directory, the last ones."""
@@ -141,7 +150,11 @@ class Mirror:
             return False
         reader = Reader.open(self.paths[kind])
         size = 0 if reader is None else reader.size()
-        return size >= held.end and all(0 <= a < b <= held.end for a, b in held.owed) and self._is_marked(reader, held)
+        return (
+            size >= held.end >= 0
+            and all(0 <= a < b <= held.end for a, b in held.owed)
+            and self._is_marked(reader, held)
+        )
 
     @staticmethod
     def _is_marked(reader: Reader | None, held: Held) -> bool:
@@ -150,11 +163,9 @@ class Mirror:
     def save(self, state: State) -> None:
         """Replace the state file."""
         self.state = state
-        temporary = self._state_path.with_name(f"{self._state_path.name}.tmp")
         try:
-            with os.fdopen(open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+            with replacing(self._state_path, f"{self.name}.remote") as file:
                 file.write(msgspec.json.encode(state))
-            os.replace(temporary, self._state_path)
         except OSError as error:
             raise store_error(error, "cannot write", self._state_path) from error
 
@@ -207,7 +218,7 @@ class Mirror:
             return  # nothing is made of nothing
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            sign(self.directory, self.url)
+            remember(self.directory, self.url)
         except OSError as error:
             raise store_error(error, "cannot make the mirror", self.directory) from error
         self.take_turn()
@@ -375,7 +386,7 @@ class Mirror:
         if first:
             own = self._put_before(kind, kept)
             return have, own + sum(have.values()), [(0, own)] if own else []
-        with open(self._temporary(kind), "ab") as file:
+        with os.fdopen(open_safely(self._temporary(kind), os.O_WRONLY | os.O_APPEND), "ab") as file:
             for chunk in kept:
                 file.write(chunk)
             _settle(file)

@@ -28,6 +28,7 @@ from checkpoint.errors import (
     StoreError,
     UnbuildableValue,
     UnencodableValue,
+    printable,
     quote,
 )
 from checkpoint.journal import Reader, Record, seal
@@ -418,7 +419,11 @@ class Records:
 
 
 class Unsaved(Mapping[Any, Any]):
-    """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given."""
+    """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given.
+
+    Opening a pickle runs what its author wrote, so that only who takes a value by its key does so: ``unsaved[key]``, or
+    by `get`, `values` and `items`.
+    """
 
     def __init__(self, records: Records) -> None:
         self._owner = records
@@ -437,6 +442,16 @@ class Unsaved(Mapping[Any, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self._records())
 
+    def __contains__(self, key: object) -> bool:
+        return any(held == key for held, _ in self._records())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self is other or len(self) == len(other) == 0  # to compare values would open them
+
+    __hash__ = None  # type: ignore[assignment]  # like any mapping
+
     def __getitem__(self, key: Any) -> Any:
         for held, record in self._records():
             if held == key:
@@ -452,7 +467,7 @@ def item_error(key: Any, record: Record) -> ItemError:
     message = record.error or ""
     shown = f"{record.type}: {message}" if record.type else message
     return ItemError(
-        f"item {quote(key)} failed: {shown}",
+        f"item {quote(key)} failed: {printable(shown)}",
         key=key,
         type=record.type,
         message=message,

@@ -18,21 +18,39 @@ import json
 import logging
 import os
 import re
+import stat
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote as escape
+from urllib.parse import unquote
 
 from checkpoint.errors import CheckpointError, ExtraNeeded, InvalidOption, StoreError, quote, quote_error
-from checkpoint.journal import open_safely
+from checkpoint.files import read_object, replacing
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["KINDS", "Listing", "Objects", "Part", "names_under", "note_url", "place_of", "sign", "url_at"]
+__all__ = [
+    "KINDS",
+    "PROTOCOLS",
+    "Listing",
+    "Objects",
+    "Part",
+    "has_sign",
+    "hide_secrets",
+    "names_under",
+    "note_url",
+    "place_of",
+    "remember",
+    "tell_sign",
+    "url_at",
+]
 
 KINDS = ("results", "errors", "unsaved")
 """The journals."""
@@ -41,19 +59,33 @@ log = logging.getLogger("checkpoint")
 
 _SIGN = ".mirror.json"
 _AT_ONCE = 8
+_LONGEST_NOTE = 1 << 16
+_WRITE = "give PROTOCOL://BUCKET/PREFIX"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)://(.*)", re.DOTALL)  # two letters at least: a Windows drive is no URL
-_MANGLED = re.compile(r"(?:s3a?|gs|gcs|az|abfss?|sftp|ssh):/[^/]", re.IGNORECASE)
+_MANGLED = re.compile(  # pathlib takes a slash away; and a chain of protocols is no URL of ours
+    r"(?:s3a?|gs|gcs|az|abfss?|adl|sftp|ssh|memory):/[^/]|[A-Za-z][A-Za-z0-9+.\-]+:/+[^/]*@|[^/]*[^/]{2}://",
+    re.IGNORECASE,
+)
+_PORT = re.compile(r"[^:]*:[0-9]{1,5}")
+_QUERY = re.compile(r"[?&#;][^/=]*=")
+_SECRETS = re.compile(r"(?<=://)[^\s/@:]*:[^\s'\"]*@|(?<=[?&])([A-Za-z0-9_.%\-]+)=[^\s&'\"<>]+")
 _EXTRAS = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
     **dict.fromkeys(("sftp", "ssh"), "sftp"),
 }
+_HOSTS = frozenset(
+    {"sftp", "ssh", "az", "abfs", "abfss", "adl", "file", "local"}
+)  # a user's name may stand before an @
+PROTOCOLS = frozenset({"memory", *_EXTRAS})
+"""Those that a URL may have besides that of files: no other is opened, whatever fsspec has."""
+
 _PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
 _WHOLE = re.compile(r"whole-(\d{8,})\.json")
 _OWNER = re.compile(r"(\d{8,})\.json")
 _urls: dict[str, str] = {}  # of mirrors that this process has named
-_told: set[str] = set()  # URLs where two writers are not noticed
+_told: set[str] = set()  # URLs where two writers are not noticed, and directories that say what is not believed
 _usable: set[str] = set()  # protocols
 
 
@@ -68,28 +100,60 @@ def place_of(text: str | os.PathLike[str], beside: str) -> tuple[Path, str | Non
         beside: the directory, or URL, of the environment: mirrors are made in it where it is a directory.
 
     Raises:
-        InvalidOption: it is a URL that cannot be mirrored.
+        InvalidOption: it is a URL that cannot be mirrored. One that may hold a secret is not repeated.
         ExtraNeeded: what reads such URLs is not installed.
     """
-    given = os.fspath(text)
-    found = _URL.fullmatch(given) if isinstance(given, str) else None
-    if found is None:
-        if isinstance(given, str) and _MANGLED.match(given):
-            raise InvalidOption(f"checkpoint_dir is {quote(text)}; give PROTOCOL://BUCKET/PREFIX, as a string")
+    given: Any = os.fspath(text)
+    if not isinstance(given, str):
         return Path(text), None
+    found = _URL.fullmatch(given)
+    if found is None and not _MANGLED.match(given):
+        return Path(text), None
+    _refuse_secrets(given)
+    if found is None or "::" in given:
+        raise InvalidOption(f"checkpoint_dir is {quote(given)}; {_WRITE}, as a string, and one protocol only")
     protocol, rest = found[1].lower(), found[2]
     if protocol in ("file", "local"):
         return Path(rest), None
+    if protocol not in PROTOCOLS:
+        known = ", ".join(sorted(PROTOCOLS))
+        raise InvalidOption(f"checkpoint_dir is {quote(given)}; {_WRITE}, where the protocol is one of: {known}")
     _check_protocol(protocol, given)
     parts = [part for part in rest.split("/") if part]
-    if not parts or any(part in (".", "..") for part in parts) or "::" in given:
-        raise InvalidOption(f"checkpoint_dir is {quote(given)}; give PROTOCOL://BUCKET/PREFIX, without . or ..")
-    if ":" in parts[0].rpartition("@")[0]:
-        raise InvalidOption("checkpoint_dir is a URL with a password, which logs would show; configure it in fsspec")
+    if not parts or any(part in (".", "..") for part in parts):
+        raise InvalidOption(f"checkpoint_dir is {quote(given)}; {_WRITE}, without . or ..")
     root = Path("checkpoints" if _URL.fullmatch(beside) else beside or "checkpoints")
     return root.joinpath(
         protocol, *[escape(part, safe=" ._-@=+,") for part in parts]
     ), f"{protocol}://{'/'.join(parts)}"
+
+
+def _refuse_secrets(given: str) -> None:
+    """Refuse a URL that may hold a password or a token, in whichever spelling, without repeating it."""
+    for part in given.split("::"):
+        protocol, _, rest = part.partition(":")
+        if what := _secret_in(protocol.lower(), unquote(rest.removeprefix("/").removeprefix("/"))):
+            raise InvalidOption(
+                f"checkpoint_dir is a URL of {quote(protocol, 20)} with {what}, which logs and file names would show; "
+                f"{_WRITE}, and configure credentials in the environment or in fsspec's own configuration"
+            )
+
+
+def _secret_in(protocol: str, rest: str) -> str:
+    """What of a URL may be a secret; a password may have a slash or an @ in it."""
+    bucket, _, prefix = rest.partition("/")
+    user, _, host = bucket.rpartition("@")
+    is_plain = ":" not in host or bucket.startswith("arn:") or (protocol in _HOSTS and _PORT.fullmatch(host))
+    if ":" in user or not is_plain or (":" in host and "@" in prefix):
+        return "a password"
+    if user and protocol not in _HOSTS:
+        return "a password or token before an @"
+    return "a query, where tokens stand" if _QUERY.search(rest) else ""
+
+
+def hide_secrets(text: str) -> str:
+    """A message of another library without the passwords and tokens of the URLs that it repeats."""
+    return _SECRETS.sub(lambda found: f"{found[1]}=***" if found[1] else "***@", text)
 
 
 def _check_protocol(protocol: str, url: str) -> None:
@@ -117,33 +181,92 @@ def note_url(directory: Path, url: str) -> None:
 
 
 def url_at(directory: Path) -> str | None:
-    """The URL that a directory mirrors: as this process named it, or as a file in it says."""
+    """The URL that a directory mirrors: as this process named it, or as this user's processes did before.
+
+    No file of the directory itself is asked: whoever sent it could name any place there.
+
+    Raises:
+        ExtraNeeded: what reads such URLs is not installed.
+    """
     known = _urls.get(str(directory))
-    if known is not None:
-        return known
-    try:
-        fd = open_safely(directory / _SIGN, os.O_RDONLY)
-    except OSError:
-        return None
-    with os.fdopen(fd, "rb") as file:
-        try:
-            said = json.loads(file.read())
-        except (OSError, ValueError, RecursionError):
-            return None
-    url = said.get("url") if isinstance(said, dict) else None
-    if isinstance(url, str) and (found := _URL.fullmatch(url)):
-        _check_protocol(found[1], url)
-        return url
-    return None
+    return _remembered(directory) if known is None else known
 
 
-def sign(directory: Path, url: str) -> None:
-    """Say in the directory which URL it mirrors."""
-    if (directory / _SIGN).exists():
+def remember(directory: Path, url: str) -> None:
+    """Note in this user's own configuration which URL the directory mirrors, for commands that name the directory."""
+    note = _note_of(directory)
+    if note is None or _remembered(directory) == url:
         return
-    fd = open_safely(directory / _SIGN, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(json.dumps({"url": url}) + "\n")
+    try:
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(note, note.stem, 0o600) as file:
+            file.write(json.dumps({"directory": str(directory), "url": url}).encode() + b"\n")
+    except OSError as error:  # no home, or a read-only one: then the URL is to be named
+        log.debug("%s was not written: %s", note, error)
+
+
+def _note_of(directory: Path) -> Path | None:
+    """Where this user notes what a directory mirrors; None where there is no place for it."""
+    named = os.environ.get("APPDATA" if os.name == "nt" else "XDG_CONFIG_HOME", "")
+    try:
+        usual = Path.home() / ("Library/Application Support" if sys.platform == "darwin" else ".config")
+    except RuntimeError:
+        usual = Path()
+    root = Path(named) if os.path.isabs(named) else usual
+    if not root.is_absolute():
+        return None
+    return root / "checkpoint" / "mirrors" / f"{blake2b(os.fsencode(directory), digest_size=16).hexdigest()}.json"
+
+
+def _remembered(directory: Path) -> str | None:
+    note = _note_of(directory)
+    if note is None or not os.path.lexists(note):
+        return None
+    try:
+        if not (_is_own(note.parent) and _is_own(note)):
+            log.warning("%s is not believed: others may write it, or it is not this user's", note)
+            return None
+        said = read_object(note, _LONGEST_NOTE)
+    except (OSError, ValueError):
+        return None
+    url = said.get("url")
+    if said.get("directory") != str(directory) or not isinstance(url, str):
+        return None
+    try:
+        return place_of(url, "")[1]
+    except InvalidOption:
+        return None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether nobody else can have written it."""
+    state = os.lstat(path)
+    if stat.S_ISLNK(state.st_mode):
+        return False
+    return not hasattr(os, "geteuid") or (state.st_uid == os.geteuid() and not state.st_mode & 0o022)
+
+
+def has_sign(directory: Path) -> bool:
+    """Whether a file in the directory says which URL it mirrors: earlier releases wrote it, and believed it."""
+    return os.path.lexists(directory / _SIGN)
+
+
+def tell_sign(directory: Path) -> None:
+    """Say once that what such a file says is not believed, and what to pass."""
+    if str(directory) in _told:
+        return
+    _told.add(str(directory))
+    try:
+        url = read_object(directory / _SIGN, _LONGEST_NOTE).get("url")
+        if isinstance(url, str):
+            place_of(url, "")  # one with a secret is not repeated
+    except (OSError, ValueError, CheckpointError):
+        url = None
+    told, named = (quote(url), quote(url)) if isinstance(url, str) else ("a URL", "URL")
+    log.warning(
+        "%s is not uploaded: a file %s there says that it mirrors %s, but anybody may have written that. If it is "
+        "right, name the URL instead of the directory: checkpoint_dir=%s, or --dir", directory, _SIGN, told, named,
+    )  # fmt: skip
 
 
 def names_under(directory: Path) -> list[str]:
@@ -228,8 +351,8 @@ class Objects:
         except Exception as error:  # each file system has its own
             where = f"{self.url}/{name}" if name else self.url
             number = (error.errno if isinstance(error, OSError) else None) or errno.EIO
-            told = f"cannot {doing} {where}: {quote_error(error)}"
-            raise StoreError(told, errno=number, strerror=str(error), filename=where) from error
+            told = f"cannot {doing} {where}: {hide_secrets(quote_error(error))}"
+            raise StoreError(told, errno=number, strerror=hide_secrets(str(error)), filename=where) from error
 
     def _entries(self, folder: str = "") -> list[dict[str, Any]]:
         with self._reaching("list", folder) as (system, path):
@@ -323,8 +446,9 @@ class Objects:
                 raise self._no_bucket(name, error) from error
 
     def _no_bucket(self, name: str, error: OSError) -> StoreError:
-        told = f"cannot write {self.url}/{name}: {error}; make the bucket, or name another"
-        return StoreError(told, errno=errno.ENOENT, strerror=str(error), filename=self.url)
+        why = hide_secrets(str(error))
+        told = f"cannot write {self.url}/{name}: {why}; make the bucket, or name another"
+        return StoreError(told, errno=errno.ENOENT, strerror=why, filename=self.url)
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object that is not there; where the store cannot see to that, say so once.

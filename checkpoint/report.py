@@ -28,7 +28,7 @@ import msgspec
 
 from checkpoint import clock
 from checkpoint.decisions import decided_of, undecided_of
-from checkpoint.errors import DamagedRecord, plural, shorten
+from checkpoint.errors import DamagedRecord, InvalidOption, plural, shorten
 from checkpoint.history import EPOCH, EXAMINED, FIRST, LAST, Story, Stretch, Timeline, gather, known, moment_of
 from checkpoint.journal import Record
 from checkpoint.places import command_line, locate
@@ -57,7 +57,7 @@ def write_report(
     Raises:
         InvalidName: as for a runner.
         StoreError: there is no such checkpoint, or the file cannot be written.
-        InvalidOption: the path is a directory's.
+        InvalidOption: the path is a directory's; or none is given, and the default one is a symbolic link.
 
     Example:
         >>> with CheckpointedRunner("squares") as runner:
@@ -68,6 +68,8 @@ def write_report(
     directory = locate(name, checkpoint_dir)
     with closing(Records(name, directory, version=LATEST, power=False, result_type=None)) as records:
         target = Path(f"{name}_report.html" if path is None else path)
+        if path is None and target.is_symlink():
+            raise InvalidOption(f"{target} is a symbolic link, which may lead anywhere; name the file to write: --out")
         story = gather(records)
         with replacing(target) as file:
             for part in _page(records, story):

@@ -25,7 +25,8 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from checkpoint.journal import Reader, open_safely
+from checkpoint.files import open_safely, replacing
+from checkpoint.journal import Reader
 from checkpoint.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_of", "loose_hash"]
@@ -245,6 +246,8 @@ class Segment:
         number = self.header.versions.index(version)
         for entry in self._raw_entries():
             digest, offset, _, flags = _ENTRY.unpack(entry)
+            if not 0 <= offset < self.header.covered:
+                raise IndexDamaged
             if flags & ~_LOOSE == number:
                 yield digest, offset, bool(flags & _LOOSE)
 
@@ -267,7 +270,18 @@ class Segment:
 
     def find(self, digest: bytes) -> tuple[int, int] | None:
         """(offset, input digest) of an entry."""
-        return _found_in(self._page(self._page_of(digest)), digest)
+        return self._found_in(self._page(self._page_of(digest)), digest)
+
+    def _found_in(self, page: bytes, digest: bytes) -> tuple[int, int] | None:
+        at = page.find(digest)
+        while at % _ENTRY.size and at >= 0:
+            at = page.find(digest, at + 1)
+        if at < 0:
+            return None
+        _, offset, input_digest, _ = _ENTRY.unpack_from(page, at)
+        if not 0 <= offset < self.header.covered:
+            raise IndexDamaged
+        return offset, input_digest
 
     def _page_of(self, digest: bytes) -> int:
         return int.from_bytes(digest, "big") >> self._shift
@@ -293,7 +307,7 @@ class Segment:
         for digest in sorted(digests):
             if (wanted := self._page_of(digest)) != page:
                 page, data = wanted, self._page(wanted)
-            if (place := _found_in(data, digest)) is not None:
+            if (place := self._found_in(data, digest)) is not None:
                 found[digest] = place
         return found
 
@@ -319,7 +333,10 @@ class Segment:
                 data = os.pread(self._fd, length + 16 * keys, at)
                 if _checksum(self._salt ^ number, head[: _RUN.size] + data) != check:
                     raise IndexDamaged
-                yield _Run(of, keys, data[:length], data[length:])
+                run = _Run(of, keys, data[:length], data[length:])
+                if keys and not 0 <= min(offsets := run.offsets()) <= max(offsets) < self.header.covered:
+                    raise IndexDamaged  # it is sealed, and leads out of the journal: it was made so
+                yield run
             at += length + 16 * keys
 
     def place_all(self, version: str, keys: list[Key], others: list[int], found: tuple[array[int], array[int]]) -> None:
@@ -347,13 +364,6 @@ class Segment:
 
     def __del__(self) -> None:
         os.close(self._fd)  # who looks up and who writes may share a segment: the last one closes it
-
-
-def _found_in(page: bytes, digest: bytes) -> tuple[int, int] | None:
-    at = page.find(digest)
-    while at % _ENTRY.size and at >= 0:
-        at = page.find(digest, at + 1)
-    return None if at < 0 else _ENTRY.unpack_from(page, at)[1:3]
 
 
 def _is_next(keys: list[Key], at: int, run: _Run) -> bool:
@@ -495,21 +505,14 @@ def _write_file(path: Path, header: _Header, entries: list[bytes], runs: list[_R
     if size > _LONGEST_HEADER:
         raise OSError("too many versions for an index")
     text = text.ljust(size - 1) + b"\n"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(text)
-            file.write(_page_table(entries, header.pages, _salt(header)))
-            file.writelines(entries)
-            for number, run in enumerate(runs):
-                head = _RUN.pack(run.size, len(run.text), run.version)
-                data = run.text + run.places
-                file.write(head + _CHECK.pack(_checksum(_salt(header) ^ number, head + data)) + data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path, path.name.removeprefix(".")) as file:
+        file.write(text)
+        file.write(_page_table(entries, header.pages, _salt(header)))
+        file.writelines(entries)
+        for number, run in enumerate(runs):
+            head = _RUN.pack(run.size, len(run.text), run.version)
+            data = run.text + run.places
+            file.write(head + _CHECK.pack(_checksum(_salt(header) ^ number, head + data)) + data)
     # Not synced: after a power cut its checksums tell, and it is built anew.
 
 

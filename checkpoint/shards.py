@@ -17,6 +17,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from checkpoint import clock
 from checkpoint.errors import InvalidOption, quote
 from checkpoint.keys import Key, digest_of, identity
 
@@ -79,14 +80,29 @@ def shards_in(directory: Path, name: str) -> set[Shard]:
     Raises:
         OSError: the directory cannot be read.
     """
-    begins = (f"{name}@", f".{name}@")
-    found = set()
+    return set(_all_in(directory).get(name, ()))
+
+
+_listing: tuple[tuple[str, int, int], dict[str, set[Shard]]] | None = None
+_SETTLED = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
+
+
+def _all_in(directory: Path) -> dict[str, set[Shard]]:
+    """The shards of each checkpoint. One listing answers for all of them until the directory is modified."""
+    global _listing
+    state = os.stat(directory)
+    of, known = (str(directory), state.st_ino, state.st_mtime_ns), _listing
+    if known is not None and known[0] == of:
+        return known[1]
+    began = clock.now()
+    found: dict[str, set[Shard]] = {}
     for file in os.listdir(directory):
-        if file.startswith(begins) and (match := _FILE.fullmatch(file.removeprefix("."))):
+        if "@" in file and (match := _FILE.fullmatch(file.removeprefix("."))):
             owner, shard = split_prefix(match[1])
-            if owner == name:
-                found.add(shard)
-    found.discard(ALL)
+            if shard != ALL:
+                found.setdefault(owner, set()).add(shard)
+    if began - state.st_mtime_ns / 1e9 > _SETTLED:
+        _listing = (of, found)
     return found
 
 

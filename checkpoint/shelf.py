@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from checkpoint.errors import DamagedRecord, quote
+from checkpoint.errors import DamagedRecord, printable, quote, shorten
 from checkpoint.index import Index, Place
 from checkpoint.journal import Journal, NoRecord, Reader, Record, fsync_directory, parse
 from checkpoint.keys import Key, key_from_json
@@ -120,11 +120,10 @@ class Shelf:
         """Whether the reader still reads, at this offset, the file that is found at the path."""
         return reader is self.journal.reader
 
-    def recent_keys(self) -> list[Key] | None:
-        """The keys of all records, where the index has them at hand."""
+    def recent_keys(self, version: str) -> list[Key] | None:
+        """The keys of all records of a version, where the index has them at hand."""
         index = self.index
-        at_hand = not (index.reads_file or index.has_loose)
-        return list(dict.fromkeys(index.keys_from(0))) if at_hand else None
+        return None if index.reads_file or index.has_loose else index.recent_of(version)
 
     # learning
 
@@ -138,7 +137,7 @@ class Shelf:
         if not damage or reader is None:
             return
         numbers = [reader.line_number(offset) for offset, _ in damage[:_SHOWN]]
-        where, why = f"{self.journal.path}:{numbers[0]}", damage[0][1]
+        where, why = f"{self.journal.path}:{numbers[0]}", printable(shorten(damage[0][1]))
         if len(damage) == 1:
             log.warning("%s: damaged line skipped: %s; its bytes stay in the file", where, why)
             return
@@ -370,7 +369,7 @@ class Shelf:
         with self.lock:
             live, reader = set(self._offsets(version)), self.journal.reader
         found: dict[str, list[int]] = {}
-        for offset, block in reader.blocks(0) if reader is not None and live else ():
+        for offset, block in reader.blocks(0, _pass_over) if reader is not None and live else ():
             for line, code in _codes_in(block):
                 if code and offset in live:
                     found.setdefault(code, []).append(offset)
@@ -471,6 +470,10 @@ class Shelf:
         self.close()
         self.journal.path.unlink(missing_ok=True)
         self._index_path.unlink(missing_ok=True)
+
+
+def _pass_over(offset: int, size: int) -> None:
+    """A line of many megabytes is no sign of what computed it."""
 
 
 class _Code(msgspec.Struct, gc=False):

@@ -46,6 +46,7 @@ from checkpoint.errors import (
     StoreForked,
     quote,
 )
+from checkpoint.files import read_object, replacing
 from checkpoint.index import Index
 from checkpoint.joined import Joined, allow_files
 from checkpoint.journal import (
@@ -54,8 +55,6 @@ from checkpoint.journal import (
     fsync,
     fsync_directory,
     most_idle,
-    open_file,
-    open_safely,
     seal,
     store_error,
     with_fields,
@@ -63,7 +62,7 @@ from checkpoint.journal import (
 from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
 from checkpoint.notes import accepting, detail_field, value_field
-from checkpoint.remote import KINDS, names_under, note_url, place_of, url_at
+from checkpoint.remote import KINDS, has_sign, names_under, note_url, place_of, tell_sign, url_at
 from checkpoint.segment import IndexDamaged
 from checkpoint.shards import ALL, Shard, hash_of, shards_in, split_prefix
 from checkpoint.shelf import Shelf
@@ -281,11 +280,21 @@ class Store:
     def _mirrored(self) -> Uploads | None:
         url = url_at(self.directory)
         if url is None:
+            self._tell_sign()
             return None
         from checkpoint.uploads import Uploads
 
         journals = {kind: shelf.journal for kind, shelf in zip(KINDS, self._shelves, strict=True)}
         return Uploads(self._mirror(url, self.name, self._shelves), journals)
+
+    def _tell_sign(self, *, begins: bool = False) -> None:
+        """Say that nothing is uploaded, where something is owed to a URL that only a file in the directory names.
+
+        Args:
+            begins: whether something is going to be written.
+        """
+        if has_sign(self.directory) and (begins or self._mirror("", self.name, self._shelves).is_behind()):
+            tell_sign(self.directory)
 
     def _mirror(self, url: str, prefix: str, shelves: Iterable[Shelf]) -> Mirror:
         from checkpoint.mirror import Mirror
@@ -540,6 +549,7 @@ class Store:
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
         if self.uploads is None:
+            self._tell_sign(begins=True)
             self._open_to_write()
         else:
             self.uploads.mirror.take_turn()
@@ -1170,20 +1180,13 @@ class Store:
                 log.debug("%s was not written: %s", self.meta_path, error)
 
     def _replace_meta(self, text: str, *, durable: bool = False) -> None:
-        temporary = self.meta_path.with_name(f".{self.name}_meta.{os.getpid()}.tmp")
-        fd = open_safely(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                if durable:
-                    file.flush()
-                    fsync(file.fileno())
-            os.replace(temporary, self.meta_path)
+        with replacing(self.meta_path, f"{self.name}_meta") as file:
+            file.write(text.encode())
             if durable:
-                fsync_directory(self.directory)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+                file.flush()
+                fsync(file.fileno())
+        if durable:
+            fsync_directory(self.directory)
 
     def _compose_meta(self) -> dict[str, Any]:
         """What one shard holds is told of its own journals; the whole, of all that are joined."""
@@ -1410,11 +1413,9 @@ class Store:
 def meta_in(path: Path) -> dict[str, Any]:
     """What a meta file says."""
     try:
-        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
-            meta = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except (OSError, ValueError):
         return {}  # missing, empty or garbage: rebuilt from the journals
-    return meta if isinstance(meta, dict) else {}
 
 
 def _by_kind(shelves: Iterable[Shelf]) -> Iterator[tuple[str, Shelf]]:

@@ -7,7 +7,6 @@ bounded number of records, never by the size of the journals; what is a part of 
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import re
 from collections import Counter
@@ -22,8 +21,9 @@ from typing import Any, NamedTuple, Self
 from checkpoint import clock
 from checkpoint.causes import Cause, causes_of
 from checkpoint.decisions import Undecided, decided_of, undecided_of
-from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, quote, shorten
-from checkpoint.journal import Reader, Record, open_file, parse
+from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, printable, quote, shorten
+from checkpoint.files import read_object
+from checkpoint.journal import Reader, Record, parse
 from checkpoint.keys import Key, key_from_json
 from checkpoint.ledger import plain_json
 from checkpoint.places import (
@@ -57,7 +57,6 @@ __all__ = [
     "failures",
     "list_checkpoints",
     "moment_of",
-    "printable",
     "span",
     "survey",
 ]
@@ -464,16 +463,6 @@ def _rate(rate: float) -> str:
     return f"{rate * 60:.1f} items/min" if rate * 60 >= 0.1 else f"{rate * 3600:.1f} items/h"
 
 
-def printable(text: str) -> str:
-    """The text as one line that no terminal takes for orders: what is not to be seen is escaped."""
-    if text.isprintable():
-        return text
-    return "".join([part if part.isprintable() else _ESCAPED.get(part) or ascii(part)[1:-1] for part in text])
-
-
-_ESCAPED = {"\xa0": " ", "\u202f": " ", "\u3000": "  "}  # what is only a space of its own width
-
-
 # --- which there are -------------------------------------------------------------------------------------------------
 
 
@@ -665,11 +654,9 @@ def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any]
 
 def _meta_of(store: Store) -> dict[str, Any]:
     try:
-        with os.fdopen(open_file(store.meta_path, os.O_RDONLY), "rb") as file:
-            meta = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+        return read_object(store.meta_path)
+    except (OSError, ValueError):
         return {}
-    return meta if isinstance(meta, dict) else {}
 
 
 def _total_of(store: Store, meta: dict[str, Any]) -> int | None:
@@ -715,7 +702,7 @@ def _unresolved(store: Store, shelf: Shelf, version: str) -> tuple[int, bool]:
     if not count:
         return 0, True
     with store.lock:
-        keys = shelf.recent_keys()
+        keys = shelf.recent_keys(version)
     if keys is not None:
         held, done = shelf.find_all(version, keys)[0], store.results.find_all(version, keys)[0]
         return sum(place >= 0 and at < 0 for place, at in zip(held, done, strict=True)), True

@@ -24,6 +24,7 @@ import importlib
 import io
 import math
 import os
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +39,8 @@ import msgspec
 
 from checkpoint.codecs import Codec, decode_foreign, with_stack
 from checkpoint.errors import DamagedRecord, ExtraNeeded, InvalidOption, StoreError, plural, quote, shorten
-from checkpoint.journal import Reader, Record, fsync, open_safely, store_error
+from checkpoint.files import open_safely
+from checkpoint.journal import Reader, Record, fsync, store_error
 from checkpoint.keys import Key, plain_key, short_digest
 from checkpoint.passes import NOT_RUN
 from checkpoint.places import locate
@@ -681,15 +683,24 @@ class Table:
             for group in _groups(self.batches(pa)):
                 writer.write_table(pa.Table.from_batches(group), row_group_size=_GROUP)
 
-    def write_csv(self, path: str | os.PathLike[str]) -> None:
-        """A CSV file (UTF-8, with a header) takes the place of what is at `path`; nothing and empty text look alike."""
+    def write_csv(self, path: str | os.PathLike[str], *, raw: bool = False) -> None:
+        """A CSV file (UTF-8, with a header) takes the place of what is at `path`; nothing and empty text look alike.
+
+        Args:
+            path: the file.
+            raw: whether text stands as it is where a spreadsheet would take it for a formula; else it begins with '.
+        """
+        as_text = _itself if raw else _unlike_formula
         with replacing(path) as file:
             text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
             try:
-                write = csv.writer(text, lineterminator="\n").writerow
-                write([column.name for column in self.columns])
+                # A writer quotes what has a character of its line terminator: a reader takes \r for the end of a row.
+                writer = csv.writer(_Lines(text), lineterminator="\r\n")
+                writer.writerow([as_text(column.name) for column in self.columns])
                 for cells, _ in self.cells():
-                    write([_cell(column.make, part) for column, part in zip(self.columns, cells, strict=True)])
+                    writer.writerow(
+                        [_csv_cell(column, part, as_text) for column, part in zip(self.columns, cells, strict=True)]
+                    )
             finally:
                 text.detach()
 
@@ -761,6 +772,31 @@ def _cell(make: Callable[[Any], Any] | None, value: Any) -> str:
         return ""
     plain = with_stack(_jsonable, value if make is None else make(value))
     return plain if type(plain) is str else msgspec.json.encode(plain).decode()
+
+
+class _Lines:
+    """A file to which rows are written by a csv writer that ends them in CRLF: they end in LF there."""
+
+    def __init__(self, file: io.TextIOWrapper) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(f"{row[:-2]}\n")
+
+
+def _csv_cell(column: Column, value: Any, as_text: Callable[[str], str]) -> str:
+    cell = _cell(column.make, value)
+    return cell if type(value) in _NO_TEXT else as_text(cell)
+
+
+_NO_TEXT = frozenset({type(None), bool, int, float, Decimal, date, datetime, time, timedelta, bytes})
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def _unlike_formula(text: str) -> str:
+    """The text so that no spreadsheet runs it: https://owasp.org/www-community/attacks/CSV_Injection."""
+    return f"'{text}" if text.startswith(_BEGINNINGS) and not _NUMBER.fullmatch(text) else text
 
 
 def _own(key: Key, record: Record, error: str | None, kind: str | None) -> tuple[Any, ...]:
@@ -859,6 +895,7 @@ def export(
     *,
     errors: bool = False,
     version: Any = LATEST,
+    raw: bool = False,
 ) -> int:
     """Write what a checkpoint holds to a .csv, .jsonl or .parquet file; returns the number of rows.
 
@@ -868,6 +905,7 @@ def export(
         checkpoint_dir: default ``$CHECKPOINT_DIR``, else ``./checkpoints``.
         errors: whether items that failed and have no result have rows too.
         version: that of the last record, a value as given to `version=`, or a `VersionCount`.
+        raw: whether text in a .csv stands as it is, where a spreadsheet would run it as a formula.
 
     Raises:
         InvalidOption: the path ends in something else, or there is nothing of that version.
@@ -891,7 +929,10 @@ def export(
         with closing(records if version is LATEST else of_version(records, version)) as chosen:
             chosen.only_reads = True
             table = Table.saved(chosen, errors=errors)
-            write(table, path)
+            if raw and write is Table.write_csv:
+                table.write_csv(path, raw=True)
+            else:
+                write(table, path)
             return len(table)
 
 

@@ -10,7 +10,6 @@ any.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,10 @@ from typing import Any, Literal
 import msgspec
 
 from checkpoint.condition import SYNCED, fault_of, held_records, is_most, loss_of, synced_bytes
-from checkpoint.errors import StoreError, plural, quote
+from checkpoint.errors import StoreError, plural, printable, quote
+from checkpoint.files import read_object
 from checkpoint.joined import allow_files
-from checkpoint.journal import Journal, Reader, is_whole, open_file, parse, store_error, unsealed, with_fields
+from checkpoint.journal import Journal, Reader, is_whole, parse, store_error, unsealed, with_fields
 from checkpoint.keys import Key
 from checkpoint.ledger import Damage, Ledger, lines_at, plain_json
 from checkpoint.places import (
@@ -226,7 +226,7 @@ class Soundness:
         yield f"checkpoint {self.name!r}{of} in {self.directory}: {verdict}; {told}, every line read"
         if len(self.versions) > 1:
             for version in self.versions:
-                shown = quote(version.label, 60) if version.label is not None else version.version or "None"
+                shown = quote(version.label, 60) if version.label is not None else printable(version.version) or "None"
                 yield f"  version {shown}: {plural(version.results, 'result')}, {plural(version.errors, 'error')}"
         yield from self._faults
 
@@ -523,13 +523,10 @@ def _count_failed(version: str, results: Sequence[Ledger], errors: Sequence[Ledg
 def _read_meta(path: Path) -> tuple[Literal["sound", "missing", "garbage"], dict[str, Any]]:
     """What meta is worth, and what it says that the digests of versions stand for."""
     try:
-        with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
-            meta = json.loads(file.read())
+        meta = read_object(path)
     except FileNotFoundError:
         return "missing", {}
-    except (OSError, ValueError, RecursionError):
-        return "garbage", {}
-    if not isinstance(meta, dict):
+    except (OSError, ValueError):
         return "garbage", {}
     labels = meta.get("versions")
     return "sound", labels if isinstance(labels, dict) else {}
@@ -539,7 +536,8 @@ def _leftovers(name: str, directory: Path) -> Iterator[tuple[str, int]]:
     """(path, bytes) of temporary files of this checkpoint. This process's own may be in use by another thread."""
     pattern = re.compile(
         rf"\.{re.escape(name)}_(?:(?:results|errors|unsaved)\.tmp"
-        rf"|(?:meta|(?:results|errors|unsaved)\.index)\.(?!{os.getpid()}\.)[0-9]+\.tmp)"
+        rf"|(?:meta|(?:results|errors|unsaved)\.index)\.(?!{os.getpid()}\.)[0-9]+(?:\.[0-9a-f]+)?\.tmp)"
+        rf"|\.{re.escape(name)}\.remote\.(?!{os.getpid()}\.)[0-9]+\.[0-9a-f]+\.tmp"
     )
     for file in sorted(os.listdir(directory)):
         if pattern.fullmatch(file):

@@ -23,7 +23,7 @@ from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
 from checkpoint.journal import Journal, Reader
 from checkpoint.mirror import Held, Mirror, State, mark_of
-from checkpoint.remote import Part, sign
+from checkpoint.remote import Part, remember
 
 __all__ = ["Uploaded", "Uploads", "writer_there"]
 
@@ -97,7 +97,7 @@ class Uploads:
             if owners:
                 self._refuse_if_owned(owners[-1])
             epoch = max([listing.greatest, *owners]) + 1
-            sign(mirror.directory, mirror.url)
+            remember(mirror.directory, mirror.url)
             mirror.note_token(token)
             if _take(mirror, epoch, self._owner) is None:
                 self._epoch = epoch

@@ -58,6 +58,13 @@ def in_time(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(autouse=True)
+def own_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is noted for the user of the tests is not this user's, and no test's is another's."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+    monkeypatch.setenv("APPDATA", str(tmp_path_factory.mktemp("configuration")))
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Opener]:
     """Opens runners of checkpoint "j" in `tmp_path`, and closes them after the test."""

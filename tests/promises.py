@@ -131,8 +131,9 @@ ROWS = (
     ),
     Row(
         "giant or deep records",
-        "a 50 MB result round-trips; a giant or 100,000-deep line in the file damages that line only; no message "
-        "quotes more than 200 characters of data",
+        "a 50 MB result round-trips; a giant or 100,000-deep line in the file damages that line only, and a line "
+        "without end, a hole, or keys of one hash cost no more than their bytes; no message quotes more than 200 "
+        "characters of data",
     ),
     Row(
         "a worker process dies",
@@ -146,12 +147,16 @@ ROWS = (
     ),
     Row(
         "untrusted checkpoints",
-        "opening and reading runs no code from the files; only `f.unsaved`, when asked for a value, opens pickles",
+        "opening and reading runs no code from the files, and connects to no place that they name: only your call, the "
+        "environment and your own configuration say which URL a directory mirrors. Only `f.unsaved[key]` opens a "
+        "pickle. What is printed, logged or raised tells a terminal nothing; text in CSV is no formula",
     ),
     Row(
         "symlinks, permissions",
-        "temporary, lock and index files, and those of bytes set aside, never follow a symlink out of the directory; "
-        "new files follow the umask",
+        "no file is written through a symlink, or where it has another name (a hard link): it is read, and the first "
+        "save says what to do. In a directory for anybody (1777) only this user's own files are written. Temporary "
+        "files have names that cannot be guessed. New files follow the umask; the lock can be opened only by who may "
+        "write it",
     ),
     Row("secrets", "errors keep type, message and plain traceback; never locals, arguments or the environment"),
     Row(

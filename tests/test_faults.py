@@ -784,8 +784,10 @@ compact("j", sys.argv[1])
             [sys.executable, "-c", code, str(directory), f"{umask:o}"], check=True, timeout=60, capture_output=True
         )
         modes = {file.name: oct(file.stat().st_mode & 0o777) for file in directory.iterdir()}
+        lock = int(modes.pop(".j.lock"), 8)
+        assert lock == {0o000: 0o666, 0o077: 0o600, 0o027: 0o600}[umask], "who may open it may hold it"
         assert modes == dict.fromkeys(modes, oct(0o666 & ~umask))
-        assert {"j_meta.json", "j_results.jsonl", ".j.lock", ".j_unsaved.jsonl", ".j_results.aside"} <= modes.keys()
+        assert {"j_meta.json", "j_results.jsonl", ".j_unsaved.jsonl", ".j_results.aside"} <= modes.keys()
 
 
 # --- caches that are of something else -------------------------------------------------------------------------------

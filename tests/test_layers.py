@@ -18,10 +18,10 @@ import pytest
 import checkpoint
 
 ROOMS = {
-    "errors": "0", "outcomes": "0", "clock": "0", "surroundings": "0",
+    "errors": "0", "outcomes": "0", "clock": "0", "safe_path": "0", "surroundings": "0",
     "classes": "1a", "codecs": "1a", "contents": "1a", "keys": "1a", "zones": "1a", "schemas": "1a", "unfit": "1a",
     "journal": "1a", "segment": "1a", "index": "1a", "lock": "1a", "shelf": "1a", "store": "1a", "records": "1a",
-    "shards": "1a", "joined": "1a", "condition": "1a", "notes": "1a",
+    "files": "1a", "shards": "1a", "joined": "1a", "condition": "1a", "notes": "1a",
     "remote": "1a", "mirror": "1a", "uploads": "1a",
     "ledger": "1a", "places": "1a", "upkeep": "1a", "syntax": "1a", "literals": "1a", "bodies": "1a",
     "fingerprints": "1a", "lineage": "1a", "clocks": "1a", "dependencies": "1a", "readings": "1a", "fields": "1a",
@@ -110,7 +110,7 @@ def test_the_door_only_imports_and_lists() -> None:
         if isinstance(node, ast.Assign):
             assert isinstance(node.targets[0], ast.Name)
             assert node.targets[0].id == "__all__"
-        else:
+        elif not (isinstance(node, ast.ImportFrom) and node.module == "checkpoint"):  # a room that is for its effect
             names += [alias.asname or alias.name for alias in node.names]
     assert sorted(names) == sorted(checkpoint.__all__)
 

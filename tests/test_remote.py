@@ -137,10 +137,27 @@ def test_what_is_no_url_is_a_path(given: str, path: str, why: str) -> None:
 @pytest.mark.parametrize(
     ("given", "match", "why"),
     [
-        ("nothing://bucket/x", "knows no protocol", "told before anything runs"),
+        ("nothing://bucket/x", "protocol is one of", "told before anything runs"),
+        ("http://bucket/x", "protocol is one of", "others are not opened, though fsspec has them"),
+        ("reference://bucket/x", "protocol is one of", "nor those that read a file of instructions"),
+        ("simplecache::s3://bucket/x", "one protocol only", "a chain opens what stands behind it too"),
+        ("s3://bucket::file:///x", "one protocol only", "in any place"),
         ("memory://", "PROTOCOL://BUCKET", "no bucket"),
         ("memory://bucket/../x", "without", "it would lead out of the mirrors' directory"),
         ("memory://user:secret@host/x", "password", "it would be in logs and in file names"),
+        ("nothing://user:secret@host/x", "password", "whatever the protocol"),
+        ("sftp://user:secret@host/x", "password", "and before it is looked for"),
+        ("sftp://user:se/cret@secret/x", "password", "which may hold a slash"),
+        ("sftp://user%3Asecret@host/x", "password", "or be escaped"),
+        ("memory://user:secret@host/../x", "password", "whatever else is wrong with it"),
+        ("memory://u:secret@b::memory://x", "password", "in a chain"),
+        ("simplecache::sftp://u:secret@b/x", "password", "in its second part"),
+        ("s3:/user:secret@bucket", "password", "as pathlib spells it"),
+        (Path("nothing://user:secret@host/x"), "password", "it would be a directory's name"),
+        ("file://user:secret@host/x", "password", "that of a file, too"),
+        ("s3://secret@bucket/x", "token", "no bucket has an @ in its name"),
+        ("az://container/x?sv=1&sig=secret", "query", "a shared access signature"),
+        ("gs://bucket/x#token=secret", "query", "or behind a #"),
         (Path("s3://bucket/x"), "string", "pathlib takes a slash away"),
         ("s3:/bucket/x", "PROTOCOL://BUCKET", "it would be a local directory, without a word"),
     ],
@@ -354,7 +371,7 @@ from pathlib import Path
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 import checkpoint
-from checkpoint import mirror, upkeep, uploads
+from checkpoint import mirror, remote, upkeep, uploads
 
 uploads._POLL, mirror._TURN = 0.01, 0.01
 root, verb = Path(sys.argv[1]), sys.argv[2]
@@ -382,6 +399,7 @@ class Disk(LocalFileSystem):
         os.unlink(path)
 
 register_implementation("disk", Disk)
+remote.PROTOCOLS = remote.PROTOCOLS | {"disk"}
 
 def child(function):
     pid = os.fork()

@@ -483,6 +483,7 @@ with CheckpointedRunner("j", sys.argv[1]) as runner:
         directory = tmp_path / f"{umask:o}"
         subprocess.run([sys.executable, "-c", code, str(directory), f"{umask:o}"], check=True, timeout=60)
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
+        modes[".j.lock"] |= (0o666 & ~umask) & 0o044  # who may only read may not open it
         assert {name: oct(mode) for name, mode in modes.items()} == dict.fromkeys(modes, oct(0o666 & ~umask))
         assert len(modes) >= 7
         assert stat.S_IMODE(directory.stat().st_mode) == 0o777 & ~umask

@@ -19,10 +19,11 @@ from checkpoint import (
     UnencodableValue,
     survey,
 )
+from checkpoint.errors import printable
 from checkpoint.journal import Reader, seal
 from checkpoint.keys import short_digest
 from checkpoint.places import locate
-from checkpoint.survey import Observer, Summary, Survey, ago, failures, list_checkpoints, printable, span
+from checkpoint.survey import Observer, Summary, Survey, ago, failures, list_checkpoints, span
 from checkpoint.upkeep import compact
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
