@@ -206,7 +206,10 @@ def test_a_record_has_its_fields_in_the_documented_order(make: Callable[..., Any
 
 
 def test_a_map_writes_every_field_that_it_knows() -> None:
-    """Results: version, code, input, elapsed and attempts too, and in the first one what these stand for. Errors: type, traceback and attempts."""
+    """Results: version, code, input, elapsed and attempts too, and the first one says what version and code stand for.
+
+    Errors: type, traceback and attempts.
+    """
 
     @checkpointed("r", version="v1")
     def f(n: int) -> int:
@@ -455,7 +458,7 @@ def test_a_closed_runner_refuses_everything(make: Callable[..., Any]) -> None:
     for use in (
         lambda: runner.save_result("a", 1), lambda: runner.save_error("a", ""), lambda: runner.get_result("a"),
         lambda: runner.is_completed("a"), runner.get_all_results, runner.get_all_errors, runner.progress,
-        runner.clear, lambda: runner.clear(["a"]), lambda: next(runner.iterate(list("a"))), lambda: dict(runner.unsaved),
+        runner.clear, lambda: runner.clear(["a"]), lambda: next(runner.iterate(["a"])), lambda: dict(runner.unsaved),
     ):  # fmt: skip
         with pytest.raises(StoreClosed, match="make a new one"):
             use()
