@@ -13,19 +13,22 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from copy import copy
+from enum import Enum
 from pathlib import PurePath
 from types import MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 from checkpoint.errors import FunctionChanged
-from checkpoint.fingerprints import Fingerprint, is_told
+from checkpoint.fingerprints import Fingerprint, Value, is_told
+from checkpoint.spelling import is_array
 from checkpoint.syntax import is_own_file
 
 __all__ = ["Agreement", "agreement_of"]
 
 _LABEL = re.compile(r"""([^\W\d]\w*)((?:\.[^\W\d]\w*|\[(?:'[^'\\]*'|"[^"\\]*"|\d+)\])*)""")
 _STEP = re.compile(r"""\.(\w+)|\['([^']*)'\]|\["([^"]*)"\]|\[(\d+)\]""")
-_MOST_BYTES = 1_000_000  # of a value that is sent along
+_MOST_BYTES = 8_000_000  # of a value that is sent along
 _MOST_SHOWN = 3
 
 Reader = Callable[[Any], Fingerprint | None]
@@ -60,11 +63,18 @@ class Agreement:
     def __init__(self, read: Reader, now: Fingerprint) -> None:
         self._read = read
         self._name, self._digest, self._parts = now.name, now.digest, now.parts
-        self._values = {name: value.digest for name, value in now.values.items()}
-        self._shown = {name: value.shown for name, value in now.values.items()}
+        values = _comparable(now)
+        self._values = {name: value.digest for name, value in values.items()}
+        self._shown = {name: value.shown for name, value in values.items()}
         modules = [(name, scope.get("__file__")) for name, scope in _own_modules()]
         self._files = {PurePath(path).name for name, path in modules if name != "__main__" and isinstance(path, str)}
-        self._sent = list(_values_of(now.values))
+        self._sent = list(_values_of(values))
+
+    def without_values(self) -> Agreement:
+        """The same for a process in which no values are set."""
+        bare = copy(self)
+        bare._sent = []
+        return bare
 
     def check(self, function: Any, *, takes_over: bool, travelled: bool) -> None:
         """See that the function does here what it does in the driver.
@@ -94,9 +104,9 @@ class Agreement:
         comparable = is_told(self._digest, now.digest)
         mine, theirs = {*self._parts.values()}, {*now.parts.values()}
         same = not comparable or mine == theirs
-        values = []
-        for name in dict.fromkeys([*self._values, *now.values]):
-            here = now.values.get(name)
+        values, there_now = [], _comparable(now)
+        for name in dict.fromkeys([*self._values, *there_now]):
+            here = there_now.get(name)
             is_known = here is not None and name in self._values
             differs = here.digest != self._values[name] if here is not None and is_known else same and not travelled
             if differs:
@@ -115,10 +125,12 @@ class Agreement:
         rest = len(values) + len(code) - _MOST_SHOWN
         told += f"; and {rest} more" if rest > 0 else ""
         if code:
+            handed = ": put it in the item, or define it where every process does, outside of the main guard"
             return (
                 f"worker processes run another {self._name} than this process does ({told}): they import its module "
-                "as it is now, and it was edited since this process imported it, or depends on what runs there. Start "
-                "the program again"
+                "as it is now. If it was edited since this process imported it, start the program again; if what it "
+                f"calls was chosen or set as the program runs, workers do not see that{handed}; or leave executor= out "
+                "for threads (workers=8)"
             )
         return (
             f"{self._name} reads other values in worker processes than in this one (here → there: {told}). They import "
@@ -135,6 +147,14 @@ def agreement_of(read: Reader, function: Any) -> Agreement | None:
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
+
+_ARRAY = "the array "  # what a fingerprint names them by
+
+
+def _comparable(now: Fingerprint) -> dict[str, Value]:
+    """What must be the same there as here: values, and arrays. Files and the environment are another matter."""
+    arrays = {name.removeprefix(_ARRAY): value for name, value in now.looked.items() if name.startswith(_ARRAY)}
+    return {**arrays, **now.values}
 
 
 def _values_of(names: Iterable[str]) -> Iterator[_Sent]:
@@ -220,7 +240,8 @@ def _take_over(sent: _Sent, main: dict[str, Any]) -> None:
     """Set a value that differs here; where that fails, the next comparison says so."""
     try:
         scope = main if sent.module == "__main__" else vars(sys.modules[sent.module])
-        if sent.is_holder and getattr(scope.get(sent.variable), "__dict__", None) is not None:
+        before = scope.get(sent.variable)
+        if sent.is_holder and getattr(before, "__dict__", None) is not None and not isinstance(before, Enum):
             return  # an object stays the one that others hold, too; its parts are set
         value = pickle.loads(sent.pickled)
         if not sent.steps:
@@ -237,15 +258,24 @@ def _take_over(sent: _Sent, main: dict[str, Any]) -> None:
 
 
 def _put(holder: Any, key: Any, value: Any) -> None:
-    """Set an entry; a list or dict that is there stays the same object, which others hold, too."""
-    before = holder.get(key) if isinstance(holder, dict) else holder[key]
+    """Set an entry; a list, dict or array that is there stays the same object, which others hold, too."""
+    before: Any = holder.get(key) if isinstance(holder, dict) else holder[key]
     if type(before) is type(value) is dict:
         before.clear()
         before.update(value)
     elif type(before) is type(value) is list:
         before[:] = value
+    elif _are_alike(before, value):
+        before[...] = value
     else:
         holder[key] = value
+
+
+def _are_alike(before: Any, value: Any) -> bool:
+    """Whether they are arrays, and the first one can hold what the other one does."""
+    if not (is_array(before) and is_array(value) and before.flags.writeable):
+        return False
+    return bool(before.shape == value.shape and before.dtype == value.dtype)
 
 
 def _set_attribute(holder: Any, name: str, value: Any) -> None:

@@ -59,6 +59,9 @@ class Agrees(Protocol):
     def check(self, function: Any, *, takes_over: bool, travelled: bool) -> None:
         """Raise `FunctionChanged` where it is not."""
 
+    def without_values(self) -> Agrees:
+        """The same for a process in which no values are set: they need not travel."""
+
 
 class Failed(NamedTuple):
     """The call raised, or its value was refused.
@@ -132,7 +135,7 @@ class Call:
         self._validate = validate
         self._retry = retry
         self._plain = batch_size is None and validate is None
-        self._shipped: bytes | None = None
+        self._shipped: dict[bool, bytes] = {}
 
     def one(self, given: Any) -> Answer:
         """The answer for one item, or one batch."""
@@ -254,33 +257,40 @@ class Call:
 
     # travelling
 
-    def shipped(self) -> bytes:
+    def shipped(self, *, sets: bool = False) -> bytes:
         """Its pickle; by cloudpickle where the standard one cannot.
+
+        Args:
+            sets: whether values that differ there may be set, and so travel along. Executors of others get this
+                pickle with every task: what they cannot use must not make it large.
 
         Raises:
             BrokenWorkers, ExtraNeeded: neither can.
         """
-        if self._shipped is None:
+        if sets not in self._shipped:
             nowhere = getattr(self.function, "__module__", None) == "__main__" and not _has_file()
             if nowhere and find_spec("cloudpickle") is not None:
-                self._shipped = self.shipped_whole()
+                self._shipped[sets] = self.shipped_whole(sets=sets)
             else:
                 try:
-                    self._shipped = pickle.dumps(self._parts(), pickle.HIGHEST_PROTOCOL)
+                    self._shipped[sets] = pickle.dumps(self._parts(sets=sets), pickle.HIGHEST_PROTOCOL)
                 except Exception as error:  # pickling runs the user's own code
-                    self._shipped = _cloudpickle(self._parts(travelled=True), self.name, error)
-        return self._shipped
+                    self._shipped[sets] = _cloudpickle(self._parts(sets=sets, travelled=True), self.name, error)
+        return self._shipped[sets]
 
-    def shipped_whole(self) -> bytes:
+    def shipped_whole(self, *, sets: bool = False) -> bytes:
         """Its pickle with the code of __main__ taken along, for a worker that has not got it."""
-        return _cloudpickle(self._parts(travelled=True), self.name)
+        return _cloudpickle(self._parts(sets=sets, travelled=True), self.name)
 
-    def _parts(self, *, travelled: bool = False) -> tuple[Any, ...]:
+    def _parts(self, *, sets: bool, travelled: bool = False) -> tuple[Any, ...]:
         context = self._context.copy()
         if self._unshare is not None:
             context.run(self._unshare)
         settings = self._settings or context.run(settings_here)
-        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, self._agreement,
+        agreement = self._agreement
+        if agreement is not None and not sets:
+            agreement = agreement.without_values()
+        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, agreement,
                 travelled)  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:

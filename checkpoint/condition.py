@@ -45,10 +45,15 @@ class Fault(NamedTuple):
 
 
 _BACK = "put the file back as it was"
-_UNPACK = "put the unpacked file in its place ({})"
+_UNPACK = "put the unpacked file in its place ({} < FILE > UNPACKED; mv UNPACKED FILE)"
+_UNPACK_ALL = "put the unpacked file in its place ({} FILE)"
 _RECODE = (
     'write it as UTF-8 again (python -c "import pathlib, sys; p = pathlib.Path(sys.argv[1]); '
     "p.write_bytes(p.read_bytes().decode('{}').encode())\" FILE)"
+)
+_TO_NEWLINES = (
+    'end them in newlines again (python -c "import pathlib, sys; p = pathlib.Path(sys.argv[1]); '
+    'p.write_bytes(p.read_bytes().replace(bytes([13]), bytes([10])))" FILE)'
 )
 # What files of other kinds begin with; none of it can begin a journal that a crash has left.
 _KINDS = (
@@ -62,11 +67,11 @@ _KINDS = (
     (b"\0{\0\"", "UTF-16 text", _RECODE.format("utf-16-be")),
     (b"\x1f\x8b", "compressed by gzip", _UNPACK.format("gunzip")),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", _UNPACK.format("unzstd")),
-    (b"PK\3\4", "a ZIP archive", _UNPACK.format("unzip")),
+    (b"PK\3\4", "a ZIP archive", _UNPACK_ALL.format("unzip")),
     (b"BZh", "compressed by bzip2", _UNPACK.format("bunzip2")),
     (b"\xfd7zXZ\0", "compressed by xz", _UNPACK.format("unxz")),
     (b"\x04\x22\x4d\x18", "compressed by lz4", _UNPACK.format("unlz4")),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK.format("7z x")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK_ALL.format("7z x")),
     (b"SQLite format 3\0", "a SQLite database", _BACK),
     (b"PAR1", "a Parquet file", _BACK),
     (b"ARROW1", "an Arrow file", _BACK),
@@ -76,6 +81,8 @@ _KINDS = (
     (b"\x80\x05\x95", "a pickle", _BACK),
     (b"%PDF", "a PDF", _BACK),
 )  # fmt: skip
+_NO_TEXT = re.compile(rb"[\0\r]")  # not in a record: what a torn one begins with ends there
+_OLD_MAC = re.compile(rb"\A[^\n]*\}\r\{[^\n]*\Z")
 _PRETTY = re.compile(rb'[\[{]\s*\n\s*[{"\[]')
 _NO_LINES = "make it one record a line again (jq -c . FILE; of an array: jq -c '.[]' FILE)"
 
@@ -96,6 +103,8 @@ def fault_of(reader: Reader, *, held_records: bool = False) -> Fault | None:
     if lines and 2 * len(damaged) <= len(lines):
         return None
     has_rest = len(damaged) < len(lines)
+    if _OLD_MAC.match(head):
+        return Fault("has lines that end in carriage returns alone, and no records", f"{_BACK}, or {_TO_NEWLINES}")
     for begins, kind, fix in _KINDS:
         if head.startswith(begins):
             return Fault(f"is {kind}, and no journal", fix)
@@ -187,6 +196,15 @@ def held_records(meta: Mapping[str, Any], kind: str) -> bool:
     return type(counted) is int and counted > 0 and synced_bytes(meta, kind) > 0
 
 
+def _whole_lines(reader: Reader, synced: int) -> tuple[int, bytes]:
+    """How many bytes its whole lines are, and what follows these: a crash tears nothing that was on the medium."""
+    size = reader.size()
+    if size == 0 or reader.pread(1, size - 1) == b"\n":
+        return size, b""
+    offset, torn = reader.tail()
+    return (size, torn) if offset >= synced or is_whole(torn) else (offset, torn)
+
+
 def loss_of(reader: Reader | None, synced: int, results: Any) -> Fault | None:
     """What a journal has lost of what was on the medium, where that is too much to go on.
 
@@ -197,11 +215,11 @@ def loss_of(reader: Reader | None, synced: int, results: Any) -> Fault | None:
         synced: bytes that were on the medium.
         results: how many results meta counts.
     """
-    size = 0 if reader is None else reader.size()
+    size, torn = (0, b"") if reader is None else _whole_lines(reader, synced)
     if size >= synced:
         return None
     counted = f" ({plural(results, 'result')})" if type(results) is int and results > 0 else ""
-    if reader is None or size == 0:
+    if reader is None or reader.size() == 0:
         return Fault(f"is gone or empty, and meta knows that it held records{counted}", "put the file back")
     lost = synced - size
     if lost * _LOST <= synced:
@@ -211,12 +229,12 @@ def loss_of(reader: Reader | None, synced: int, results: Any) -> Fault | None:
         lines = block.split(b"\n")
         lost -= CRC_SIZE * sum(b'"crc":' not in line for line in lines[:-1])
         longest = max(longest, *map(len, lines))
-    longest = max(longest, len(reader.tail()[1]))
+    longest = max(longest, len(_NO_TEXT.split(torn, 1)[0]))
     if lost * _LOST <= synced or lost <= longest + 1:
         return None
     return Fault(
-        f"has {size:,} bytes, and {synced:,} were on disk when meta was written{counted}: it was cut, or restored "
-        "half-way, or lines were deleted",
+        f"has {size:,} bytes of whole lines, and {synced:,} were on disk when meta was written{counted}: it was cut, "
+        "or restored half-way, or lines were deleted",
         "put the whole file back",
         has_rest=True,
     )

@@ -147,7 +147,9 @@ class Results(_Rows, Sequence[R]):
         with store.lock:
             self._places: array[int] = running.places()
             self._results, self._errors = store.results.reader, store.errors.reader
-            self._held = [reader.hold() for reader in (self._results, self._errors) if reader is not None]
+            has_errors = not store.errors.is_empty and any(NOT_RUN < place < 0 for place in self._places)
+            readers = (self._results, self._errors if has_errors else None)
+            self._held = [reader.hold() for reader in readers if reader is not None]
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
             loose = store.results.has_loose or store.errors.has_loose
             told = not loose and NOT_RUN not in self._places

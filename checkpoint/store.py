@@ -371,7 +371,8 @@ class Store:
             if fault is None and synced:
                 size = _size(shelf)
                 fault = loss_of(reader, synced, meta.get("completed_items"))
-                if size < synced and (fault is None or kind == "errors"):
+                is_short = fault is not None or size + 1 < synced  # without its last newline a file is whole
+                if is_short and (fault is None or kind == "errors"):
                     log.warning(
                         "%s has %d bytes, and %d were on disk when meta was written: lines were deleted, or the file "
                         "is an older copy; what they held is not known any more", path, size, synced,

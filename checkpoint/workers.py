@@ -322,7 +322,7 @@ class Processes:
     shares_blame = False
 
     def __init__(self, call: Call, count: int, report: Report, timeout: float | None = None) -> None:
-        call.shipped()  # what cannot travel is told before anything is started
+        call.shipped(sets=True)  # what cannot travel is told before anything is started
         self._call, self._count, self._report = call, count, report
         self._timeout = inf if timeout is None else timeout
         self._tasks: deque[Task] = deque()  # that no process has
@@ -439,12 +439,12 @@ class Processes:
             BrokenWorkers: it cannot load the call.
             FunctionChanged: the function is another one there.
         """
-        refusal = _agreed((yield self._call.shipped()))
+        refusal = _agreed((yield self._call.shipped(sets=True)))
         is_whole = bool(refusal)  # whether all travels by cloudpickle: a worker has not got the classes
         if refusal:
             why = f"worker processes cannot load {self._call.name}: "
             try:
-                whole = self._call.shipped_whole()
+                whole = self._call.shipped_whole(sets=True)
             except Exception as error:
                 raise BrokenWorkers(f"{why}{_told(refusal)}; {quote_error(error)}") from error
             if refusal := _agreed((yield whole)):

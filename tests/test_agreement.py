@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+from checkpoint.agreement import agreement_of
+from checkpoint.calls import Call
+from checkpoint.fingerprints import fingerprint
+
+TABLE = ["word"] * 20_000
 
 PROCESSES = 'executor="processes", workers=1, progress=False'
 HEAD = """
@@ -75,6 +80,24 @@ SET = [
         "cfg = C('large')",
         "cfg.model",
         "a frozen object that is replaced",
+    ),
+    (
+        "import enum\nclass Mode(enum.Enum):\n    A = 'small'\n    B = 'large'\nMODE = Mode.A",
+        "MODE = Mode.B",
+        "MODE.value",
+        "a member of an Enum",
+    ),
+    (
+        "import numpy as np\nA = np.zeros(2)",
+        "A = np.ones(2)",
+        "'large' if A.sum() == 2 else A.tolist()",
+        "an array that is replaced",
+    ),
+    (
+        "import numpy as np\nA = np.zeros(300_000)\nB = A",
+        "A[:] = 1",
+        "'large' if A.mean() == B.mean() == 1 else 'small'",
+        "an array that is filled",
     ),
     ("import lib", "lib.MODEL = 'large'", "lib.MODEL", "a variable of a module"),
     ("import lib", "lib.MODEL = 'large'", "lib.model()", "one that a function of the module reads"),
@@ -159,6 +182,60 @@ def test_workers_of_a_given_executor_are_compared_and_not_changed(tmp_path: Path
         """,
     )
     assert got.splitlines() == ["small", "(\"MODEL: 'large' → 'small'\",)", "large"]
+
+
+def test_an_array_that_cannot_be_set_is_an_error_too(tmp_path: Path) -> None:
+    """Where workers would compute with another one, nothing is paid."""
+    got = run(
+        tmp_path,
+        """
+        import multiprocessing
+        import numpy as np
+        from concurrent.futures import ProcessPoolExecutor
+        from checkpoint import FunctionChanged
+        SMALL, LARGE = np.zeros(3), np.zeros(2_000_000)
+        def f(n): return SMALL.sum()
+        def g(n): return LARGE.sum()
+        if __name__ == "__main__":
+            SMALL, LARGE = np.ones(3), np.ones(2_000_000)
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                for function, how in ((f, {"executor": pool}), (g, {"executor": "processes", "workers": 1})):
+                    try: print(checkpointed(function.__name__)(function).map([1], progress=False, **how))
+                    except FunctionChanged as error: print(str(error)[:60])
+        """,
+    )
+    assert got.splitlines() == [
+        f"{name} reads other values in worker processes than in this one (here"[:60] for name in "fg"
+    ]
+
+
+def read_table(n: int) -> str:
+    """A function that reads a large value."""
+    return TABLE[n]
+
+
+def test_tasks_of_a_given_executor_do_not_carry_the_values_that_are_compared() -> None:
+    """Its pickle goes with every task; only workers of ours are sent what may be set there, once each."""
+    function = read_table
+    call = Call(function, agreement=agreement_of(fingerprint, function))
+    assert len(call.shipped()) < 10_000 < len(TABLE) < len(call.shipped(sets=True))
+
+
+def test_a_function_that_is_chosen_under_the_guard_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """Starting the program again would change nothing."""
+    got = run(
+        tmp_path,
+        """
+        score = None
+        @checkpointed("g")
+        def f(n): return score(n)
+        if __name__ == "__main__":
+            score = lambda n: n + 1
+            f.map([1], PROCESSES)
+        """,
+    )
+    assert got.startswith("checkpoint.errors.FunctionChanged: worker processes run another f than this process does")
+    assert "if what it calls was chosen or set as the program runs" in got
 
 
 SAME = """

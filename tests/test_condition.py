@@ -94,6 +94,9 @@ KINDS = [
     (lambda data: b"\x00\x01binary\xff" * 900, "gone or empty|no journal|bytes", "file"),
     (lambda data: b"[" + data.strip().replace(b"\n", b",\n") + b"]", "JSON array", "jq"),
     (each_line(lambda record: json.dumps(record, indent=2)), "over several lines", "jq -c"),
+    (lambda data: data.replace(b"\n", b"\r"), "carriage returns", "in newlines again"),
+    (lambda data: data[:200].ljust(len(data), b"\0"), "0 bytes of whole lines", "check j"),
+    (lambda data: data[: len(data) // 2].ljust(len(data), b"\0"), "bytes of whole lines", "check j"),
     (lambda data: b"", "gone or empty", "put the file back"),
     (None, "gone or empty", "put the file back"),
     (lambda data: data[: len(data) // 2], "cut", "check j"),
@@ -324,6 +327,32 @@ def test_some_lines_that_are_gone_are_told(tmp_path: Path, journal: Path, caplog
     with caplog.at_level(logging.WARNING, "checkpoint"):
         job(tmp_path, calls).map(range(N), progress=False)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+def test_another_end_of_the_last_line_is_no_loss(
+    tmp_path: Path, journal: Path, end: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some editors take the last newline away; nothing was deleted, and nothing is said of it."""
+    journal.write_bytes(journal.read_bytes()[:-1] + end)
+    calls: list[int] = []
+    with caplog.at_level(logging.WARNING, "checkpoint"):
+        job(tmp_path, calls).map(range(N), progress=False)
+    assert (calls, caplog.text) == ([], "")
+
+
+def test_what_a_message_says_to_type_brings_the_journal_back(tmp_path: Path, journal: Path) -> None:
+    """With the file's path for FILE, and as it stands."""
+    whole = journal.read_bytes()
+    for change in (gzip.compress, lambda data: data.replace(b"\n", b"\r"), lambda data: data.decode().encode("utf-16")):
+        journal.write_bytes(change(whole))
+        with pytest.raises(JournalLost) as caught:
+            job(tmp_path, []).map(range(N), progress=False)
+        found = re.search(r"\(((?:gunzip|python) .*?FILE)\);", str(caught.value))
+        assert found is not None, str(caught.value)
+        typed = found[1].replace("UNPACKED", str(tmp_path / "unpacked")).replace("FILE", str(journal))
+        subprocess.run(re.sub("^python", sys.executable, typed), shell=True, check=True)
+        assert journal.read_bytes() == whole
 
 
 def test_errors_that_are_gone_are_told_and_stop_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -134,6 +134,7 @@ def test_an_idle_checkpoint_has_no_descriptor_and_its_results_have_one(tmp_path:
     results = function.map([1], progress=False)
     journal._let_go_of_idle(0)
     assert (descriptors(path), results[0]) == (1, 1)
+    assert descriptors(tmp_path / "idle_errors.jsonl") == 0, "none of its items failed"
     del results
     journal._let_go_of_idle(0)
     assert descriptors(path) == 0
