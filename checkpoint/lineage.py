@@ -309,7 +309,12 @@ class Lineage:
         if self._label is None:
             named = [name if name.replace(".", "").isidentifier() else "…" for name in drift.names]
             version = f"[{', '.join(named)}]" if len(named) > 1 else (*named, "…")[0]
-            rows.append(('on_change="recompute"', "the old results are computed anew"))
+            if drift.stale:
+                rows.append(('on_change="recompute"', "the old results are computed anew"))
+            else:  # of code that nobody can compare, none is computed anew because of an option set long ago
+                rows.append(
+                    (f"{self._short}.clear(list({self._short}.results))", "forget them: they are computed anew")
+                )
             rows.append((f"version={version}", "keep both apart, by a name of what results depend on"))
         else:
             rows.append(("version=…", "another version: its results are computed anew, and the old ones stay"))
