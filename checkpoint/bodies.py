@@ -7,6 +7,7 @@ compared in every case: in a code object its texts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -22,6 +23,7 @@ from checkpoint.syntax import PYTHON, Syntax, constants_of, hashed, instructions
 
 __all__ = ["Bodies", "BodyReader", "Compared", "compare", "texts_within"]
 
+_FIELDS = re.compile(r"\{[^{}]*\}")
 _MOST_TEXT = 60
 _MOST_CODE = 24
 _MOST_PARTS = 10_000
@@ -226,14 +228,18 @@ def _shown(name: str, value: Any, most: int) -> str:
 
 
 def texts_within(values: Iterable[Any]) -> set[str]:
-    """The digests of texts in containers, as in a table of prompts."""
+    """The digests of texts, in containers too, and of what f-strings are that are made of them.
+
+    So a text is not gone that moved into a constant: `f"Sum up: {x}"` into "Sum up: " or "Sum up: {x}".
+    """
     found: set[str] = set()
     todo, left = list(values), _MOST_PARTS
     while todo and left > 0:
         one = todo.pop()
         left -= 1
         if type(one) is str and is_text(one):
-            found.add(_digest_of(one))
+            for text in {one, _FIELDS.sub("{}", one)}:
+                found.update(map(_digest_of, (text, text + "{}", "{}" + text, "{}" + text + "{}")))
         elif type(one) in (list, tuple, dict):
             todo += islice(one.values() if type(one) is dict else one, left)
     return found
