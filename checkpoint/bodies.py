@@ -291,6 +291,11 @@ def _pairs(then: Bodies, now: Bodies) -> list[_Pair]:
     for label, digest in then.parts.items():
         if label not in names and digest in free:
             names[label] = free.pop(digest)
+    if then.python == now.python:  # a source that is run where there is none, as by exec
+        objects = {now.objects[label].digest: label for label in free.values()}
+        for label in [one for one in then.parts if one not in names]:
+            if (found := objects.pop(then.objects[label].digest, None)) is not None:
+                names[label] = found
     return [_pair(then, now, old, new) for old, new in names.items()]
 
 

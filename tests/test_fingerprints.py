@@ -267,6 +267,20 @@ def test_a_text_that_moves_into_a_constant_is_not_gone(inline: str, text: str, r
     assert changes(old.digest, old.detail(), edited).values
 
 
+def test_a_source_that_is_run_without_a_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file says it first, and then a cell that nobody keeps."""
+    source = "P = 'p'\ndef g(x):\n    return P, x, 'a text of three words'\ndef f(x):\n    return g(x)\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "jobs_of_a_file.py").write_text(source)
+    old = fingerprint(__import__("jobs_of_a_file").f)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell 3>", "exec"), scope)
+    now = fingerprint(scope["f"])
+    assert old is not None
+    assert now is not None
+    assert changes(old.digest, old.detail(), now) == ([], [], [])
+
+
 def test_a_text_that_takes_the_place_of_another_is_a_changed_value() -> None:
     """PROMPT_1 is kept, and the function reads PROMPT_2; or one is renamed and edited at once."""
     old = of("A = 'Sum up {} for a child'\ndef f(x):\n    return A.format(x)\n")
