@@ -7,6 +7,7 @@ compared in every case: in a code object its texts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -33,6 +34,7 @@ from checkpoint.syntax import PYTHON, Syntax, constants_of, hashed, instructions
 
 __all__ = ["Bodies", "BodyReader", "Compared", "compare", "counterparts", "texts_within"]
 
+_FIELDS = re.compile(r"\{[^{}]*\}")
 _MOST_TEXT = 60
 _MOST_CODE = 24
 _MOST_PARTS = 10_000
@@ -248,14 +250,18 @@ def _shown(name: str, value: Any, most: int) -> str:
 
 
 def texts_within(values: Iterable[Any]) -> set[str]:
-    """The digests of texts in containers, as in a table of prompts."""
+    """The digests of texts, in containers too, and of what f-strings are that are made of them.
+
+    So a text is not gone that moved into a constant: `f"Sum up: {x}"` into "Sum up: " or "Sum up: {x}".
+    """
     found: set[str] = set()
     todo, left = list(values), _MOST_PARTS
     while todo and left > 0:
         one = todo.pop()
         left -= 1
         if type(one) is str and is_text(one):
-            found.add(_digest_of(one))
+            for text in {one, _FIELDS.sub("{}", one)}:
+                found.update(map(_digest_of, (text, text + "{}", "{}" + text, "{}" + text + "{}")))
         elif type(one) in (list, tuple, dict):
             todo += islice(one.values() if type(one) is dict else one, left)
     return found
@@ -312,6 +318,11 @@ def _pairs(then: Bodies, now: Bodies) -> list[_Pair]:
     for label, digest in then.parts.items():
         if label not in names and digest in free:
             names[label] = free.pop(digest)
+    if then.python == now.python:  # a source that is run where there is none, as by exec
+        objects = {now.objects[label].digest: label for label in free.values()}
+        for label in [one for one in then.parts if one not in names]:
+            if (found := objects.pop(then.objects[label].digest, None)) is not None:
+                names[label] = found
     return [_pair(then, now, old, new) for old, new in names.items()]
 
 

@@ -1,8 +1,8 @@
-"""Find the variables of a source that each process sets to something else: times, ids, hosts, directories.
+"""Find the variables of a source that each process sets to something else: times, ids, hosts, directories, API keys.
 
 The promise: `T0 = time.time()` and what is made of it by operators, texts and paths is no parameter of a function that
-reads it. Whatever a process loads or computes by other calls is none of these, wherever its file lies: a prompt that
-is read from ``Path(__file__).parent`` counts.
+reads it. A prompt that a date stands in counts less the date. Whatever a process loads or computes by other calls is
+none of these, wherever its file lies: a prompt that is read from ``Path(__file__).parent`` counts.
 """
 
 from __future__ import annotations
@@ -11,13 +11,22 @@ import ast
 import linecache
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from checkpoint.literals import is_text, pieces_of
 from checkpoint.statics import dict_of, is_own_module
 from checkpoint.syntax import is_own_file
 
-__all__ = ["is_clock_attribute", "omitted_of"]
+__all__ = ["SURROUNDINGS", "Rest", "is_clock_attribute", "omitted_of", "rest_of"]
+
+# Variables of the environment that tell a process where it runs, and as whom.
+SURROUNDINGS = re.compile(
+    r"(?:HOME|USER|USERNAME|LOGNAME|HOST|HOSTNAME|PWD|OLDPWD|PATH|TMPDIR|TEMP|TMP|TZ|LANG|LANGUAGE|SHELL|TERM|DISPLAY|"
+    r"COLUMNS|LINES|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|CUDA_VISIBLE_DEVICES|VIRTUAL_ENV|"
+    r"(?:LC|XDG|SLURM|PBS|SGE|LSB|OMP|MKL|OPENBLAS|CONDA|SSH|CI|GITHUB|JPY|CHECKPOINT)(?:_\w*)?|PYTHON\w*"
+    r"|\w*(?:API_?KEY|TOKEN(?!S)|PASSWORD|PASSWD|SECRET|CREDENTIALS?|ACCESS_KEY)\w*)"
+)
 
 _CLOCKS = {
     "time": "time time_ns monotonic monotonic_ns perf_counter perf_counter_ns process_time process_time_ns thread_time "
@@ -44,7 +53,7 @@ _CLOCKS = {
 }
 _CALLS = frozenset(f"{module}.{name}" for module, names in _CLOCKS.items() for name in names.split())
 _KEEPING = frozenset({  # calls that only write a time, id or path in another way
-    "str", "int", "float", "repr", "round", "abs", "min", "max", "format", "hash", "id", "tuple", "list",
+    "str", "int", "float", "bool", "repr", "round", "abs", "min", "max", "format", "hash", "id", "tuple", "list",
     "pathlib.Path", "pathlib.PurePath", "pathlib.PosixPath", "os.fspath", "time.mktime", "uuid.UUID",
     "datetime.datetime.fromtimestamp", "datetime.datetime.utcfromtimestamp", "hashlib.md5", "hashlib.sha1",
     "hashlib.sha256", "os.path.join", "os.path.dirname", "os.path.basename", "os.path.normpath", "os.path.splitext",
@@ -69,14 +78,29 @@ class _Clocks(NamedTuple):
             attributes that are meant, or None for all of it.
         attributes: of objects, wherever they are set.
         imports: names, with the modules and names that they stand for.
+        rests: by scope, what else the variables are made of.
     """
 
     names: dict[str, dict[str, frozenset[str] | None]]
     attributes: frozenset[str]
     imports: dict[str, str]
+    rests: dict[str, dict[str, Rest]]
 
 
-_NONE = _Clocks({}, frozenset(), {})
+class Rest(NamedTuple):
+    """What a variable is made of besides times, ids, hosts and directories.
+
+    Attributes:
+        texts: that say what is computed, with "{}" in the place of each part that varies.
+        names: of variables.
+    """
+
+    texts: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+_NOTHING = Rest()
+_NONE = _Clocks({}, frozenset(), {}, {})
 
 
 def omitted_of(
@@ -101,6 +125,11 @@ def omitted_of(
         if type(file) is str:
             return omitted_of(file, "", original, modules, depth + 1)
     return frozenset()
+
+
+def rest_of(path: str, scope: str, name: str) -> Rest:
+    """What else a variable is made of, of which all or some entries are omitted."""
+    return _clocks_of(path).rests.get(scope, {}).get(name, _NOTHING)
 
 
 def is_clock_attribute(path: str, name: str) -> bool:
@@ -133,7 +162,7 @@ def _read(text: str) -> _Clocks:
         return _NONE
     reader = _Reader()
     reader.visit(tree)
-    return _Clocks(reader.names, frozenset(reader.attributes), reader.imports)
+    return _Clocks(reader.names, frozenset(reader.attributes), reader.imports, reader.rests)
 
 
 class _Reader(ast.NodeVisitor):
@@ -143,8 +172,9 @@ class _Reader(ast.NodeVisitor):
         self.names: dict[str, dict[str, frozenset[str] | None]] = {}
         self.attributes: set[str] = set()
         self.imports: dict[str, str] = {}
+        self.rests: dict[str, dict[str, Rest]] = {}
         self._scope = ""
-        self._functions: set[str] = set()  # whose results are such
+        self._functions: dict[str, Rest] = {}  # whose results are such
 
     def visit_Import(self, node: ast.Import) -> None:
         for one in node.names:
@@ -167,11 +197,9 @@ class _Reader(ast.NodeVisitor):
         ]:
             if default is not None and self._is_clock(default):
                 self.names.setdefault(inner, {})[argument.arg] = None
-        if not self._scope and any(
-            isinstance(one, ast.Return) and one.value is not None and self._is_clock(one.value)
-            for one in ast.walk(node)
-        ):
-            self._functions.add(node.name)
+        returned = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None]
+        if not self._scope and (clocks := [value for value in returned if self._is_clock(value)]):
+            self._functions[node.name] = Rest(self._rest(clocks).texts)
         self._within(node)
 
     visit_AsyncFunctionDef = visit_FunctionDef
@@ -209,6 +237,10 @@ class _Reader(ast.NodeVisitor):
                 held = self.names.setdefault(self._scope, {})
                 if entries is None or entries:
                     held[target.id] = entries
+                    parts = [value] if entries is None else [part for _, part in self._entries(value)]
+                    self.rests.setdefault(self._scope, {})[target.id] = self._rest(
+                        [part for part in parts if self._is_clock(part)]
+                    )
             elif isinstance(target, ast.Attribute) and entries is None:
                 self.attributes.add(target.attr)
             elif isinstance(target, ast.Subscript) and entries is None and isinstance(target.value, ast.Name):
@@ -222,17 +254,35 @@ class _Reader(ast.NodeVisitor):
 
     def _clock_entries(self, value: ast.expr) -> frozenset[str]:
         """The entries of a dict, or the keyword arguments of a call, that are such."""
+        return frozenset(key for key, part in self._entries(value) if self._is_clock(part))
+
+    def _entries(self, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
         if isinstance(value, ast.Dict):
-            pairs = [
-                (key.value, part)
-                for key, part in zip(value.keys, value.values, strict=True)
-                if isinstance(key, ast.Constant)
-            ]
+            for key, part in zip(value.keys, value.values, strict=True):
+                if isinstance(key, ast.Constant):
+                    yield str(key.value), part
         elif isinstance(value, ast.Call):
-            pairs = [(keyword.arg, keyword.value) for keyword in value.keywords]
-        else:
-            return frozenset()
-        return frozenset(str(key) for key, part in pairs if self._is_clock(part))
+            for keyword in value.keywords:
+                yield str(keyword.arg), keyword.value
+
+    def _rest(self, values: list[ast.expr]) -> Rest:
+        """The texts and variables of expressions, those of which a variable within them is made included."""
+        texts: list[str] = []
+        names: list[str] = []
+        todo: list[ast.AST] = list(reversed(values))
+        while todo:
+            node = todo.pop()
+            if isinstance(node, ast.Name):
+                known = self.rests.get(self._scope, {}).get(node.id) or self._functions.get(node.id)
+                texts += known.texts if known else ()
+                names += known.names if known else (node.id,)
+            elif (pieces := pieces_of(node)) is not None:
+                text = "".join(piece if isinstance(piece, str) else "{}" for piece in pieces)
+                texts += [text] if is_text(text) else []
+                todo += [piece for piece in reversed(pieces) if isinstance(piece, ast.AST)]
+            else:
+                todo += reversed(list(ast.iter_child_nodes(node)))
+        return Rest(tuple(texts), tuple(names))
 
     def _dotted(self, node: ast.expr) -> str:
         if isinstance(node, ast.Name):
@@ -252,6 +302,8 @@ class _Reader(ast.NodeVisitor):
             return self._is_clock_call(node)
         if isinstance(node, ast.Attribute):
             return self._dotted(node) in _CALLS or self._is_clock(node.value)
+        if isinstance(node, ast.Subscript) and self._dotted(node.value) == "os.environ":
+            return _is_surrounding(node.slice)
         if isinstance(node, (ast.Lambda, ast.Dict, ast.Constant)):
             return False
         if isinstance(node, ast.IfExp):
@@ -262,6 +314,8 @@ class _Reader(ast.NodeVisitor):
         name = self._dotted(node.func)
         if name in _CALLS or name in self._functions:
             return True
+        if name in _OF_ENVIRONMENT:
+            return bool(node.args) and _is_surrounding(node.args[0])
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
         factory = next((keyword.value for keyword in node.keywords if keyword.arg == "default_factory"), None)
         if factory is not None:
@@ -271,6 +325,14 @@ class _Reader(ast.NodeVisitor):
         if isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
             return self._is_clock(node.func.value) or any(map(self._is_clock, given))
         return False
+
+
+_OF_ENVIRONMENT = frozenset({"os.getenv", "os.environ.get", "os.environ.setdefault", "os.environ.pop"})
+
+
+def _is_surrounding(node: ast.expr) -> bool:
+    """Whether an expression is the name of a variable that tells a process where it runs, and as whom."""
+    return isinstance(node, ast.Constant) and type(node.value) is str and bool(SURROUNDINGS.fullmatch(node.value))
 
 
 def _parts_of(node: ast.AST) -> list[ast.AST]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import getattr_static
@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 from checkpoint.bodies import Bodies, compare, counterparts, texts_within
 from checkpoint.dependencies import dependencies_of, ignored_names, is_ignored
 from checkpoint.errors import InvalidOption, shorten
+from checkpoint.literals import is_text
 from checkpoint.readings import read
 from checkpoint.spelling import Value, name_of, value_of
 from checkpoint.statics import of_class, static_attributes
@@ -64,6 +65,7 @@ class Fingerprint:
     _function: Any = field(repr=False, compare=False)
     _options: dict[str, Any] = field(repr=False, compare=False)
     _held: dict[str, Any] = field(repr=False, compare=False)
+    _texts: dict[str, str] = field(repr=False, compare=False)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -146,7 +148,7 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
         lost = ["a value that it reads (which one is no longer known)"] if old_code == new_code else []
         return Changes(lost, [] if lost else ["its code"], [])
     ignored = (*then.ignored, *now.ignored)
-    known = {value.digest for value in now.values.values()} | texts_within(now._held.values())
+    known = {value.digest for value in now.values.values()} | texts_within((now._held, now._texts))
     before = _without(then.bodies, ignored, counterparts(then.bodies, now.bodies))
     compared = compare(before, _without(now.bodies, ignored), known)
     values: list[str] = []
@@ -167,6 +169,9 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
         names.append(name)
         shown = _INCOMPARABLE if old is None else shorten(str(old[1]), 80)
         values.append(f"{name}: {shown} → {_INCOMPARABLE if new is None else new.shown}")
+    for name, new_name, value in () if compared.same else _replaced(then, now, known, ignored):
+        names.append(new_name)
+        values.append(f"{name}: {shorten(str(then.values[name][1]), 80)} → {new_name}, {value.shown}")
     looked = [
         f"{name}: {shorten(str(then.looked[name][1]), 80)} → {value.shown}"
         for name, value in now.looked.items()
@@ -192,6 +197,31 @@ def _variable(function: FunctionType, name: str) -> Any:
     """What a function sees under a name; an error where that is nothing."""
     cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     return cells[name].cell_contents if name in cells else function.__globals__[name]
+
+
+def _replaced(
+    then: _Then, now: Fingerprint, known: set[str], ignored: tuple[str, ...]
+) -> Iterator[tuple[str, str, Value]]:
+    """Each text that the code read and that is gone, with the name and value of the text that it reads instead.
+
+    So PROMPT_2 takes the place of PROMPT_1, or one is renamed and edited at once.
+    """
+    there = known | {entry.digest for entries in now.bodies.literals.values() for entry in entries}
+    was = {digest for digest, *_ in then.values.values()}
+    was |= {entry.digest for entries in then.bodies.literals.values() for entry in entries}
+    came = [
+        name
+        for name, text in now._texts.items()
+        if name not in then.values and name in now.values and is_text(text) and now.values[name].digest not in was
+    ]
+    for name, (digest, told, *_) in then.values.items():
+        is_gone = name not in now.values and digest not in there and not is_ignored(name, ignored)
+        if came and is_gone and (_LONG_TEXT.fullmatch(str(told)) or (str(told)[:1] in "'\"" and is_text(str(told)))):
+            new = came.pop(0)
+            yield name, new, now.values[new]
+
+
+_LONG_TEXT = re.compile(r"a str of [\d,]+ characters")
 
 
 class _Then(NamedTuple):
@@ -291,7 +321,7 @@ def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any) -> Fi
         {name: cls for name, cls in found.unread.items() if not is_ignored(name, ignored)},
         ignored,
         tuple(one for one in ignored if not any(is_ignored(name, (one,)) for name in known)),
-        function, {"bound": bound, "depends": depends, "ignore": ignore}, found.held,
+        function, {"bound": bound, "depends": depends, "ignore": ignore}, found.held, found.texts,
     )  # fmt: skip
 
 

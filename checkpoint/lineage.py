@@ -308,7 +308,12 @@ class Lineage:
         command = f"{command_line('accept', records.name, directory)} {drift.question}"
         rows = [(command, f"the old results are still right; in Python: {self._short}.accept()")]
         if self._label is None:
-            rows.append(('on_change="recompute"', "in the decorator: the old results are computed anew"))
+            if drift.stale:
+                rows.append(('on_change="recompute"', "in the decorator: the old results are computed anew"))
+            else:  # of code that nobody can compare, none is computed anew because of an option set long ago
+                rows.append(
+                    (f"{self._short}.clear(list({self._short}.results))", "forget them: they are computed anew")
+                )
             version = self._version_to_write(records, drift)
             rows.append((f"version={version}", "in the decorator: keeps both apart, by a name of what they depend on"))
         else:

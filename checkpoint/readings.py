@@ -37,9 +37,10 @@ from typing import Any, NamedTuple
 import wrapt
 
 from checkpoint.bodies import Bodies, BodyReader
-from checkpoint.clocks import is_clock_attribute, omitted_of
+from checkpoint.clocks import SURROUNDINGS, is_clock_attribute, omitted_of, rest_of
 from checkpoint.fields import Field, classes_within, docstring_of, fields_of
-from checkpoint.spelling import Value, array_value, is_array, is_plain, value_of
+from checkpoint.literals import is_text
+from checkpoint.spelling import SECRET_NAME, SECRET_TEXT, Value, array_value, is_array, is_plain, value_of
 from checkpoint.statics import (
     ABSENT,
     dict_of,
@@ -85,13 +86,6 @@ _WRITERS = frozenset(
     {"write_text", "write_bytes", "write", "writelines", "touch", "unlink", "dump", "mkdir", "savefig"}
 )
 _WRITING = re.compile(r"[rwaxbt]*[wax+][bt+]*")
-# What a process is told of where it runs, and as whom.
-_SURROUNDINGS = re.compile(
-    r"(?:HOME|USER|USERNAME|LOGNAME|HOST|HOSTNAME|PWD|OLDPWD|PATH|TMPDIR|TEMP|TMP|TZ|LANG|LANGUAGE|SHELL|TERM|DISPLAY|"
-    r"COLUMNS|LINES|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|CUDA_VISIBLE_DEVICES|VIRTUAL_ENV|"
-    r"(?:LC|XDG|SLURM|PBS|SGE|LSB|OMP|MKL|OPENBLAS|CONDA|SSH|CI|GITHUB|JPY|CHECKPOINT)(?:_\w*)?|PYTHON\w*"
-    r"|\w*(?:API_?KEY|TOKEN(?!S)|PASSWORD|PASSWD|SECRET|CREDENTIALS?|ACCESS_KEY)\w*)"
-)
 
 
 class Found(NamedTuple):
@@ -103,6 +97,7 @@ class Found(NamedTuple):
         looked: values whose differences are told, and never refused: arrays, files, and variables of the environment.
         held: by name of a value, the container or object that holds it.
         unread: names of values that cannot be compared, with their classes.
+        texts: the values that are texts, by name.
     """
 
     bodies: Bodies
@@ -110,6 +105,7 @@ class Found(NamedTuple):
     looked: dict[str, Value]
     held: dict[str, Any]
     unread: dict[str, str]
+    texts: dict[str, str]
 
 
 class _At(NamedTuple):
@@ -177,6 +173,9 @@ class _Reading:
         self._bindings: set[tuple[Any, ...]] = set()
         self._texts: list[tuple[str, tuple[str, ...]]] = []  # that may name files, with the path of the code
         self._reads_files = False
+        self._paths: dict[tuple[Any, ...], str] = {}  # of files, which lie elsewhere on each machine
+        self._written: set[tuple[Any, ...]] = set()  # places of paths that the code writes to
+        self._written_names: set[str] = set()  # and attributes of code that writes files
 
     def read(self, extra: tuple[Any, ...]) -> Found:
         self._follow(_At((), "", "", self._root))
@@ -189,8 +188,8 @@ class _Reading:
                 self._follow_attributes()
         for at in self._instances:
             self._read_instance(at)
-        values, held, unread = self._values()
-        return Found(self._bodies.bodies(), values, self._looked(), held, unread)
+        values, held, unread, texts = self._values()
+        return Found(self._bodies.bodies(), values, self._looked(), held, unread, texts)
 
     # functions
 
@@ -277,7 +276,7 @@ class _Reading:
         self._names |= uses.names
         if function.__name__ not in _BUILDERS:
             self._stored |= uses.stored
-        self._read_files(code, uses)
+        writes = self._read_files(code, uses)
         self._read_defaults(function, name)
         beneath = dict_of(function)
         for attribute in ("__wrapped__", "registry"):
@@ -285,6 +284,8 @@ class _Reading:
                 self._follow(_At((), "", name, beneath[attribute]))
         for use in uses.outer:
             at = self._variable(function, use.ref, name)
+            if writes or (at is None and self._is_written_by(use, function)):
+                self._written.add(self._place_of(function, use.ref))
             if use.how in ("set", "changed"):
                 self._mark(at, function, use)
             elif at is not None:
@@ -331,11 +332,30 @@ class _Reading:
         is_code = type(value) in (FunctionType, ModuleType, BuiltinFunctionType) or issubclass(type(value), type)
         if not is_code:
             for scope_name in scopes:
-                found = omitted_of(function.__code__.co_filename, scope_name, name, sys.modules)
+                path = function.__code__.co_filename
+                found = omitted_of(path, scope_name, name, sys.modules)
+                if found is None or found:
+                    self._read_rest(path, scope_name, place, name, function)
                 if found is None:
+                    self._note_path(place, value)
                     return None
                 omitted |= found
         return _At(place, name, owner, value, omitted=omitted)
+
+    def _read_rest(self, path: str, scope: str, place: tuple[Any, ...], name: str, function: FunctionType) -> None:
+        """Note what else a variable that holds a time, id or host is made of, such as the rest of a prompt."""
+        rest = rest_of(path, scope, name)
+        for number, text in enumerate(rest.texts):
+            self._note(_At((*place, number), name, scope, text))
+        for one in rest.names if not scope else ():
+            value = function.__globals__.get(one)
+            if is_plain(value) and (rest.texts or (type(value) is str and is_text(value))):
+                self._note(_At((id(function.__globals__), one), one, "", value))
+
+    def _note_path(self, place: tuple[Any, ...], value: Any) -> None:
+        """A path of this machine may name a file that is read."""
+        if _is_path(value):
+            self._paths[place] = str(value)
 
     def _walk(self, at: _At, path: tuple[Step, ...]) -> Iterator[tuple[_At, tuple[Step, ...]]]:
         """The parts that steps lead to, each with the steps that lead no further."""
@@ -366,7 +386,7 @@ class _Reading:
         if step.kind == ".":
             return self._attribute(at, key)
         if value is os.environ and type(key) is str:
-            if _SURROUNDINGS.fullmatch(key):
+            if SURROUNDINGS.fullmatch(key):
                 return at._replace(name="")
             return at.part((id(value), key), f'os.environ["{key}"]', os.environ.get(key), value)
         if key in at.omitted:
@@ -519,6 +539,8 @@ class _Reading:
             self._read_whole(at)
             return
         uses, name = uses_of(function.__code__), place
+        if _is_path(at.value) and _writes(uses):
+            self._written.add(at.place)
         if type(place) is int:
             name = uses.arguments[place + shift] if place + shift < len(uses.arguments) else None
         if name not in uses.followed or type(at.value) in _SCALARS:
@@ -599,6 +621,8 @@ class _Reading:
         if kind in _SCALARS:
             return
         self._follow(at)
+        if kind is ModuleType:
+            self._read_module(at)
         for one in _elements(at.value):
             if is_array(one):
                 self._note(at.part((id(at.value), id(one)), f"{at.name}[…]", one))
@@ -610,6 +634,20 @@ class _Reading:
                 if not (name.startswith("__") or name in at.omitted or self._is_clock(kind, name)):
                     part = at.part((id(at.value), name), f"{at.name}.{name}", value, at.value)
                     self._read_whole(part, depth + 1)
+
+    def _read_module(self, at: _At) -> None:
+        """A module of the user's own that is handed on, as by `getattr(prompts, name)`: its constants and functions."""
+        held = dict_of(at.value)
+        if not is_own_module(held.get("__name__")):
+            return
+        for name, value in list(held.items())[:_MOST_ELEMENTS]:
+            part = None if name.startswith("_") else self._module_part(at, name)
+            if part is None or not part.name:
+                continue
+            if is_plain(value):
+                self._note(part)
+            elif type(value) is FunctionType and value.__globals__ is held:
+                self._follow(part)
 
     def _read_class(self, at: _At, *, documents: bool = False) -> None:
         """The defaults of a class of data, whose objects the code makes; of an Enum, its members."""
@@ -758,16 +796,26 @@ class _Reading:
 
     # files
 
-    def _read_files(self, code: CodeType, uses: Uses) -> None:
-        """Whether the code reads files, and the texts that may be their names."""
-        opened = [use for use in uses.outer if use.ref == _OPEN and use.how == "called"]
-        modes = [given.value for use in opened for given in use.given[1:2] if type(given) is Const]
-        writes = any(type(mode) is str and _WRITING.fullmatch(mode) for mode in modes)
-        if writes or not uses.names.isdisjoint(_WRITERS):
-            return
-        self._reads_files |= bool(opened) or not uses.names.isdisjoint(_READERS)
+    def _place_of(self, function: FunctionType, ref: Ref) -> tuple[Any, ...]:
+        if ref.root == "global":
+            return (id(function.__globals__), ref.name)
+        return (id(_cells(function).get(ref.name)), "")
+
+    def _is_written_by(self, use: Use, function: FunctionType) -> bool:
+        """Whether a path is given to a function that writes files."""
+        callee = self._callee(use.callee, function)[0] if use.how == "argument" else None
+        return callee is not None and _writes(uses_of(callee.__code__))
+
+    def _read_files(self, code: CodeType, uses: Uses) -> bool:
+        """Note the texts that may name files which the code reads; whether it writes some instead."""
+        if _writes(uses):
+            self._written_names |= uses.names
+            return True
+        opened = any(use.ref == _OPEN and use.how == "called" for use in uses.outer)
+        self._reads_files |= opened or not uses.names.isdisjoint(_READERS)
         if uses.texts:
             self._texts.append((code.co_filename, uses.texts))
+        return False
 
     def _looked(self) -> dict[str, Value]:
         """Arrays, variables of the environment, and files that the code names and reads.
@@ -786,9 +834,10 @@ class _Reading:
         if not self._reads_files:
             return found
         named = {text: os.path.dirname(path) for path, texts in self._texts for text in texts}
-        for at, _ in self._reads.values():
-            if (type(at.value) is str and len(at.value) < 200) or issubclass(type(at.value), PurePath):
-                named.setdefault(str(at.value), "")
+        for place, path in [*((at.place, at.value) for at, _ in self._reads.values()), *self._paths.items()]:
+            is_attribute = place[-1:] and place[-1] in self._written_names
+            if _is_path(path) and place not in self._written and not is_attribute:
+                named.setdefault(str(path), "")
         for text, directory in named.items():
             for path in (text, os.path.join(directory, text)) if directory else (text,):
                 if (value := _file_value(path)) is not None:
@@ -812,12 +861,28 @@ class _Reading:
             id(at.value) in self._entered and not is_own_class(type(at.value))
         )
 
-    def _values(self) -> tuple[dict[str, Value], dict[str, Any], dict[str, str]]:
+    def _is_secret(self, at: _At) -> bool:
+        """Whether a value is an API key or the like that the environment gives: another one changes no result."""
+        value = at.value
+        if type(value) is not str or not 8 <= len(value) < 1000:
+            return False
+        if not (SECRET_NAME.search(at.name) or SECRET_TEXT.search(value)):
+            return False
+        return not self._secrets.isdisjoint((value, value.rpartition(" ")[2]))
+
+    @cached_property
+    def _secrets(self) -> frozenset[str]:
+        return frozenset(
+            value for name, value in os.environ.items() if len(value) >= 8 and SURROUNDINGS.fullmatch(name)
+        )
+
+    def _values(self) -> tuple[dict[str, Value], dict[str, Any], dict[str, str], dict[str, str]]:
         values: dict[str, Value] = {}
         held: dict[str, Any] = {}
         unread: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for at, deep in self._reads.values():
-            if at.holder is os.environ or self._is_state(at):
+            if at.holder is os.environ or self._is_state(at) or self._is_secret(at):
                 continue
             value = value_of(at.name, _without(at.value, at.omitted), deep=deep)
             if value is None:
@@ -831,7 +896,9 @@ class _Reading:
                 name += "'"
             values[name] = value
             held[name] = at.value if type(at.value) in _HOLDERS else at.holder
-        return values, held, unread
+            if type(at.value) is str:
+                texts[name] = at.value
+        return values, held, unread, texts
 
 
 _OPEN, _ANY = Ref("global", "open"), Step("*")
@@ -863,6 +930,19 @@ def _elements(value: Any) -> Iterator[Any]:
         yield from islice(base.__iter__(value), _MOST_ELEMENTS)
     elif issubclass(kind, dict) and not is_plain(value):
         yield from islice(dict.values(value), _MOST_ELEMENTS)
+
+
+def _writes(uses: Uses) -> bool:
+    """Whether the code writes files."""
+    opened = [use for use in uses.outer if use.ref == _OPEN and use.how == "called"]
+    modes = [given.value for use in opened for given in use.given[1:2] if type(given) is Const]
+    writes = any(type(mode) is str and _WRITING.fullmatch(mode) for mode in modes)
+    return writes or not uses.names.isdisjoint(_WRITERS)
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value may be the name of a file."""
+    return (type(value) is str and 0 < len(value) < 200) or issubclass(type(value), PurePath)
 
 
 def _quoted(key: Any) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -550,6 +551,25 @@ def test_a_checkpoint_of_another_algorithm_opens_neither_refused_nor_silent(tmp_
     for command in re.findall(r"^ +checkpoint (accept .*?)  #", said, re.M):
         assert main([*shlex.split(command), "--dir", str(tmp_path / "checkpoints")]) == 0
     assert run_job(tmp_path) == (results, "")
+
+
+def test_the_way_out_of_code_that_cannot_be_compared_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No option computes such results anew, so the message has a line that forgets them."""
+    shutil.copy(OLD / "job.py", tmp_path)
+    shutil.copytree(OLD / "journals", tmp_path / "checkpoints")
+    job = runpy.run_path("job.py")
+    for on_change in (None, "recompute"):
+        job["summarize"].options(on_change=on_change).map(job["DOCS"], progress=False)
+    assert "called" not in capsys.readouterr().err
+    assert 'on_change="recompute"' not in caplog.text
+    (forget,) = {*re.findall(r"^ +(\S+\.clear\(.*?)  #", caplog.text, re.M)}
+    eval(forget, job)
+    caplog.clear()
+    job["summarize"].map(job["DOCS"], progress=False)
+    assert capsys.readouterr().err.count("called") == 3
+    assert caplog.text == ""
 
 
 def test_a_line_of_another_kind_is_skipped_and_is_no_damage(caplog: pytest.LogCaptureFixture) -> None:

@@ -247,6 +247,51 @@ def test_fingerprints_of_another_kind_are_unknown_and_never_changed(digest: str,
     assert changes(digest, now.detail(), now) == ([], [], [])
 
 
+MOVED = [
+    ('f"Sum up {x} for a child"', "Sum up {x} for a child", "P.format(x=x)", "an f-string into a template"),
+    ('f"Sum up for a child: {x}"', "Sum up for a child: ", "P + str(x)", "an f-string into its beginning"),
+    ('f"{x}: sum this up for a child"', ": sum this up for a child", "str(x) + P", "an f-string into its end"),
+    ('"Sum up for a child: " + str(x)', "Sum up for a child: ", "P + str(x)", "a part of a concatenation"),
+    ('"Sum up {} for a child".format(x)', "Sum up {} for a child", "P.format(x)", "a text itself"),
+]
+
+
+@pytest.mark.parametrize(("inline", "text", "read", "reason"), MOVED, ids=[reason for *_, reason in MOVED])
+def test_a_text_that_moves_into_a_constant_is_not_gone(inline: str, text: str, read: str, reason: str) -> None:
+    """The code differs, and the text is what it was; with another text it is not."""
+    old = of(f"def f(x):\n    return {inline}\n")
+    moved = of(f"P = {text!r}\ndef f(x):\n    return {read}\n")
+    assert not changes(old.digest, old.detail(), moved).values
+    assert changes(old.digest, old.detail(), moved).code
+    edited = of(f"P = {text.replace('child', 'king')!r}\ndef f(x):\n    return {read}\n")
+    assert changes(old.digest, old.detail(), edited).values
+
+
+def test_a_source_that_is_run_without_a_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file says it first, and then a cell that nobody keeps."""
+    source = "P = 'p'\ndef g(x):\n    return P, x, 'a text of three words'\ndef f(x):\n    return g(x)\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "jobs_of_a_file.py").write_text(source)
+    old = fingerprint(__import__("jobs_of_a_file").f)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell 3>", "exec"), scope)
+    now = fingerprint(scope["f"])
+    assert old is not None
+    assert now is not None
+    assert changes(old.digest, old.detail(), now) == ([], [], [])
+
+
+def test_a_text_that_takes_the_place_of_another_is_a_changed_value() -> None:
+    """PROMPT_1 is kept, and the function reads PROMPT_2; or one is renamed and edited at once."""
+    old = of("A = 'Sum up {} for a child'\ndef f(x):\n    return A.format(x)\n")
+    other = of("B = 'Sum up {} for a king'\ndef f(x):\n    return B.format(x)\n")
+    assert changes(old.digest, old.detail(), other).values == ["A: 'Sum up {} for a child' → B, 'Sum up {} for a king'"]
+    renamed = of("B = 'Sum up {} for a child'\ndef f(x):\n    return B.format(x)\n")
+    assert not changes(old.digest, old.detail(), renamed).values
+    added = of("A = 'Sum up {} for a child'\nB = 'And do it in one line'\ndef f(x):\n    return A.format(x) + B\n")
+    assert not changes(old.digest, old.detail(), added).values
+
+
 def test_what_changed_is_named_by_function_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that moved to another file or got another name did not change."""
     monkeypatch.syspath_prepend(tmp_path)

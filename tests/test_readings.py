@@ -918,6 +918,35 @@ class C:
     pass
 import openai
 client = openai
+
+## a prompt that the date stands in
+SYSTEM = f"You are a {VALUE} assistant. Today is {datetime.date.today()}."
+def f(x): return SYSTEM
+
+## a prompt that the date is put into
+PROMPT = "You are a " + VALUE + " assistant. Today is {day}."
+SYSTEM = PROMPT.format(day=datetime.date.today())
+def f(x): return SYSTEM
+
+## an entry that the date stands in
+CFG = {'system': f"You are a {VALUE} assistant. Today is {datetime.date.today()}.", 'n': 1}
+def f(x): return CFG['system']
+
+## a prompt that a function makes of the date
+KIND = VALUE
+def system(): return f"You are a {KIND} assistant. Today is {datetime.date.today()}."
+SYSTEM = system() + " You are a " + KIND + " assistant."
+def f(x): return SYSTEM
+
+## a constant of a module that is known by name alone
+M = sys.modules[__name__]
+PROMPT_1 = VALUE
+def f(x): return getattr(M, f"PROMPT_{x}")
+
+## a constant in vars of a module
+M = sys.modules[__name__]
+PROMPT_1 = VALUE
+def f(x): return vars(M)[f"PROMPT_{x}"]
 """
 
 
@@ -1618,6 +1647,130 @@ def test_times_ids_hosts_and_directories_are_no_parameters(load: Load, source: s
     while time.time_ns() < now + 1000:
         pass
     assert read(load(source, "A").f).digest == first.digest
+
+
+SURROUNDED = """
+## an API key
+KEY = os.environ["OPENAI_API_KEY"]
+def f(x): return KEY
+
+## an API key that may be absent
+KEY = os.getenv("OPENAI_API_KEY") or ""
+def f(x): return KEY
+
+## an API key in a header
+HEADERS = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "X": VALUE}
+def g(headers): return headers
+def f(x): return g(headers=HEADERS)
+
+## an API key of a client
+class Client:
+    def __init__(self): self.auth = os.environ.get("OPENAI_API_KEY")
+    def ask(self, x): return self.auth
+c = Client()
+def f(x): return c.ask(x)
+
+## an API key that a client is given
+class Client:
+    def __init__(self, key): self.key = key
+    def ask(self, x): return self.key
+c = Client(os.environ["OPENAI_API_KEY"])
+def f(x): return c.ask(x)
+
+## an API key of settings
+import pydantic_settings
+class S(pydantic_settings.BaseSettings):
+    openai_api_key: str
+s = S()
+def f(x): return s.openai_api_key
+
+## an API key as a default
+def f(x, key=os.environ["OPENAI_API_KEY"]): return key
+
+## a rank
+RANK = int(os.environ.get("RANK", 0))
+def f(x): return RANK
+
+## a directory
+DATA = os.path.join(os.environ["HOME"], "data")
+def f(x): return DATA
+"""
+
+
+@cases(SURROUNDED)
+def test_a_variable_that_holds_an_api_key_a_rank_or_a_home_is_no_parameter(
+    load: Load, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was renewed, or another rank, changes no result."""
+    found = []
+    for number in ("1", "2"):
+        for name in ("OPENAI_API_KEY", "RANK", "HOME"):
+            monkeypatch.setenv(name, number if name == "RANK" else f"/secret/of/{number}")
+        found.append(read(load(source, "A").f).digest)
+    assert found[0] == found[1]
+
+
+FILES_READ = """
+## below the directory of the source
+HERE = Path(__file__).parent
+def f(x): return (HERE / "prompt.txt").read_text()
+
+## by a constant
+PROMPT = Path(__file__).parent / "prompt.txt"
+def f(x): return PROMPT.read_text()
+
+## by another function
+PROMPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompt.txt")
+def load():
+    with open(PROMPT) as file: return file.read()
+def f(x): return load()
+"""
+
+
+@cases(FILES_READ)
+def test_a_file_beside_the_source_that_the_function_reads_is_told(load: Load, source: str, tmp_path: Path) -> None:
+    """Wherever the directory is, another content of the file is told."""
+    (tmp_path / "prompt.txt").write_text("Be brief.")
+    old = read(load(source, "A").f)
+    (tmp_path / "prompt.txt").write_text("Be verbose.")
+    found = changes(old.digest, old.detail(), read(load(source, "A").f))
+    assert not found.values
+    assert "prompt.txt" in found.code[0]
+
+
+CACHES = """
+## by a constant
+CACHE = Path(__file__).parent / "cache.json"
+def load(): return CACHE.read_text()
+def save(text): CACHE.write_text(text)
+def f(x): save(load() + "x")
+
+## by an argument
+CACHE = str(Path(__file__).parent / "cache.json")
+def load(path):
+    with open(path) as file: return file.read()
+def save(path, text):
+    with open(path, "w") as file: file.write(text)
+def f(x): save(CACHE, load(CACHE) + "x")
+
+## by an attribute
+class Cache:
+    def __init__(self, path): self.path = path
+    def load(self): return self.path.read_text()
+    def save(self, text): self.path.write_text(text)
+cache = Cache(Path(__file__).parent / "cache.json")
+def f(x): cache.save(cache.load() + "x")
+"""
+
+
+@cases(CACHES)
+def test_a_file_that_the_function_writes_is_its_state(load: Load, source: str, tmp_path: Path) -> None:
+    """A cache on disk grows as the function runs, and is no value that it reads."""
+    (tmp_path / "cache.json").write_text("x")
+    module = load(source, "A")
+    before = read(module.f)
+    module.f(1)
+    assert read(module.f).digest == before.digest
 
 
 CONTENTS = """
