@@ -20,6 +20,7 @@ from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
+from checkpoint.schemas import fits, spell
 from checkpoint.store import Entry, Store
 
 __all__ = [
@@ -211,6 +212,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
 
     Raises:
         CheckpointLocked, StoreError: as `accept_code`.
+        InvalidOption: the function returned plain data for an object, and the annotation names a class.
         UnencodableValue: the function returned what cannot be stored; those before it are written.
     """
     store, version = records.open(), records.version
@@ -226,6 +228,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
             except Exception as error:
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
+            _refuse_plain(records, key, record, made)
             digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
             if record.crc:
@@ -238,6 +241,27 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
         if loose:
             store.append_loose(loose)
         return count + len(loose)
+
+
+def _refuse_plain(records: Records, key: Key, record: Record, made: Any) -> None:
+    """A dict that stands for an object of a class would come back as a dict, among objects of that class.
+
+    Raises:
+        InvalidOption: the old value was an object, and the new one is a dict, which the annotation does not allow.
+    """
+    if (
+        type(made) is not dict
+        or records.schema is None
+        or not bytes(record.result).startswith((b'{"$class":', b'{"$namedtuple":'))
+    ):
+        return
+    annotation = records.schema.annotation
+    if not fits(made, annotation):
+        raise InvalidOption(
+            f"convert= returned a dict for the result of key {quote(key)}, {quote(made, 80)}, and the annotation names "
+            f"{spell(annotation)}: results are objects of it. Return one: convert=lambda old: "
+            f"{spell(annotation)}(**{{**old, …}})"
+        )
 
 
 def _is_there(store: Store, version: str, key: Key, record: Record) -> bool:

@@ -17,7 +17,7 @@ import pytest
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from checkpoint import CheckpointedRunner, ResultsUnfit, UnencodableValue, checkpointed, unfit
+from checkpoint import CheckpointedRunner, InvalidOption, ResultsUnfit, UnencodableValue, checkpointed, unfit
 from checkpoint.schemas import schema_of
 
 
@@ -241,6 +241,33 @@ def test_another_version_is_no_alarm(job: Job) -> None:
     old, new = model(topic=str), model(subject=str)
     job.run(old, lambda item: old(topic="t"))
     assert job.run(new, lambda item: new(subject="s"), version=2)[0].subject == "s"
+
+
+def test_an_annotation_that_is_taken_away_is_told(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """Objects come back as plain JSON, on a run that computes nothing too; where no class was named, it is silent."""
+    cls = model(score=int)
+    job.run(cls, lambda item: cls(score=item))
+    assert job.run(None, lambda item: cls(score=item)) == [{"score": item} for item in range(3)]
+    assert "results were saved as objects of Label" in caplog.text
+    caplog.clear()
+    job.run(cls, lambda item: cls(score=item))
+    job.run(None, lambda item: {"score": item}, version="plain")
+    job.run(None, lambda item: {"score": item}, version="plain")
+    assert "saved as objects" not in caplog.text
+
+
+def test_objects_are_converted_to_objects(job: Job) -> None:
+    """A dict in their place would come back as a dict, among objects: that is refused before anything is written."""
+    old, new = model(score=int), model(score=int, more=str)
+    job.run(old, lambda item: old(score=item))
+    f = job.as_of(new, version="new")
+    with pytest.raises(InvalidOption, match=r"convert=lambda old: Label\(\*\*"):
+        f.accept(version=None, convert=lambda value: {**value, "more": "x"})
+    assert f.accept(version=None, convert=lambda value: new(**{**value, "more": "x"})) == 3
+    assert f.map(range(3), progress=False) == [new(score=item, more="x") for item in range(3)]
+    assert job.calls == 3
+    either = job.as_of(new | dict, version="either")
+    assert either.accept(version="new", convert=lambda value: value) == 3, "which this annotation allows"
 
 
 def test_results_are_read_once_and_then_remembered(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
