@@ -139,7 +139,10 @@ class Plan:
             rows.append(("elsewhere", ", ".join(held) + (", …" if len(self.versions) > 3 else "")))
         rows += [("version", note) for note in self.notes]
         if self.refusal is not None:
-            rows.append(("refused", shorten(str(self.refusal).partition("\n")[0], 400)))
+            message, _, ways = str(self.refusal).partition("\n")
+            rows.append(("refused", shorten(message.removesuffix(" To go on:"), 800)))
+            if not self.choices:
+                rows += [("" if n else "to go on", way.strip()) for n, way in enumerate(ways.splitlines())]
         return rows
 
     def _time(self) -> str:

@@ -417,3 +417,13 @@ def test_a_plan_is_frozen_and_travels_and_escapes() -> None:
     assert not any(tag in html for tag in ("<script>", "<b>", "<i>"))
     with CheckpointedRunner("any"):
         pass
+
+
+def test_the_ways_out_of_a_changed_input_stand_in_the_plan(tmp_path: Path) -> None:
+    """All that the error says, also of a class that no longer fits."""
+    f = checkpointed("n", key="id", checkpoint_dir=tmp_path)(lambda item: 1)
+    f.map([{"id": 1, "x": 1}], progress=False)
+    shown = str(f.plan([{"id": 1, "x": 2}]))
+    assert "To go on:" not in shown
+    for way in ("f.accept(items)", 'input="text"', 'on_change="recompute"', 'on_change="keep"'):
+        assert way in shown
