@@ -8,6 +8,7 @@ their own, which say what they come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -15,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from checkpoint.classes import field_types, name_table
 from checkpoint.codecs import Codec, decode_foreign
-from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
+from checkpoint.errors import DamagedRecord, InvalidOption, UnbuildableValue, plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
@@ -212,7 +214,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
 
     Raises:
         CheckpointLocked, StoreError: as `accept_code`.
-        InvalidOption: the function returned plain data for an object, and the annotation names a class.
+        InvalidOption: the function returned a dict for an object, which the class of the annotation is not built from.
         UnencodableValue: the function returned what cannot be stored; those before it are written.
     """
     store, version = records.open(), records.version
@@ -228,7 +230,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
             except Exception as error:
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
-            _refuse_plain(records, key, record, made)
+            made = _as_object(records, key, record, made)
             digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
             if record.crc:
@@ -243,25 +245,32 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
         return count + len(loose)
 
 
-def _refuse_plain(records: Records, key: Key, record: Record, made: Any) -> None:
-    """A dict that stands for an object of a class would come back as a dict, among objects of that class.
+def _as_object(records: Records, key: Key, record: Record, made: Any) -> Any:
+    """What a dict stands for that was made of an object: an object of the class that the annotation names.
+
+    No validator runs.
 
     Raises:
-        InvalidOption: the old value was an object, and the new one is a dict, which the annotation does not allow.
+        InvalidOption: it is of none, or the annotation allows no dict and names several classes.
     """
-    if (
-        type(made) is not dict
-        or records.schema is None
-        or not bytes(record.result).startswith((b'{"$class":', b'{"$namedtuple":'))
-    ):
-        return
-    annotation = records.schema.annotation
-    if not fits(made, annotation):
-        raise InvalidOption(
-            f"convert= returned a dict for the result of key {quote(key)}, {quote(made, 80)}, and the annotation names "
-            f"{spell(annotation)}: results are objects of it. Return one: convert=lambda old: "
-            f"{spell(annotation)}(**{{**old, …}})"
-        )
+    schema, raw = records.schema, bytes(record.result)
+    if type(made) is not dict or schema is None or not raw.startswith((b'{"$class":', b'{"$namedtuple":')):
+        return made
+    if fits(made, schema.annotation):
+        return made
+    fields = records.encode(made)
+    if name := name_table(schema.annotation).names.get(schema.annotation):
+        opening = b'{"$class":%b' % msgspec.json.encode(name)
+        with suppress(ValueError, UnbuildableValue):
+            built = records.decode(opening + (b"," + fields[1:] if made else b"}"))
+            hints = dict(field_types(type(built)))
+            if all(fits(getattr(built, field, None), hint) for field, hint in hints.items()):
+                return built
+    spelled = spell(schema.annotation)
+    raise InvalidOption(
+        f"convert= made a dict of the result of key {quote(key)}, {quote(made, 80)}, which is no {spelled}, as the "
+        f"annotation says. Return an object: convert=lambda old: {spelled}(**{{**old, …}})"
+    )
 
 
 def _is_there(store: Store, version: str, key: Key, record: Record) -> bool:

@@ -256,18 +256,24 @@ def test_an_annotation_that_is_taken_away_is_told(job: Job, caplog: pytest.LogCa
     assert "saved as objects" not in caplog.text
 
 
-def test_objects_are_converted_to_objects(job: Job) -> None:
-    """A dict in their place would come back as a dict, among objects: that is refused before anything is written."""
-    old, new = model(score=int), model(score=int, more=str)
+@pytest.mark.parametrize("make", [model, of_dataclass, of_attrs, of_msgspec])
+def test_objects_are_converted_to_objects(job: Job, make: Callable[..., Any]) -> None:
+    """A dict that is made of an object stands for one; where none is built from it, nothing is written."""
+    old, new = make(score=int), make(score=int, more=str)
     job.run(old, lambda item: old(score=item))
     f = job.as_of(new, version="new")
-    with pytest.raises(InvalidOption, match=r"convert=lambda old: Label\(\*\*"):
-        f.accept(version=None, convert=lambda value: {**value, "more": "x"})
-    assert f.accept(version=None, convert=lambda value: new(**{**value, "more": "x"})) == 3
+    for wrong in ({}, {"more": 1}, {"more": "x", "other": 1}):
+        with pytest.raises(InvalidOption, match=r"convert=lambda old: Label\(\*\*"):
+            f.accept(version=None, convert=lambda value, wrong=wrong: {**value, **wrong})
+    assert f.accept(version=None, convert=lambda value: {**value, "more": "x"}) == 3
     assert f.map(range(3), progress=False) == [new(score=item, more="x") for item in range(3)]
+    g = job.as_of(new, version="made")
+    assert g.accept(version=None, convert=lambda value: new(**{**value, "more": "y"})) == 3
+    assert g.map(range(3), progress=False)[1] == new(score=1, more="y")
     assert job.calls == 3
     either = job.as_of(new | dict, version="either")
-    assert either.accept(version="new", convert=lambda value: value) == 3, "which this annotation allows"
+    assert either.accept(version="new", convert=lambda value: value) == 3
+    assert either.map(range(3), progress=False)[2] == {"score": 2, "more": "x"}, "which this annotation allows"
 
 
 def test_results_are_read_once_and_then_remembered(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
