@@ -217,18 +217,21 @@ class Lineage:
         return is_news
 
     def _begin_version(self, records: Records) -> None:
-        if self._label is None:
-            return
         if (told := self.mislabelled(records)) and self._is_news(records, "label"):
             log.warning("checkpoint %r: %s", records.name, told)
-        takeover = takeover_of(records, self.code)
+        takeover = self.takeover(records)
         if takeover is None:
             return
         if takeover.counts:
             records.store.accept_version("", records.version)
             log.info("checkpoint %r: %s", records.name, self.taken_over(takeover))
         elif self._is_news(records, "first version"):
-            log.warning("checkpoint %r: %s", records.name, self.left_aside(takeover))
+            log.warning("checkpoint %r: %s", records.name, self.left_aside(records, takeover))
+
+    def takeover(self, records: Records) -> Takeover | None:
+        """As `takeover_of`; the version that an instance has by itself takes nothing over: it may be another's."""
+        takeover = takeover_of(records, self.code)
+        return takeover if takeover is None or self._label is not None else Takeover(takeover.count, counts=False)
 
     def mislabelled(self, records: Records) -> str:
         """What the version says that the function does not do; "" where nothing is known of it."""
@@ -257,11 +260,12 @@ class Lineage:
             f"names what {self.code.name} reads, and that is what it was"
         )
 
-    def left_aside(self, takeover: Takeover) -> str:
+    def left_aside(self, records: Records, takeover: Takeover) -> str:
         """That results of no version do not count for the first one, and how to take them."""
+        label = records.store.versions.get(records.version, self._label)
         return (
             f"{plural(takeover.count, 'result')} of no version {'is' if takeover.count == 1 else 'are'} left aside, "
-            f"since {self.code.name} has a version now, {quote(self._label, 60)}: its items are computed anew. If the "
+            f"since {self.code.name} has a version now, {quote(label, 60)}: its items are computed anew. If the "
             f"old results are of this version, stop and write:\n    {self._short}.accept(version=None)"
         )
 

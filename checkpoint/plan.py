@@ -207,11 +207,11 @@ def make_plan(
     refusal: CheckpointError | None = None
     if lineage is not None:
         from checkpoint.decisions import accepted_in  # these are large
-        from checkpoint.lineage import drift_of, takeover_of
+        from checkpoint.lineage import drift_of
 
         notes += filter(None, [lineage.mislabelled(records)])
-        if (takeover := takeover_of(records, lineage.code)) is not None:
-            notes.append(lineage.taken_over(takeover) if takeover.counts else lineage.left_aside(takeover))
+        if (takeover := lineage.takeover(records)) is not None:
+            notes.append(lineage.taken_over(takeover) if takeover.counts else lineage.left_aside(records, takeover))
             if takeover.counts:
                 records = copy(records)
                 records.version = ""  # whose results `map` takes before it looks

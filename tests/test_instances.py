@@ -237,3 +237,17 @@ def test_what_an_enum_and_an_attribute_hold_counts_as_before() -> None:
     assert cache.ask.map([1], progress=False) == ["a"]
     cache[5] = object()
     assert cache.ask.plan([1]).done == 1
+
+
+def test_results_from_before_an_instance_had_a_version_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """They may be of any instance, so that they are computed anew; that is said, with how to take them."""
+    checkpointed("j")(lambda n: "a").map(range(3), progress=False)
+    ask = Entries(model="a").ask
+    assert "3 results of no version are left aside" in str(ask.plan(range(3)))
+    caplog.clear()
+    ask.map(range(3), progress=False)
+    assert "3 results of no version are left aside" in caplog.text
+    assert "ask.accept(version=None)" in caplog.text
+    caplog.clear()
+    Entries(model="b").ask.map(range(3), progress=False)
+    assert "left aside" not in caplog.text
