@@ -244,6 +244,8 @@ class Pass:
     def find_unfit(self, *, only_look: bool = False) -> Unfit | None:
         """Results that do not fit their class any more; None where there are none, or where they are computed anew."""
         if self.records.schema is None:
+            if self._lineage is not None and not only_look:
+                self.records.tell_unannotated()
             return None
         from checkpoint.unfit import find_unfit  # few passes need it
 

@@ -131,6 +131,21 @@ class Records:
                 where=self._secret,
             )
 
+    def tell_unannotated(self) -> None:
+        """Say, once a process, that results were objects of classes that the annotation named, and are plain JSON."""
+        digest = self.store.results.last_schema(self.version)
+        if not digest or ("unannotated", digest) in self.store.told:
+            return
+        self.store.told.add(("unannotated", digest))
+        noted = self.store.schemas_of(self.version).get(digest, {}).get("classes") or {}
+        names = [name for name in noted if name]
+        if names:
+            log.warning(
+                "checkpoint %r: results were saved as objects of %s, which the annotation named, and no annotation "
+                "names a class now: they come back as plain JSON. Annotate the function's return again (-> %s), or "
+                "pass result_type=", self.name, ", ".join(names), names[-1],
+            )  # fmt: skip
+
     def note_schema(self) -> None:
         """Results may follow: meta says what their schema stands for before one is there."""
         if self.schema is not None:

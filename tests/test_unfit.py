@@ -243,6 +243,19 @@ def test_another_version_is_no_alarm(job: Job) -> None:
     assert job.run(new, lambda item: new(subject="s"), version=2)[0].subject == "s"
 
 
+def test_an_annotation_that_is_taken_away_is_told(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    """Objects come back as plain JSON, on a run that computes nothing too; where no class was named, it is silent."""
+    cls = model(score=int)
+    job.run(cls, lambda item: cls(score=item))
+    assert job.run(None, lambda item: cls(score=item)) == [{"score": item} for item in range(3)]
+    assert "results were saved as objects of Label" in caplog.text
+    caplog.clear()
+    job.run(cls, lambda item: cls(score=item))
+    job.run(None, lambda item: {"score": item}, version="plain")
+    job.run(None, lambda item: {"score": item}, version="plain")
+    assert "saved as objects" not in caplog.text
+
+
 def test_results_are_read_once_and_then_remembered(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a change that fits, the next run asks meta alone; where meta is lost, it reads them again."""
     old, new = model(score=int), model(score=float)
