@@ -7,16 +7,19 @@ are recognised by their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import groupby
 from typing import Any
 from uuid import UUID
 
+from checkpoint.classes import kind_of, record_of
 from checkpoint.contents import is_kin
 from checkpoint.errors import InvalidOption, quote
-from checkpoint.keys import Key
+from checkpoint.keys import Key, item_digest
 
 __all__ = ["Loans", "index_of", "is_one_shot", "items_of", "length_of", "refuse_groups"]
 
@@ -118,50 +121,114 @@ class Loans:
     """
 
     def __init__(self) -> None:
-        self._held: dict[int, tuple[Any, Any, Key]] = {}  # the object, its item, and the key of that
-        self._ended: list[Any] = []  # items whose calls have ended since one was drawn
+        self._held: dict[int, tuple[Any, list[Key]]] = {}  # an object, and the keys of the items that hold it
+        self._lent: dict[Key, _Loan] = {}
+        self._ended: list[Key] = []  # whose calls have ended since an item was drawn
 
     def __bool__(self) -> bool:
         return bool(self._held)
 
-    def lend(self, item: Any, key: Key) -> None:
-        """A call works on the item."""
-        for part in _mutable_parts(item):
-            self._held[id(part)] = (part, item, key)
+    def lend(self, item: Any, key: Key, digest: int) -> None:
+        """A call works on the item, whose content has this digest; 0 where that is not known."""
+        parts = _mutable_parts(item)
+        if parts:
+            inner = [part for part in parts if part is not item]
+            self._lent[key] = _Loan(item, parts, digest, () if digest else tuple(map(item_digest, inner)))
+            for part in parts:
+                self._held.setdefault(id(part), (part, []))[1].append(key)
 
-    def ended(self, item: Any) -> None:
+    def ended(self, key: Key) -> None:
         """Its call is done; it counts until the next item is drawn, since drawing that may have changed it already."""
-        self._ended.append(item)
+        self._ended.append(key)
 
     def end_all(self) -> None:
         """All calls are done."""
         self._held.clear()
+        self._lent.clear()
         self._ended.clear()
 
-    def taken(self, item: Any, key: Key) -> tuple[Any, Any, Key] | None:
-        """(object, item, key) of an earlier item, of another key, that an object in this item belongs to; else None.
+    def taken(self, item: Any, key: Key) -> tuple[Any, list[Key]] | None:
+        """An object of this item that earlier ones of other keys are, or hold and were changed by, and their keys.
 
-        What has ended is let go of.
+        None where there is none: what is the same for all items may well be one object. What has ended is let go of.
         """
         found = None
-        for part in _mutable_parts(item):
-            earlier = self._held.get(id(part))
-            if earlier is not None and earlier[2] != key:
-                found = earlier
-        for item in self._ended:
-            for part in _mutable_parts(item):
-                if (held := self._held.get(id(part))) is not None and held[1] is item:
-                    del self._held[id(part)]
+        for part in _mutable_parts(item) if self._held else ():
+            _, others = self._held.get(id(part), (None, []))
+            # the others were as they had been when the last one was drawn
+            if others and others[-1] != key and self._lent[others[-1]].is_spoilt(part):
+                found = part, [other for other in others if other != key and self._lent[other].is_spoilt(part)]
+        for ended in self._ended:
+            if (loan := self._lent.pop(ended, None)) is not None:
+                for part in loan.parts:
+                    others = self._held[id(part)][1]
+                    others.remove(ended)
+                    if not others:
+                        del self._held[id(part)]
         self._ended.clear()
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Loan:
+    """An item that a call works on.
+
+    Attributes:
+        item: it.
+        parts: the mutable objects that it is or holds.
+        digest: of its content before the call; 0 where that is not known.
+        inner: then the digests of its parts, less that of itself.
+    """
+
+    item: Any
+    parts: tuple[Any, ...]
+    digest: int
+    inner: tuple[int, ...]
+
+    def is_spoilt(self, part: Any) -> bool:
+        """Whether a part that came again tells that the item is not what it was."""
+        if part is self.item:
+            return True
+        if self.digest:
+            return item_digest(self.item) != self.digest
+        inner = [one for one in self.parts if one is not self.item]
+        known = next((digest for one, digest in zip(inner, self.inner, strict=True) if one is part), 0)
+        return known != 0 and item_digest(part) != known
+
+
 def _mutable_parts(item: Any) -> tuple[Any, ...]:
-    """The item itself, or the elements of a tuple, less what cannot be changed."""
-    kind = type(item)
-    if kind in _FIXED:
+    """The item itself and the objects that it holds, at any depth up to four, less what cannot be changed."""
+    if type(item) in _FIXED:
         return ()
-    return (item,) if kind is not tuple else tuple([part for part in item if type(part) not in _FIXED])
+    parts: dict[int, Any] = {}
+    _add_mutable(parts, item, 4)
+    return tuple(parts.values())
+
+
+def _add_mutable(parts: dict[int, Any], value: Any, depth: int) -> None:
+    if not isinstance(value, tuple):
+        parts[id(value)] = value
+    if depth:
+        inner = _inner_of(value)
+        if not _FIXED.issuperset(map(type, inner)):
+            for part in inner:
+                if type(part) not in _FIXED and id(part) not in parts:
+                    _add_mutable(parts, part, depth - 1)
+
+
+def _inner_of(value: Any) -> Collection[Any]:
+    """What a container, or an object of a class with fields, holds."""
+    if isinstance(value, dict):
+        return dict.values(value)
+    if isinstance(value, (list, tuple, deque)):
+        return value
+    kind: Any = type(value)
+    if kind_of(kind) is None or isinstance(value, BaseException):
+        return ()
+    try:
+        return record_of(value).fields.values()
+    except Exception:  # reading a field may run the user's code
+        return ()
 
 
 _FIXED = frozenset({str, bytes, int, float, bool, complex, type(None), frozenset, date, datetime, Decimal, UUID})

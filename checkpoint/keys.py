@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from hashlib import blake2b
+from itertools import islice
 from pathlib import PurePath
 from typing import Any
 from uuid import UUID
@@ -84,7 +85,7 @@ def _checked_int(key: int) -> int:
 
 def _checked_float(key: float) -> float:
     if key != key:
-        raise InvalidKey("a key is NaN, which equals nothing, itself included; give such items another key", key=key)
+        raise InvalidKey("a key is NaN, which equals nothing, itself included", key=key)
     return key
 
 
@@ -261,10 +262,13 @@ def is_digest_of(digest: int, item: Any, now: int) -> bool:
 def changed_field(item: Any, digest: int) -> tuple[str, str]:
     """(name, how it differs) of the field by which a dict is another item than that of this digest, or ("", "").
 
+    Of a number the name is "".
+
     Items are not kept: we try whether it had no such field, or held the same in another type.
     """
     if type(item) is not dict:
-        return "", ""
+        likes = (other for other in _likes(_held(item)) if item_digest(other) == digest)
+        return "", "".join([f"it was {quote(other, 60)}, and is {quote(item, 60)}" for other in islice(likes, 1)])
     for name, value in item.items():
         if item_digest({other: part for other, part in item.items() if other != name}) == digest:
             return str(name), f"field {quote(name, 60)} is new"
@@ -430,7 +434,9 @@ def _own_key(item: Any) -> Key:
     if (kind is int and -_WORD <= item < _WORD) or (kind is str and len(item) <= _SURELY_SHORT):
         return item  # type: ignore[no-any-return]  # what the rest comes to, told first: most items are such
     if isinstance(item, float):
-        return plain_key(item)  # NaN is refused, though its text could be hashed: it equals nothing
+        if item != item:  # its text could be hashed, but it equals nothing
+            raise InvalidKey(f"a key is NaN, which equals nothing, itself included; {_advice(item, '', '')}", key=item)
+        return plain_key(item)
     try:
         key = plain_key(item)
         if len(identity(key)) <= _LONGEST_OWN_KEY:
@@ -473,8 +479,8 @@ def _advice(key: Any, access: str, write: str) -> str:
     """What to write in place of a key that is none."""
     if _is_nan(key):
         return (
-            "drop such items, or name them by something that each of them has (rows of a DataFrame: "
-            'f.map(df.reset_index()) with key="index")'
+            "drop such items (of pandas: .dropna()), or name them by something that each of them has (rows of a "
+            'DataFrame: f.map(df.rename_axis("row").reset_index()) with key="row")'
         )
     text = _as_text(key, access)
     return write + (text or "something that tells the items apart and is the same on the next run")
@@ -501,7 +507,7 @@ def _as_text(key: Any, access: str) -> str:
     if isinstance(key, list) and _are_keys(key):
         return f"tuple({access})"
     if isinstance(key, (set, frozenset)) and _are_keys(key):
-        return f"tuple(sorted({access}))"
+        return f"tuple(sorted({access}{'' if _have_an_order(key) else ', key=repr'}))"
     if isinstance(key, (list, dict)) and json_like(key) is not None:
         return f"json.dumps({access}, sort_keys=True)"
     if isinstance(key, int):
@@ -516,6 +522,14 @@ def _are_keys(parts: Iterable[Any]) -> bool:
         for part in parts:
             plain_key(part)
     except InvalidKey:
+        return False
+    return True
+
+
+def _have_an_order(parts: Iterable[Any]) -> bool:
+    try:
+        sorted(parts)
+    except TypeError:
         return False
     return True
 

@@ -56,6 +56,7 @@ Fate = Literal["done", "aside", "redone", "failed", "new"]
 log = logging.getLogger("checkpoint")
 _CROWD = 1000
 _MOST_FIELDS = 8  # that a message names
+_FEW = 10  # results that may well be of equal items under other keys
 _FIRST = 100  # keys that tell whether the key function is still the same; failures that an error shows
 
 
@@ -366,7 +367,6 @@ class Pass:
 
     def _meet(self, key: Key, place: int, item: Any) -> None:
         """Note the key of the item at the place; an equal item may have it too."""
-        self.keys.append(key)
         if self._on_change in ("recompute", "error") and not self._digest_of(item):
             raise InvalidOption(
                 f"on_change={self._on_change!r} needs items whose changes can be told, and item "
@@ -377,6 +377,7 @@ class Pass:
             self._refuse_unequal(key, place, item)
         elif not self._steady:
             self._kept[key] = self._comparable(item)
+        self.keys.append(key)
 
     def _in_whole(self, place: int) -> int:
         """Where an item is in the input that was given; of a shard, `place` counts its own items only."""
@@ -483,13 +484,14 @@ class Pass:
         """The first items have no result; that is an error where their inputs are on disk under other keys.
 
         Raises:
-            KeyChanged: most of them are.
+            KeyChanged: most of them are, or most of the results on disk are of them.
         """
         places = {digest: place for place, digest in reversed(list(enumerate(digests))) if digest}
         found = self._store.results.keys_of_inputs(self._version, set(places))
         known = {places[digest]: key for digest, key in found.items() if key not in self._seen}
         parts = any(digest & PART for digest in places)  # a part of an item may well be that of another
-        if len(known) * 2 < len(places) or len(known) < (3 if parts else 1):
+        enough = min(len(places), max(self._known, _FEW))
+        if len(known) * 2 < enough or len(known) < (3 if parts else 1):
             return
         shown = sorted(known)
         now, before = [self.keys[place] for place in shown], [known[place] for place in shown]
@@ -549,17 +551,14 @@ class Pass:
         taken = loans.taken(item, key)
         if taken is None:
             return
-        part, earlier, first = taken
-        if part is not earlier:  # in a tuple; what is the same for all items may well be one object
-            before, now = self._running.get(first, 0), self._digest_of(earlier)
-            if not before or before == now:
-                return
-        self._spoilt.add(first)
-        if first in self._made and first not in self._failed:
-            self.records.forget([first])
+        part, spoilt = taken
+        self._spoilt.update(spoilt)
+        if made := [other for other in spoilt if other in self._made and other not in self._failed]:
+            self.records.forget(made)
         raise InvalidOption(
-            f"item {self._in_whole(place)}, of key {quote(key)}, is one object with the item of key {quote(first)}, a "
-            f"{type(part).__name__}, whose call is not done: it would compute from what the object holds next. Give "
+            f"item {self._in_whole(place)}, of key {quote(key)}, {'is' if part is item else 'holds'} one object with "
+            f"the item of key {quote(spoilt[0])}, a {type(part).__name__}, which was filled again before the call of "
+            "that item was done: it would compute from what the object holds next. Give "
             "each item an object of its own: (copy.deepcopy(item) for item in items)"
         )
 
@@ -690,7 +689,7 @@ class Pass:
             self._note_type(key)
         self._running[key] = digest
         if self._loans is not None:
-            self._loans.lend(item, key)
+            self._loans.lend(item, key, 0 if digest & PART else digest)
         return Unit(item, key, digest)
 
     def _note_type(self, key: Key) -> None:
@@ -897,7 +896,7 @@ class Pass:
         keys = [end.key for end in ends]
         if self._loans:
             for end in ends:
-                self._loans.ended(end.unit.item)
+                self._loans.ended(end.key)
         for key in keys:
             self._running.pop(key, None)
         self._made.update(keys)
@@ -909,7 +908,7 @@ class Pass:
         self._running.pop(key, None)
         self._made.add(key)
         if self._loans:
-            self._loans.ended(unit.item)
+            self._loans.ended(key)
         if self._redo:
             self._redo.discard(key)
         error: Exception | None = None
@@ -1106,7 +1105,7 @@ class Pass:
                 "another one then, so that this cannot be told, and the results are kept; f.accept(items) decides it",
                 name, _were(self._incomparable),
             )  # fmt: skip
-        if (equal := self.drawn - len(self._seen) if self._seen and self.drawn >= self._keyed else 0) > 0:
+        if self._seen and self.drawn == len(self.keys) and (equal := self.drawn - len(self._seen)):
             log.info(
                 "checkpoint %r: %s of %s equal to an earlier one and shared its result; for several samples of one "
                 "item make an item of each: [(item, n) for item in items for n in range(5)]",

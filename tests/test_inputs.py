@@ -294,5 +294,9 @@ def test_a_missing_key_of_a_row_is_answered_with_the_index() -> None:
     with pytest.raises(InvalidKey, match="reset_index") as caught:
         checkpointed("f", key="id")(len).map(frame, progress=False)
     assert "str(" not in str(caught.value)
-    results = checkpointed("f", key="index")(lambda row: row["text"]).map(frame.reset_index(), progress=False)
-    assert results == ["a", "b"]
+    named = frame.rename_axis("id of another kind")
+    for shape in (frame, named):
+        rows = shape.rename_axis("row").reset_index()  # as the message says
+        assert checkpointed("f", key="row")(lambda row: row["text"]).map(rows, progress=False) == ["a", "b"]
+    with pytest.raises(InvalidKey, match="dropna"):
+        checkpointed("g")(lambda x: x).map(frame["id"], progress=False)

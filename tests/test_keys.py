@@ -169,6 +169,7 @@ INVALID = [
     ([{"a": 1}], "json.dumps({}, sort_keys=True)", "a list of dicts"),
     ({1}, "tuple(sorted({}))", "a set"),
     (frozenset({1}), "tuple(sorted({}))", "a frozenset"),
+    (frozenset({None, 1}), "tuple(sorted({}, key=repr))", "a set that has no order"),
     ({"a": 1}, "json.dumps({}, sort_keys=True)", "a dict"),
     (object(), "something that tells the items apart", "an object, whose text is an address"),
     (math.nan, "drop such items", "NaN equals nothing, itself included; its text is one for all"),

@@ -8,6 +8,7 @@ import gc
 import itertools
 import linecache
 import logging
+import math
 import os
 import pickle
 import signal
@@ -49,6 +50,8 @@ from checkpoint import (
     UnencodableValue,
     checkpointed,
 )
+from checkpoint.inputs import Loans
+from checkpoint.keys import item_digest
 from checkpoint.store import Store
 
 
@@ -714,7 +717,15 @@ def test_input_may_be_given_to_a_checkpoint_that_has_results(mapper: Maker, capl
     mapper(lambda item: item["x"], key="id").map([{"id": 1, "x": 1, "at": 1}, {"id": 2, "x": 1, "at": 1}])
     m = mapper(lambda item: item["x"], key="id", input="x")
     assert m.map([{"id": 1, "x": 1, "at": 2}, {"id": 2, "x": 1, "at": 1}]) == [1, 1]
-    assert "1 result was computed from items of which input= named something else" in caplog.text
+    assert "1 result was computed from an item that differs in what input= names" in caplog.text
+    assert "WARNING" in caplog.text
+    caplog.clear()
+    older = [{"id": 1, "x": 1, "at": 2}]
+    assert m.f.accept(older) == 1, "as the message says"
+    assert m.map(older) == [1]
+    assert "input= was another one then" not in caplog.text
+    with pytest.raises(InputChanged):
+        m.map([{"id": 1, "x": 2, "at": 2}])
     assert m.map([{"id": 3, "x": 1, "at": 1}]) == [1]
     m.f.runner.close()
     with pytest.raises(InputChanged):
@@ -744,6 +755,19 @@ def test_an_input_that_cannot_be_told_is_refused_before_its_item_runs(mapper: Ma
     assert m.calls == []
 
 
+def test_a_few_results_that_are_all_known_under_other_keys_are_enough(mapper: Maker) -> None:
+    """A trial of ten items before a run of many; of two, they may well be equal by chance."""
+    docs = [{"id": n, "text": str(n)} for n in range(50)]
+    mapper(lambda doc: 1, "trial", key="id").map(docs[:10])
+    m = mapper(lambda doc: 1, "trial", key="text")
+    for shape in (list, iter):
+        with pytest.raises(KeyChanged, match="on disk under other keys"):
+            m.map(shape(docs))
+    assert m.calls == []
+    mapper(lambda doc: 1, "two", key="id").map(docs[:2])
+    assert len(mapper(lambda doc: 1, "two", key="text").map(docs)) == 50
+
+
 def test_a_second_stage_notices_that_the_first_was_computed_anew(mapper: Maker, tmp_path: Path) -> None:
     """Its items are the results of the first."""
     docs = [{"id": n} for n in range(3)]
@@ -770,6 +794,14 @@ def test_equal_items_are_counted(mapper: Maker, caplog: pytest.LogCaptureFixture
         m.map(shape([5, 5, 5, 6, 6]))
         assert "3 of 5 items were equal to an earlier one" in caplog.text
         assert "(item, n) for item in items" in caplog.text
+        caplog.clear()
+        with pytest.raises(InvalidKey):
+            m.map(shape([5, 5, math.nan]))
+        assert "equal to an earlier one" not in caplog.text, "nor of items that were refused"
+    caplog.clear()
+    with pytest.raises(DuplicateKey):
+        mapper(square, key=lambda item: 1).map([8, 9])
+    assert "equal to an earlier one" not in caplog.text
 
 
 # --- items that share an object ------------------------------------------------------------------------------------
@@ -798,10 +830,44 @@ def in_tuples() -> Iterator[tuple[int, Any]]:
         yield n, frame
 
 
+def in_dicts() -> Iterator[dict[str, Any]]:
+    """An array again, in a dict that is another one for each item."""
+    return ({"id": n, "frame": frame} for n, frame in in_tuples())
+
+
+def in_lists() -> Iterator[list[Any]]:
+    """A list, two containers deep."""
+    frame = [0]
+    for n in range(6):
+        frame[0] = n * n
+        yield [n, {"deep": frame}]
+
+
+@dataclass
+class Frame:
+    id: int
+    frame: Any
+
+
+def in_objects() -> Iterator[Frame]:
+    """An array in an object of a class with fields."""
+    return (Frame(n, frame) for n, frame in in_tuples())
+
+
+def beside_clients() -> Iterator[dict[str, Any]]:
+    """An array in a dict whose digest is not known."""
+    client = object()
+    return ({"id": n, "frame": frame, "client": client} for n, frame in in_tuples())
+
+
 SHARED: list[tuple[Callable[[], Any], Any, Callable[[Any], Any], str]] = [
     (buffers, "id", lambda item: item["x"], "a reused dict"),
     (Buffered, "id", lambda item: item["x"], "one that can be read again"),
     (in_tuples, lambda item: item[0], lambda item: int(item[1][0]), "a reused array in a tuple"),
+    (in_dicts, "id", lambda item: int(item["frame"][0]), "in a dict"),
+    (in_lists, lambda item: item[0], lambda item: item[1]["deep"][0], "in a dict in a list"),
+    (in_objects, "id", lambda item: int(item.frame[0]), "in a dataclass"),
+    (beside_clients, "id", lambda item: int(item["frame"][0]), "beside an object of unknown content"),
 ]
 GROUPS: list[tuple[Callable[[], Any], str]] = [
     (lambda: itertools.groupby(range(6), lambda n: n // 2), "groups"),
@@ -843,10 +909,25 @@ def test_an_object_that_comes_again_too_early_is_an_error_and_leaves_no_wrong_re
     items: Callable[[], Any], key: Any, function: Callable[[Any], Any], reason: str, how: str, tmp_path: Path
 ) -> None:
     """What its first call makes of it is not kept."""
-    with pytest.raises(InvalidOption, match=r"is one object with .*copy\.deepcopy"):
+    with pytest.raises(InvalidOption, match=r"one object with .*copy\.deepcopy"):
         run_ahead(how, items(), key, function, tmp_path)
     with CheckpointedRunner("n", tmp_path) as runner:
         assert all(value == n * n for n, value in runner.get_all_results().items())
+
+
+def test_all_calls_that_a_reused_object_spoils_are_known() -> None:
+    """An earlier one too, whose content was that of the last one until the object was filled again."""
+    loans, frame = Loans(), np.zeros(3)
+    items = [{"id": n, "frame": frame} for n in range(3)]
+    for n, item in enumerate(items[:2]):
+        assert loans.taken(item, n) is None
+        loans.lend(item, n, item_digest(item))
+    frame[:] = 4
+    loans.ended(0)
+    taken = loans.taken(items[2], 2)
+    assert taken is not None
+    assert taken[0] is frame
+    assert taken[1] == [0, 1]
 
 
 @pytest.mark.parametrize(("items", "reason"), GROUPS, ids=[reason for _, reason in GROUPS])
