@@ -8,7 +8,6 @@ their own, which say what they come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -16,9 +15,8 @@ from typing import Any
 
 import msgspec
 
-from checkpoint.classes import field_types, name_table
 from checkpoint.codecs import Codec, decode_foreign
-from checkpoint.errors import DamagedRecord, InvalidOption, UnbuildableValue, plural, quote
+from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
@@ -215,8 +213,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
     Raises:
         CheckpointLocked, StoreError: as `accept_code`.
         UnencodableValue: the function returned what cannot be stored; those before it are written.
-        InvalidOption: the function returned plain JSON of which no object of the class that the annotation names can be
-            built.
+        InvalidOption: the function returned plain JSON where the annotation names a class.
     """
     store, version = records.open(), records.version
     loose: list[bytes] = []  # lines without checksum, which stand for any key of equal str(), as the old ones do
@@ -231,7 +228,6 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
             except Exception as error:
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
-            made = _as_object(records, record, made)
             _refuse_plain(records, key, made)
             digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
@@ -245,24 +241,6 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
         if loose:
             store.append_loose(loose)
         return count + len(loose)
-
-
-def _as_object(records: Records, record: Record, made: Any) -> Any:
-    """The object of the class that the annotation names, where a dict was made of one; no validator runs."""
-    schema, raw = records.schema, bytes(record.result)
-    if type(made) is not dict or schema is None or not raw.startswith((b'{"$class":', b'{"$namedtuple":')):
-        return made
-    name = name_table(schema.annotation).names.get(schema.annotation)
-    if name is None or fits(made, schema.annotation):
-        return made
-    fields = records.encode(made)
-    opening = b'{"$class":%b' % msgspec.json.encode(name)
-    with suppress(ValueError, UnbuildableValue):
-        built = records.decode(opening + (b"," + fields[1:] if made else b"}"))
-        hints = dict(field_types(type(built)))
-        if all(fits(getattr(built, field, None), hint) for field, hint in hints.items()):
-            return built
-    return made
 
 
 def _refuse_plain(records: Records, key: Key, made: Any) -> None:

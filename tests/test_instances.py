@@ -241,13 +241,19 @@ def test_what_an_enum_and_an_attribute_hold_counts_as_before() -> None:
 
 def test_results_from_before_an_instance_had_a_version_are_told(caplog: pytest.LogCaptureFixture) -> None:
     """They may be of any instance, so that they are computed anew; that is said, with how to take them."""
+
+    class Choices(dict[str, Any]):
+        @checkpointed("j")
+        def ask(self, n: int) -> str:
+            return str(self.get("model"))
+
     checkpointed("j")(lambda n: "a").map(range(3), progress=False)
-    ask = Entries(model="a").ask
+    ask = Choices(model="a").ask
     assert "3 results of no version are left aside" in str(ask.plan(range(3)))
     caplog.clear()
     ask.map(range(3), progress=False)
     assert "3 results of no version are left aside" in caplog.text
     assert "ask.accept(version=None)" in caplog.text
     caplog.clear()
-    Entries(model="b").ask.map(range(3), progress=False)
+    Choices(model="b").ask.map(range(3), progress=False)
     assert "left aside" not in caplog.text
