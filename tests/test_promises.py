@@ -393,7 +393,7 @@ def test_power_loss_kernel_crash(
                 found = {key: ask(runner, key)[0] for key in values}
                 assert all(found[key] == values[key] for key in range(promised))
                 assert all(found[key] in (None, value) for key, value in values.items())
-                again = list(runner.iterate(values))
+                again = list(runner.iterate(list(values)))
                 assert again == [key for key in values if found[key] is None]
                 for key in again:
                     runner.save_result(key, values[key])
@@ -1292,7 +1292,7 @@ def test_an_old_checkpoint_resumes_for_the_keys_it_was_given(make: Opener, old: 
     """It wrote every key as text: a line stands for any key of that text, an int or a tuple as well."""
     items: list[Any] = [1, 2, 3, "a", "b", (1, 2), 1.5, None, "d", "\ud800"]
     runner = make()
-    assert list(runner.iterate(items, key_fn=lambda item: item)) == [3, "d"]
+    assert list(runner.iterate(items, key_fn=lambda item: item)) == ["d", 3], "3 failed, and comes last"
     assert runner.get_result(1) == runner.get_result("1") == OLD_RESULTS["1"]
     assert runner.get_result(None) is None
     assert runner.is_completed(None)
