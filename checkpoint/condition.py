@@ -24,6 +24,7 @@ _LOOKS = 16  # places at which a longer one is looked at
 _LINES = 8  # lines at each
 _FIRST = 4096
 _LONGEST = 1 << 20
+_LONGEST_TAIL = 16 << 20
 _LEAST = 3  # lines; of fewer, all may be damaged, and the file is a journal all the same
 _LOST = 10  # a loss of more than one part in so many is an error
 
@@ -197,11 +198,19 @@ def held_records(meta: Mapping[str, Any], kind: str) -> bool:
 
 
 def _whole_lines(reader: Reader, synced: int) -> tuple[int, bytes]:
-    """How many bytes its whole lines are, and what follows these: a crash tears nothing that was on the medium."""
+    """How many bytes its whole lines are, and what follows these: a crash tears nothing that was on the medium.
+
+    What follows is not looked at where it is too long for a line that anybody would read whole, such as a hole.
+    """
     size = reader.size()
     if size == 0 or reader.pread(1, size - 1) == b"\n":
         return size, b""
-    offset, torn = reader.tail()
+    begin = max(0, size - _LONGEST_TAIL)
+    last = reader.pread(size - begin, begin)
+    newline = last.rfind(b"\n")
+    if newline < 0 and begin:
+        return size, b""
+    offset, torn = begin + newline + 1, last[newline + 1 :]
     return (size, torn) if offset >= synced or is_whole(torn) else (offset, torn)
 
 

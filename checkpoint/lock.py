@@ -116,7 +116,11 @@ class Lock:
                     fd = open_safely(self.path, os.O_RDWR)
                 except FileNotFoundError:
                     continue  # it was deleted in between
-            _keep_from_readers(fd)
+            try:
+                _keep_from_readers(fd)
+            except OSError:
+                os.close(fd)
+                raise
             return fd
         raise OSError(errno.EAGAIN, "it is made and deleted all the time")
 
