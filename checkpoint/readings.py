@@ -744,8 +744,8 @@ class _Reading:
                 if special and type(member) is not FunctionType:
                     continue
                 function = _own_function(member)[0] if type(member) is FunctionType else None
-                if function is not None and function.__code__.co_filename == "<string>":
-                    continue  # made by dataclass or NamedTuple
+                if function is not None and _is_generated(function):
+                    continue
                 self._read_member(number, cls, name, member)
 
     def _read_member(self, number: int, cls: Any, name: str, member: Any) -> None:
@@ -1012,7 +1012,7 @@ def _own_function(value: Any) -> tuple[FunctionType | None, int]:
             if not is_own_class(value):
                 return None, 0
             value, shift = of_class(value, "__init__"), 1
-            if type(value) is not FunctionType or value.__code__.co_filename == "<string>":
+            if type(value) is not FunctionType or _is_generated(value):
                 return None, 0
         elif (wrapped := dict_of(value).get("__wrapped__")) is not None:
             value = wrapped
@@ -1029,7 +1029,14 @@ def _is_own_code(member: Any) -> bool:
     elif type(member) is cached_property:
         member = member.func
     function, _ = _own_function(getattr(member, "__func__", member) if type(member) in _BOUND else member)
-    return function is not None and function.__code__.co_filename != "<string>"
+    return function is not None and not _is_generated(function)
+
+
+def _is_generated(function: FunctionType) -> bool:
+    """Whether dataclass or NamedTuple made it; cloudpickle gives such code, once it was sent, another file name."""
+    code = function.__code__
+    is_of_tuple = function.__name__ == "__new__" and code.co_name == "<lambda>"
+    return code.co_filename == "<string>" or is_of_tuple or code.co_qualname.startswith("__create_fn__.")
 
 
 _BOUND: tuple[Callable[..., Any], ...] = (staticmethod, classmethod)

@@ -260,7 +260,7 @@ def check_ended_by(job: Job, number: int) -> None:
     code = job.end()
     if number == signal.SIGINT:
         assert code in (-2, 130), job.stderr
-        assert job.stderr.rstrip().endswith("KeyboardInterrupt"), job.stderr
+        assert job.stderr.splitlines()[-1].startswith("KeyboardInterrupt"), job.stderr
     else:
         assert code == 143, job.stderr
         assert "Traceback" not in job.stderr

@@ -978,8 +978,8 @@ def test_untrusted_checkpoints(make: Opener, tmp_path: Path) -> None:
 @pytest.mark.promise("symlinks, permissions")
 def test_symlinks_permissions(tmp_path: Path) -> None:
     """Links planted wherever a file of ours may come lead nowhere; what is made follows the umask."""
-    precious, directory = tmp_path / "precious", tmp_path / "checkpoints"
-    precious.write_text("precious")
+    precious, directory = tmp_path / '{"precious": 1}', tmp_path / "checkpoints"
+    precious.write_text('{"precious": 1}')
     before = os.umask(0o027)
     try:
         with CheckpointedRunner("j", directory) as runner:
@@ -1010,7 +1010,7 @@ def test_symlinks_permissions(tmp_path: Path) -> None:
                 runner.save_result(2, 2)
             runner.records.store.results.write_index()
             assert runner.get_result(1) == 1
-        assert precious.read_text() == "precious"
+        assert precious.read_text() == '{"precious": 1}'
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------
