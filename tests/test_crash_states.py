@@ -860,7 +860,7 @@ def in_place(patch: pytest.MonkeyPatch) -> None:
             id="trusts names it finds",
         ),
         pytest.param(no_sync_of_what_was_found, "map", "power", completing, KILLS, id="trusts records it finds"),
-        pytest.param(no_sync_of_what_forgets, "hand", "power", workload, LATE, id="forgets, but not for good"),
+        pytest.param(no_sync_of_what_forgets, "hand", "power", workload, {}, id="forgets, but not for good"),
         pytest.param(no_repair, "hand", "process", workload, {}, id="appends to a torn end"),
         pytest.param(no_bytes_set_aside, "hand", "process", workload, {}, id="destroys a torn end"),
         pytest.param(set_aside_without_a_sync, "hand", "power", tearing, CUTS, id="cuts before what it cuts is kept"),
