@@ -154,6 +154,7 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
     values: list[str] = []
     names: list[str] = []
     fields: list[str] = []
+    swapped = _swapped(then, now)
     for name in [*then.values, *(now.values.keys() - then.values.keys())]:
         old, new = then.values.get(name), now.values.get(name)
         if old is None or new is None:
@@ -161,7 +162,7 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
             is_alike = compared.same and then.bodies.python == now.bodies.python
             if not is_alike or name.startswith("depends[") or is_ignored(name, ignored):
                 continue
-            if name not in now.unread and _is_of_class(name, now):
+            if name not in now.unread and name.partition(".")[2] not in swapped and _is_of_class(name, now):
                 fields.append(f"{name} is new" if old is None else f"{name} is gone")
                 continue
         elif old[0] == new.digest:
@@ -179,6 +180,13 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
     ]
     names += [change.name for change in compared.values]
     return Changes([*values, *map(str, compared.values)], [*compared.code, *fields, *looked], names)
+
+
+def _swapped(then: _Then, now: Fingerprint) -> set[str]:
+    """Attributes that one class had and another has, with another value: an object of another class is read."""
+    gone = {name.partition(".")[2]: old[0] for name, old in then.values.items() if name not in now.values}
+    came = {name.partition(".")[2]: new.digest for name, new in now.values.items() if name not in then.values}
+    return {attribute for attribute in gone.keys() & came.keys() - {""} if gone[attribute] != came[attribute]}
 
 
 def _is_of_class(name: str, now: Fingerprint) -> bool:
