@@ -183,10 +183,16 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
 
 
 def _swapped(then: _Then, now: Fingerprint) -> set[str]:
-    """Attributes that one class had and another has, with another value: an object of another class is read."""
-    gone = {name.partition(".")[2]: old[0] for name, old in then.values.items() if name not in now.values}
+    """Attributes that one class had and another has with another value: an object of another class is read.
+
+    A subclass that overrides an attribute is one, and is no field that came or went.
+    """
+    was = {name.partition(".")[2]: old[0] for name, old in then.values.items()}
     came = {name.partition(".")[2]: new.digest for name, new in now.values.items() if name not in then.values}
-    return {attribute for attribute in gone.keys() & came.keys() - {""} if gone[attribute] != came[attribute]}
+    has = {name.partition(".")[2]: new.digest for name, new in now.values.items()}
+    gone = {name.partition(".")[2]: old[0] for name, old in then.values.items() if name not in now.values}
+    pairs = ((was, came), (gone, has))
+    return {name for one, other in pairs for name in one.keys() & other.keys() - {""} if one[name] != other[name]}
 
 
 def _is_of_class(name: str, now: Fingerprint) -> bool:
