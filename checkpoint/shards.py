@@ -90,8 +90,13 @@ _SETTLED = 0.1  # seconds; two changes of a directory that are nearer may have o
 def _all_in(directory: Path) -> dict[str, set[Shard]]:
     """The shards of each checkpoint. One listing answers for all of them until the directory is modified."""
     global _listing
-    state = os.stat(directory)
-    of, known = (str(directory), state.st_ino, state.st_mtime_ns), _listing
+    try:
+        state = os.stat(directory)
+    except OSError:  # what matters is whether it can be listed
+        of, modified = None, 0.0
+    else:
+        of, modified = (str(directory), state.st_ino, state.st_mtime_ns), state.st_mtime_ns / 1e9
+    known = _listing
     if known is not None and known[0] == of:
         return known[1]
     began = clock.now()
@@ -101,7 +106,7 @@ def _all_in(directory: Path) -> dict[str, set[Shard]]:
             owner, shard = split_prefix(match[1])
             if shard != ALL:
                 found.setdefault(owner, set()).add(shard)
-    if began - state.st_mtime_ns / 1e9 > _SETTLED:
+    if of is not None and began - modified > _SETTLED:
         _listing = (of, found)
     return found
 
