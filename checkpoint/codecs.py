@@ -49,6 +49,7 @@ from checkpoint.classes import (
     unbuildable,
 )
 from checkpoint.errors import UnbuildableValue, UnencodableValue, quote, quote_error, shorten
+from checkpoint.limits import FIELDS, checked_dtype, checked_shape, hold, int_of_digits, refuse_crowd
 from checkpoint.zones import library, named_zone, zone_of, zone_parts
 
 __all__ = ["MAX_DEPTH", "Codec", "canonical", "decode_foreign", "with_stack"]
@@ -233,6 +234,7 @@ class Codec:
             reviver = _REVIVERS.get(first)
             if reviver is None:
                 raise ValueError(f"{quote(first)} is no envelope of this version of checkpoint")
+            hold(plain, FIELDS[first])
             return reviver(self, plain)
         if type(plain) is list:
             return [part if type(part) in _SCALARS else self._revive(part) for part in plain]
@@ -290,7 +292,7 @@ def decode_foreign(raw: bytes) -> Any:
         >>> decode_foreign(b'{"$tuple": [NaN]}')
         {'$tuple': [nan]}
     """
-    return _guarded(lambda: json.loads(raw.decode(), parse_int=_int_of_any_size))
+    return _guarded(lambda: json.loads(raw.decode(), parse_int=int_of_digits))
 
 
 def canonical(item: Any) -> bytes | None:
@@ -357,11 +359,7 @@ def _parse(raw: bytes) -> Any:
     except ValueError:
         if not _MANY_DIGITS.search(raw):
             raise
-    return json.loads(raw.decode(), parse_int=_int_of_any_size, parse_constant=_refuse_constant)
-
-
-def _int_of_any_size(digits: str) -> int:
-    return int(digits) if len(digits) < 640 else int(Decimal(digits))  # Decimal knows no limit on digits
+    return json.loads(raw.decode(), parse_int=int_of_digits, parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> Any:
@@ -596,8 +594,6 @@ def _tag_typed_text(tag: str) -> Callable[[_Tagger, Any, _Where], Any]:
 
 
 def _tag_pattern(t: _Tagger, value: Any, where: _Where) -> Any:
-    if len(value.pattern) > _LONGEST_PATTERN:
-        raise _refusal(value, where, f"it is longer than {_LONGEST_PATTERN:,} characters")
     return {"$pattern": t.tag(value.pattern, where), "flags": value.flags}
 
 
@@ -613,9 +609,6 @@ def _tag_pandas(t: _Tagger, value: Any, where: _Where) -> Any:
     if name == "Timestamp" and value.tzinfo is not None:
         tagged["tz"] = _zone_of_moment(t, value.tzinfo, value, where)
     return tagged
-
-
-_LONGEST_PATTERN = 10_000  # characters: what is compiled from a file takes a bounded time
 
 
 def _other_tagger(cls: Any) -> Callable[[_Tagger, Any, _Where], Any] | None:
@@ -836,16 +829,14 @@ def _numpy() -> Any:
 
 
 def _dtype(numpy: Any, descr: Any) -> Any:
-    dtype = numpy.lib.format.descr_to_dtype(descr)
+    dtype = numpy.lib.format.descr_to_dtype(checked_dtype(descr))
     if dtype.hasobject:
         raise ValueError("an array of Python objects is never read: it could run code")
     return dtype
 
 
 def _array(numpy: Any, dtype: Any, shape: list[Any], data: bytes) -> Any:
-    if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError("an array's bytes do not fit its shape and dtype")
-    return numpy.ndarray(tuple(shape), dtype, buffer=data).copy()
+    return numpy.ndarray(checked_shape(dtype, shape, len(data)), dtype, buffer=data).copy()
 
 
 def _revive_ndarray(codec: Codec, env: dict[str, Any]) -> Any:
@@ -858,10 +849,14 @@ def _revive_npscalar(codec: Codec, env: dict[str, Any]) -> Any:
     numpy = _numpy()
     dtype, content = _dtype(numpy, codec._revive(env["dtype"])), codec._revive(env["$npscalar"])
     if dtype.kind in "US":
+        if type(content) is not (str if dtype.kind == "U" else bytes):
+            raise ValueError("a numpy string is made of a string only")
         return dtype.type(content)
     if type(content) is bytes:
         return _array(numpy, dtype, [], content)[()]
-    return numpy.array(content, dtype)[()]
+    if dtype.kind not in "biuf" or type(content) not in (int, float, bool):
+        raise ValueError("a numpy scalar is made of a number or its bytes")
+    return dtype.type(content)
 
 
 # --- from envelopes to values ---
@@ -872,14 +867,20 @@ def _revive_values(codec: Codec, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_of(codec: Codec, env: dict[str, Any], name: str) -> list[Any]:
-    parts = env[name]
-    if type(parts) is not list:
-        raise ValueError(f"{name} needs a list")
-    return [codec._revive(part) for part in parts]
+    return [codec._revive(part) for part in env[name]]
 
 
 def _made_of_list(name: str, make: Callable[[list[Any]], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
     return lambda codec, env: make(_list_of(codec, env, name))
+
+
+def _made_of_members(name: str, make: Callable[[list[Any]], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
+    def revive(codec: Codec, env: dict[str, Any]) -> Any:
+        members = _list_of(codec, env, name)
+        refuse_crowd(members)
+        return make(members)
+
+    return revive
 
 
 def _made_of_parts(name: str, make: Callable[..., Any]) -> Callable[[Codec, dict[str, Any]], Any]:
@@ -887,20 +888,16 @@ def _made_of_parts(name: str, make: Callable[..., Any]) -> Callable[[Codec, dict
 
 
 def _made_of_text(name: str, make: Callable[[str], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
-    def revive(codec: Codec, env: dict[str, Any]) -> Any:
-        text = env[name]
-        if type(text) is not str:
-            raise ValueError(f"{name} needs a string")
-        return make(text)
-
-    return revive
+    return lambda codec, env: make(env[name])
 
 
 def _made_of_pairs(name: str, make: Callable[[dict[str, Any]], Any]) -> Callable[[Codec, dict[str, Any]], Any]:
     def revive(codec: Codec, env: dict[str, Any]) -> Any:
         made = make(env)
-        for key, part in env[name]:
-            made[codec._revive(key)] = codec._revive(part)
+        keys = [codec._revive(key) for key, _ in env[name]]
+        refuse_crowd(keys)
+        for key, (_, part) in zip(keys, env[name], strict=True):
+            made[key] = codec._revive(part)
         return made
 
     return revive
@@ -918,10 +915,7 @@ def _str_of(text: str) -> str:
 
 
 def _revive_dict(codec: Codec, env: dict[str, Any]) -> dict[str, Any]:
-    inner = env["$dict"]
-    if type(inner) is not dict:
-        raise ValueError("$dict needs an object")
-    return _revive_values(codec, inner)
+    return _revive_values(codec, env["$dict"])
 
 
 def _revive_moment(name: str, cls: Any) -> Callable[[Codec, dict[str, Any]], Any]:
@@ -944,7 +938,7 @@ def _revive_zone(codec: Codec, env: dict[str, Any]) -> tzinfo:
 def _revive_structseq(codec: Codec, env: dict[str, Any]) -> Any:
     cls: Any = _STRUCTSEQS[env["$structseq"]]
     items, beside = _list_of(codec, env, "items"), codec._revive(env["fields"])
-    if len(items) != cls.n_sequence_fields or type(beside) is not dict:
+    if len(items) != cls.n_sequence_fields:
         raise ValueError(f"it is no {cls.__name__}")
     if not {type(part) for part in (*items, *beside.values())} <= _SCALARS:
         raise ValueError(f"the fields of {cls.__name__} are plain")
@@ -956,11 +950,11 @@ def _revive_ip(codec: Codec, env: dict[str, Any]) -> Any:
 
     if env["type"] not in _IPS:
         raise ValueError(f"{quote(env['type'])} is no class of ipaddress")
-    return getattr(ipaddress, env["type"])(_text_of(env, "$ip"))
+    return getattr(ipaddress, env["type"])(env["$ip"])
 
 
 def _revive_url(codec: Codec, env: dict[str, Any]) -> Any:
-    pydantic_core, text, name = library("pydantic_core", "pydantic"), _text_of(env, "$url"), env["type"]
+    pydantic_core, text, name = library("pydantic_core", "pydantic"), env["$url"], env["type"]
     if name in ("Url", "MultiHostUrl"):
         return _parsed_url(getattr(pydantic_core, name), text)
     networks = library("pydantic.networks", "pydantic")
@@ -988,8 +982,8 @@ def _revive_name_email(codec: Codec, env: dict[str, Any]) -> Any:
 
 def _revive_pattern(codec: Codec, env: dict[str, Any]) -> Any:
     pattern, flags = codec._revive(env["$pattern"]), env["flags"]
-    if type(pattern) not in (str, bytes) or len(pattern) > _LONGEST_PATTERN or type(flags) is not int:
-        raise ValueError("$pattern needs a text and its flags")
+    if type(pattern) not in (str, bytes):
+        raise ValueError("$pattern needs a text")
     if flags & ~int(re.A | re.I | re.L | re.M | re.S | re.U | re.X):
         raise ValueError("$pattern has flags that no pattern has")
     return re.compile(pattern, flags)
@@ -1008,13 +1002,6 @@ def _revive_pandas(codec: Codec, env: dict[str, Any]) -> Any:
     parts, made = _list_of(codec, env, "tz"), made.tz_localize("UTC")
     wall = made.tz_convert(zone_of(parts)).to_pydatetime(warn=False).replace(tzinfo=None)
     return made.tz_convert(zone_of(parts, wall))
-
-
-def _text_of(env: dict[str, Any], name: str) -> str:
-    text = env[name]
-    if type(text) is not str:
-        raise ValueError(f"{name} needs a string")
-    return text
 
 
 def _revive_uuid(codec: Codec, env: dict[str, Any]) -> UUID:
@@ -1101,6 +1088,7 @@ _OF_LIBRARIES: dict[tuple[str, str], Callable[[_Tagger, Any, _Where], Any]] = {
     **{("pandas", name): _tag_pandas for name in ("Timestamp", "Timedelta", "NaTType")},
     ("pydantic", "NameEmail"): _tag_name_email,
 }
+_NOT_FINITE = {word: float(word) for word in ("nan", "inf", "-inf")}
 _FACTORIES = {cls.__name__: cls for cls in (list, dict, set, int, float, str, tuple, bool, bytes)}
 _PATHS: dict[str, Callable[[str], pathlib.PurePath]] = {
     "PosixPath": pathlib.PurePosixPath,
@@ -1141,9 +1129,9 @@ _TAGGERS: dict[Any, Callable[[_Tagger, Any, _Where], Any]] = {
 }
 _REVIVERS: dict[str, Callable[[Codec, dict[str, Any]], Any]] = {
     "$tuple": _made_of_list("$tuple", tuple),
-    "$set": _made_of_list("$set", set),
-    "$frozenset": _made_of_list("$frozenset", frozenset),
-    "$float": _made_of_text("$float", float),
+    "$set": _made_of_members("$set", set),
+    "$frozenset": _made_of_members("$frozenset", frozenset),
+    "$float": _made_of_text("$float", _NOT_FINITE.__getitem__),
     "$int": _made_of_text("$int", lambda text: int(text, 16)),
     "$str": _made_of_text("$str", _str_of),
     "$bytes": _made_of_text("$bytes", _bytes_of),

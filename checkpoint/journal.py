@@ -142,7 +142,7 @@ class Record(msgspec.Struct, gc=False):
     result: msgspec.Raw = msgspec.Raw()
     timestamp: str = ""
     version: str = ""
-    code: Any = ""  # a line without checksum may have anything there
+    code: Any = ""  # a str once it is read: a line of another program may have anything there
     schema: Any = ""
     input: str = ""
     forgotten: bool = False
@@ -158,6 +158,12 @@ class Record(msgspec.Struct, gc=False):
     detail: msgspec.Raw = msgspec.Raw()
     value: msgspec.Raw = msgspec.Raw()
     crc: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.code) is not str:
+            self.code = ""
+        if type(self.schema) is not str:
+            self.schema = ""
 
 
 class Acceptance(msgspec.Struct, frozen=True):

@@ -502,7 +502,7 @@ def _last_in(tail: bytes) -> tuple[str, str, str] | None:
                 return at, version, schema
             continue
         if not record.forgotten:
-            return record.timestamp, record.version, record.schema if type(record.schema) is str else ""
+            return record.timestamp, record.version, record.schema
     return None
 
 

@@ -69,6 +69,7 @@ _SHOWN_CHARACTERS = 200
 _codec = Codec()
 _WORD = 1 << 63
 _EXACT = 1 << 53
+_MOST_BITS = 65_536  # of an int whose decimal digits are written; a longer one is written in hexadecimal
 
 
 def tidy_result(raw: bytes, *, sealed: bool) -> Any:
@@ -250,7 +251,10 @@ def json_text(value: Any) -> str:
 
 
 def _digits(value: Any) -> str:
-    return str(Decimal(value)) if type(value) is int else str(value)  # str(int) refuses more than 4,300 digits
+    if type(value) is not int:
+        return str(value)
+    # str(int) refuses more than 4,300 digits, and beyond some more each decimal digit costs more than the one before.
+    return str(Decimal(value)) if value.bit_length() <= _MOST_BITS else hex(value)
 
 
 # --- what a column may hold -----------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def find_unfit(records: Records, *, only_look: bool = False) -> Unfit | None:
     search = _Search(schema, noted)
     for _, _, key, record in store.results.sound_places(version, lambda: None):
         if record.crc or record.session:
-            search.look(key, record.schema if type(record.schema) is str else "", bytes(record.result))
+            search.look(key, record.schema, bytes(record.result))
     unfit = search.unfit(records)
     if unfit is None:
         with suppress(CheckpointError):  # where it cannot be noted, the results are read again next time

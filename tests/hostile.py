@@ -8,6 +8,7 @@ hook ends it at the first subprocess, connection, unpickling, or change outside 
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import os
 import pickle
@@ -326,6 +327,13 @@ def _run(verb: str, directory: str, output: str) -> str:
 
 def serve() -> None:
     """Answer until standard input ends."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread takes memory
+    for library in (
+        "numpy",
+        "pandas",
+        "pydantic.networks",
+    ):  # the code that a value needs is the user's own, and trusted
+        importlib.import_module(library)
     for line in sys.stdin:
         directory, output = json.loads(line)
         os.makedirs(output, exist_ok=True)

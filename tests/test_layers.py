@@ -19,7 +19,8 @@ import checkpoint
 
 ROOMS = {
     "errors": "0", "outcomes": "0", "clock": "0", "safe_path": "0", "surroundings": "0",
-    "classes": "1a", "codecs": "1a", "contents": "1a", "keys": "1a", "zones": "1a", "schemas": "1a", "unfit": "1a",
+    "classes": "1a", "codecs": "1a", "contents": "1a", "keys": "1a", "limits": "1a", "zones": "1a",
+    "schemas": "1a", "unfit": "1a",
     "journal": "1a", "segment": "1a", "index": "1a", "lock": "1a", "shelf": "1a", "store": "1a", "records": "1a",
     "files": "1a", "shards": "1a", "joined": "1a", "condition": "1a", "notes": "1a",
     "remote": "1a", "mirror": "1a", "uploads": "1a",
