@@ -1,34 +1,56 @@
-"""A directory from somebody who means harm, and who only looks at it: every verb, with limits, in a process of its own.
+r"""A directory of somebody who means harm, looked at by every verb, with limits, in a process of its own.
 
 Run as a script, it reads a directory a line from standard input, and answers each with a line of JSON: what broke the
 law, by verb. A verb is forked, may take 5 s of processor time and 500 MB, and runs nothing and reaches nobody: an audit
 hook ends it at the first subprocess, connection, unpickling, or change outside of the directory and that of its output.
+
+    python tests/hostile.py --atheris [LIBFUZZER'S OPTIONS] [CORPUS]
+
+lets coverage lead to what stands in the files, with the same limits and the same hook. An input is a whole directory:
+
+    ~@ ~A … ~K    what follows stands in the place of that file of FILES, which is honest where none does
+    ~!            the line so far gets its right checksum, whatever it says
+    ~? and a byte the file is of that kind of KINDS
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import importlib
 import json
 import os
 import pickle
 import random
+import re
 import resource
+import shutil
 import signal
 import socket
 import sys
+import tempfile
+import time
 import traceback
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from checkpoint import CheckpointedRunner, CheckpointError, checkpointed
-from checkpoint import segment as segments
-from checkpoint.cli import main
-from checkpoint.journal import Reader, seal
+if "--atheris" in sys.argv:
+    import atheris
 
-__all__ = ["FILES", "KINDS", "ORDERS", "build", "sealed"]
+    instrumented = atheris.instrument_imports(include=["checkpoint"])
+else:
+    instrumented = contextlib.nullcontext()
+with instrumented:
+    from checkpoint import CheckpointedRunner, CheckpointError, checkpointed
+    from checkpoint import segment as segments
+    from checkpoint.cli import main
+    from checkpoint.journal import Reader, seal
+    from checkpoint.limits import FIELDS as ENVELOPES
+
+__all__ = ["FILES", "KINDS", "ORDERS", "SEEDS", "build", "put", "sealed"]
 
 SECONDS, WAITING, MEMORY = 5, 60, 500 << 20
 ORDERS = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egnp\u2066\r\nforged line"
@@ -325,15 +347,16 @@ def _run(verb: str, directory: str, output: str) -> str:
     return f"exit status {code} ({means.get(code, 'a fault, or something refused')}): {text[-600:]!a}"
 
 
+def _import_what_values_need() -> None:
+    """It is the user's own, and trusted; but its import does what only looking does not do."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread takes memory
+    for library in ("numpy", "pandas", "pydantic.networks"):
+        importlib.import_module(library)
+
+
 def serve() -> None:
     """Answer until standard input ends."""
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread takes memory
-    for library in (
-        "numpy",
-        "pandas",
-        "pydantic.networks",
-    ):  # the code that a value needs is the user's own, and trusted
-        importlib.import_module(library)
+    _import_what_values_need()
     for line in sys.stdin:
         directory, output = json.loads(line)
         os.makedirs(output, exist_ok=True)
@@ -341,5 +364,84 @@ def serve() -> None:
         print(json.dumps(wrong), flush=True)
 
 
+# --- guided by coverage -----------------------------------------------------------------------------------------------
+
+_SMALL = tuple(kind for kind in KINDS if not re.search("hash|long|large|index|versions|codes|sessions|one key", kind))
+SEEDS = (
+    b'~@{"key":1,"result":{"$fraction":["1e9"]}~!\n{"key":{"$tuple":[1,2]},"result":{"$set":[{"$range":[0,9,1]}]}~!\n',
+    b'~@{"key":"a","result":{"$ndarray":"AA==","dtype":"V9","shape":[0]}~!\n{"key":0,"result":1,"forgotten":true~!\n',
+    b'~@{"key":"a","result":{"$class":"C","a":{"$npscalar":1,"dtype":"U9"}},"version":"v","code":"1-a-b"~!\n',
+    b'~A{"key":"bad","error":"x","type":"T","traceback":"File","attempts":1,"elapsed":1.5,"session":"a"~!\n',
+    b'~B{"key":"odd","pickle":"gASVAA==","repr":"x","from":"T"~!\n~@{"key":"odd","result":1}\n',
+    b'~C{"versions":{"v":{"value":1}},"codes":{"1-a":{"versions":["v"],"parts":{}}},"total_items":9,"last_pass":{}}',
+    b'~I{"url":"reference://x::file:///etc"}~H{"journals":{"results":{"end":9,"owed":[[0,9]]}},"tokens":["a"]}',
+    b'~F{"pid":1,"host":"h","since":"2026-01-01T00:00:00Z"}~J{"key":1,"result":1~!\n~K{"versions":[]}',
+    b"~?\x01~@~Dw~E~?\x11",
+)
+
+
+def put(data: bytes, directory: Path, victim: Path) -> None:
+    """Make the files that an input stands for, in a directory that is honest."""
+    for part in re.split(rb"~(?=[@-K])", data)[1:]:
+        path, content = directory / FILES[part[0] - ord("@")], part[1:]
+        if content[:2] == b"~?" and len(content) > 2:
+            with contextlib.suppress(OSError):  # what stands there may be a directory by now
+                KINDS[_SMALL[content[2] % len(_SMALL)]](path, random.Random(len(data)), victim)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
+            path.write_bytes(re.sub(rb"([^\n]*?)~!\n?", lambda line: seal(line[1]), content))
+
+
+def fuzz() -> None:
+    """The command, guided by coverage: it runs until something breaks the law, or the time is over."""
+    _import_what_values_need()
+    root = Path(tempfile.mkdtemp(prefix="checkpoint-hostile-"))
+    honest, victim, told = root / "honest", root / "victim", root / "told"
+    honest.mkdir()
+    build(honest)
+    victim.write_text("precious")
+    seeds = root / "seeds"
+    seeds.mkdir()
+    for seed in SEEDS:
+        (seeds / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
+    screen = os.open(told, os.O_RDWR | os.O_CREAT)
+    os.dup2(screen, 1)
+    sys.stderr = sys.stdout  # libFuzzer's own words go to the descriptor
+    guard((str(root) + os.sep,))
+
+    def look(data: bytes) -> None:
+        directory, output = root / "c", root / "output"
+        shutil.copytree(honest, directory)
+        output.mkdir()
+        try:
+            put(data, directory, victim)
+            for verb in VERBS:
+                os.ftruncate(screen, 0)
+                began = time.process_time()
+                status = _look(verb, str(directory), str(output))
+                sys.stdout.flush()
+                if time.process_time() - began > SECONDS:
+                    raise AssertionError(f"{verb} takes more than {SECONDS} s")
+                said = told.read_bytes().decode("utf-8", "replace")
+                if status not in (0, 1, 3) or any(raw in said for raw in RAW):
+                    raise AssertionError(f"{verb} ends with {status}, and says {said[-600:]!a}")
+            if victim.read_text() != "precious":
+                raise AssertionError("a file elsewhere was written")
+        finally:
+            shutil.rmtree(directory)
+            shutil.rmtree(output)
+
+    words = root / "words"
+    words.write_text("\n".join(f'"{name}"' for fields in ENVELOPES.values() for name in fields))
+    options = [f"-timeout={SECONDS * len(VERBS)}", "-rss_limit_mb=1000", f"-malloc_limit_mb={MEMORY >> 20}"]
+    options += ["-max_len=4096", "-len_control=0", f"-dict={words}", f"-artifact_prefix={Path.cwd()}{os.sep}"]
+    given = [option for option in sys.argv if option != "--atheris"]
+    atheris.Setup([given[0], *options, *given[1:], str(seeds)], look)
+    try:
+        atheris.Fuzz()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
 if __name__ == "__main__":
-    serve()
+    fuzz() if "--atheris" in sys.argv else serve()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
+from importlib.util import find_spec
 from ipaddress import IPv4Address
 from itertools import count, product
 from pathlib import Path
@@ -273,6 +274,33 @@ def test_no_field_of_an_envelope_makes_it_costly(tmp_path: Path, look: Look) -> 
             for name in limits.FIELDS[tag]:
                 file.write(sealed(key=f"{number} {name}", result={**honest.get(tag, {tag: "Name"}), name: part}))
     assert look(tmp_path) == {}
+
+
+def test_an_input_stands_for_a_directory(tmp_path: Path) -> None:
+    """What coverage leads to is put where it says; a line that asks for it has its right checksum."""
+    build(tmp_path)
+    (tmp_path / "victim").write_text("precious")
+    hostile.put(b'~@{"key":"a","result":1~!\n{"key":"b"}\n~C[1]~A~?\x0b', tmp_path, tmp_path / "victim")
+    assert (tmp_path / "j_results.jsonl").read_bytes() == seal(b'{"key":"a","result":1') + b'{"key":"b"}\n'
+    assert (tmp_path / "j_meta.json").read_bytes() == b"[1]"
+    assert (tmp_path / "j@0-of-2_results.jsonl").read_bytes() == sealed(key="shard", result=1)
+
+
+@pytest.mark.promise("untrusted checkpoints")
+@pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed: it has wheels for Linux on x86-64")
+@pytest.mark.parametrize("seconds", [20, pytest.param(600, marks=pytest.mark.soak)])
+def test_no_directory_that_coverage_leads_to_breaks_the_law(tmp_path: Path, seconds: int) -> None:
+    """Every verb looks at it, within 5 s and 500 MB, and does nothing else."""
+    (tmp_path / "found").mkdir()
+    root = str(Path(checkpoint.__file__).parent.parent)
+    ran = subprocess.run(
+        [sys.executable, hostile.__file__, "--atheris", f"-max_total_time={seconds}", f"-seed={SEED % (1 << 31) or 1}", str(tmp_path / "found")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=4 * seconds + 120, check=False,
+        env=os.environ | {"PYTHONPATH": root, "CHECKPOINT_DIR": str(tmp_path / "none"), "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    said = ran.stderr[-20_000:]
+    assert ran.returncode == 0, f"CHECKPOINT_TEST_SEED={SEED}, kept in {tmp_path}\n{said}"
+    assert "DONE" in said, said
 
 
 def test_the_judge_is_worth_something(tmp_path: Path, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
