@@ -293,8 +293,9 @@ def test_no_directory_that_coverage_leads_to_breaks_the_law(tmp_path: Path, seco
     """Every verb looks at it, within 5 s and 500 MB, and does nothing else."""
     (tmp_path / "found").mkdir()
     root = str(Path(checkpoint.__file__).parent.parent)
+    options = [f"-max_total_time={seconds}", f"-seed={SEED % (1 << 31) or 1}", str(tmp_path / "found")]
     ran = subprocess.run(
-        [sys.executable, hostile.__file__, "--atheris", f"-max_total_time={seconds}", f"-seed={SEED % (1 << 31) or 1}", str(tmp_path / "found")],
+        [sys.executable, hostile.__file__, "--atheris", *options],
         cwd=tmp_path, capture_output=True, text=True, timeout=4 * seconds + 120, check=False,
         env=os.environ | {"PYTHONPATH": root, "CHECKPOINT_DIR": str(tmp_path / "none"), "TMPDIR": str(tmp_path)},
     )  # fmt: skip
