@@ -36,7 +36,7 @@ if sys.platform != "win32":
 from checkpoint.clock import Stamper
 from checkpoint.codecs import with_stack
 from checkpoint.errors import DamagedRecord, JournalLost, StoreError, printable, quote, shorten
-from checkpoint.files import open_file, open_making_room, open_safely, when_too_many
+from checkpoint.files import open_file, open_making_room, open_safely, open_temporary, when_too_many
 
 __all__ = [
     "CRC_SIZE",
@@ -845,11 +845,6 @@ class Journal:
             os.close(fd)
         fsync_directory(self.path.parent)
 
-    @property
-    def temporary(self) -> Path:
-        """What `replace` writes before it takes the journal's place; one that is left over holds nothing of its own."""
-        return self.path.with_name(f".{self.path.stem.lstrip('.')}.tmp")
-
     def replace(self, chunks: Iterable[bytes], *, first: Callable[[], None] = lambda: None) -> None:
         """A file of these bytes takes the journal's place at once, with its owner and permissions; open it anew.
 
@@ -866,10 +861,9 @@ class Journal:
         if os.path.islink(self.path):  # which never raises
             raise store_error(OSError(errno.ELOOP, "it is a symbolic link"), "cannot replace", self.path)
         try:
-            self.temporary.unlink(missing_ok=True)
-            fd = open_safely(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fd, temporary = open_temporary(self.path, self.path.stem.lstrip("."), 0o600)
         except OSError as error:
-            raise store_error(error, "cannot make", self.temporary) from error
+            raise store_error(error, "cannot make a file to replace", self.path) from error
         try:
             try:
                 _liken(fd, os.stat(self.path))
@@ -879,19 +873,13 @@ class Journal:
             finally:
                 os.close(fd)
             first()
-            os.replace(self.temporary, self.path)
+            os.replace(temporary, self.path)
         except BaseException as error:
-            self._discard_temporary()
+            _discard(temporary)
             if isinstance(error, OSError) and not isinstance(error, StoreError):
-                raise store_error(error, f"{self.path} is as it was: cannot replace it by", self.temporary) from error
+                raise store_error(error, "the journal is as it was: cannot replace", self.path) from error
             raise
         self._enter_in_directory()
-
-    def _discard_temporary(self) -> None:
-        try:
-            self.temporary.unlink(missing_ok=True)
-        except OSError as error:
-            log.debug("%s was not removed: %s", self.temporary, error)
 
     def append(self, lines: bytes) -> int:
         """Append whole lines, all of them or none; returns the offset of the first.
@@ -1052,6 +1040,13 @@ class Journal:
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def _discard(temporary: Path) -> None:
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("%s was not removed: %s", temporary, error)
 
 
 def _liken(fd: int, model: os.stat_result) -> None:

@@ -110,6 +110,7 @@ class Mirror:
         self._lock = Lock(directory / f".{name}.lock", name)
         self._looked_at = -inf
         self._failing = False
+        self._own = f"{os.getpid()}.{os.urandom(8).hex()}"  # in names of temporary files, which nobody can guess
 
     # the state file
 
@@ -311,7 +312,7 @@ class Mirror:
         return Held(have, end, owed, mark_of(Reader.open(self.paths[kind]), end))
 
     def _temporary(self, kind: str) -> Path:
-        return self.directory / f".{self.name}_{kind}.pull.tmp"
+        return self.directory / f".{self.name}_{kind}.pull.{self._own}.tmp"
 
     def _fetch(self, kind: str, wanted: Iterable[tuple[Part, int]], seen: set[int] | None) -> dict[str, int]:
         """Write the lines to the temporary file, synced; returns how many bytes of each part there are then."""
@@ -430,7 +431,7 @@ def _news(parts: list[Part], held: Held) -> list[tuple[Part, int]]:
 
 
 def _digest(line: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big")
 
 
 def _lacking(reader: Reader, seen: set[int]) -> Iterator[bytes]:

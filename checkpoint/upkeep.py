@@ -535,8 +535,9 @@ def _read_meta(path: Path) -> tuple[Literal["sound", "missing", "garbage"], dict
 def _leftovers(name: str, directory: Path) -> Iterator[tuple[str, int]]:
     """(path, bytes) of temporary files of this checkpoint. This process's own may be in use by another thread."""
     pattern = re.compile(
-        rf"\.{re.escape(name)}_(?:(?:results|errors|unsaved)\.tmp"
-        rf"|(?:meta|(?:results|errors|unsaved)\.index)\.(?!{os.getpid()}\.)[0-9]+(?:\.[0-9a-f]+)?\.tmp)"
+        rf"\.{re.escape(name)}_(?:(?:results|errors|unsaved)\.(?:pull\.)?tmp"  # as they were named before
+        rf"|(?:meta|(?:results|errors|unsaved)(?:\.index|(?:\.first)?\.pull)?)"
+        rf"\.(?!{os.getpid()}\.)[0-9]+(?:\.[0-9a-f]+)?\.tmp)"
         rf"|\.{re.escape(name)}\.remote\.(?!{os.getpid()}\.)[0-9]+\.[0-9a-f]+\.tmp"
     )
     for file in sorted(os.listdir(directory)):

@@ -721,8 +721,6 @@ def test_no_secret_is_written_down(
         ".j_meta.PID.tmp",
         ".j_results.aside",
         ".j_errors.aside",
-        ".j_results.tmp",
-        ".j_errors.tmp",
     ],
 )
 @pytest.mark.parametrize("exists", [True, False], ids=["to a file", "to nothing"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="other calls are made th
 
 JOURNAL = "j_results.jsonl"
 ASIDE = ".j_results.aside"
-TEMPORARY = ".j_results.tmp"
+TEMPORARY = r"\.j_results\.[0-9]+\.[0-9a-f]{16}\.tmp"
 
 
 def fill(directory: Path, *pairs: tuple[Any, Any]) -> None:
@@ -33,8 +34,12 @@ def fill(directory: Path, *pairs: tuple[Any, Any]) -> None:
 
 
 def places(events: list[Event], kind: type[Event], path: str) -> list[int]:
-    """Where the events of this kind on this path are."""
-    return [place for place, event in enumerate(events) if type(event) is kind and event.path == path]
+    """Where the events of this kind are on a path, or on one that matches it."""
+    return [
+        place
+        for place, event in enumerate(events)
+        if type(event) is kind and (event.path == path or (path == TEMPORARY and re.fullmatch(path, event.path)))
+    ]
 
 
 def check_kept_before_cut(events: list[Event], cut: int) -> None:

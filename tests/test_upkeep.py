@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
@@ -32,6 +33,7 @@ from checkpoint.store import Store
 from checkpoint.upkeep import check, compact, repair
 
 Opener = Callable[..., CheckpointedRunner]
+TEMPORARY = r"\.j_results\.[0-9]+\.[0-9a-f]{16}\.tmp"
 
 
 def journal_of(directory: Path, kind: str = "results") -> Path:
@@ -833,7 +835,7 @@ def test_an_index_file_is_gone_before_its_journal_is(
     for name in kept:
         monkeypatch.setattr(os, name, noted(name))
     compact("j", tmp_path)
-    moved = calls.index("replace .j_results.tmp")
+    (moved,) = [place for place, call in enumerate(calls) if re.fullmatch(rf"replace {TEMPORARY}", call)]
     assert "unlink .j_results.index" in calls[:moved]
     assert "fsync" in calls[calls.index("unlink .j_results.index") : moved]
     assert "fsync" in calls[moved:]
@@ -860,18 +862,23 @@ def test_permissions_and_owner_are_kept(tmp_path: Path, mode: int) -> None:
 
 
 @pytest.mark.promise("symlinks, permissions")
-@pytest.mark.skipif(sys.platform == "win32", reason="making links needs rights there")
-def test_the_temporary_file_follows_no_link(tmp_path: Path) -> None:
-    """What lies at its place is unlinked, never written through."""
-    fill(tmp_path / "c", ("a", 1), ("a", 2))
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"precious")
-    (tmp_path / "c" / ".j_results.tmp").symlink_to(outside)
-    compact("j", tmp_path / "c")
-    assert outside.read_bytes() == b"precious"
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
-        ".j.lock", "j_errors.jsonl", "j_meta.json", "j_results.jsonl",
-    ]  # fmt: skip
+def test_nobody_can_guess_the_name_of_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another one each time, and made only where there is none."""
+    fill(tmp_path, ("a", 1), ("a", 2))
+    opened: list[tuple[str, int]] = []
+    kept = os.open
+
+    def noted(path: Any, flags: int, *rest: Any) -> int:
+        opened.append((str(path), flags))
+        return kept(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", noted)
+    compact("j", tmp_path)
+    fill(tmp_path, ("a", 3))
+    compact("j", tmp_path)
+    made = [(Path(path).name, flags) for path, flags in opened if re.fullmatch(TEMPORARY, Path(path).name)]
+    assert len({name for name, _ in made}) == len(made) == 2
+    assert all(flags & os.O_EXCL and flags & os.O_CREAT for _, flags in made)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="making links needs rights there")
@@ -891,20 +898,24 @@ def test_a_journal_that_is_a_link_is_refused(tmp_path: Path, make: Opener) -> No
 def test_what_killed_processes_left_is_deleted(tmp_path: Path) -> None:
     """Temporaries of this checkpoint, and of no other; also where there is nothing else to do."""
     fill(tmp_path, ("a", 1))
-    ours = {".j_results.tmp", ".j_unsaved.tmp", ".j_meta.4194999.tmp", ".j_results.index.4194999.tmp"}
+    ours = {
+        ".j_results.tmp", ".j_unsaved.4194999.0a1b.tmp", ".j_meta.4194999.tmp", ".j_results.index.4194999.tmp",
+        ".j_errors.pull.tmp", ".j_errors.pull.4194999.0a1b.tmp", ".j_results.first.pull.4194999.0a1b.tmp",
+    }  # fmt: skip
     kept = {
         ".jj_results.tmp",
         ".j_results.tmp2",
         ".j_meta.x.tmp",
         f".j_results.index.{os.getpid()}.tmp",
+        f".j_results.{os.getpid()}.0a1b.tmp",
         "j_results.tmp",
     }
     for name in ours | kept:
         (tmp_path / name).write_bytes(b"12345")
     assert {Path(path).name for path, _ in check("j", tmp_path).leftovers} == ours
-    assert "to free 20 bytes (temporary files): checkpoint compact j" in str(check("j", tmp_path))
+    assert "to free 35 bytes (temporary files): checkpoint compact j" in str(check("j", tmp_path))
     done = compact("j", tmp_path)
-    assert "deleted 4 temporary files of a killed process (20 bytes)" in str(done)
+    assert "deleted 7 temporary files of a killed process (35 bytes)" in str(done)
     there = {path.name for path in tmp_path.iterdir()}
     assert not there & ours
     assert there >= kept
@@ -942,8 +953,8 @@ with CheckpointedRunner("j", directory) as runner:
 @pytest.mark.parametrize(
     ("work", "damage", "filename", "told"),
     [
-        ("compact", 0, ".j_results.tmp", "j_results.jsonl is as it was"),
-        ("repair", 100, ".j_results.tmp", "j_results.jsonl is as it was"),
+        ("compact", 0, "j_results.jsonl", "the journal is as it was"),
+        ("repair", 100, "j_results.jsonl", "the journal is as it was"),
         ("repair", 60_000, ".j_results.aside", "cannot set damaged lines aside"),
     ],
     ids=["compact", "repair", "repair, the bytes aside"],
