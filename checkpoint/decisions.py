@@ -21,6 +21,7 @@ from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
 from checkpoint.schemas import fits, spell
+from checkpoint.secrets import quoted
 from checkpoint.store import Entry, Store
 
 __all__ = [
@@ -188,14 +189,14 @@ def check_version(records: Records, version: str, label: Any) -> None:
     store = records.store
     if version == records.version:
         raise InvalidOption(
-            f"checkpoint {records.name!r}: version {quote(label, 60)} is the one that is current: its results count. "
+            f"checkpoint {records.name!r}: version {quoted(label, 60)} is the one that is current: its results count. "
             "Name another one, or give the function a version= of its own first"
         )
     if not store.results.count(version):
         labels = store.versions
         there = [quote(labels.get(held, held) if held else None, 60) for held in sorted(store.results.versions)]
         raise InvalidOption(
-            f"checkpoint {records.name!r} has no results of version {quote(label, 60)}; it has some of: "
+            f"checkpoint {records.name!r} has no results of version {quoted(label, 60)}; it has some of: "
             f"{', '.join(there) or 'none'}"
         )
 

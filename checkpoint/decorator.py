@@ -69,6 +69,7 @@ from checkpoint.policies import (
 from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.runner import CheckpointedRunner, ShardRunner
 from checkpoint.schedule import Schedule
+from checkpoint.secrets import quoted
 from checkpoint.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.store import Directory, check_name
 from checkpoint.syntax import keep_sources
@@ -459,7 +460,7 @@ class _Face(Generic[R], _Parts):
         for field in fields(options):
             value = getattr(options, field.name)
             if field.name not in ("name", "checkpoint_dir") and value != field.default:
-                yield field.name, quote(value)
+                yield field.name, quoted(value, 200)
 
     @contextmanager
     def _pass(
@@ -514,7 +515,8 @@ class _Face(Generic[R], _Parts):
         from checkpoint.fingerprints import fingerprint
 
         function, instance = self._target()
-        read = partial(fingerprint, bound=instance is not None, ignore=self._self_options.ignore)
+        options = self._self_options
+        read = partial(fingerprint, bound=instance is not None, ignore=options.ignore, salt=options.name)
         return agreement_of(read, function)
 
     def _fingerprint(self) -> Fingerprint | None:
@@ -523,7 +525,9 @@ class _Face(Generic[R], _Parts):
 
         function, instance = self._target()
         options = self._self_options
-        found = fingerprint(function, bound=instance is not None, depends=options.depends, ignore=options.ignore)
+        found = fingerprint(
+            function, bound=instance is not None, depends=options.depends, ignore=options.ignore, salt=options.name
+        )
         if found is not None:
             _tell_unread(options.name, found)
         return found

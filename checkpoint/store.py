@@ -63,6 +63,7 @@ from checkpoint.keys import Key, key_json
 from checkpoint.lock import Lock
 from checkpoint.notes import accepting, detail_field, value_field
 from checkpoint.remote import KINDS, has_sign, names_under, note_url, place_of, tell_sign, url_at
+from checkpoint.secrets import is_secret
 from checkpoint.segment import IndexDamaged
 from checkpoint.shards import ALL, Shard, hash_of, shards_in, split_prefix
 from checkpoint.shelf import Shelf
@@ -1266,8 +1267,9 @@ class Store:
                     known.setdefault(digest, told)
 
     def name_version(self, digest: str, version: Any) -> None:
-        """The digest stands for this version."""
-        self._labels.setdefault(digest, version)
+        """The digest stands for this version; one that holds a secret is not written down."""
+        if not is_secret("", version):
+            self._labels.setdefault(digest, version)
 
     def begin_computing(self, version: str, code: str, detail: Any) -> None:
         """Records of the version are computed by this code from here on: the first one in each journal says so."""

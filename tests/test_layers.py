@@ -25,7 +25,7 @@ ROOMS = {
     "remote": "1a", "mirror": "1a", "uploads": "1a",
     "ledger": "1a", "places": "1a", "upkeep": "1a", "syntax": "1a", "literals": "1a", "bodies": "1a",
     "fingerprints": "1a", "lineage": "1a", "clocks": "1a", "dependencies": "1a", "readings": "1a", "fields": "1a",
-    "spelling": "1a", "statics": "1a", "uses": "1a", "agreement": "1a", "decisions": "1a",
+    "secrets": "1a", "spelling": "1a", "statics": "1a", "uses": "1a", "agreement": "1a", "decisions": "1a",
     "clients": "1b", "policies": "1b", "schedule": "1b", "calls": "1b", "workers": "1b", "interrupts": "1b",
     "coordinator": "1b", "engines": "1b", "clusters": "1b",
     "inputs": "2", "progress": "2", "passes": "2", "runner": "2",
