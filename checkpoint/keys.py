@@ -6,6 +6,7 @@ are one key, `"1"` is another. On disk a key is written as it was given; `identi
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ import msgspec
 from checkpoint.codecs import Codec, canonical
 from checkpoint.contents import is_kin, json_like, spell, stranger_in
 from checkpoint.errors import InvalidKey, InvalidOption, quote
+from checkpoint.secrets import is_secret, sealed
 
 __all__ = [
     "PART",
@@ -31,8 +33,10 @@ __all__ = [
     "changed_field",
     "digest_function",
     "digest_of",
+    "earlier_digests",
     "identity",
     "is_digest_of",
+    "is_same_version",
     "item_digest",
     "item_digests",
     "key_from_json",
@@ -40,7 +44,9 @@ __all__ = [
     "key_json",
     "keys_json",
     "plain_key",
-    "short_digest",
+    "stands_for",
+    "version_digest",
+    "wide_digest_of",
 ]
 
 Key = str | int | float | bool | None | tuple[Any, ...]
@@ -225,16 +231,63 @@ def _digests_of(several: Sequence[bytes]) -> list[int]:
     return [digest >> 1 or 1 for digest in struct.unpack(f">{len(several)}Q", digests)]
 
 
-def short_digest(value: Any, what: str) -> str:
-    """16 hex digits that stand for a JSON value: a version's name in records.
+def wide_digest_of(data: bytes) -> int:
+    """A digest of 127 bits, which decides whether two things are the same: `digest_of` and 64 bits besides, not all 0.
+
+    So the digests of earlier versions, of 63 bits, are the beginnings of these.
+    """
+    low = int.from_bytes(blake2b(data, digest_size=8, person=_LOW).digest(), "big") or 1
+    return digest_of(data) << 64 | low
+
+
+_LOW = b"low"
+
+
+def version_digest(version: Any, what: str, salt: str = "") -> str:
+    """32 hex digits that stand for a JSON value: a version's name in records.
+
+    Args:
+        version: the value; the digest of one that holds a secret is slow to try.
+        what: how an error calls it.
+        salt: of the checkpoint.
 
     Raises:
         InvalidOption: the value is not JSON-like.
     """
-    data = canonical(value)
+    data = canonical(version)
     if data is None:
-        raise InvalidOption(f"{what} is {quote(value)}, no JSON value; give str, numbers, lists or dicts of them")
-    return f"{digest_of(data):016x}"
+        raise InvalidOption(f"{what} is {quote(version)}, no JSON value; give str, numbers, lists or dicts of them")
+    digest = f"{wide_digest_of(data):032x}"
+    return sealed(digest, salt) if is_secret("", version) else digest
+
+
+def earlier_digests(version: Any) -> list[str]:
+    """What earlier versions of this library called a version, in 16 hex digits."""
+    return [f"{digest_of(data):016x}" for data in map(canonical, _spelled_before(version)) if data is not None]
+
+
+def stands_for(digest: str, version: Any) -> bool:
+    """Whether a digest in a record is that of a version, which is no secret."""
+    data = canonical(version)
+    return data is not None and digest in (f"{wide_digest_of(data):032x}", f"{digest_of(data):016x}")
+
+
+def is_same_version(label: Any, version: Any) -> bool:
+    """Whether the value of a version, as it is kept, is this one, or as it was spelled before."""
+    data = canonical(label)
+    return data is not None and data in map(canonical, _spelled_before(version))
+
+
+def _spelled_before(version: Any) -> list[Any]:
+    """A version, and where it is that of an instance, with digests of attributes that were half as long."""
+    parts = version.get("instance") if type(version) is dict and len(version) == 1 else None
+    if type(parts) is not dict:
+        return [version]
+    before = {name: part[:16] if type(part) is str and _WIDE.fullmatch(part) else part for name, part in parts.items()}
+    return [{"instance": before}, version]
+
+
+_WIDE = re.compile(r"[0-9a-f]{32}")
 
 
 def item_digest(item: Any) -> int:

@@ -32,7 +32,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.journal import Reader, Record, seal
-from checkpoint.keys import Key, key_json, plain_key, short_digest
+from checkpoint.keys import Key, key_json, plain_key, version_digest
 from checkpoint.outcomes import Failure
 from checkpoint.schemas import schema_of
 from checkpoint.shards import ALL, Shard
@@ -93,14 +93,16 @@ class Records:
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
         self._pinned = False
-        digest = "" if version is None or self._follows else short_digest(version, "version")
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
         self._code = b""
         self._secret = codec.secret
         self.schema = schema_of(result_type)
         self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
+        if not self._follows:
+            version_digest(version, "version", name)  # it is refused before any file is opened
         self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
+        digest = "" if self._follows else self.store.digest_of_version(version)
         if digest:
             self.store.name_version(digest, version)
         self._set_version(digest)

@@ -40,7 +40,7 @@ from checkpoint.keys import (
     key_json,
     keys_json,
     plain_key,
-    short_digest,
+    version_digest,
 )
 
 SCALARS = (
@@ -475,4 +475,4 @@ def test_unlike_items_have_unlike_digests() -> None:
 def test_a_version_is_a_json_value(version: Any) -> None:
     """Anything else is refused, and quoted."""
     with pytest.raises(InvalidOption, match="version is"):
-        short_digest(version, "version")
+        version_digest(version, "version")
