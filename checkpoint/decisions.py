@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from checkpoint.codecs import Codec, decode_foreign
+from checkpoint.digests import are_alike, digest_from
 from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
@@ -230,7 +231,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
             _refuse_plain(records, key, made)
-            digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
+            digest = digest_from(record.input or "0")
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
             if record.crc:
                 yield Entry(version, key, digest, line)
@@ -319,7 +320,7 @@ def accept_items(
             key, digest = key_of(item), digest_of(item)
             place = None if key in seen else store.results.find(version, key)
             seen.add(key)
-            if place is None or not digest or place.digest in (0, digest):
+            if place is None or not digest or not place.digest or are_alike(place.digest, digest):
                 continue
             try:
                 found = store.results.read(version, key)
@@ -340,7 +341,7 @@ def _copied(line: bytes, digest: int, stamp: bytes, version: str) -> bytes:
     for name in ("crc", "detail", "value", "from", *(() if version else ("version",))):
         fields.pop(name, None)
     before = bytes(fields["input"])
-    fields["timestamp"], fields["input"] = _raw(b'"%b"' % stamp), _raw(b'"%016x"' % digest)
+    fields["timestamp"], fields["input"] = _raw(b'"%b"' % stamp), _raw(b'"%032x"' % digest)
     if version:
         fields["version"] = _raw(b'"%b"' % version.encode())
     fields["from"] = _raw(before)

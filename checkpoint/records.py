@@ -57,7 +57,7 @@ class Latest:
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
 
-_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%016x","elapsed":%.6g,"attempts":%d%b'
+_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -256,7 +256,7 @@ class Records:
         fields = self._plain_fields
         if digest or elapsed is not None or attempts is not None:
             version, session = self._fields
-            known = b',"input":"%016x"' % digest if digest else b""
+            known = b',"input":"%032x"' % digest if digest else b""
             if elapsed is not None:
                 known += b',"elapsed":%.6g' % elapsed
             if attempts is not None:
@@ -279,7 +279,7 @@ class Records:
             parts.append(b',"elapsed":%.6g' % failure.elapsed)
         parts.append(version.removesuffix(self._schema) if self._schema else version)
         if digest:
-            parts.append(b',"input":"%016x"' % digest)
+            parts.append(b',"input":"%032x"' % digest)
         parts.append(session)
         return seal(b"".join(parts))
 
@@ -309,7 +309,7 @@ class Records:
             held = b'"pickle":%b' % _encode_json(base64.b64encode(pickle.dumps(value)).decode())
         except Exception:  # pickling runs the value's own code, which may raise anything
             held = b'"repr":%b' % _text(_safe_repr(value))
-        known = b',"input":"%016x"' % digest if digest else b""
+        known = b',"input":"%032x"' % digest if digest else b""
         return seal(
             b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b%b'
             % (key_json(key), held, _text(why), self._stamp(), version, known, session)

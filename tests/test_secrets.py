@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint import FunctionChanged, checkpointed, keys
+from checkpoint import FunctionChanged, checkpointed
 from checkpoint.cli import main
 from checkpoint.fingerprints import changes, fingerprint
 from checkpoint.secrets import SECRET, difference, is_secret, sealed
@@ -375,34 +375,3 @@ def test_an_old_detail_is_compared_by_plain_digests(old: dict[str, Any], tmp_pat
     code = fingerprint(old["secretive"], salt="secretive")
     assert code is not None
     assert changes(line["code"], line["detail"], code).values == ["PROMPT: 'Say what it is' → 'Say it again'"]
-
-
-# --- digests that decide ---------------------------------------------------------------------------------------------
-
-
-def test_a_version_has_a_digest_of_128_bits(here: Path) -> None:
-    """An instance's has one for each attribute, too."""
-    checkpointed("v", version="a")(lambda n: n).map([1], progress=False)
-    line = json.loads((here / "checkpoints" / "v_results.jsonl").read_text().splitlines()[0])
-    assert len(line["version"]) == 32
-
-
-def test_two_versions_whose_short_digests_are_one_are_told_apart(
-    old: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The old records name a version by its short digest; its value is in the journal, and is compared."""
-    job = old["jobs"](tmp_path / "checkpoints")[1]
-    short = keys.earlier_digests({"prompt": "Say it", "model": "small"})
-    monkeypatch.setattr("checkpoint.store.earlier_digests", lambda _: short)
-    assert job.plan(old["ITEMS"]).done == 4
-    assert job.options(version={"prompt": "Say it not", "model": "small"}).plan(old["ITEMS"]).done == 0
-
-
-def test_an_old_version_goes_on_under_its_name(old: dict[str, Any], tmp_path: Path) -> None:
-    """One version has one name in a checkpoint, in the records of both."""
-    job = old["jobs"](tmp_path / "checkpoints")[1]
-    job.map([*old["ITEMS"], {"id": 99, "text": "one more"}], progress=False)
-    lines = (tmp_path / "checkpoints" / "versioned_results.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["version"] for line in lines}) == 1
-    assert old["CALLS"] == [99]
-    assert job.results[99] == 990
