@@ -430,7 +430,7 @@ def _news(parts: list[Part], held: Held) -> list[tuple[Part, int]]:
 
 
 def _digest(line: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big")
 
 
 def _lacking(reader: Reader, seen: set[int]) -> Iterator[bytes]:
