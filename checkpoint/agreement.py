@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from checkpoint.errors import FunctionChanged
 from checkpoint.fingerprints import Fingerprint, Value, is_told
+from checkpoint.secrets import difference
 from checkpoint.spelling import is_array
 from checkpoint.syntax import is_own_file
 
@@ -111,7 +112,7 @@ class Agreement:
             differs = here.digest != self._values[name] if here is not None and is_known else same and not travelled
             if differs:
                 there = self._shown.get(name, "not there")
-                values.append(f"{name}: {there} → {'not there' if here is None else here.shown}")
+                values.append(difference(name, there, "not there" if here is None else here.shown))
         if not comparable:  # the source is not that of the code which runs, as where a test runner rewrote it
             return values, []
         if travelled:  # then only what it calls of imported modules may be another

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from types import CodeType, MappingProxyType
@@ -29,7 +29,7 @@ from checkpoint.literals import (
     named,
     short_of,
 )  # fmt: skip
-from checkpoint.spelling import SECRET_NAME, SECRET_TEXT
+from checkpoint.secrets import SECRET, is_opaque, is_secret, is_secret_text
 from checkpoint.syntax import PYTHON, Syntax, constants_of, hashed, instructions_of, syntax_of
 
 __all__ = ["Bodies", "BodyReader", "Compared", "compare", "counterparts", "texts_within"]
@@ -57,12 +57,14 @@ class Bodies:
         literals: of each, in their order.
         objects: code objects, whether there is a source or not.
         python: that made these.
+        secrets: of each function, the digests of its literals that are secrets: plain ones, which are not kept.
     """
 
     parts: dict[str, str]
     literals: dict[str, list[Entry]]
     objects: dict[str, CodeObject]
     python: str
+    secrets: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, detail: Any) -> Bodies:
@@ -112,6 +114,23 @@ class Bodies:
         }
         return replace(self, literals=literals)
 
+    def sealed(self, mine: Mapping[str, Mapping[str, str]]) -> Bodies:
+        """The same with other digests of literals.
+
+        Args:
+            mine: by function, the digests that are replaced, and by which.
+        """
+        literals, objects = dict(self.literals), dict(self.objects)
+        for label in mine.keys() & self.parts.keys():
+            new, one = mine[label], objects[label]
+            literals[label] = [
+                entry._replace(digest=new[entry.digest], shown=SECRET) if entry.digest in new else entry
+                for entry in literals[label]
+            ]
+            texts, others = (tuple(new.get(digest, digest) for digest in part) for part in (one.texts, one.others))
+            objects[label] = CodeObject(one.digest, texts, others)
+        return replace(self, literals=literals, objects=objects)
+
     def _names(self) -> dict[str, str]:
         """How digests name functions: not by their files, and the mapped one and its class not at all."""
         names = {label: label.partition("(")[0] for label in self.parts}
@@ -141,6 +160,7 @@ class BodyReader:
         self._parts: dict[str, list[str]] = {}
         self._literals: dict[str, list[Entry]] = {}
         self._objects: dict[str, list[CodeObject]] = {}
+        self._secrets: dict[str, frozenset[str]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -154,10 +174,12 @@ class BodyReader:
             scope: its globals.
         """
         syntax = syntax_of(code, scope)
-        entries, found = _said_by(code, syntax)
+        entries, found, secrets = _said_by(code, syntax)
         self._parts.setdefault(label, []).append(f"{PYTHON}:{found.digest}" if syntax is None else syntax.digest)
         self._literals.setdefault(label, []).extend(entries)
         self._objects.setdefault(label, []).append(found)
+        if secrets:
+            self._secrets[label] = self._secrets.get(label, frozenset()) | secrets
         return syntax
 
     def bodies(self) -> Bodies:
@@ -167,15 +189,17 @@ class BodyReader:
             self._literals,
             {label: _joined_objects(given) for label, given in self._objects.items()},
             PYTHON,
+            self._secrets,
         )
 
 
-_said: dict[tuple[CodeType, str, str], tuple[list[Entry], CodeObject]] = {}
+_Said = tuple[list[Entry], CodeObject, frozenset[str]]
+_said: dict[tuple[CodeType, str, str], _Said] = {}
 _MOST_SAID = 4096
 
 
-def _said_by(code: CodeType, syntax: Syntax | None) -> tuple[list[Entry], CodeObject]:
-    """The literals of a code object, and the object itself, worked out once."""
+def _said_by(code: CodeType, syntax: Syntax | None) -> _Said:
+    """The literals of a code object, the object itself, and the digests of its secrets, worked out once."""
     place = (code, code.co_filename, "" if syntax is None else syntax.digest)
     if (known := _said.get(place)) is not None:
         return known
@@ -190,7 +214,10 @@ def _said_by(code: CodeType, syntax: Syntax | None) -> tuple[list[Entry], CodeOb
     )
     if len(_said) >= _MOST_SAID:
         _said.clear()
-    _said[place] = ([_entry(literal) for literal in short_of(literals)], found)
+    entries = [_entry(literal) for literal in short_of(literals)]
+    secrets = {entry.digest for entry in entries if entry.shown == SECRET} - {""}
+    secrets.update(digest for text, digest in texts.items() if is_secret_text(text))
+    _said[place] = entries, found, frozenset(secrets)
     return _said[place]
 
 
@@ -237,10 +264,12 @@ def _ordered(value: Any) -> Any:
 
 def _shown(name: str, value: Any, most: int) -> str:
     """A literal as messages show it: of a long text both ends, and of a secret nothing."""
+    if is_secret(name, value):
+        return SECRET
     if type(value) in (int, float, complex, bool, type(None)):
         return shorten(repr(value), most)
     told = value if type(value) is str else repr(value)
-    if SECRET_NAME.search(name) or SECRET_TEXT.search(told):
+    if is_opaque(told) or type(value) is bytes:
         return f"a {type(value).__name__} of {len(told):,} characters"
     if type(value) is not str:
         return shorten(told, most)

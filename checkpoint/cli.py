@@ -31,7 +31,7 @@ from checkpoint.causes import Cause
 from checkpoint.decisions import accept_code, meant_by
 from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, printable, quote, shorten
 from checkpoint.journal import store_error
-from checkpoint.keys import Key, identity, key_from_json, plain_key, short_digest
+from checkpoint.keys import Key, earlier_digests, identity, key_from_json, plain_key, version_digest
 from checkpoint.ledger import plain_json
 from checkpoint.places import command_line, locate, names_in, parts_of, size_in_words, writer_of
 from checkpoint.records import LATEST, Records
@@ -506,14 +506,15 @@ def _version_meant(seen: Survey, text: str) -> Any:
         if held.version and held.version == text:
             return held
     known = {held.version for held in seen.versions}
-    meant = [value for value in _json_or_text(text) if _digest(value) in known]
+    meant = [value for value in _json_or_text(text) if not known.isdisjoint(_digests(value, seen.name))]
     if len(meant) > 1:
         raise InvalidOption(f"both {quote(meant[0])} and {quote(meant[1])} are versions; {_both(meant[0], text)}")
     return meant[0] if meant else _json_or_text(text)[0]
 
 
-def _digest(version: Any) -> str:
-    return "" if version is None else short_digest(version, "--version")
+def _digests(version: Any, name: str) -> list[str]:
+    """What records of the checkpoint may call a version."""
+    return [""] if version is None else [version_digest(version, "--version", name), *earlier_digests(version)]
 
 
 def _json_or_text(text: str) -> list[Any]:

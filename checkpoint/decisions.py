@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 
 from checkpoint.codecs import Codec, decode_foreign
+from checkpoint.digests import are_alike, digest_from
 from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
 from checkpoint.journal import CRC_SIZE, Reader, Record, seal, with_fields
 from checkpoint.keys import Key, KeyFunction, item_digest
 from checkpoint.records import Records
 from checkpoint.schemas import fits, spell
+from checkpoint.secrets import quoted
 from checkpoint.store import Entry, Store
 
 __all__ = [
@@ -188,14 +190,14 @@ def check_version(records: Records, version: str, label: Any) -> None:
     store = records.store
     if version == records.version:
         raise InvalidOption(
-            f"checkpoint {records.name!r}: version {quote(label, 60)} is the one that is current: its results count. "
+            f"checkpoint {records.name!r}: version {quoted(label, 60)} is the one that is current: its results count. "
             "Name another one, or give the function a version= of its own first"
         )
     if not store.results.count(version):
         labels = store.versions
         there = [quote(labels.get(held, held) if held else None, 60) for held in sorted(store.results.versions)]
         raise InvalidOption(
-            f"checkpoint {records.name!r} has no results of version {quote(label, 60)}; it has some of: "
+            f"checkpoint {records.name!r} has no results of version {quoted(label, 60)}; it has some of: "
             f"{', '.join(there) or 'none'}"
         )
 
@@ -229,7 +231,7 @@ def convert_version(records: Records, old: str, convert: Callable[[Any], Any]) -
                 error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
                 raise
             _refuse_plain(records, key, made)
-            digest = int(record.input or "0", 16) & 0xFFFFFFFFFFFFFFFF
+            digest = digest_from(record.input or "0")
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
             if record.crc:
                 yield Entry(version, key, digest, line)
@@ -318,7 +320,7 @@ def accept_items(
             key, digest = key_of(item), digest_of(item)
             place = None if key in seen else store.results.find(version, key)
             seen.add(key)
-            if place is None or not digest or place.digest in (0, digest):
+            if place is None or not digest or not place.digest or are_alike(place.digest, digest):
                 continue
             try:
                 found = store.results.read(version, key)
@@ -339,7 +341,7 @@ def _copied(line: bytes, digest: int, stamp: bytes, version: str) -> bytes:
     for name in ("crc", "detail", "value", "from", *(() if version else ("version",))):
         fields.pop(name, None)
     before = bytes(fields["input"])
-    fields["timestamp"], fields["input"] = _raw(b'"%b"' % stamp), _raw(b'"%016x"' % digest)
+    fields["timestamp"], fields["input"] = _raw(b'"%b"' % stamp), _raw(b'"%032x"' % digest)
     if version:
         fields["version"] = _raw(b'"%b"' % version.encode())
     fields["from"] = _raw(before)

@@ -49,7 +49,7 @@ from checkpoint.coordinator import Spread, Workers
 from checkpoint.engines import asynchronous, concurrent, serial
 from checkpoint.errors import CheckpointError, InvalidFunction, InvalidName, InvalidOption, ItemError, plural, quote
 from checkpoint.inputs import items_of
-from checkpoint.keys import KeyFunction, digest_function, identity, key_function, plain_key, short_digest
+from checkpoint.keys import KeyFunction, digest_function, identity, key_function, plain_key, version_digest
 from checkpoint.outcomes import Outcome
 from checkpoint.passes import Pass
 from checkpoint.plan import Plan, html_table, make_plan
@@ -69,6 +69,7 @@ from checkpoint.policies import (
 from checkpoint.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.runner import CheckpointedRunner, ShardRunner
 from checkpoint.schedule import Schedule
+from checkpoint.secrets import quoted
 from checkpoint.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.store import Directory, check_name
 from checkpoint.syntax import keep_sources
@@ -168,7 +169,7 @@ class Options:
             check_seconds("timeout", self.timeout, positive=True)
         check_validate(self.validate)
         if not (self.version is None or callable(self.version)):
-            short_digest(self.version, "version")
+            version_digest(self.version, "version", self.name)
         if self.depends.__class__ is not tuple or self.depends or self.ignore:
             from checkpoint.dependencies import check_depends, ignored_names
 
@@ -396,7 +397,12 @@ class _Face(Generic[R], _Parts):
         function, instance = self._target()
         version = version_of(options.version, function, instance)
         directory = self._self_directory.find()
-        place = (directory, "" if version is None else short_digest(version, "version"), shard, os.getpid())
+        place = (
+            directory,
+            "" if version is None else version_digest(version, "version", options.name),
+            shard,
+            os.getpid(),
+        )
         runner = self._self_runners.get(place)
         if runner is None or runner.closed:
             result_type = options.result_type if options.result_type is not None else self._returned(options)
@@ -459,7 +465,7 @@ class _Face(Generic[R], _Parts):
         for field in fields(options):
             value = getattr(options, field.name)
             if field.name not in ("name", "checkpoint_dir") and value != field.default:
-                yield field.name, quote(value)
+                yield field.name, quoted(value, 200)
 
     @contextmanager
     def _pass(
@@ -514,7 +520,8 @@ class _Face(Generic[R], _Parts):
         from checkpoint.fingerprints import fingerprint
 
         function, instance = self._target()
-        read = partial(fingerprint, bound=instance is not None, ignore=self._self_options.ignore)
+        options = self._self_options
+        read = partial(fingerprint, bound=instance is not None, ignore=options.ignore, salt=options.name)
         return agreement_of(read, function)
 
     def _fingerprint(self) -> Fingerprint | None:
@@ -523,7 +530,9 @@ class _Face(Generic[R], _Parts):
 
         function, instance = self._target()
         options = self._self_options
-        found = fingerprint(function, bound=instance is not None, depends=options.depends, ignore=options.ignore)
+        found = fingerprint(
+            function, bound=instance is not None, depends=options.depends, ignore=options.ignore, salt=options.name
+        )
         if found is not None:
             _tell_unread(options.name, found)
         return found
@@ -586,7 +595,7 @@ class _Face(Generic[R], _Parts):
             return 0 if code is None else sum(accept_code(records, code.digest).values())
         if items is not None:
             raise InvalidOption("accept takes items or version=, and not both: each decides something else")
-        old = "" if version is None else short_digest(version, "version")
+        old = records.open().digest_of_version(version)
         check_version(records, old, version)
         if convert is None:
             count = accept_version(records, old)

@@ -4,9 +4,11 @@ The promise: comments, docstrings, formatting and annotations do not count; one 
 in every process; nothing of the user's is called; and what cannot be read is left out, and is no error.
 
 A digest is ``2-CODE-VALUES``: the number of this algorithm, what the code comes to, what the values come to, with those
-of its literals that are values. Code is compared as syntax, which all Pythons share. Where the source is not that of
-the code which runs, code objects are compared, and what a digest stands for names their Python. Digests with other
-beginnings tell nothing.
+of its literals that are values. A value that is a secret counts by a digest that is slow to try (`checkpoint.secrets`);
+records of earlier versions have the digest as it is without that, and are known to be of the same values.
+
+Code is compared as syntax, which all Pythons share. Where the source is not that of the code which runs, code objects
+are compared, and what a digest stands for names their Python. Digests with other beginnings tell nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from checkpoint.dependencies import dependencies_of, ignored_names, is_ignored
 from checkpoint.errors import InvalidOption, shorten
 from checkpoint.literals import is_text
 from checkpoint.readings import read
+from checkpoint.secrets import SECRET, difference, sealed
 from checkpoint.spelling import Value, name_of, value_of
 from checkpoint.statics import of_class, static_attributes
 from checkpoint.syntax import hashed
@@ -45,6 +48,7 @@ class Fingerprint:
     Attributes:
         name: the function's.
         digest: as it stands in records.
+        unsealed: as it stands in records of earlier versions, which made plain digests of secrets.
         bodies: the code, by function.
         values: those that the code reads, by name, and those of `depends=`.
         looked: arrays, files and variables of the environment that the code reads, by name: a difference is told, and
@@ -56,6 +60,7 @@ class Fingerprint:
 
     name: str
     digest: str
+    unsealed: str
     bodies: Bodies
     values: dict[str, Value]
     looked: dict[str, Value]
@@ -64,6 +69,7 @@ class Fingerprint:
     unused: tuple[str, ...]
     _function: Any = field(repr=False, compare=False)
     _options: dict[str, Any] = field(repr=False, compare=False)
+    _plain: dict[str, str] = field(repr=False, compare=False)  # digests of the values that are secrets, by name
     _held: dict[str, Any] = field(repr=False, compare=False)
     _texts: dict[str, str] = field(repr=False, compare=False)
 
@@ -79,7 +85,40 @@ class Fingerprint:
             "values": {name: list(value) for name, value in self.values.items()},
             "looked": {name: list(value) for name, value in self.looked.items()},
             "ignored": list(self.ignored),
+            **({"salt": self._salt} if self._plain or self.bodies.secrets else {}),
         }
+
+    @property
+    def _salt(self) -> str:
+        return str(self._options["salt"])
+
+    def _in_mine(self, then: _Then) -> _Then:
+        """What was kept by an earlier version, or under another name of the checkpoint, with digests as of here.
+
+        Only of secrets that are the same are they known.
+        """
+        salts = () if then.salt in (None, self._salt) else (then.salt,)
+
+        def mine(plain: str) -> dict[str, str]:
+            now = sealed(plain, self._salt)
+            return {plain: now, **{sealed(plain, salt): now for salt in salts}}
+
+        def told(part: dict[str, list[str]]) -> dict[str, list[str]]:
+            seals = {name: mine(self._plain[name]) for name in part.keys() & self._plain.keys()}
+            return {name: [seals.get(name, {}).get(of, of), *rest] for name, (of, *rest) in part.items()}
+
+        secrets, parts = self.bodies.secrets, self.bodies.parts
+        every = frozenset().union(*secrets.values())  # those of a function that is called otherwise
+        seals: dict[str, dict[str, str]] = {}
+        for label in then.bodies.parts if secrets else ():
+            digests = secrets.get(label, frozenset() if label in parts else every)
+            seals[label] = {old: new for plain in digests for old, new in mine(plain).items()}
+        return then._replace(bodies=then.bodies.sealed(seals), values=told(then.values), looked=told(then.looked))
+
+    def is_value(self, name: str, value: Any) -> bool:
+        """Whether the value of this name that the function reads is this one."""
+        like = value_of(name, value)
+        return like is not None and like.digest == self._plain.get(name, self.values[name].digest)
 
     def is_in_reach(self, name: str) -> bool:
         """Whether this name of a value, written beside the function, is that value."""
@@ -93,8 +132,7 @@ class Fingerprint:
                 value = getattr_static(value, step)
         except (LookupError, AttributeError, ValueError):
             return False
-        like = value_of(name, value)
-        return like is not None and like.digest == self.values[name].digest
+        return self.is_value(name, value)
 
     def moved(self) -> list[str]:
         """What a pass is found to have changed, after it: variables, each with what it was and is.
@@ -112,9 +150,9 @@ class Fingerprint:
                 continue
             held = self._held.get(name)
             if held is not None and held is after._held.get(name):
-                _settle(self._function, name, held, old)
+                _settle(self._function, name, held, Value(self._plain.get(name, old.digest), old.shown))
             else:
-                moved.append(f"{name}: {old.shown} → {new.shown}")
+                moved.append(difference(name, old.shown, new.shown))
         return moved
 
 
@@ -140,10 +178,12 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
         detail: what `detail` gave then, as far as it was kept.
         now: as it is.
     """
-    if digest == now.digest or not is_told(digest, now.digest):
+    if digest in (now.digest, now.unsealed) or not is_told(digest, now.digest):
         return Changes([], [], [])
     (_, old_code, old_values), (_, new_code, _) = digest.split("-"), now.digest.split("-")
     then = _checked(detail, old_code, old_values)
+    if then is not None:
+        then = now._in_mine(then)
     if then is None:
         lost = ["a value that it reads (which one is no longer known)"] if old_code == new_code else []
         return Changes(lost, [] if lost else ["its code"], [])
@@ -169,12 +209,14 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
             continue
         names.append(name)
         shown = _INCOMPARABLE if old is None else shorten(str(old[1]), 80)
-        values.append(f"{name}: {shown} → {_INCOMPARABLE if new is None else new.shown}")
+        values.append(difference(name, shown, _INCOMPARABLE if new is None else new.shown))
     for name, new_name, value in () if compared.same else _replaced(then, now, known, ignored):
         names.append(new_name)
-        values.append(f"{name}: {shorten(str(then.values[name][1]), 80)} → {new_name}, {value.shown}")
+        old_shown = shorten(str(then.values[name][1]), 80)
+        is_open = SECRET not in (old_shown, value.shown)
+        values.append(difference(name, old_shown, f"{new_name}, {value.shown}" if is_open else SECRET))
     looked = [
-        f"{name}: {shorten(str(then.looked[name][1]), 80)} → {value.shown}"
+        difference(name, shorten(str(then.looked[name][1]), 80), value.shown)
         for name, value in now.looked.items()
         if name in then.looked and then.looked[name][0] != value.digest
     ]
@@ -245,6 +287,7 @@ class _Then(NamedTuple):
     values: dict[str, list[str]]
     looked: dict[str, list[str]]
     ignored: tuple[str, ...]
+    salt: str | None
 
 
 def _checked(detail: object, code: str, values: str) -> _Then | None:
@@ -253,7 +296,8 @@ def _checked(detail: object, code: str, values: str) -> _Then | None:
         bodies, read, looked = Bodies.of(detail), detail["values"], detail["looked"]  # type: ignore[index]
         told = ({name: given[0] for name, given in part.items()} for part in (looked, read))
         sound = (_code_digest(bodies, next(told)), _values_digest(bodies, next(told)))
-        then = _Then(bodies, read, looked, tuple(detail["ignored"]))  # type: ignore[index]
+        salt = detail.get("salt")  # type: ignore[attr-defined]
+        then = _Then(bodies, read, looked, tuple(detail["ignored"]), salt if type(salt) is str else None)  # type: ignore[index]
     except (TypeError, KeyError, ValueError, AttributeError, IndexError):
         return None
     return then if sound == (code, values) else None
@@ -273,11 +317,12 @@ def _without(bodies: Bodies, ignored: tuple[str, ...], labels: Mapping[str, str]
 
 def reads(code: Fingerprint, value: Any) -> list[str]:
     """The names of what the function reads that has this value."""
-    alike = ((name, held, value_of(name, value)) for name, held in code.values.items())
-    return [name for name, held, like in alike if like is not None and like.digest == held.digest]
+    return [name for name in code.values if code.is_value(name, value)]
 
 
-def fingerprint(function: Any, *, bound: bool = False, depends: Any = (), ignore: Any = ()) -> Fingerprint | None:
+def fingerprint(
+    function: Any, *, bound: bool = False, depends: Any = (), ignore: Any = (), salt: str = ""
+) -> Fingerprint | None:
     """The fingerprint of a function; None where it has no code to read, such as a builtin.
 
     Args:
@@ -285,6 +330,7 @@ def fingerprint(function: Any, *, bound: bool = False, depends: Any = (), ignore
         bound: whether the attributes of the instance that it is bound to are told by a version.
         depends: what else its results depend on, as `checkpointed` takes it.
         ignore: the names of values that do not count.
+        salt: of the checkpoint, for digests of secrets.
 
     Raises:
         InvalidOption: something of `depends` is not there, or cannot be compared.
@@ -299,7 +345,7 @@ def fingerprint(function: Any, *, bound: bool = False, depends: Any = (), ignore
         ["model: 'a' → 'b'"]
     """
     try:
-        return _fingerprint(function, bound=bound, depends=depends, ignore=ignore)
+        return _fingerprint(function, bound=bound, depends=depends, ignore=ignore, salt=salt)
     except InvalidOption:
         raise
     except Exception as error:  # whatever is odd about a function, it can be mapped
@@ -311,7 +357,7 @@ def fingerprint(function: Any, *, bound: bool = False, depends: Any = (), ignore
         return None
 
 
-def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any) -> Fingerprint | None:
+def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any, salt: str) -> Fingerprint | None:
     added, functions = dependencies_of(depends)
     ignored = ignored_names(ignore)
     found = read(function, bound=bound, extra=functions)
@@ -326,20 +372,37 @@ def _fingerprint(function: Any, *, bound: bool, depends: Any, ignore: Any) -> Fi
     looked = {name: value for name, value in found.looked.items() if not is_ignored(name.split(maxsplit=2)[2], ignored)}
     values |= added
     bodies = _without(found.bodies, ignored)
-    code = _code_digest(bodies, {name: value.digest for name, value in looked.items()})
     known = [*found.values, *found.unread, *found.bodies.names(), *(name.split(maxsplit=2)[2] for name in found.looked)]
+    plain = {name: value.digest for part in (values, looked) for name, value in part.items() if value.shown == SECRET}
+    unsealed = digest = _digest(bodies, values, looked)
+    if plain or bodies.secrets:
+        values, looked = (
+            {name: Value(sealed(plain[name], salt), SECRET) if name in plain else value for name, value in part.items()}
+            for part in (values, looked)
+        )
+        bodies = bodies.sealed(_seals(bodies, salt))
+        digest = _digest(bodies, values, looked)
     return Fingerprint(
         next(iter(bodies.parts), "the function").partition("(")[0],
-        f"{_ALGORITHM}-{code}-{_values_digest(bodies, {name: value.digest for name, value in values.items()})}",
-        bodies, values, looked,
+        digest, unsealed, bodies, values, looked,
         {name: cls for name, cls in found.unread.items() if not is_ignored(name, ignored)},
         ignored,
         tuple(one for one in ignored if not any(is_ignored(name, (one,)) for name in known)),
-        function, {"bound": bound, "depends": depends, "ignore": ignore}, found.held, found.texts,
+        function, {"bound": bound, "depends": depends, "ignore": ignore, "salt": salt}, plain, found.held, found.texts,
     )  # fmt: skip
 
 
 # --- digests ---------------------------------------------------------------------------------------------------------
+
+
+def _digest(bodies: Bodies, values: Mapping[str, Value], looked: Mapping[str, Value]) -> str:
+    code = _code_digest(bodies, {name: value.digest for name, value in looked.items()})
+    return f"{_ALGORITHM}-{code}-{_values_digest(bodies, {name: value.digest for name, value in values.items()})}"
+
+
+def _seals(bodies: Bodies, salt: str) -> dict[str, dict[str, str]]:
+    """By function, what takes the place of the plain digests of its secrets."""
+    return {label: {digest: sealed(digest, salt) for digest in digests} for label, digests in bodies.secrets.items()}
 
 
 def _join(texts: Iterable[str]) -> str:

@@ -10,18 +10,19 @@ dicts; those that were read are *packed* until somebody asks for many, in a sixt
 
 from __future__ import annotations
 
-import sys
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
+from functools import partial
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter, countOf, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from checkpoint.digests import LOW, Digests, are_alike, digest_from, halves_of
 from checkpoint.journal import (
     CRC_SIZE,
     LONG_LINE,
@@ -91,7 +92,7 @@ class _Packed(NamedTuple):
     text: bytes  # their keys, as a JSON array
     start: int  # where the first of them begins
     lengths: array[int]  # of each, its newline included
-    inputs: bytes  # the digest of each one's item: eight bytes; b"" where none is known
+    inputs: bytes  # the digest of each one's item: sixteen bytes; b"" where none is known
     codes: list[str]  # that they name
 
     @classmethod
@@ -104,10 +105,12 @@ class _Packed(NamedTuple):
         lines = BytesIO(block).readlines()  # faster by far than block.split
         try:
             heads = _decode_even_heads(block)
-            digests = bytes.fromhex("".join([head.input for head in heads]))
+            inputs = [head.input for head in heads]
+            digests = bytes.fromhex("".join([text.ljust(32, "0") for text in inputs]))
             versions = {head.version for head in heads}
             if not (
-                len(heads) == len(lines) == len(digests) / 8
+                len(heads) == len(lines) == len(digests) / 16
+                and {16, 32}.issuperset(map(len, inputs))
                 and len(versions) == 1
                 and set(map(_first, lines)) == {ord("{")}
                 and set(map(_last, lines)) == {ord("}")}
@@ -129,15 +132,12 @@ class _Packed(NamedTuple):
         return _decode_keys(self.text)
 
     def places(self) -> array[int]:
-        """The offset of each, and its digest."""
-        places = array("Q", bytes(16 * self.size))
+        """The offset of each, and the halves of its digest."""
+        places = array("Q", bytes(24 * self.size))
         offsets = array("Q", accumulate(self.lengths, initial=self.start))
-        places[::2] = offsets[: self.size]  # the sum runs on past the last line
+        places[::3] = offsets[: self.size]  # the sum runs on past the last line
         if self.inputs:
-            inputs = array("Q", self.inputs)
-            if sys.byteorder == "little":
-                inputs.byteswap()
-            places[1::2] = inputs
+            places[1::3], places[2::3] = halves_of(self.inputs)
         return places
 
     def find(self, key: Key, spelled: bytes) -> Place | None:
@@ -145,7 +145,11 @@ class _Packed(NamedTuple):
         if spelled not in self.text or key not in (keys := self.keys()):
             return None
         row, places = self.size - 1 - keys[::-1].index(key), self.places()
-        return Place(places[2 * row], places[2 * row + 1])
+        return _place_in(places, row)
+
+
+def _place_in(places: array[int], row: int) -> Place:
+    return Place(places[3 * row], places[3 * row + 1] << 64 | places[3 * row + 2])
 
 
 class Index:
@@ -166,8 +170,9 @@ class Index:
         self._base: Segment | None = None  # the file as it was read or written last, which the next one is made from
         self._based = 0  # how many of the rows it holds
         self._known = 0  # how many rows there were, in a snapshot
-        # A key's row number leads to its place: its offset, and the item's digest. One array: an interrupt never leaves
-        # half a place. Rows are added by who holds the store's lock, and found nothing packed; or hashes what is.
+        # A key's row number leads to its place: its offset, and the item's digest in halves. One array: an interrupt
+        # never leaves half a place. Rows are added by who holds the store's lock, and found nothing packed; or hashes
+        # what is.
         self._hashed: dict[str, dict[Key, int]] = {}
         self._packed: list[_Packed] = []  # later than what is hashed
         self._searches = 0  # how often these were searched
@@ -194,7 +199,7 @@ class Index:
         with self._hashing:
             packed = self._packed[:]
             for block in packed:
-                first = len(self._places) // 2
+                first = len(self._places) // 3
                 self._places.extend(block.places())
                 rows = self._hashed.setdefault(block.version, {})
                 rows.update(zip(block.keys(), range(first, first + block.size), strict=True))
@@ -229,16 +234,17 @@ class Index:
         self._searches += 1
         return self._packed[::-1]
 
-    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
+    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
         """What `find` gives for each key, much faster than one by one: offsets (-1: none), and digests."""
         rows, places = self._rows.get(version), self._places
         if rows:
             known = list(map(rows.get, keys))
-            offsets = array("q", [-1 if row is None or row < 0 else places[2 * row] for row in known])
-            digests = array("Q", [0 if row is None or row < 0 else places[2 * row + 1] for row in known])
+            offsets = array("q", [-1 if row is None or row < 0 else places[3 * row] for row in known])
+            high, low = ([0 if row is None or row < 0 else places[3 * row + half] for row in known] for half in (1, 2))
+            digests = Digests(high, low)
             others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
         else:
-            offsets, digests = array("q", [-1]) * len(keys), array("Q", [0]) * len(keys)
+            offsets, digests = array("q", [-1]) * len(keys), Digests.none(len(keys))
             others = list(range(len(keys)))
         segment = self._segment
         if self.has_loose:
@@ -256,7 +262,7 @@ class Index:
         return offsets, digests
 
     def _place(self, row: int) -> Place | None:
-        return None if row < 0 else Place(self._places[2 * row], self._places[2 * row + 1])
+        return None if row < 0 else _place_in(self._places, row)
 
     def _find_loose(self, version: str, key: Key) -> Place | None:
         text = str(key)
@@ -272,7 +278,7 @@ class Index:
         """The offsets of the live records of a version, in the order of the file."""
         found: set[int] = set()
         for table in (self._rows, self._loose):
-            found.update([self._places[2 * row] for row in table.get(version, {}).values() if row >= 0])
+            found.update([self._places[3 * row] for row in table.get(version, {}).values() if row >= 0])
         segment = self._segment
         if segment is not None and version in segment.header.versions:
             hidden = self._hidden()
@@ -284,22 +290,25 @@ class Index:
 
         It need not be the last one of its key.
         """
+        wanted = {digest >> 64: digest for digest in digests}
+        found: list[tuple[int, int]] = []
         for block in self._packed[:]:
-            if block.version == version and block.inputs:
-                yield from _among(digests, block.places())
-        rows = self._hashed.get(version)
-        if rows:
-            live = [row for row in rows.values() if row >= 0]
-            places = self._places
-            yield from [(places[2 * row + 1], places[2 * row]) for row in live if places[2 * row + 1] in digests]
-        if self._segment is not None and version in self._segment.header.versions:
-            yield from self._segment.of_inputs(version, digests)
+            places = block.places() if block.version == version and block.inputs else array("Q")
+            if not wanted.keys().isdisjoint(places[1::3]):
+                found += map(partial(_place_in, places), range(block.size))
+        found += [_place_in(self._places, row) for row in self._hashed.get(version, {}).values() if row >= 0]
+        is_filed = self._segment is not None and version in self._segment.header.versions
+        filed = self._segment.of_inputs(version, wanted.keys()) if self._segment is not None and is_filed else ()
+        for offset, known in chain(found, filed):
+            digest = wanted.get(known >> 64)
+            if digest is not None and are_alike(known, digest):
+                yield digest, offset
 
     def hashes(self, version: str) -> Iterator[tuple[bytes, int]]:
         """(hash, offset) of each live record of a version that has a checksum: a key's hash is one in every journal."""
         for key, row in self._rows.get(version, {}).items():
             if row >= 0:
-                yield hash_of(version, key), self._places[2 * row]
+                yield hash_of(version, key), self._places[3 * row]
         segment = self._segment
         if segment is not None and version in segment.header.versions:
             hidden = self._hidden()
@@ -333,7 +342,7 @@ class Index:
     @property
     def recent(self) -> int:
         """How many records the file does not hold, as it was loaded or written last."""
-        return len(self._places) // 2 + sum([block.size for block in self._packed[:]]) - self._based
+        return len(self._places) // 3 + sum([block.size for block in self._packed[:]]) - self._based
 
     @property
     def filed(self) -> tuple[int, int]:
@@ -350,7 +359,7 @@ class Index:
         """The keys whose records start at `offset` or behind it; of those in the file, as far as it can be read."""
         tables: list[dict[Any, int]] = [*self._rows.values(), *self._loose.values()]
         places = self._places
-        keys = [key for rows in tables for key, row in rows.items() if row >= 0 and places[2 * row] >= offset]
+        keys = [key for rows in tables for key, row in rows.items() if row >= 0 and places[3 * row] >= offset]
         try:
             for version, key, at in self._segment.records() if self._segment is not None else ():
                 if at >= offset and key not in self._rows.get(version, ()):
@@ -367,7 +376,7 @@ class Index:
         """The recent key whose record starts at `offset`, in a tuple."""
         for table in (self._rows, self._loose):
             for key, row in table.get(version, {}).items():
-                if row >= 0 and self._places[2 * row] == offset:
+                if row >= 0 and self._places[3 * row] == offset:
                     return (key,)
         return None
 
@@ -375,7 +384,7 @@ class Index:
         """What is known at this moment, to be written by another thread while this one learns on."""
         copy = Index()
         copy._hashed = {version: rows.copy() for version, rows in self._rows.items()}
-        copy._base, copy._based, copy._known = self._base, self._based, len(self._places) // 2
+        copy._base, copy._based, copy._known = self._base, self._based, len(self._places) // 3
         copy._loose = {version: rows.copy() for version, rows in self._loose.items()}
         copy._places = self._places  # rows are only ever added
         copy.end, copy.latest, copy.damaged = self.end, self.latest, list(self.damaged)
@@ -387,9 +396,9 @@ class Index:
     def add(self, version: str, key: Key, offset: int, digest: int) -> None:
         """A record was appended."""
         hashed = self._rows if self._packed else self._hashed
-        row = len(self._places) // 2
+        row = len(self._places) // 3
         # The place first, the key last: another thread, or a forked child, never finds a key without its place.
-        self._places.extend((offset, digest))
+        self._places.extend((offset, digest >> 64, digest & LOW))
         rows = hashed.get(version)
         if rows is None:
             rows = hashed[version] = {}
@@ -406,9 +415,9 @@ class Index:
                 offset += size
             return
         rows, places = self._rows.setdefault(version, {}), self._places
-        row = len(places) // 2
+        row = len(places) // 3
         for key, size, digest in zip(keys, sizes, digests, strict=True):  # what `add` does
-            places.extend((offset, digest))
+            places.extend((offset, digest >> 64, digest & LOW))
             rows[key] = row
             row += 1
             offset += size
@@ -442,8 +451,8 @@ class Index:
         keys = list(places)
         for key, known in zip(keys, self.find_all(new, keys)[0], strict=True):
             if known < 0:
-                row = len(self._places) // 2
-                self._places.extend(places[key])
+                row, (offset, digest) = len(self._places) // 3, places[key]
+                self._places.extend((offset, digest >> 64, digest & LOW))
                 self._rows.setdefault(new, {})[key] = row
         self.note_codes(new, self.codes.get(old, ()))
 
@@ -452,12 +461,12 @@ class Index:
         rows, places = self._rows.get(version, {}), self._places
         filed = self._segment.places(version) if self._segment is not None else ()
         found = {key: (offset, digest) for key, offset, digest in filed if key not in rows}
-        found.update({key: (places[2 * row], places[2 * row + 1]) for key, row in rows.items() if row >= 0})
+        found.update({key: _place_in(places, row) for key, row in rows.items() if row >= 0})
         return found
 
     def _accept_loose(self, old: str, new: str, journal: Reader) -> None:
         """`accept` for lines without checksum."""
-        texts = {text: self._places[2 * row] for text, row in self._loose.get(old, {}).items() if row >= 0}
+        texts = {text: self._places[3 * row] for text, row in self._loose.get(old, {}).items() if row >= 0}
         if self._segment is not None and old in self._segment.header.versions:
             for _, offset, is_loose in self._segment.entries(old):
                 if is_loose and (text := str(key_from_json(journal.read(offset).key))) not in self._loose.get(old, {}):
@@ -471,8 +480,8 @@ class Index:
 
     def _add_loose(self, version: str, text: str, offset: int) -> None:
         self._hash()
-        row = len(self._places) // 2
-        self._places.extend((offset, 0))
+        row = len(self._places) // 3
+        self._places.extend((offset, 0, 0))
         self.has_loose = True
         self._loose.setdefault(version, {})[text] = row
         self.latest = version
@@ -555,7 +564,7 @@ class Index:
             ValueError: it is none.
         """
         key = key_from_json(head.key)
-        digest = int(head.input, 16) & 0xFFFFFFFFFFFFFFFF
+        digest = digest_from(head.input)
         self._crowd.check(key)
         if head.forgotten:
             self.forget(head.version, key)
@@ -619,10 +628,10 @@ class Index:
         fresh = [row for row in rows.values() if row >= first]
         return News(
             keys,
-            array("q", [places[2 * row] for row in fresh]),
-            array("Q", [places[2 * row + 1] for row in fresh]),
+            array("q", [places[3 * row] for row in fresh]),
+            Digests(*[[places[3 * row + half] for row in fresh] for half in (1, 2)]),
             [key for key, row in rows.items() if row < 0] if -1 in rows.values() else [],
-            {text: places[2 * row] for text, row in texts.items() if row >= first},
+            {text: places[3 * row] for text, row in texts.items() if row >= first},
             [text for text, row in texts.items() if row < 0],
         )
 
@@ -633,12 +642,6 @@ class Index:
     def wrote(self, snapshot: Index, segment: Segment) -> None:
         """The file holds now what the snapshot knew."""
         self._base, self._based = segment, snapshot._known
-
-
-def _among(digests: Set[int], places: array[int]) -> list[tuple[int, int]]:
-    if digests.isdisjoint(places[1::2]):
-        return []
-    return [(places[at + 1], places[at]) for at in range(0, len(places), 2) if places[at + 1] in digests]
 
 
 def spelled(line: bytes) -> tuple[str, Key, bool, bool]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from checkpoint import clock
+from checkpoint.digests import Digests
 from checkpoint.errors import DamagedRecord
 from checkpoint.index import Index, Place
 from checkpoint.journal import Reader, Record
@@ -297,9 +298,9 @@ class Joined(Shelf):
             return b""
         return clock.next_stamp(self._weight(version, place)[3])
 
-    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
+    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
         """What `find` gives for each key: offsets (-1: none), and digests."""
-        offsets, digests = array("q", [-1]) * len(keys), array("Q", [0]) * len(keys)
+        offsets, digests = array("q", [-1]) * len(keys), Digests.none(len(keys))
         if self.has_loose:  # a line without checksum stands for keys of other shards too
             for place, key in enumerate(keys):
                 offsets[place], digests[place] = self.find(version, key) or (-1, 0)

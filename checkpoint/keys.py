@@ -6,6 +6,7 @@ are one key, `"1"` is another. On disk a key is written as it was given; `identi
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,9 @@ import msgspec
 
 from checkpoint.codecs import Codec, canonical
 from checkpoint.contents import is_kin, json_like, spell, stranger_in
+from checkpoint.digests import are_alike
 from checkpoint.errors import InvalidKey, InvalidOption, quote
+from checkpoint.secrets import is_secret, sealed
 
 __all__ = [
     "PART",
@@ -31,8 +34,10 @@ __all__ = [
     "changed_field",
     "digest_function",
     "digest_of",
+    "earlier_digests",
     "identity",
     "is_digest_of",
+    "is_same_version",
     "item_digest",
     "item_digests",
     "key_from_json",
@@ -40,7 +45,9 @@ __all__ = [
     "key_json",
     "keys_json",
     "plain_key",
-    "short_digest",
+    "stands_for",
+    "version_digest",
+    "wide_digest_of",
 ]
 
 Key = str | int | float | bool | None | tuple[Any, ...]
@@ -215,48 +222,96 @@ def digest_of(data: bytes) -> int:
 
 
 def _digests_of(several: Sequence[bytes]) -> list[int]:
-    """`digest_of` of each, in half the time."""
-    copy = blake2b(digest_size=8).copy
+    """`wide_digest_of` of each, in half the time."""
+    high, low = blake2b(digest_size=8).copy, blake2b(digest_size=8, person=_LOW).copy
     digests = bytearray()
     for data in several:
-        made = copy()
-        made.update(data)
-        digests += made.digest()
-    return [digest >> 1 or 1 for digest in struct.unpack(f">{len(several)}Q", digests)]
+        for made in (high(), low()):
+            made.update(data)
+            digests += made.digest()
+    halves = struct.unpack(f">{2 * len(several)}Q", digests)
+    return [(high >> 1 or 1) << 64 | (low or 1) for high, low in zip(halves[::2], halves[1::2], strict=True)]
 
 
-def short_digest(value: Any, what: str) -> str:
-    """16 hex digits that stand for a JSON value: a version's name in records.
+def wide_digest_of(data: bytes) -> int:
+    """A digest of 127 bits, which decides whether two things are the same: `digest_of` and 64 bits besides, not all 0.
+
+    So the digests of earlier versions, of 63 bits, are the beginnings of these.
+    """
+    low = int.from_bytes(blake2b(data, digest_size=8, person=_LOW).digest(), "big") or 1
+    return digest_of(data) << 64 | low
+
+
+_LOW = b"low"
+
+
+def version_digest(version: Any, what: str, salt: str = "") -> str:
+    """32 hex digits that stand for a JSON value: a version's name in records.
+
+    Args:
+        version: the value; the digest of one that holds a secret is slow to try.
+        what: how an error calls it.
+        salt: of the checkpoint.
 
     Raises:
         InvalidOption: the value is not JSON-like.
     """
-    data = canonical(value)
+    data = canonical(version)
     if data is None:
-        raise InvalidOption(f"{what} is {quote(value)}, no JSON value; give str, numbers, lists or dicts of them")
-    return f"{digest_of(data):016x}"
+        raise InvalidOption(f"{what} is {quote(version)}, no JSON value; give str, numbers, lists or dicts of them")
+    digest = f"{wide_digest_of(data):032x}"
+    return sealed(digest, salt) if is_secret("", version) else digest
+
+
+def earlier_digests(version: Any) -> list[str]:
+    """What earlier versions of this library called a version, in 16 hex digits."""
+    return [f"{digest_of(data):016x}" for data in map(canonical, _spelled_before(version)) if data is not None]
+
+
+def stands_for(digest: str, version: Any) -> bool:
+    """Whether a digest in a record is that of a version, which is no secret."""
+    data = canonical(version)
+    return data is not None and digest in (f"{wide_digest_of(data):032x}", f"{digest_of(data):016x}")
+
+
+def is_same_version(label: Any, version: Any) -> bool:
+    """Whether the value of a version, as it is kept, is this one, or as it was spelled before."""
+    data = canonical(label)
+    return data is not None and data in map(canonical, _spelled_before(version))
+
+
+def _spelled_before(version: Any) -> list[Any]:
+    """A version, and where it is that of an instance, with digests of attributes that were half as long."""
+    parts = version.get("instance") if type(version) is dict and len(version) == 1 else None
+    if type(parts) is not dict:
+        return [version]
+    before = {name: part[:16] if type(part) is str and _WIDE.fullmatch(part) else part for name, part in parts.items()}
+    return [{"instance": before}, version]
+
+
+_WIDE = re.compile(r"[0-9a-f]{32}")
 
 
 def item_digest(item: Any) -> int:
     """The digest of an item's content, or 0 where it is not known; a numpy scalar counts as what it holds."""
     if type(item) in _WORDS:  # their canonical spelling is their JSON
         try:
-            return digest_of(_encode(item))
+            return wide_digest_of(_encode(item))
         except (UnicodeEncodeError, OverflowError, ValueError):
             pass  # one that only the codec's envelope holds
     data = spell(item)
-    return 0 if data is None else digest_of(data)
+    return 0 if data is None else wide_digest_of(data)
 
 
 def is_digest_of(digest: int, item: Any, now: int) -> bool:
     """Whether the item has this digest: `now`, or the one that it had before moments of numpy kept their unit."""
-    if digest == now:
+    if are_alike(digest, now):
         return True
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(item, (numpy.datetime64, numpy.timedelta64)):
         return False
     data = canonical(item.item())
-    return data is not None and digest == digest_of(data)
+    return data is not None and are_alike(digest, wide_digest_of(data))
 
 
 def changed_field(item: Any, digest: int) -> tuple[str, str]:
@@ -267,13 +322,13 @@ def changed_field(item: Any, digest: int) -> tuple[str, str]:
     Items are not kept: we try whether it had no such field, or held the same in another type.
     """
     if type(item) is not dict:
-        likes = (other for other in _likes(_held(item)) if item_digest(other) == digest)
+        likes = (other for other in _likes(_held(item)) if are_alike(digest, item_digest(other)))
         return "", "".join([f"it was {quote(other, 60)}, and is {quote(item, 60)}" for other in islice(likes, 1)])
     for name, value in item.items():
-        if item_digest({other: part for other, part in item.items() if other != name}) == digest:
+        if are_alike(digest, item_digest({other: part for other, part in item.items() if other != name})):
             return str(name), f"field {quote(name, 60)} is new"
         for other in _likes(value):
-            if item_digest({**item, name: other}) == digest:
+            if are_alike(digest, item_digest({**item, name: other})):
                 return str(name), f"field {quote(name, 60)} was {quote(other, 60)}, and is {quote(value, 60)}"
     return "", ""
 
@@ -298,7 +353,7 @@ def _likes(value: Any) -> list[Any]:
     return likes
 
 
-PART = 1 << 63
+PART = 1 << 127
 """The bit that a digest has which is of a part of the item, as `input=` names it, and not of all of it."""
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoint.codecs import Codec, decode_foreign, with_stack
+from checkpoint.digests import digest_from
 from checkpoint.errors import plural, printable, quote, shorten
 from checkpoint.index import spelled
 from checkpoint.journal import LONGEST_LOOSE, Acceptance, NoRecord, Reader, Record, is_hopeless, is_whole, parse
@@ -158,7 +159,7 @@ class Ledger:
         try:
             record = parse(line)
             key = key_from_json(record.key)
-            int(record.input or "0", 16)
+            digest_from(record.input or "0")
             self._crowd.check(key)
             if self._codec is not None and not record.forgotten:
                 self._decode(record, key)

@@ -13,14 +13,16 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from checkpoint.decisions import question_of
-from checkpoint.errors import FunctionChanged, plural, quote
+from checkpoint.errors import CheckpointLocked, FunctionChanged, StoreError, plural, quote
 from checkpoint.fingerprints import Changes, Fingerprint, changes, is_told, reads
 from checkpoint.places import command_line
 from checkpoint.records import Records
+from checkpoint.secrets import SECRET, is_secret, quoted
 
 __all__ = [
     "Drift",
@@ -116,10 +118,10 @@ def takeover_of(records: Records, code: Fingerprint) -> Takeover | None:
     results = store.results
     if not version or version in results.versions or not (count := results.count("")):
         return None
-    label = store.versions.get(version)
+    label = store.versions.get(version)  # None: one that holds a secret
     counts = False
-    if all(reads(code, part) for _, part in parts_of(label)):
-        mine = {code.digest, *(old for old, new in store.accepted if new == code.digest)}
+    if label is not None and all(reads(code, part) for _, part in parts_of(label)):
+        mine = {code.digest, code.unsealed, *(old for old, new in store.accepted if new == code.digest)}
         counts = count == sum(len(places) for name, places in results.places_by_code("").items() if name in mine)
     is_first = not any(results.count(other) for other in results.versions - {"", version})
     return Takeover(count, counts) if counts or is_first else None
@@ -154,8 +156,12 @@ def mislabelled(code: Fingerprint, version: Any, others: Sequence[Any]) -> str:
                 names = reads(code, was)
                 if names and not reads(code, mine[path]):
                     where = f"{'.'.join(path)} " if path else ""
-                    return f"the version says {where}{quote(mine[path], 60)}, and {names[0]} is {quote(was, 60)}"
+                    return f"the version says {where}{_shown(path, mine[path])}, and {names[0]} is {_shown(path, was)}"
     return ""
+
+
+def _shown(path: tuple[str, ...], part: Any) -> str:
+    return SECRET if is_secret(path[-1] if path else "", part) else quote(part, 60)
 
 
 def _is_named(path: tuple[str, ...], part: Any) -> bool:
@@ -194,6 +200,7 @@ class Lineage:
             FunctionChanged: a value; or anything, with on_change="error".
         """
         records.set_code(self.code.digest)
+        self._accept_unsealed(records)
         if not self._begun:
             self._begun = True
             self._begin_version(records)
@@ -208,6 +215,14 @@ class Lineage:
         if self._is_news(records, "drift"):
             level = logging.INFO if self._on_change == "keep" else logging.WARNING
             log.log(level, "%s", self.told(records, drift))
+
+    def _accept_unsealed(self, records: Records) -> None:
+        """What an earlier version of this library noted by a plain digest of the same secrets counts everywhere."""
+        store, old, new = records.store, self.code.unsealed, self.code.digest
+        if old == new or old not in store.results.codes.get(records.version, ()) or (old, new) in store.accepted:
+            return
+        with suppress(CheckpointLocked, StoreError):  # it counts here all the same
+            store.accept_codes([old], new)
 
     def _is_news(self, records: Records, what: str) -> bool:
         """Whether this process has not told it yet."""
@@ -239,10 +254,11 @@ class Lineage:
             return ""
         store = records.store
         known = store.versions
+        mine = {self.code.digest, self.code.unsealed}
         others = [
             known[version]
             for version, codes in store.results.codes.items()
-            if version in known and version != records.version and self.code.digest in codes
+            if version in known and version != records.version and not mine.isdisjoint(codes)
         ]
         told = mislabelled(self.code, self._label, [*([] if self._base is None else [self._base]), *others])
         if not told:
@@ -256,7 +272,7 @@ class Lineage:
     def taken_over(self, takeover: Takeover) -> str:
         """That results of no version count for the first one."""
         return (
-            f"{plural(takeover.count, 'result')} of no version count for version {quote(self._label, 60)}, since it "
+            f"{plural(takeover.count, 'result')} of no version count for version {quoted(self._label, 60)}, since it "
             f"names what {self.code.name} reads, and that is what it was"
         )
 
@@ -265,7 +281,7 @@ class Lineage:
         label = records.store.versions.get(records.version, self._label)
         return (
             f"{plural(takeover.count, 'result')} of no version {'is' if takeover.count == 1 else 'are'} left aside, "
-            f"since {self.code.name} has a version now, {quote(label, 60)}: its items are computed anew. If the "
+            f"since {self.code.name} has a version now, {quoted(label, 60)}: its items are computed anew. If the "
             f"old results are of this version, stop and write:\n    {self._short}.accept(version=None)"
         )
 
@@ -283,7 +299,7 @@ class Lineage:
         """What has changed, what becomes of the results, and how to decide."""
         parts = []
         if drift.stale:
-            within = "" if self._label is None else f" within version {quote(self._label, 60)}"
+            within = "" if self._label is None else f" within version {quoted(self._label, 60)}"
             one = len(drift.stale) == 1
             parts.append(
                 f"{self.code.name} changed{within} ({drift}); {plural(len(drift.stale), 'result')} "

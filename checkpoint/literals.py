@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
+from checkpoint.secrets import SECRET, difference
+
 __all__ = [
     "CODE", "KEYWORD", "TEXT", "Change", "Entry", "Literal", "Places", "changed_code", "changed_values", "is_text",
     "named", "pieces_of", "short_of",
@@ -221,7 +223,7 @@ class Change(NamedTuple):
     new: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.old} → {self.new}"
+        return difference(self.name, self.old, self.new)
 
 
 _Entries = Mapping[str, list[Entry]]
@@ -304,8 +306,8 @@ def changed_code(old: list[Entry], new: list[Entry]) -> list[str]:
     for what, a, b, c, d in SequenceMatcher(None, was, now, autojunk=False).get_opcodes():
         if what == "replace" and b - a == d - c:
             for (name, before), (_, after) in zip(was[a:b], now[c:d], strict=True):
-                if before != after:
-                    found.append(f"{name}: {before} → {after}" if name else f"{before} → {after}")
+                if before != after and SECRET not in (before, after):  # an earlier version hid it in other words
+                    found.append(difference(name, before, after).removeprefix(": "))
     return found
 
 
@@ -319,7 +321,7 @@ def _digests(entries: _Entries) -> frozenset[str]:
 
 def _change(old: Entry, new: Entry, label: str) -> Change:
     """What a message says of two literals; where what is shown of both is the same, parts of their digests follow."""
-    if old.shown != new.shown:
+    if old.shown != new.shown or new.shown == SECRET:
         return Change(named(old, label), old.shown, new.shown)
     return Change(named(old, label), f"{old.shown} [{old.digest[:6]}]", f"{new.shown} [{new.digest[:6]}]")
 

@@ -17,10 +17,11 @@ from typing import Any
 import msgspec
 
 from checkpoint import clock
-from checkpoint.codecs import Codec, canonical
+from checkpoint.codecs import Codec
 from checkpoint.errors import UnencodableValue
 from checkpoint.journal import Acceptance, NoRecord, Reader, parse, seal
-from checkpoint.keys import digest_of
+from checkpoint.keys import stands_for
+from checkpoint.secrets import is_secret
 
 __all__ = ["Notes", "accepting", "detail_field", "value_field"]
 
@@ -59,8 +60,9 @@ class Notes:
                 self.details.setdefault(record.code, _decoded(record.detail))
             if record.value and record.version not in self.labels:
                 value = _decoded(record.value)
-                data = canonical(value)
-                if data is not None and f"{digest_of(data):016x}" == record.version:
+                if stands_for(record.version, value) and not is_secret(
+                    "", value
+                ):  # earlier versions wrote secrets down
                     self.labels[record.version] = value
 
     def add(self, other: Notes) -> None:

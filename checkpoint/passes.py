@@ -19,6 +19,7 @@ from itertools import islice
 from operator import eq
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
+from checkpoint.digests import Digests, are_alike
 from checkpoint.errors import (
     DamagedRecord,
     DuplicateKey,
@@ -327,13 +328,13 @@ class Pass:
                 if self._seen.setdefault(key, place) != place:
                     self._refuse_unequal(key, place, items[place])
 
-    def _find_keyed(self) -> array[int]:
+    def _find_keyed(self) -> Digests:
         """Where their results are; returns the digests of what these were computed from."""
         self._counted = self._index_now()
         self._found, digests = self._store.results.find_all(self._version, self.keys[: self._keyed])
         return digests
 
-    def _note_changes(self, digests: array[int]) -> None:
+    def _note_changes(self, digests: Digests) -> None:
         """Which of the items that were keyed first differ from what their results were computed from."""
         stale = bool(self._unfit) or (self._lineage is not None and bool(self._lineage.stale))
         if not stale and self._steady and self._are_keys(self.items):
@@ -439,11 +440,11 @@ class Pass:
     def _differs(self, digest: int, item: Any) -> bool:
         """Whether the item is another one than that with this digest; False where that cannot be told."""
         now = self._digest_of(item)
-        if not now or now == digest:
+        if not now or are_alike(digest, now):
             return False
         if not (now ^ digest) & PART:
             return bool(now & PART) or not is_digest_of(digest, item, now)
-        if digest & PART or item_digest(item) != digest:
+        if digest & PART or not are_alike(digest, item_digest(item)):
             self._incomparable += 1
         return False
 
@@ -701,7 +702,7 @@ class Pass:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
         store = self._store
         failed = None if self._retry_failed else store.errors.find(self._version, key)
-        if failed is not None and (not redo or failed.digest == digest) and self._counts(store.errors, key):
+        if failed is not None and (not redo or are_alike(failed.digest, digest)) and self._counts(store.errors, key):
             return True
         aside = self._is_aside(key, digest, redo)
         if aside is None:
@@ -715,7 +716,7 @@ class Pass:
         """Where the item's value is kept aside, which is not paid for again by itself."""
         aside = self._store.unsaved
         found = None if aside.is_empty else aside.find(self._version, key)
-        if found is None or (redo and found.digest != digest) or not self._counts(aside, key):
+        if found is None or (redo and not are_alike(found.digest, digest)) or not self._counts(aside, key):
             return None
         return found
 
@@ -727,7 +728,7 @@ class Pass:
             found = shelf.read(self._version, key)
         except DamagedRecord:
             return False
-        return found is not None and found[2].code == self._lineage.code.digest
+        return found is not None and found[2].code in (self._lineage.code.digest, self._lineage.code.unsealed)
 
     def _begin_writing(self) -> None:
         """Take the lock; from here on nobody else saves anything."""

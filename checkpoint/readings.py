@@ -40,7 +40,7 @@ from checkpoint.bodies import Bodies, BodyReader
 from checkpoint.clocks import SURROUNDINGS, is_clock_attribute, omitted_of, rest_of
 from checkpoint.fields import Field, classes_within, docstring_of, fields_of
 from checkpoint.literals import is_text
-from checkpoint.spelling import SECRET_NAME, SECRET_TEXT, Value, array_value, is_array, is_plain, value_of
+from checkpoint.spelling import Value, array_value, is_array, is_plain, value_of
 from checkpoint.statics import (
     ABSENT,
     dict_of,
@@ -85,6 +85,9 @@ _READERS = frozenset({"read_text", "read_bytes", "open", "read", "readlines", "l
 _WRITERS = frozenset(
     {"write_text", "write_bytes", "write", "writelines", "touch", "unlink", "dump", "mkdir", "savefig"}
 )
+# Broader than `checkpoint.secrets`: what the environment gives, too, and may be a secret, is another on each machine.
+_SECRET_NAME = re.compile(r"key|token|passw|pwd|secret|auth|cred|cookie|bearer|private|salt|dsn|signature", re.I)
+_SECRET_TEXT = re.compile(r"://[^/\s]*@|(?=[A-Za-z]*\d)[A-Za-z0-9]{20}|^(?:sk|pk|ghp|xox\w)[-_]")
 _WRITING = re.compile(r"[rwaxbt]*[wax+][bt+]*")
 
 
@@ -866,7 +869,7 @@ class _Reading:
         value = at.value
         if type(value) is not str or not 8 <= len(value) < 1000:
             return False
-        if not (SECRET_NAME.search(at.name) or SECRET_TEXT.search(value)):
+        if not (_SECRET_NAME.search(at.name) or _SECRET_TEXT.search(value)):
             return False
         return not self._secrets.isdisjoint((value, value.rpartition(" ")[2]))
 

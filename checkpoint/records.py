@@ -32,7 +32,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.journal import Reader, Record, seal
-from checkpoint.keys import Key, key_json, plain_key, short_digest
+from checkpoint.keys import Key, key_json, plain_key, version_digest
 from checkpoint.outcomes import Failure
 from checkpoint.schemas import schema_of
 from checkpoint.shards import ALL, Shard
@@ -57,7 +57,7 @@ class Latest:
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
 
-_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%016x","elapsed":%.6g,"attempts":%d%b'
+_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -93,14 +93,16 @@ class Records:
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
         self._pinned = False
-        digest = "" if version is None or self._follows else short_digest(version, "version")
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
         self._code = b""
         self._secret = codec.secret
         self.schema = schema_of(result_type)
         self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
+        if not self._follows:
+            version_digest(version, "version", name)  # it is refused before any file is opened
         self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
+        digest = "" if self._follows else self.store.digest_of_version(version)
         if digest:
             self.store.name_version(digest, version)
         self._set_version(digest)
@@ -254,7 +256,7 @@ class Records:
         fields = self._plain_fields
         if digest or elapsed is not None or attempts is not None:
             version, session = self._fields
-            known = b',"input":"%016x"' % digest if digest else b""
+            known = b',"input":"%032x"' % digest if digest else b""
             if elapsed is not None:
                 known += b',"elapsed":%.6g' % elapsed
             if attempts is not None:
@@ -277,7 +279,7 @@ class Records:
             parts.append(b',"elapsed":%.6g' % failure.elapsed)
         parts.append(version.removesuffix(self._schema) if self._schema else version)
         if digest:
-            parts.append(b',"input":"%016x"' % digest)
+            parts.append(b',"input":"%032x"' % digest)
         parts.append(session)
         return seal(b"".join(parts))
 
@@ -307,7 +309,7 @@ class Records:
             held = b'"pickle":%b' % _encode_json(base64.b64encode(pickle.dumps(value)).decode())
         except Exception:  # pickling runs the value's own code, which may raise anything
             held = b'"repr":%b' % _text(_safe_repr(value))
-        known = b',"input":"%016x"' % digest if digest else b""
+        known = b',"input":"%032x"' % digest if digest else b""
         return seal(
             b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b%b'
             % (key_json(key), held, _text(why), self._stamp(), version, known, session)

@@ -25,16 +25,17 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from checkpoint.digests import Digests
 from checkpoint.files import open_safely, replacing
 from checkpoint.journal import Reader
 from checkpoint.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["IndexDamaged", "News", "Segment", "file_state", "hash_of", "hashes_of", "loose_hash"]
 
-_FORMAT = 4
+_FORMAT = 5
 _HEADER = 4096  # bytes; the header takes as many of these as it needs
 _LONGEST_HEADER = 4 << 20
-_ENTRY = struct.Struct("<16sqQH")  # hash, offset, input digest, version number (and _LOOSE)
+_ENTRY = struct.Struct("<16sqQQH")  # hash, offset, input digest, version number (and _LOOSE)
 _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
 _RUN = struct.Struct("<IIH")  # of a run: how many keys, bytes of their JSON, version number; and its checksum:
 _CHECK = struct.Struct("<I")
@@ -108,11 +109,11 @@ class _Run(NamedTuple):
     def offsets(self) -> array[int]:
         return array("q", self.places[: 8 * self.size])
 
-    def digests(self) -> array[int]:
-        return array("Q", self.places[8 * self.size :])
+    def digests(self) -> Digests:
+        return Digests.of(self.places[8 * self.size :])
 
 
-def _run_of(version: int, keys: list[Key], offsets: array[int], digests: array[int]) -> _Run:
+def _run_of(version: int, keys: list[Key], offsets: array[int], digests: Digests) -> _Run:
     return _Run(version, len(keys), keys_json(keys), offsets.tobytes() + digests.tobytes())
 
 
@@ -133,7 +134,7 @@ class News(NamedTuple):
 
     keys: list[Key]
     offsets: array[int]
-    digests: array[int]
+    digests: Digests
     forgotten: list[Key]
     texts: dict[str, int]
     replaced: list[str]
@@ -228,7 +229,8 @@ class Segment:
             if gone.get(version) and not gone[version].isdisjoint(keys := run.keys()):
                 stays = [key not in gone[version] for key in keys]
                 offsets = array("q", compress(run.offsets(), stays))
-                digests = array("Q", compress(run.digests(), stays))
+                halves = run.digests()
+                digests = Digests(compress(halves.high, stays), compress(halves.low, stays))
                 run = _run_of(run.version, list(compress(keys, stays)), offsets, digests)
             yield run._replace(version=numbers[version])
 
@@ -245,17 +247,17 @@ class Segment:
         """(hash, offset, whether its line has no checksum) of each record of a version, in the order of hashes."""
         number = self.header.versions.index(version)
         for entry in self._raw_entries():
-            digest, offset, _, flags = _ENTRY.unpack(entry)
+            digest, offset, _, _, flags = _ENTRY.unpack(entry)
             if not 0 <= offset < self.header.covered:
                 raise IndexDamaged
             if flags & ~_LOOSE == number:
                 yield digest, offset, bool(flags & _LOOSE)
 
-    def of_inputs(self, version: str, digests: Set[int]) -> Iterator[tuple[int, int]]:
-        """(digest, offset) of each record of a version that was computed from one of these inputs."""
+    def of_inputs(self, version: str, highs: Set[int]) -> Iterator[tuple[int, int]]:
+        """(offset, input digest) of each record of a version the upper half of whose digest is one of these."""
         for run in self._runs(self.header.versions.index(version)):
-            if not digests.isdisjoint(found := run.digests()):
-                yield from [pair for pair in zip(found, run.offsets(), strict=True) if pair[0] in digests]
+            if not highs.isdisjoint((found := run.digests()).high):
+                yield from [place for place in zip(run.offsets(), found, strict=True) if place[1] >> 64 in highs]
 
     def records(self) -> Iterator[tuple[str, Key, int]]:
         """(version, key, offset) of each record that has a checksum, in the order in which they came."""
@@ -278,10 +280,10 @@ class Segment:
             at = page.find(digest, at + 1)
         if at < 0:
             return None
-        _, offset, input_digest, _ = _ENTRY.unpack_from(page, at)
+        _, offset, high, low, _ = _ENTRY.unpack_from(page, at)
         if not 0 <= offset < self.header.covered:
             raise IndexDamaged
-        return offset, input_digest
+        return offset, high << 64 | low
 
     def _page_of(self, digest: bytes) -> int:
         return int.from_bytes(digest, "big") >> self._shift
@@ -327,19 +329,19 @@ class Segment:
                 raise IndexDamaged
             (keys, length, of), (check,) = _RUN.unpack_from(head), _CHECK.unpack_from(head, _RUN.size)
             at += len(head)
-            if at + length + 16 * keys > size or of >= len(self.header.versions):
+            if at + length + 24 * keys > size or of >= len(self.header.versions):
                 raise IndexDamaged
             if version is None or of == version:
-                data = os.pread(self._fd, length + 16 * keys, at)
+                data = os.pread(self._fd, length + 24 * keys, at)
                 if _checksum(self._salt ^ number, head[: _RUN.size] + data) != check:
                     raise IndexDamaged
                 run = _Run(of, keys, data[:length], data[length:])
                 if keys and not 0 <= min(offsets := run.offsets()) <= max(offsets) < self.header.covered:
                     raise IndexDamaged  # it is sealed, and leads out of the journal: it was made so
                 yield run
-            at += length + 16 * keys
+            at += length + 24 * keys
 
-    def place_all(self, version: str, keys: list[Key], others: list[int], found: tuple[array[int], array[int]]) -> None:
+    def place_all(self, version: str, keys: list[Key], others: list[int], found: tuple[array[int], Digests]) -> None:
         """Fill in where those of the keys are that stand at the places `others`: (offsets, digests) of all of them."""
         offsets, digests = found
         first: dict[Key, int] = {}
@@ -348,7 +350,9 @@ class Segment:
         for run in self._runs(self.header.versions.index(version)):
             count += run.size
             if in_turn and _is_next(keys, at, run):
-                offsets[at : at + run.size], digests[at : at + run.size] = run.offsets(), run.digests()
+                part = slice(at, at + run.size)
+                offsets[part] = run.offsets()
+                digests.put(part, run.digests())
                 at += run.size
                 continue
             first = first or {keys[place]: place for place in reversed(others)}
@@ -445,10 +449,11 @@ def file_state(path: Path, journal: Reader | None) -> Literal["sound", "stale", 
 
 def _entries_of(number: int, version: str, new: News) -> Iterator[bytes]:
     pack = _ENTRY.pack
-    for place in zip(hashes_of(version, new.keys), new.offsets, new.digests, repeat(number)):  # endless
+    halves = new.digests.high, new.digests.low
+    for place in zip(hashes_of(version, new.keys), new.offsets, *halves, repeat(number)):  # endless
         yield pack(*place)
     for text, offset in new.texts.items():
-        yield pack(loose_hash(version, text), offset, 0, number | _LOOSE)
+        yield pack(loose_hash(version, text), offset, 0, 0, number | _LOOSE)
 
 
 def _joined(runs: Iterable[_Run]) -> Iterator[_Run]:
@@ -480,7 +485,7 @@ def _counted(entries: list[bytes], versions: list[str]) -> tuple[dict[str, int],
 def _runs_of(number: int, new: News) -> Iterator[_Run]:
     for at in range(0, len(new.keys), _RUN_KEYS):
         part = slice(at, at + _RUN_KEYS)
-        yield _run_of(number, new.keys[part], new.offsets[part], new.digests[part])
+        yield _run_of(number, new.keys[part], new.offsets[part], new.digests.part(part))
 
 
 def _gone(news: dict[str, News]) -> Iterator[bytes]:

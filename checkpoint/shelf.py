@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from checkpoint.digests import Digests
 from checkpoint.errors import DamagedRecord, printable, quote, shorten
 from checkpoint.index import Index, Place
 from checkpoint.journal import Journal, NoRecord, Reader, Record, fsync_directory, parse
@@ -223,7 +224,7 @@ class Shelf:
         except (IndexDamaged, OSError):
             return self._rebuilt().find(version, key)
 
-    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], array[int]]:
+    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
         """Where the last record of each key is, as `Index.find_all` tells it."""
         try:
             return self.index.find_all(version, keys)

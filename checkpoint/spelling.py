@@ -11,7 +11,7 @@ import collections
 import operator
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -20,11 +20,12 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from checkpoint.codecs import canonical
+from checkpoint.secrets import SECRET, is_opaque, is_secret
 from checkpoint.statics import (
     dict_of,
     element_of,
@@ -42,8 +43,6 @@ from checkpoint.statics import (
 from checkpoint.syntax import hashed
 
 __all__ = [
-    "SECRET_NAME",
-    "SECRET_TEXT",
     "Value",
     "array_value",
     "is_array",
@@ -59,15 +58,14 @@ _SAMPLED = 10_000  # parts, of a larger one
 _WHOLE_ARRAY = 1 << 20
 _DEEPEST = 20
 _MOST_SHOWN = 60
-SECRET_NAME: Final = re.compile(r"key|token|passw|pwd|secret|auth|cred|cookie|bearer|private|salt|dsn|signature", re.I)
-SECRET_TEXT: Final = re.compile(r"://[^/\s]*@|(?=[A-Za-z]*\d)[A-Za-z0-9]{20}|^(?:sk|pk|ghp|xox\w)[-_]")
+_COUNTING = frozenset({complex, range, Decimal, Fraction, date, datetime, time, timedelta, timezone, slice})
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _CONTAINERS = frozenset({list, tuple, dict})
 _PLAIN = _SCALARS | _CONTAINERS
 
 
 class Value(NamedTuple):
-    """A value that a function reads: its digest, and how a message shows it."""
+    """A value that a function reads: its digest, and how a message shows it, which is `SECRET` for what is one."""
 
     digest: str
     shown: str
@@ -105,15 +103,34 @@ def value_of(name: str, value: Any, *, deep: bool = True) -> Value | None:
         deep: whether what the objects within it hold counts too.
     """
     if is_plain(value) and (data := canonical(value)) is not None:
-        return Value(blake2b(data, digest_size=16).hexdigest(), shown(name, value))
+        return _told(name, blake2b(data, digest_size=16).hexdigest(), lambda: shown(name, value))
     told = None if type(value) in (FunctionType, BuiltinFunctionType) else spelled(value, deep=deep)
     if told is not None:
-        is_open = len(told) <= _MOST_SHOWN and not (SECRET_NAME.search(name + told) or SECRET_TEXT.search(told))
-        return Value(hashed(f"spelled {told}"), told if is_open else _kind_shown(value))
+        return _told(name, hashed(f"spelled {told}"), lambda: _shown_spelled(name, value, told))
     called = name_of(value)
     if called is None or called.rpartition(".")[2] == name.rpartition(".")[2]:
         return None
     return Value(hashed(f"named {called}"), called)
+
+
+_shown: dict[tuple[str, str], str] = {}
+_MOST_REMEMBERED = 10_000
+
+
+def _told(name: str, digest: str, show: Callable[[], str]) -> Value:
+    """The value of a digest; how it is shown is worked out once, since the parts of a value are many."""
+    if (told := _shown.get((name, digest))) is None:
+        if len(_shown) >= _MOST_REMEMBERED:
+            _shown.clear()
+        told = _shown[name, digest] = show()
+    return Value(digest, told)
+
+
+def _shown_spelled(name: str, value: Any, told: str) -> str:
+    kind = type(value)
+    if is_secret("" if kind in _COUNTING or module_of(kind) == "numpy" else name, told) or is_secret(name, value):
+        return SECRET
+    return told if len(told) <= _MOST_SHOWN and kind is not bytes and not is_opaque(told) else _kind_shown(value)
 
 
 def _kind_shown(value: Any) -> str:
@@ -275,21 +292,18 @@ def _texts_of(code: CodeType) -> Iterable[str]:
 
 
 def shown(name: str, value: Any) -> str:
-    """A value as meta and messages may show it: short, and nothing that may be a secret."""
+    """A value as meta and messages may show it: short, and `SECRET` for what is one."""
     kind = type(value)
+    if is_secret(name, value):
+        return SECRET
     if kind is int and value.bit_length() > 100:
         return "a large int"
     if kind in (int, float, bool, type(None)):
         return repr(value)
-    if SECRET_NAME.search(name):
-        return f"a {kind.__name__} that is not shown"
     if kind is not str:
         told = (canonical(value) or b"").decode("utf-8", "replace") if len(value) <= _MOST_SHOWN else ""
-        is_open = 0 < len(told) <= _MOST_SHOWN and not (SECRET_NAME.search(told) or SECRET_TEXT.search(told))
-        return told if is_open else f"a {kind.__name__} of {len(value):,}"
-    if len(value) <= _MOST_SHOWN and not SECRET_TEXT.search(value):
-        return repr(value)
-    return f"a str of {len(value):,} characters"
+        return told if 0 < len(told) <= _MOST_SHOWN and not is_opaque(told) else f"a {kind.__name__} of {len(value):,}"
+    return repr(value) if len(value) <= _MOST_SHOWN and not is_opaque(value) else f"a str of {len(value):,} characters"
 
 
 def name_of(value: Any) -> str | None:

@@ -59,10 +59,11 @@ from checkpoint.journal import (
     store_error,
     with_fields,
 )
-from checkpoint.keys import Key, key_json
+from checkpoint.keys import Key, earlier_digests, is_same_version, key_json, version_digest
 from checkpoint.lock import Lock
 from checkpoint.notes import accepting, detail_field, value_field
 from checkpoint.remote import KINDS, has_sign, names_under, note_url, place_of, tell_sign, url_at
+from checkpoint.secrets import is_secret
 from checkpoint.segment import IndexDamaged
 from checkpoint.shards import ALL, Shard, hash_of, shards_in, split_prefix
 from checkpoint.shelf import Shelf
@@ -1262,12 +1263,35 @@ class Store:
         for kind, known in (("versions", self._labels), ("codes", self._details), ("schemas", self.schemas)):
             noted = meta.get(kind)
             for digest, told in noted.items() if isinstance(noted, dict) else ():
-                if kind != "schemas" or (isinstance(told, dict) and isinstance(told.get("versions"), list)):
+                if kind == "schemas" and not (isinstance(told, dict) and isinstance(told.get("versions"), list)):
+                    continue
+                if not (kind == "versions" and is_secret("", told)):
                     known.setdefault(digest, told)
 
+    def digest_of_version(self, version: Any, what: str = "version") -> str:
+        """What records call a version: what they called it before, where they have a shorter digest of it; "" for None.
+
+        Where the value is on disk it is compared, too.
+
+        Raises:
+            InvalidOption: the version is not JSON-like.
+        """
+        if version is None:
+            return ""
+        digest = version_digest(version, what, self._base)
+        shelves = (self.results, self.errors, self.unsaved)
+        if not any(digest in shelf.versions for shelf in shelves):
+            labels = self.versions
+            for before in earlier_digests(version):
+                is_there = any(before in shelf.versions for shelf in shelves)
+                if is_there and (before not in labels or is_same_version(labels[before], version)):
+                    return before
+        return digest
+
     def name_version(self, digest: str, version: Any) -> None:
-        """The digest stands for this version."""
-        self._labels.setdefault(digest, version)
+        """The digest stands for this version; one that holds a secret is not written down."""
+        if not is_secret("", version):
+            self._labels.setdefault(digest, version)
 
     def begin_computing(self, version: str, code: str, detail: Any) -> None:
         """Records of the version are computed by this code from here on: the first one in each journal says so."""

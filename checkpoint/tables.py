@@ -41,7 +41,7 @@ from checkpoint.codecs import Codec, decode_foreign, with_stack
 from checkpoint.errors import DamagedRecord, ExtraNeeded, InvalidOption, StoreError, plural, quote, shorten
 from checkpoint.files import open_safely
 from checkpoint.journal import Reader, Record, fsync, store_error
-from checkpoint.keys import Key, plain_key, short_digest
+from checkpoint.keys import Key, plain_key
 from checkpoint.passes import NOT_RUN
 from checkpoint.places import locate
 from checkpoint.records import LATEST, Records
@@ -975,7 +975,7 @@ def of_version(records: Records, version: Any) -> Records:
     if isinstance(version, VersionCount):
         digest, label = version.version, version.label
     else:
-        digest, label = "" if version is None else short_digest(version, "version"), version
+        digest, label = store.digest_of_version(version), version
         if type(version) is str and digest not in (listed := [count.version for count in known]) and version in listed:
             digest = version  # as `versions_of` tells it where nothing else is known
     if digest != records.version and digest not in [count.version for count in known]:

@@ -183,6 +183,7 @@ class _Search:
         first = next(iter(found))
         reason, cls, field = found[first]
         before = records.store.versions.get(records.version)
+        spelled = quote(before, 60) if before is not None or not records.version else "…"  # a secret is not noted
         named = spell(self._schema.annotation)
         made = f"{named}(**old, …)" if named.isidentifier() else "…"
         error = ResultsUnfit(
@@ -192,7 +193,7 @@ class _Search:
             "    put the class back as it was, or give the field a default or an alias, so that old results fit;\n"
             '    or write on_change="recompute" in the decorator: these results are computed anew;\n'
             "    or write a version= of the new class in the decorator: it keeps both, and before the next map\n"
-            f"    f.accept(version={quote(before, 60)}, convert=lambda old: {made}) makes new results of the old ones, "
+            f"    f.accept(version={spelled}, convert=lambda old: {made}) makes new results of the old ones, "
             "which it gets as plain JSON, without a call",
             cls=cls,
             field=field,

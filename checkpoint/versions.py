@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from checkpoint.codecs import canonical
 from checkpoint.errors import InvalidOption, VersionNeeded
-from checkpoint.keys import digest_of
+from checkpoint.keys import wide_digest_of
 
 __all__ = ["moved_attributes", "version_of"]
 
@@ -90,7 +90,7 @@ def _of_bound(function: Any, instance: Any) -> Any:
             "be told; name what the results depend on: "
             f"@checkpointed(…, version=lambda self: {_suggestion(encoded)})"
         )
-    told = {name: f"{digest_of(data):016x}" for name, data in encoded.items() if data is not None}
+    told = {name: f"{wide_digest_of(data):032x}" for name, data in encoded.items() if data is not None}
     told.update({name: f"of {owner}" for name, owner in _overridden(function, cls, read)})
     return {"instance": told} if told else None
 

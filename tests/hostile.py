@@ -47,6 +47,7 @@ with instrumented:
     from checkpoint import CheckpointedRunner, CheckpointError, checkpointed
     from checkpoint import segment as segments
     from checkpoint.cli import main
+    from checkpoint.digests import Digests
     from checkpoint.journal import Reader, seal
     from checkpoint.limits import FIELDS as ENVELOPES
 
@@ -155,7 +156,7 @@ def _lying_index(offset: Callable[[int], int]) -> Callable[[Path, random.Random,
             return
         keys: list[Any] = list(range(40))
         places = array("q", [offset(key) for key in keys])
-        news = segments.News(keys, places, array("Q", [0] * 40), [], {}, [])
+        news = segments.News(keys, places, Digests.none(40), [], {}, [])
         damage = [(offset(key), ORDERS) for key in keys]
         name = path.with_name(".j_results.index")
         at = [offset(key) for key in keys]

@@ -158,7 +158,11 @@ ROWS = (
         "files have names that cannot be guessed. New files follow the umask; the lock can be opened only by who may "
         "write it",
     ),
-    Row("secrets", "errors keep type, message and plain traceback; never locals, arguments or the environment"),
+    Row(
+        "secrets",
+        "errors keep type, message and plain traceback; never locals, arguments or the environment. A value that is a "
+        "secret by name or shape is neither written nor shown, and its digest is slow to try",
+    ),
     Row(
         "meta or index missing, empty, garbage, stale",
         "rebuilt from the journals; never stops a resume, never changes a result",

@@ -46,7 +46,7 @@ from checkpoint import (
     store,
 )
 from checkpoint.journal import Journal, is_whole, seal
-from checkpoint.keys import short_digest
+from checkpoint.keys import version_digest
 from checkpoint.shelf import Shelf
 from checkpoint.upkeep import compact, repair
 
@@ -290,7 +290,7 @@ class Work:
         """Another writer was killed in the middle of its record, or just before its newline."""
         key = "halved" if whole else "torn"
         value = f"{key} by another " + "z" * 300
-        field = short_digest(version, "version").encode()
+        field = version_digest(version, "version").encode()
         line = seal(b'{"key":"%b","result":"%b","version":"%b"' % (key.encode(), value.encode(), field))
         self.begin("result", version, key, value)
         self._append(line[:-1] if whole else line[:200])

@@ -649,13 +649,13 @@ SHOWN = [
     ("prompt", "x" * 61, "a str of 61 characters", "a long one"),
     ("t", 0.5, "0.5", "a number"), ("flag", True, "True", "a bool"), ("t", None, "None", "None"),
     ("n", 1 << 200, "a large int", "a huge int"), ("c", [1, 2], "[1,2]", "a short container"),
-    ("c", list(range(40)), "a list of 40", "a long one"), ("c", {"api_key": "x"}, "a dict of 1", "a secret within"),
-    ("api_key", "abc", "a str that is not shown", "a name like a secret's"),
-    ("TOKEN", "abc", "a str that is not shown", "in capitals"),
-    ("password", "abc", "a str that is not shown", "another"), ("my_secret", ["a"], "a list that is not shown", "more"),
-    ("text", "sk-abc", "a str of 6 characters", "a text like a secret"),
+    ("c", list(range(40)), "a list of 40", "a long one"), ("c", {"api_key": "x"}, "a secret", "a secret within"),
+    ("api_key", "abc", "a secret", "a name like a secret's"),
+    ("TOKEN", "abc", "a secret", "in capitals"),
+    ("password", "abc", "a secret", "another"), ("my_secret", ["a"], "a secret", "more"),
+    ("text", "sk-abc", "a secret", "a text like a secret"),
     ("text", "9f86d081884c7d659a2feaa0c55ad015", "a str of 32 characters", "hex"),
-    ("url", "postgres://me:pw@host/db", "a str of 24 characters", "a password in an address"),
+    ("url", "postgres://me:pw@host/db", "a secret", "a password in an address"),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from checkpoint import CheckpointedRunner, DamagedRecord
+from checkpoint.digests import LOW
 from checkpoint.index import Index
 from checkpoint.journal import Reader, seal
 from checkpoint.keys import key_json
@@ -291,7 +292,7 @@ records = st.tuples(
     st.sampled_from(["", "aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb"]),
     keys,
     st.sampled_from(["result", "forgotten"]),
-    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**63 - 1).map(lambda short: short << 64) | st.integers(0, 2**127 - 1),
 )
 
 
@@ -302,7 +303,8 @@ def line_of(version: str, key: Any, kind: str, digest: int, padding: int) -> byt
     head += b',"timestamp":"2026-01-01T00:00:00Z"'
     if version:
         head += b',"version":"%b"' % version.encode()
-    return seal(head + (b',"input":"%016x"' % digest if digest else b""))
+    text = b"%032x" % digest if digest & LOW else b"%016x" % (digest >> 64)  # as earlier versions wrote it
+    return seal(head + (b',"input":"%b"' % text if digest else b""))
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

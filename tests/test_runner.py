@@ -202,7 +202,7 @@ def test_a_record_has_its_fields_in_the_documented_order(make: Callable[..., Any
     assert list(by_hand) == ["key", "result", "timestamp", "session", "crc"]
     assert list(in_pass) == ["key", "result", "timestamp", "input", "session", "crc"]
     assert (by_hand["key"], by_hand["result"]) == ("k", {"a": [1]})
-    assert re.fullmatch(r"[0-9a-f]{16}", in_pass["input"])
+    assert re.fullmatch(r"[0-9a-f]{32}", in_pass["input"])
 
 
 def test_a_map_writes_every_field_that_it_knows() -> None:

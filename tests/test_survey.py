@@ -21,7 +21,7 @@ from checkpoint import (
 )
 from checkpoint.errors import printable
 from checkpoint.journal import Reader, seal
-from checkpoint.keys import short_digest
+from checkpoint.keys import version_digest
 from checkpoint.places import locate
 from checkpoint.survey import Observer, Summary, Survey, ago, failures, list_checkpoints, span
 from checkpoint.upkeep import compact
@@ -108,7 +108,7 @@ def test_counts_are_those_of_a_runner(tmp_path: Path) -> None:
         assert (seen.done, seen.failed, seen.is_exact) == (*runner.records.count(), True)
         assert seen.aside == len(runner.unsaved) == 1
     assert (seen.done, seen.failed) == (2, 2)
-    assert seen.version == short_digest("new", "version")
+    assert seen.version == version_digest("new", "version")
     assert [(held.label, held.results, held.errors) for held in seen.versions] == [("new", 2, 2), ("old", 1, 1)]
     assert [(cause.type, cause.keys) for cause in seen.causes] == [("ValueError", ["b"]), ("UnencodableValue", ["odd"])]
     assert (seen.causes_read, seen.sessions, seen.writer) == (2, 2, None)

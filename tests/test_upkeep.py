@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from checkpoint import CheckpointedRunner, CheckpointLocked, DamagedRecord, InvalidName, StoreError, checkpointed
 from checkpoint.codecs import decode_foreign
 from checkpoint.journal import Record, parse, seal, with_fields
-from checkpoint.keys import Key, short_digest
+from checkpoint.keys import Key, version_digest
 from checkpoint.shelf import Shelf
 from checkpoint.store import Store
 from checkpoint.upkeep import check, compact, repair
@@ -412,7 +412,7 @@ def test_meta_is_judged_and_is_never_damage(tmp_path: Path, content: bytes | Non
     found = check("j", tmp_path)
     assert found.is_sound
     assert found.meta == state
-    assert [(each.version, each.label) for each in found.versions] == [(short_digest("v", ""), None)]
+    assert [(each.version, each.label) for each in found.versions] == [(version_digest("v", ""), None)]
 
 
 @pytest.mark.parametrize(
@@ -638,7 +638,7 @@ def test_the_version_of_the_last_record_stays_the_latest(tmp_path: Path) -> None
     compact("j", tmp_path)
     with CheckpointedRunner("j", tmp_path) as runner:
         assert runner.get_all_results() == {}
-        assert runner.records.version == short_digest("two", "")
+        assert runner.records.version == version_digest("two", "")
     with CheckpointedRunner("j", tmp_path, version="one") as runner:
         assert runner.get_all_results() == {"a": 1}
 
@@ -648,7 +648,7 @@ def test_damaged_lines_stay_where_they_are_and_are_read_as_before(tmp_path: Path
     fill(tmp_path, ("a", "one"), ("k", "old"), version="one")
     fill(tmp_path, ("b", "two"), version="two")
     fill(tmp_path, ("a", "again"), version="one")
-    one, two = short_digest("one", ""), short_digest("two", "")
+    one, two = version_digest("one", ""), version_digest("two", "")
     a, k, b, again = lines_of(tmp_path)
     spoilt = record("k", "new", one).replace(b"new", b"nEw") + b"\n"
     newer = record("b", "newer", two) + b"\n"
@@ -1034,7 +1034,7 @@ def test_a_kill_at_any_step_loses_nothing_and_it_can_be_run_again(
         runner.clear(["a"])
         runner.records.store.results.write_index()
     with journal_of(original).open("ab") as file:
-        file.write(b"damaged\n" + record("b", 9, short_digest("one", "")).replace(b"9", b"8") + b"\ntorn")
+        file.write(b"damaged\n" + record("b", 9, version_digest("one", "")).replace(b"9", b"8") + b"\ntorn")
     with journal_of(original, "errors").open("ab") as file:
         file.write(b"damaged too\n")
     caplog.set_level(logging.CRITICAL)
@@ -1104,7 +1104,7 @@ def seen_in(store: Store) -> dict[str, Any]:
     shelves: dict[str, Shelf] = {"results": store.results, "errors": store.errors, "unsaved": store.unsaved}
     for kind, shelf in shelves.items():
         found[f"{kind} latest"] = shelf.index.latest
-        for version in ("", *[short_digest(version, "") for version in VERSIONS if version is not None]):
+        for version in ("", *[version_digest(version, "") for version in VERSIONS if version is not None]):
             spoilt = is_spoilt if kind == "results" else lambda _: False
             sound = [(key, *parts_of(each)) for key, each in shelf.sound(version) if not spoilt(each)]
             found[f"{kind} {version}"] = sound, [look_up(shelf, version, key, spoilt) for key in KEYS]

@@ -41,7 +41,7 @@ def masked(line: str) -> str:
     """The line without what differs from run to run."""
     line = re.sub(r"\|[^|]*\|", "|bar|", line) if "%|" in line else line
     line = re.sub(r"(?<= in )/\S+|(?<=in )\S+_report.html", "PATH", line)
-    line = re.sub(r"\b[0-9a-f]{16}\b", "DIGEST", line)
+    line = re.sub(r"\b(?:[0-9a-f]{16}){1,2}\b", "DIGEST", line)
     line = re.sub(r"\d[\d,.:]*", "#", line)
     line = re.sub(r"# (ms|s)\b", "# s", line)
     line = re.sub(r"(just now|# s ago)", "AGO", line)
