@@ -421,6 +421,9 @@ class Store:
             if fault is not None:
                 self._forget_faults()
                 self._synced, self._meta_owed = {}, True
+            for kind, shelf in _by_kind(self._shelves):  # one whose torn end was its only line is shorter now
+                if self._synced.get(kind, 0) > _size(shelf):
+                    self._synced[kind], self._meta_owed = _size(shelf), True
 
     @property
     def own(self) -> tuple[Shelf, Shelf, Shelf]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import json
 import logging
@@ -1251,6 +1252,24 @@ class Upkeep(RuleBasedStateMachine):
                 by_hand = new is not None and (str(key), *new) in sound  # a later line stands for the key, too
                 assert new == old or (old == "damaged" and (new is None or by_hand))
         assert check("j", self.directory).versions == told.versions
+
+
+@pytest.mark.parametrize("kind", ["results", "errors", "unsaved"])
+def test_repair_knows_that_a_torn_end_was_all_there_was(tmp_path: Path, kind: str) -> None:
+    """The newline of the only line flips: what repair has set aside is not missed by meta."""
+    with CheckpointedRunner("j", tmp_path) as runner:
+        if kind == "results":
+            runner.save_result("a", 1)
+        else:
+            with contextlib.suppress(TypeError):
+                runner.save_error("a", "failed") if kind == "errors" else runner.save_result("a", object())
+    path = journal_of(tmp_path, kind)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0b")
+    repair("j", tmp_path)
+    assert check("j", tmp_path).is_sound
+    with CheckpointedRunner("j", tmp_path) as runner:
+        runner.save_result("a", 2)
+    assert check("j", tmp_path).is_sound
 
 
 @pytest.fixture
