@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -125,3 +126,12 @@ def free_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Syncing costs nothing: for tests that open thousands of checkpoints and cause no power cut."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(os, "fdatasync", lambda fd: None, raising=False)
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """A collection looks only at what tests of this module make, and not at all that thousands of modules hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
