@@ -46,7 +46,7 @@ _FOREIGN = tuple(
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)  # each pass on workers asks for every imported module: more than there are of them
 def is_own_file(path: str) -> bool:
     """Whether a file is the user's own: neither Python's, nor installed, nor this package's."""
     if path.startswith("<"):

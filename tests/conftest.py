@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -29,14 +30,32 @@ def shown(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
+# pytest-xdist gives the first eighth of all tests to the first of two workers, and small shares at the end.
+# Modules that begin something for all of their tests (clusters, a server, a demo, type checkers) stand in that first
+# share, so that no second worker begins it too; long tests come next, so that no worker ends with one alone.
+FIRST = (
+    "test_clusters.py", "test_mutants.py", "test_typing.py", "test_demo.py", "test_remote.py", "test_hostile.py",
+    "test_crash_states.py", "test_fuzzing.py", "test_accept_machine.py", "test_machine.py",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A marker that names no row of the promises is an error, and not a promise that nobody finds."""
+    """Begin with what takes longest, and refuse a marker that names no row of the promises."""
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
     for item in items:
         for marker in item.iter_markers("promise"):
             unknown = [name for name in marker.args if name not in NAMES]
             if unknown or not marker.args:
                 what = f"{unknown[0]!r} is no row" if unknown else "it names no row"
                 raise pytest.UsageError(f"{item.nodeid}: @pytest.mark.promise: {what} of tests/promises.py")
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Let ``-n auto`` mean one worker more than cores: many tests wait for a disk, a process or a moment."""
+    count = yield
+    return count if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else count + 1
 
 
 @contextmanager
@@ -107,3 +126,12 @@ def free_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Syncing costs nothing: for tests that open thousands of checkpoints and cause no power cut."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(os, "fdatasync", lambda fd: None, raising=False)
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """A collection looks only at what tests of this module make, and not at all that thousands of modules hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -14,6 +16,7 @@ import checkpoint
 from checkpoint.agreement import agreement_of
 from checkpoint.calls import Call
 from checkpoint.fingerprints import fingerprint
+from checkpoint.syntax import is_own_file
 
 TABLE = ["word"] * 20_000
 
@@ -269,3 +272,16 @@ def test_functions_of_any_kind_run_in_workers_whatever_runs_the_script(
 ) -> None:
     """A debugger or a profiler puts a main module of its own in place, or none."""
     assert str([[4, 5]] * 5) in run(tmp_path, SAME, *how, stdin=stdin), reason
+
+
+def test_each_imported_module_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: libraries of models and clouds bring thousands, and each pass asks for all of them."""
+    for number in range(6000):
+        module = ModuleType(f"imported_{number}")
+        module.__file__ = f"/nowhere/imported_{number}.py"
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    read = partial(fingerprint, ignore=())
+    agreement_of(read, run)
+    known = is_own_file.cache_info().misses
+    agreement_of(read, run)
+    assert is_own_file.cache_info().misses == known

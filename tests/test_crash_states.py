@@ -25,6 +25,7 @@ import os
 import random
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -152,6 +153,7 @@ class Work:
     note: Callable[[Said], None] = lambda said: None
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     runs: list[Any] = field(default_factory=list)
+    begun: dict[Any, Op] = field(default_factory=dict)  # the last operation of each key, in this pass
 
     def begin(self, kind: str, version: str = "", key: Any = None, value: Any = None) -> Op:
         op = Op(next(self.numbers), kind, version, key, value)
@@ -201,44 +203,47 @@ class Work:
                     self.sync(runner)
             return {key: runner.get_result(key) for key in keys}
 
-    def _function(self, version: str, compute: Callable[[Any], Any], begun: dict[Any, Op]) -> Any:
+    def _function(self, version: str, compute: Callable[[Any], Any]) -> Any:
+        """What is mapped; it sees this object by a weak reference, for what it used would be read in each pass."""
+        this = weakref.ref(self)
+
         def work(key: Any) -> Any:
-            self.runs.append(key)
+            here: Any = this()
+            here.runs.append(key)
             try:
                 value = compute(key)
             except ValueError as error:
-                begun[key] = self.begin("error", version, key, str(error))
+                here.begun[key] = here.begin("error", version, key, str(error))
                 raise
-            begun[key] = self.begin("result", version, key, value)
+            here.begun[key] = here.begin("result", version, key, value)
             return value
 
+        self.begun = {}
         function = checkpointed("j", checkpoint_dir=self.directory, version=version, durability=self.durability)
         return function(work)
 
     def _by_map(self, version: str, keys: list[Any], compute: Callable[[Any], Any]) -> dict[Any, Any]:
-        begun: dict[Any, Op] = {}
-        function = self._function(version, compute, begun)
+        function = self._function(version, compute)
         try:
             results = function.map(keys, progress=False, return_exceptions=True)
-            for op in begun.values():
+            for op in self.begun.values():
                 self.acknowledge(op)
             found = dict(zip(keys, results, strict=True))
-            for key in found.keys() - begun.keys():
+            for key in found.keys() - self.begun.keys():
                 self.saw(version, key, found[key])
             return found
         finally:
             function.runner.close()
 
     def _by_stream(self, version: str, keys: list[Any], compute: Callable[[Any], Any]) -> dict[Any, Any]:
-        begun: dict[Any, Op] = {}
-        function = self._function(version, compute, begun)
+        function = self._function(version, compute)
         found = {}
         try:
             workers = 4 if self.face.startswith("threads") else None
             for outcome in function.stream(keys, progress=False, workers=workers):
                 found[outcome.key] = outcome.value if outcome.error is None else outcome.error
-                if outcome.key in begun:
-                    self.acknowledge(begun[outcome.key])
+                if outcome.key in self.begun:
+                    self.acknowledge(self.begun[outcome.key])
                 else:
                     self.saw(version, outcome.key, outcome.value)
                 if len(found) % 4 == 3:

@@ -199,25 +199,28 @@ def check_flipped(directory: Path, data: bytes, place: int, mask: int, **options
         assert {key: again.get_result(key) for key in KEYS} == VALUES
 
 
-def every_flip(data: bytes) -> list[tuple[int, int]]:
-    """(place, mask): every byte by two masks, and every bit of one line and its neighbours' ends."""
-    flips = [(place, mask) for place in range(len(data)) for mask in (0x20, 0xFF)]
+def every_flip(data: bytes, masks: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(place, mask): every byte by each mask, and every bit of one line and its neighbours' ends."""
+    flips = [(place, mask) for place in range(len(data)) for mask in masks]
     start, end = lines_of(data)[1]
     return flips + [(place, 1 << bit) for place in range(start - 1, end + 1) for bit in (0, 1, 2, 3, 4, 6, 7)]
 
 
 @pytest.mark.promise("damaged line in the middle")
 @pytest.mark.parametrize(
-    "version",
+    ("version", "masks", "step"),
     [
-        pytest.param({}, id="no version"),
-        pytest.param({"version": "v1"}, id="a version that is named"),
+        pytest.param({}, (0x20,), 1, id="no version"),
+        pytest.param({}, (0x20, 0xFF), 1, id="no version, by two masks", marks=pytest.mark.soak),
+        pytest.param({"version": "v1"}, (0x20, 0xFF), 7, id="a version that is named"),
     ],
 )
-def test_no_flipped_byte_ever_yields_a_wrong_value(tmp_path: Path, free_sync: None, version: dict[str, Any]) -> None:
+def test_no_flipped_byte_ever_yields_a_wrong_value(
+    tmp_path: Path, free_sync: None, version: dict[str, Any], masks: tuple[int, ...], step: int
+) -> None:
     """Every byte flipped: no wrong value, no foreign error, every other record intact; the next pass heals it."""
     data = written(tmp_path, **version)
-    for place, mask in every_flip(data) if not version else every_flip(data)[1::7]:
+    for place, mask in every_flip(data, masks)[::step]:
         check_flipped(tmp_path, data, place, mask, **version)
         empty(tmp_path)
 
