@@ -10,6 +10,7 @@ dicts; those that were read are *packed* until somebody asks for many, in a sixt
 
 from __future__ import annotations
 
+import re
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -77,6 +78,7 @@ class _EvenHead(msgspec.Struct, gc=False):
     value: None = None
 
 
+_NEWLINES = re.compile(rb"\n+")
 _decode_heads = msgspec.json.Decoder(_Head).decode_lines
 _decode_even_heads = msgspec.json.Decoder(_EvenHead).decode_lines
 _encode, _decode_keys = msgspec.json.Encoder().encode, msgspec.json.Decoder(list[Any]).decode
@@ -531,6 +533,9 @@ class Index:
     def _scan_lines(self, journal: Reader, offset: int, block: bytes) -> None:
         start = 0
         while (stop := block.find(b"\n", start)) >= 0:
+            if start == stop:  # of millions of empty lines, all at once
+                start = _NEWLINES.match(block, start).end()  # type: ignore[union-attr]
+                continue
             self._scan_line(journal, offset + start, block, start, stop)
             start = stop + 1
 

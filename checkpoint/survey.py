@@ -935,7 +935,7 @@ class _Tail:
 
 def _records_in(data: bytes) -> Iterator[Record]:
     """The record of each sound line: not of what forgets one, or is being written."""
-    for line in data.split(b"\n"):
+    for line in filter(None, data.split(b"\n")):
         try:
             record = parse(line)
         except ValueError:
