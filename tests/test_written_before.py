@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -51,11 +52,12 @@ def test_the_job_calls_nothing_again_and_returns_the_same() -> None:
 
 
 def test_a_value_that_could_not_travel_is_opened() -> None:
-    """Its class is named in the file, by the module in which it was then."""
+    """Its class is named in the file by the module in which it was then, and is so in what is written from now on."""
     with opened("kept") as runner:
         assert list(runner.unsaved) == [1, 2]
         lock, shy = runner.unsaved[1], runner.unsaved[2]
     assert type(lock) is type(shy) is Unreadable
+    assert b"checkpoint.calls" in pickle.dumps(Unreadable("a value"), protocol=0).replace(b"\n", b".")
     assert "_thread.lock object" in lock.text
     assert lock.pickled is None
     assert "cannot be unpickled here: ValueError" in shy.text
