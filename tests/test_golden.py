@@ -20,7 +20,7 @@ import pytest
 
 import checkpoint
 from checkpoint.fingerprints import fingerprint
-from checkpoint.keys import digest_of, identity, item_digest, key_json, short_digest
+from checkpoint.keys import digest_of, identity, item_digest, key_json, version_digest
 from checkpoint.shards import hash_of
 from checkpoint.versions import version_of
 
@@ -66,17 +66,17 @@ def digests() -> dict[str, Any]:
     return {
         "functions": {name: digest_of_function(function) for name, function in rooms.FUNCTIONS.items()},
         "instances": {
-            name: short_digest(version_of(None, function.__get__(instance, type(instance)), instance), "version")
+            name: version_digest(version_of(None, function.__get__(instance, type(instance)), instance), "version")
             for name, (function, instance) in rooms.INSTANCES.items()
             if not isinstance(instance, type)
         }
         | {
-            name: short_digest(version_of(None, function, instance), "version")
+            name: version_digest(version_of(None, function, instance), "version")
             for name, (function, instance) in rooms.INSTANCES.items()
             if isinstance(instance, type)
         },
-        "versions": [[str(value), short_digest(value, "version")] for value in VERSIONS],
-        "items": [[type(item).__name__, f"{item_digest(item):016x}"] for item in ITEMS],
+        "versions": [[str(value), version_digest(value, "version")] for value in VERSIONS],
+        "items": [[type(item).__name__, f"{item_digest(item):032x}"] for item in ITEMS],
         "keys": [[key_json(key).decode(), identity(key).hex(), f"{hash_of(key):x}"] for key in KEYS],
     }
 
