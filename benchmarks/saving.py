@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks.racing import RESULT, Bench, Contestant, Keys, Run, Target, answer, each, resumed, warmed
 from checkpoint import CheckpointedRunner, checkpointed
-from checkpoint.policies import Durability
+from checkpoint.execution.policies import Durability
 
 sync = getattr(os, "fdatasync", os.fsync)  # macOS and Windows have no fdatasync
 

@@ -1,8 +1,10 @@
 """Resumable maps: kill the run at any moment, start it again, and only the rest is computed."""
 
 from checkpoint import safe_path  # noqa: F401  # isort: skip  # first
-from checkpoint.causes import Cause
-from checkpoint.decorator import AsyncCheckpointedFunction, CheckpointedFunction, checkpointed
+from checkpoint.api.decorator import AsyncCheckpointedFunction, CheckpointedFunction, checkpointed
+from checkpoint.api.results import KeyedErrors, KeyedResults, Results
+from checkpoint.api.runner import BatchCheckpointedRunner, CheckpointedRunner
+from checkpoint.catalog.view import LATEST
 from checkpoint.errors import (
     BrokenWorkers,
     CheckpointError,
@@ -32,12 +34,10 @@ from checkpoint.errors import (
     VersionNeeded,
     WorkerDied,
 )
+from checkpoint.execution.policies import Rate, Retry
 from checkpoint.outcomes import Outcome
-from checkpoint.plan import Plan
-from checkpoint.policies import Rate, Retry
-from checkpoint.records import LATEST
-from checkpoint.results import KeyedErrors, KeyedResults, Results
-from checkpoint.runner import BatchCheckpointedRunner, CheckpointedRunner
+from checkpoint.passes.plan import Plan
+from checkpoint.reporting.causes import Cause
 
 __all__ = [
     "LATEST",

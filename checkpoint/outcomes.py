@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
-__all__ = ["Done", "Failure", "Outcome", "Success", "Unit", "describe_exception"]
+__all__ = ["NOT_RUN", "Done", "Failure", "Outcome", "Success", "Unit", "describe_exception"]
+
 
 R = TypeVar("R")
 
@@ -118,3 +119,7 @@ def describe_exception(
     except Exception as broken:
         text = f"{name}: {message} (its traceback could not be formatted: {type(broken).__name__})"
     return Failure(message, name, text, elapsed, attempts, exception)
+
+
+NOT_RUN: Final = -(1 << 63)
+"""The place of an item that was not run, since the pass was ended early."""

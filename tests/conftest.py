@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from promises import NAMES
 
-from checkpoint import CheckpointedRunner, clock, store
+from checkpoint import CheckpointedRunner, clock
+from checkpoint.storage import store
 
 Opener = Callable[..., CheckpointedRunner]
 

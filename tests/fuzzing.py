@@ -45,30 +45,18 @@ if "--atheris" in sys.argv:
     import atheris
 
     with atheris.instrument_imports(include=["checkpoint"]):
-        from checkpoint import (
-            CheckpointedRunner,
-            CheckpointError,
-            DamagedRecord,
-            JournalLost,
-            checkpointed,
-            index,
-            store,
-            upkeep,
-        )
+        from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
+        from checkpoint.maintenance import check as check_module
+        from checkpoint.maintenance import compact, repair
+        from checkpoint.storage import index, store
 else:
-    from checkpoint import (
-        CheckpointedRunner,
-        CheckpointError,
-        DamagedRecord,
-        JournalLost,
-        checkpointed,
-        index,
-        store,
-        upkeep,
-    )
+    from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
+    from checkpoint.maintenance import check as check_module
+    from checkpoint.maintenance import compact, repair
+    from checkpoint.storage import index, store
 
-from checkpoint.journal import Reader
-from checkpoint.shelf import index_path
+from checkpoint.storage.files import index_path
+from checkpoint.storage.journal import Reader
 
 __all__ = ["DICTIONARY", "RESULTS", "Wrong", "check_input", "mutate", "place", "split"]
 
@@ -325,7 +313,7 @@ def check_input(data: bytes, directory: Path, *, thorough: bool = True) -> None:
     errors = words_of(files.journals["E"], ERRORS)
     unsaved = words_of(files.journals["U"], UNSAVED)
     if any(content is not None for content in (files.meta, *files.journals.values())):
-        found = upkeep.check(NAME, directory)
+        found = check_module.check(NAME, directory)
         examine(found)
         if any(journal.fault for journal in found.journals):
             check_refused(directory)
@@ -343,9 +331,9 @@ def check_input(data: bytes, directory: Path, *, thorough: bool = True) -> None:
         map_it(directory)
     if not thorough:
         return
-    examine(upkeep.compact(NAME, directory))
-    examine(upkeep.repair(NAME, directory))
-    found = upkeep.check(NAME, directory)
+    examine(compact.compact(NAME, directory))
+    examine(repair.repair(NAME, directory))
+    found = check_module.check(NAME, directory)
     examine(found)
     require(found.is_sound, "a repair leaves no damage")
     with runners(directory) as (none, versioned, latest):
@@ -399,7 +387,7 @@ def runners(directory: Path) -> Iterator[tuple[CheckpointedRunner, CheckpointedR
         yield none, versioned, latest
 
 
-def check_counts(runner: CheckpointedRunner, found: upkeep.Soundness) -> None:
+def check_counts(runner: CheckpointedRunner, found: check_module.Soundness) -> None:
     """What `check` counts is what the store does."""
     store = runner.records.store
     if store.results.index.has_loose or store.errors.index.has_loose:
@@ -604,7 +592,7 @@ def place() -> Iterator[Path]:
             for name in filter(partial(hasattr, of), names):
                 undo.enter_context(mock.patch.object(of, name, _nothing))
         # Nobody else writes, and /proc/locks is slow.
-        undo.enter_context(mock.patch.object(upkeep, "writer_of", _nothing))
+        undo.enter_context(mock.patch.object(check_module, "writer_of", _nothing))
         undo.enter_context(mock.patch.multiple(heard, handlers=[_Heard(logging.INFO)], propagate=False))
         undo.callback(heard.setLevel, heard.level)
         heard.setLevel(logging.INFO)

@@ -45,11 +45,12 @@ else:
     instrumented = contextlib.nullcontext()
 with instrumented:
     from checkpoint import CheckpointedRunner, CheckpointError, checkpointed
-    from checkpoint import segment as segments
     from checkpoint.cli import main
-    from checkpoint.digests import Digests
-    from checkpoint.journal import Reader, seal
-    from checkpoint.limits import FIELDS as ENVELOPES
+    from checkpoint.storage import index_file as segments
+    from checkpoint.storage.journal import Reader
+    from checkpoint.storage.record import seal
+    from checkpoint.values.digests import Digests
+    from checkpoint.values.limits import FIELDS as ENVELOPES
 
 __all__ = ["FILES", "KINDS", "ORDERS", "SEEDS", "build", "put", "sealed"]
 
@@ -156,11 +157,11 @@ def _lying_index(offset: Callable[[int], int]) -> Callable[[Path, random.Random,
             return
         keys: list[Any] = list(range(40))
         places = array("q", [offset(key) for key in keys])
-        news = segments.News(keys, places, Digests.none(40), [], {}, [])
+        news = segments.Delta(keys, places, Digests.none(40), [], {}, [])
         damage = [(offset(key), ORDERS) for key in keys]
         name = path.with_name(".j_results.index")
         at = [offset(key) for key in keys]
-        segments.Segment.write(
+        segments.IndexFile.write(
             name, reader, None, {"": news, "v": news}, reader.size(), ORDERS, damage, at, {"v": [ORDERS]}
         )
 

@@ -24,14 +24,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from checkpoint import journal, lock, segment, upkeep
+from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
-from checkpoint.index import Index
-from checkpoint.journal import CRC_SIZE, Journal, Reader
-from checkpoint.ledger import Ledger
-from checkpoint.records import Records
-from checkpoint.shelf import Shelf
-from checkpoint.store import Store
+from checkpoint.maintenance import repair as repair_module
+from checkpoint.maintenance.audit import Audit
+from checkpoint.storage import files, index_file, lock, record
+from checkpoint.storage.index import Index
+from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.record import CRC_SIZE
+from checkpoint.storage.store import Store
 
 __all__ = ["MUTANTS", "Breaker", "Mutant", "Run"]
 
@@ -163,7 +165,7 @@ def two_writes_a_record(breaker: Breaker) -> None:
             try:
                 os.write(self._writer, b"\n")
             except OSError as error:
-                raise journal.store_error(error, "cannot write to", self.path) from error
+                raise files.store_error(error, "cannot write to", self.path) from error
             self.end += 1
             self.in_doubt = False
             return start
@@ -185,7 +187,7 @@ def no_cut_back(breaker: Breaker) -> None:
 @caught_by("test_journal.py::test_a_short_write_is_gone_on_with")
 def short_write_taken_for_whole(breaker: Breaker) -> None:
     """What the system did not take is not written."""
-    breaker.replace(journal, "_write_some", lambda real: lambda fd, data: len(data))
+    breaker.replace(files, "write_some", lambda real: lambda fd, data: len(data))
 
 
 @caught_by("test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[write]")
@@ -319,7 +321,7 @@ def forgiving(real: Function) -> Function:
 )
 def no_directory_sync(breaker: Breaker) -> None:
     """Names of files and directories are never synced."""
-    breaker.replace(journal, "fsync_directory", lambda real: nothing)
+    breaker.replace(files, "fsync_directory", lambda real: nothing)
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ def no_directory_sync(breaker: Breaker) -> None:
 )
 def checksum_not_verified(breaker: Breaker) -> None:
     """A record is what its line says."""
-    breaker.replace(journal, "_crc_holds", lambda real: lambda line: True)
+    breaker.replace(record, "_crc_holds", lambda real: lambda line: True)
 
 
 def checksum_of(breaker: Breaker, part: Callable[[bytes], bytes]) -> None:
@@ -340,8 +342,8 @@ def checksum_of(breaker: Breaker, part: Callable[[bytes], bytes]) -> None:
     def sealed(head: bytes) -> bytes:
         return head + b',"crc":"%08x"}\n' % zlib.crc32(part(head))
 
-    breaker.replace(journal, "seal", lambda real: sealed)
-    breaker.replace(journal, "_crc_holds", lambda real: lambda line: sealed(line[:-CRC_SIZE])[:-1] == line)
+    breaker.replace(record, "seal", lambda real: sealed)
+    breaker.replace(record, "_crc_holds", lambda real: lambda line: sealed(line[:-CRC_SIZE])[:-1] == line)
 
 
 @caught_by("test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells")
@@ -392,7 +394,7 @@ def errors_make_done(breaker: Breaker) -> None:
     def make(real: Function) -> Function:
         return lambda self, key: real(self, key) or self.store.errors.find(self.version, key) is not None
 
-    breaker.replace(Records, "is_done", make)
+    breaker.replace(VersionView, "is_done", make)
 
 
 # --- caches ---------------------------------------------------------------------------------------------------------
@@ -418,7 +420,7 @@ def meta_believed(breaker: Breaker) -> None:
 @caught_by("test_index.py::test_an_index_of_a_journal_that_has_shrunk_is_not_believed")
 def index_of_any_journal(breaker: Breaker) -> None:
     """An index file is of the journal beside it."""
-    breaker.replace(segment, "_is_of", lambda real: lambda header, reader: True)
+    breaker.replace(index_file, "_is_of", lambda real: lambda header, reader: True)
 
 
 @caught_by(
@@ -427,7 +429,7 @@ def index_of_any_journal(breaker: Breaker) -> None:
 )
 def index_believed(breaker: Breaker) -> None:
     """A page of NULs is a page without entries."""
-    breaker.replace(segment, "_checksum", lambda real: lambda page, data: 0)
+    breaker.replace(index_file, "_checksum", lambda real: lambda page, data: 0)
 
 
 # --- several of them ------------------------------------------------------------------------------------------------
@@ -462,7 +464,7 @@ def renamed_before_sync(breaker: Breaker) -> None:
         def replace(self: Journal, *arguments: Any, **named: Any) -> None:
             while_it_runs(_sync=nothing)(real)(self, *arguments, **named)
             fd = os.open(self.path, os.O_RDONLY)
-            journal.fsync(fd)
+            files.fsync(fd)
             os.close(fd)
 
         return replace
@@ -482,7 +484,7 @@ def renamed_without_directory_sync(breaker: Breaker) -> None:
 @caught_by("test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is")
 def index_outlives_its_journal(breaker: Breaker) -> None:
     """An index file stays while the journal that it is of is replaced."""
-    breaker.replace(Shelf, "_unlink_index", lambda real: nothing)
+    breaker.replace(KeyedLog, "_unlink_index", lambda real: nothing)
 
 
 @caught_by("test_upkeep.py::test_damaged_lines_stay_where_they_are_and_are_read_as_before")
@@ -492,13 +494,13 @@ def compaction_destroys_damage(breaker: Breaker) -> None:
     def make(real: Function) -> Function:
         return lambda self: [place for place in real(self) if place not in {damage.offset for damage in self.damage}]
 
-    breaker.replace(Ledger, "kept", make)
+    breaker.replace(Audit, "kept", make)
 
 
 @caught_by("test_upkeep.py::test_a_repair_never_brings_an_older_value_back")
 def repair_brings_back_old_values(breaker: Breaker) -> None:
     """Nothing takes the place of a damaged line that had hidden an older record."""
-    breaker.replace(upkeep, "_forgettings", lambda real: lambda ledger: {})
+    breaker.replace(repair_module, "_forgettings", lambda real: lambda ledger: {})
 
 
 # --- the plugin -----------------------------------------------------------------------------------------------------

@@ -29,8 +29,9 @@ from checkpoint import (
     checkpointed,
 )
 from checkpoint.cli import main
-from checkpoint.fingerprints import fingerprint
-from checkpoint.upkeep import check, compact
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
+from checkpoint.provenance.fingerprint import fingerprint
 
 SOURCE = Path(checkpoint.__file__).parent.parent
 OLD = Path(__file__).parent / "data" / "written_by_algorithm_1"
@@ -574,7 +575,7 @@ def test_the_way_out_of_code_that_cannot_be_compared_works(
 
 def test_a_line_of_another_kind_is_skipped_and_is_no_damage(caplog: pytest.LogCaptureFixture) -> None:
     """A reader of today reads what a later one may write; what is not sealed is damage as ever."""
-    from checkpoint.journal import seal
+    from checkpoint.storage.record import seal
 
     mapped(asks("a"))
     with RESULTS.open("ab") as file:

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from checkpoint import FunctionChanged, checkpointed
+from checkpoint.catalog.view import VersionView
 from checkpoint.clock import Stamper
-from checkpoint.records import Records
-from checkpoint.store import Store
-from checkpoint.upkeep import compact
+from checkpoint.maintenance.compact import compact
+from checkpoint.storage.store import Store
 
 VERSIONS = ["", "one", "two"]
 PROMPTS = ["a", "b", "c"]
@@ -199,9 +199,9 @@ class Deciding(RuleBasedStateMachine):
         for path in directory.glob(what) if directory.exists() else ():
             path.unlink()
 
-    def settled(self) -> Records:
+    def settled(self) -> VersionView:
         """The records of no version, opened anew."""
-        records: Records = self.function("a", "").runner.records
+        records: VersionView = self.function("a", "").runner.records
         return records
 
     def to_take(self, old: str, new: str) -> dict[Any, Held]:

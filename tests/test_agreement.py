@@ -13,10 +13,10 @@ from types import ModuleType
 import pytest
 
 import checkpoint
-from checkpoint.agreement import agreement_of
-from checkpoint.calls import Call
-from checkpoint.fingerprints import fingerprint
-from checkpoint.syntax import is_own_file
+from checkpoint.execution.call import Call
+from checkpoint.provenance.agreement import agreement_of
+from checkpoint.provenance.fingerprint import fingerprint
+from checkpoint.provenance.syntax import is_own_file
 
 TABLE = ["word"] * 20_000
 

@@ -22,10 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import Retry, clock
-from checkpoint.calls import Arrived, Call, Failed, Fatal, Shipped, Unreadable, arrived, ending, failed, pack, unpack
 from checkpoint.errors import BrokenWorkers, CheckpointError, ExtraNeeded, InvalidFunction, RefusedValue
+from checkpoint.execution.answers import Failed, Fatal, failed
+from checkpoint.execution.call import Arrived, Call, Shipped, arrived, ending
+from checkpoint.execution.policies import Again
+from checkpoint.execution.transport import Unreadable, pack, unpack
 from checkpoint.outcomes import Failure, Unit, describe_exception
-from checkpoint.policies import Again
 
 
 def square(n: int) -> int:

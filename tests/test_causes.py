@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from checkpoint import CheckpointedRunner, checkpointed
-from checkpoint.causes import causes_of
 from checkpoint.errors import ItemError
+from checkpoint.reporting.causes import causes_of
 
 
 def deep(n: int) -> int:

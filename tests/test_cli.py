@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 import checkpoint
-from checkpoint import CheckpointedRunner, UnencodableValue, clock, demo, survey
-from checkpoint.cli import main
+from checkpoint import CheckpointedRunner, UnencodableValue, clock
+from checkpoint.cli import demo, main
 from checkpoint.errors import CheckpointLocked
+from checkpoint.reporting import status as status_module
 
 NAMED = ("show", "watch", "errors", "report", "export", "clear --yes", "clear --key k --yes", "check", "compact")
 """Every command that takes a name."""
@@ -613,9 +614,9 @@ def test_report_says_where_the_file_is(tmp_path: Path, monkeypatch: pytest.Monke
         asked.append((name, path, checkpoint_dir))
         return tmp_path / "job_report.html"
 
-    room = ModuleType("checkpoint.report")
+    room = ModuleType("checkpoint.reporting.report")
     room.write_report = write_report  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "checkpoint.report", room)
+    monkeypatch.setitem(sys.modules, "checkpoint.reporting.report", room)
     assert out.run("report", "job", "--dir", str(tmp_path), "--out", "there.html") == 0
     assert out.run("report", "job", "--dir", str(tmp_path)) == 0
     assert asked == [("job", "there.html", tmp_path), ("job", None, tmp_path)]
@@ -929,7 +930,7 @@ def test_where_no_writer_can_be_told_watch_goes_on_while_something_is_left(
 ) -> None:
     """It ends when nothing is; a job that is slow is not taken for one that has ended."""
     make_empty(tmp_path)
-    monkeypatch.setattr(survey, "writer_of", lambda *_: {})
+    monkeypatch.setattr(status_module, "writer_of", lambda *_: {})
     waited = []
 
     def wait(seconds: float) -> None:

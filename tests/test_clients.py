@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from checkpoint import Retry
-from checkpoint.policies import Again
+from checkpoint.execution.policies import Again
 
 AGAIN = Again()
 

@@ -31,8 +31,8 @@ import pytest
 from conftest import in_time
 
 from checkpoint import BrokenWorkers, ExtraNeeded, InvalidOption, checkpointed
-from checkpoint.clusters import Ray, executor_of
 from checkpoint.errors import WorkerDied
+from checkpoint.execution.clusters import Ray, executor_of
 from checkpoint.testing import LAWS, Engine, Law
 
 PACKAGES = ("distributed", "ray", "submitit", "executorlib", "mpi4py")

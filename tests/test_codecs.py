@@ -35,9 +35,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-from checkpoint import codecs
-from checkpoint.codecs import MAX_DEPTH, Codec, canonical, decode_foreign
 from checkpoint.errors import UnbuildableValue, UnencodableValue
+from checkpoint.values import canonical as canonical_module
+from checkpoint.values import codec as codec_module
+from checkpoint.values import envelopes, plain_json
+from checkpoint.values.canonical import canonical
+from checkpoint.values.codec import Codec
+from checkpoint.values.plain_json import MAX_DEPTH, decode_foreign
 
 settings.register_profile("codecs", deadline=None)
 settings.load_profile("codecs")
@@ -154,7 +158,7 @@ leaves = st.one_of(
     st.sampled_from([np.float64(1.5), np.float32("nan"), np.int8(-3), np.str_("é"), np.datetime64("2020-01-01", "s")]),
 )
 keys = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.dates())
-tags = [*sorted(codecs._REVIVERS), "$attrs", "$absent", "$extra", "$private", "$chosen", "$other", "$"]
+tags = [*sorted(envelopes.REVIVERS), "$attrs", "$absent", "$extra", "$private", "$chosen", "$other", "$"]
 names = st.sampled_from([*tags, "value", "name", "dtype", "shape", "zone", "factory", "x", ""]) | st.text()
 
 
@@ -201,7 +205,7 @@ jsonish = st.recursive(
 def test_plain_json_is_written_as_it_is(value: Any) -> None:
     """The fast path and the careful one write the same bytes, and other programs read the value."""
     raw = Codec().encode(value)
-    assert raw == msgspec.json.encode(codecs._Tagger(Codec()).tag(value))
+    assert raw == msgspec.json.encode(envelopes.Tagger(Codec()).tag(value))
     if b'{"$' not in raw:
         assert same(json.loads(raw), value)
 
@@ -394,13 +398,13 @@ def test_padding_is_no_part_of_a_value(dtype: np.dtype[Any]) -> None:
 
 def padding(dtype: np.dtype[Any]) -> list[int]:
     """The places of the bytes of an item that are no part of its value."""
-    return [place for place, counts in enumerate(codecs._mask(np, dtype)) if not counts]
+    return [place for place, counts in enumerate(envelopes._mask(np, dtype)) if not counts]
 
 
 def test_numpy_is_imported_for_an_array_alone() -> None:
     """Neither import nor encode brings numpy, pydantic or attrs; an array does, where it is read."""
     program = (
-        "import sys, checkpoint.codecs as c; k = c.Codec()\n"
+        "import sys, checkpoint.values.codec as c; k = c.Codec()\n"
         "k.decode(k.encode({1: (2,)}))\n"
         "assert not {'numpy', 'pydantic', 'attr'} & set(sys.modules)\n"
         'k.decode(b\'{"$npscalar":1.5,"dtype":"<f8"}\')\n'
@@ -1195,15 +1199,20 @@ def test_an_error_of_the_users_code_is_an_unencodable_value(tells: bool, monkeyp
     raising: Any = dataclasses.dataclass(Slotted)
     raising.__dataclass_fields__ = dict(vars(Point)["__dataclass_fields__"])
     raising.x = property(lambda self: 1 // 0)
-    really = codecs._write
+    really = plain_json.write_json
 
     def write(value: Any) -> bytes:
         if tells:
             _ = [part.x for part in value if isinstance(part, raising)]
         return really(value)
 
-    monkeypatch.setattr(codecs, "_write", write)
-    monkeypatch.setattr(codecs, "_write_lines", lambda values: b"".join([write(value) + b"\n" for value in values]))
+    monkeypatch.setattr(canonical_module, "write_json", write)
+    monkeypatch.setattr(codec_module, "write_json", write)
+    monkeypatch.setattr(envelopes, "write_json", write)
+    monkeypatch.setattr(plain_json, "write_json", write)
+    monkeypatch.setattr(
+        codec_module, "write_json_lines", lambda values: b"".join([write(value) + b"\n" for value in values])
+    )
     with pytest.raises(UnencodableValue, match="ZeroDivisionError"):
         Codec().encode([raising()])
     refused = Codec().encode_all([[raising()], [raising()]])

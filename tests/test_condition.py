@@ -27,10 +27,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint import CheckpointedRunner, DamagedRecord, JournalLost, StoreError, checkpointed
-from checkpoint.condition import fault_of
-from checkpoint.journal import Reader, parse, seal
-from checkpoint.survey import list_checkpoints, survey
-from checkpoint.upkeep import check, compact, repair
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
+from checkpoint.maintenance.repair import repair
+from checkpoint.reporting.status import list_checkpoints, survey
+from checkpoint.storage.condition import fault_of
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.record import parse, seal
 
 N = 40
 
@@ -240,7 +243,7 @@ JSON = st.recursive(
 @given(value=JSON, ascii_only=st.booleans(), separators=st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : ")]))
 def test_any_record_is_known_again_however_it_is_spaced(value: Any, ascii_only: bool, separators: Any) -> None:
     """And the value on it is the one that was written; a changed one is damage all the same."""
-    from checkpoint.codecs import Codec
+    from checkpoint.values.codec import Codec
 
     head = b'{"key":"k","result":%b,"timestamp":"2026-01-01T00:00:00Z"' % Codec().encode(value)
     line = json.dumps(json.loads(seal(head)), ensure_ascii=ascii_only, separators=separators).encode()

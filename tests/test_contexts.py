@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from checkpoint import ItemError, checkpointed
-from checkpoint.surroundings import Settings, settings_here
+from checkpoint.execution.surroundings import Settings, settings_here
 
 WORD: ContextVar[str] = ContextVar("WORD", default="unset")
 

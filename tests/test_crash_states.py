@@ -35,21 +35,14 @@ from typing import Any
 import pytest
 from crash_states import Disk, Event, Note, Recorder, Tree, Write, materialize, torn_sizes
 
-from checkpoint import (
-    CheckpointedRunner,
-    CheckpointError,
-    DamagedRecord,
-    UnencodableValue,
-    checkpointed,
-    clock,
-    journal,
-    segment,
-    store,
-)
-from checkpoint.journal import Journal, is_whole, seal
-from checkpoint.keys import version_digest
-from checkpoint.shelf import Shelf
-from checkpoint.upkeep import compact, repair
+from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, UnencodableValue, checkpointed, clock
+from checkpoint.maintenance.compact import compact
+from checkpoint.maintenance.repair import repair
+from checkpoint.storage import files, index_file, journal, store
+from checkpoint.storage.journal import Journal
+from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.record import is_whole, seal
+from checkpoint.values.keys import version_digest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="what Windows leaves after a crash is not modelled")
 
@@ -677,8 +670,8 @@ def lab(
     print(f"CHECKPOINT_TEST_SEED={SEED}")
     caplog.set_level(logging.CRITICAL, "checkpoint")
     monkeypatch.setattr(clock, "perf_counter", ticker)
-    really = Shelf.write_index_if_worth
-    monkeypatch.setattr(Shelf, "write_index_if_worth", lambda self, growth, rows, size: really(self, growth, 2, 200))
+    really = KeyedLog.write_index_if_worth
+    monkeypatch.setattr(KeyedLog, "write_index_if_worth", lambda self, growth, rows, size: really(self, growth, 2, 200))
     memory = Path("/dev/shm")
     parent = memory if memory.is_dir() and os.access(memory, os.W_OK) else tmp_path
     root = Path(tempfile.mkdtemp(prefix="checkpoint-crash-", dir=parent))
@@ -802,16 +795,16 @@ def without_sync(patch: pytest.MonkeyPatch, name: str) -> None:
 
 def index_without_checksums(patch: pytest.MonkeyPatch) -> None:
     """Every page of an index that holds NULs is sound."""
-    patch.setattr(segment, "_checksum", lambda page, data: 0)
+    patch.setattr(index_file, "_checksum", lambda page, data: 0)
 
 
 def clears_meta_last(patch: pytest.MonkeyPatch) -> None:
     """Meta says what was in the journals when they are gone already."""
 
-    def unlink(self: Shelf) -> None:
+    def unlink(self: KeyedLog) -> None:
         self.close()
         self.journal.path.unlink(missing_ok=True)
-        journal.fsync_directory(self.journal.path.parent)
+        files.fsync_directory(self.journal.path.parent)
 
     really = store.Store._clear_here
 
@@ -902,7 +895,7 @@ def naive_append(root: Path, note: Callable[[int], None], *, sync: bool, enter: 
     """Three items appended to a log, each acknowledged when it is thought to be safe."""
     fd = os.open(root / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     if enter:
-        journal.fsync_directory(root)
+        files.fsync_directory(root)
     for number in range(3):
         os.write(fd, item(number) + (b"\n" if whole else b""))
         if sync:
@@ -923,7 +916,7 @@ def naive_replace(root: Path, note: Callable[[int], None], *, sync: bool, enter:
                 os.fsync(file.fileno())
         os.replace(root / "tmp", root / "log")
         if enter:
-            journal.fsync_directory(root)
+            files.fsync_directory(root)
         note(number)
 
 
@@ -966,7 +959,7 @@ def test_a_drawn_state_is_one_that_the_rules_allow(tmp_path: Path) -> None:
         fd = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
         os.write(fd, b"a" * 1000)
         os.fsync(fd)
-        journal.fsync_directory(tmp_path)
+        files.fsync_directory(tmp_path)
         os.write(fd, b"b" * 1000)
         os.close(fd)
         (tmp_path / "other").mkdir()

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import checkpoint
-from checkpoint import CheckpointedRunner, demo
-from checkpoint.demo import Function, Module
+from checkpoint import CheckpointedRunner
+from checkpoint.cli import demo
+from checkpoint.cli.demo import Function, Module
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
 COMMAND = [sys.executable, "-m", "checkpoint", "demo"]

@@ -16,7 +16,7 @@ import pytest
 
 import checkpoint
 from checkpoint import FunctionChanged, InvalidOption, checkpointed
-from checkpoint.fingerprints import Fingerprint, changes, fingerprint
+from checkpoint.provenance.fingerprint import Fingerprint, changes, fingerprint
 
 SOURCE = Path(checkpoint.__file__).parent.parent
 
@@ -245,7 +245,7 @@ JOB = """
 import datetime, enum, json, logging, os, pathlib, random, socket, sys, tempfile, threading, time, uuid
 from dataclasses import asdict, dataclass, field
 from checkpoint import checkpointed
-from checkpoint.fingerprints import fingerprint
+from checkpoint.provenance.fingerprint import fingerprint
 
 T0 = time.time()
 STARTED = datetime.datetime.now().astimezone()

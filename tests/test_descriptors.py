@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint import CheckpointedRunner, JournalLost, checkpointed, journal
-from checkpoint.upkeep import compact
+from checkpoint import CheckpointedRunner, JournalLost, checkpointed
+from checkpoint.maintenance.compact import compact
+from checkpoint.storage import journal
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="resource limits are of POSIX")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from checkpoint import DuplicateKey, InputChanged, KeyChanged, checkpointed, keys
-from checkpoint.digests import Digests, are_alike, digest_from, halves_of
-from checkpoint.keys import item_digest, item_digests, wide_digest_of
+from checkpoint import DuplicateKey, InputChanged, KeyChanged, checkpointed
+from checkpoint.values import keys
+from checkpoint.values.digests import Digests, are_alike, digest_from, halves_of
+from checkpoint.values.keys import item_digest, item_digests, wide_digest_of
 
 AN_OLD_ONE = Path(__file__).parent / "data" / "written_with_short_digests"
 
@@ -143,7 +144,7 @@ def test_an_old_name_of_a_version_is_believed_where_its_value_is_that(
     """The journal has the value, and it is compared in full."""
     job = old["jobs"](tmp_path / "checkpoints")[1]
     short = keys.earlier_digests({"prompt": "Say it", "model": "small"})
-    monkeypatch.setattr("checkpoint.store.earlier_digests", lambda _: short)
+    monkeypatch.setattr("checkpoint.storage.store.earlier_digests", lambda _: short)
     assert job.plan(old["ITEMS"]).done == 4
     assert job.options(version={"prompt": "Say it not", "model": "small"}).plan(old["ITEMS"]).done == 0
 

@@ -26,15 +26,15 @@ import pytest
 from conftest import Ticker, in_time
 
 from checkpoint import BrokenWorkers, checkpointed, clock
-from checkpoint.calls import Call
-from checkpoint.coordinator import Coordinator, Spread
-from checkpoint.index import Index
-from checkpoint.journal import Journal
+from checkpoint.execution.call import Call
+from checkpoint.execution.coordinator import Coordinator
+from checkpoint.execution.interfaces import Grouping, Parallelism
+from checkpoint.execution.scheduler import Attempt, Schedule
 from checkpoint.outcomes import Done, Unit
-from checkpoint.passes import Pass
-from checkpoint.schedule import Attempt, Schedule
+from checkpoint.passes.pipeline import Pass
+from checkpoint.storage.index import Index
+from checkpoint.storage.journal import Journal
 from checkpoint.testing import LAWS, Engine, Law, check, for_executor
-from checkpoint.workers import Grouping
 
 HAS_LOKY = importlib.util.find_spec("loky") is not None
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -421,7 +421,7 @@ def reported(key: int) -> tuple[list[Attempt], list[Any]]:
 def at_work() -> Iterator[tuple[Coordinator, Desk]]:
     """A coordinator that has seen its desk settle fast, in its own thread."""
     desk, settled = Desk(), threading.Event()
-    coordinator = Coordinator(desk, Call(str), Schedule(), Spread(4), settled.set)
+    coordinator = Coordinator(desk, Call(str), Schedule(), Parallelism(4), settled.set)
     coordinator.begin(Nobody())
     coordinator.report(*reported(0))
     assert settled.wait(FOREVER)

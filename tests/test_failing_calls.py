@@ -29,10 +29,12 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 from conftest import Ticker
 
-from checkpoint import CheckpointedRunner, CheckpointError, ItemsFailed, StoreError, checkpointed, clock, store, upkeep
+from checkpoint import CheckpointedRunner, CheckpointError, ItemsFailed, StoreError, checkpointed, clock
 from checkpoint.errors import UnencodableValue
-from checkpoint.journal import parse
-from checkpoint.lock import Lock
+from checkpoint.maintenance import compact, repair
+from checkpoint.storage import store
+from checkpoint.storage.lock import Lock
+from checkpoint.storage.record import parse
 
 if sys.platform == "win32":
     pytest.skip("other calls are made there", allow_module_level=True)
@@ -105,7 +107,7 @@ class System:
         for name in self.PATHS:
             patch.setattr(os, name, self._by_path(name))
         patch.setattr(fcntl, "flock", self._by_descriptor("flock"))
-        patch.setattr("checkpoint.journal._pread", os.pread)
+        patch.setattr("checkpoint.storage.journal._pread", os.pread)
         patch.setattr(os, "open", self._open)
         patch.setattr(os, "close", self._close)
         patch.setattr(os, "fdopen", self._fdopen)
@@ -494,8 +496,8 @@ def upkeeping(stage: Stage) -> None:
     prepare(stage, [0, 1, 2, 3, 0, 1], errors=["bad", "bad"], aside=True, damaged=True)
 
     def upkeep_all() -> None:
-        upkeep.repair("j", stage.directory)
-        upkeep.compact("j", stage.directory)
+        repair.repair("j", stage.directory)
+        compact.compact("j", stage.directory)
 
     stage.again = upkeep_all
     with stage.noting({}):

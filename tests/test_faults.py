@@ -21,10 +21,13 @@ from typing import Any
 
 import pytest
 
-from checkpoint import CheckpointedRunner, ItemsFailed, JournalLost, StoreError, checkpointed, clock, journal
+from checkpoint import CheckpointedRunner, ItemsFailed, JournalLost, StoreError, checkpointed, clock
 from checkpoint.errors import UnencodableValue
-from checkpoint.journal import parse
-from checkpoint.upkeep import check, compact, repair
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
+from checkpoint.maintenance.repair import repair
+from checkpoint.storage import journal
+from checkpoint.storage.record import parse
 
 Opener = Callable[..., CheckpointedRunner]
 DEADLINE = 60.0
@@ -428,7 +431,7 @@ sys.stdin.readline()  # the winner keeps the lock until all have tried
 
 def crowd(directory: Path, names: list[str]) -> list[tuple[int, int, int, set[int]]]:
     """(pid, saved, refused, by whom) of one process of sixteen threads for each name, all of them at once."""
-    hold = "import checkpoint.store; checkpoint.store._SECOND = 600.0\n"  # a slow machine lets nobody in later
+    hold = "from checkpoint.storage import store; store._SECOND = 600.0\n"  # a slow machine lets nobody in later
     started = [
         subprocess.Popen(
             [sys.executable, "-c", hold + CROWD, str(directory), name, ""],
@@ -747,7 +750,9 @@ def test_no_file_of_ours_is_written_through_a_link(tmp_path: Path, name: str, ex
         for shelf in (runner.records.store.results, runner.records.store.errors, runner.records.store.unsaved):
             shelf.write_index()
         assert runner.get_result(1) == 1
-    from checkpoint.upkeep import check, compact, repair
+    from checkpoint.maintenance.check import check
+    from checkpoint.maintenance.compact import compact
+    from checkpoint.maintenance.repair import repair
 
     for tend in (check, repair, compact):
         with suppress(StoreError):
@@ -765,7 +770,7 @@ def test_every_kind_of_file_follows_the_umask(tmp_path: Path) -> None:
     code = """
 import os, sys
 from checkpoint import CheckpointedRunner
-from checkpoint.upkeep import compact
+from checkpoint.maintenance.compact import compact
 os.umask(int(sys.argv[2], 8))
 for turn in range(2):
     with CheckpointedRunner("j", sys.argv[1]) as runner:

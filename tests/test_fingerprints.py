@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 import checkpoint
 from checkpoint import checkpointed
-from checkpoint.codecs import canonical
-from checkpoint.fingerprints import Fingerprint, changes, fingerprint, is_told
-from checkpoint.syntax import _syntax_of, is_own_file, syntax_of
-from checkpoint.uses import uses_of
+from checkpoint.provenance.fingerprint import Fingerprint, changes, fingerprint, is_told
+from checkpoint.provenance.syntax import _syntax_of, is_own_file, syntax_of
+from checkpoint.provenance.uses import uses_of
+from checkpoint.values.canonical import canonical
 
 SOURCE = Path(checkpoint.__file__).parent.parent
 _numbers = itertools.count()
@@ -318,7 +318,7 @@ def test_what_changed_is_named_by_function_and_file(tmp_path: Path, monkeypatch:
 CHILD = """
 import sys, os
 sys.path.insert(0, os.getcwd())
-from checkpoint.fingerprints import fingerprint
+from checkpoint.provenance.fingerprint import fingerprint
 import jobs
 {then}
 print(fingerprint(jobs.f).digest)

@@ -24,9 +24,10 @@ from typing import Any
 import pytest
 
 import checkpoint
-from checkpoint import CheckpointError, journal, segment
-from checkpoint.index import Index
-from checkpoint.journal import Journal
+from checkpoint import CheckpointError
+from checkpoint.storage import index_file, record
+from checkpoint.storage.index import Index
+from checkpoint.storage.journal import Journal
 
 if sys.platform == "win32":
     pytest.skip("it takes SIGALRM and getrusage", allow_module_level=True)
@@ -108,12 +109,12 @@ def _flipped(line: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("owner", "name", "broken", "data", "reason"),
     [
-        (journal, "_crc_holds", lambda line: True, _flipped(fuzzing.RESULTS[3].line), "a damaged value is believed"),
+        (record, "_crc_holds", lambda line: True, _flipped(fuzzing.RESULTS[3].line), "a damaged value is believed"),
         (Journal, "repair", lambda self: b"", b"~1\n~0\n{torn", "a record is glued to a torn tail"),
         (Index, "forget", lambda self, version, key: None, b"~0\n~4\n", "what was forgotten is there"),
         (Index, "find", lambda self, version, key: None, b"~0\n", "an intact line is not found"),
-        (segment, "_checksum", lambda page, data: 0, b"~0\n~1\n~Iw\xff\x19\x10\xff", "a flipped index is believed"),
-        (segment, "_read_header", lambda fd: [].pop(), b"~0\n~Iw\xff", "an error that is no own one"),
+        (index_file, "_checksum", lambda page, data: 0, b"~0\n~1\n~Iw\xff\x19\x10\xff", "a flipped index is believed"),
+        (index_file, "_read_header", lambda fd: [].pop(), b"~0\n~Iw\xff", "an error that is no own one"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
 )

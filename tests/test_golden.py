@@ -19,10 +19,10 @@ from uuid import UUID
 import pytest
 
 import checkpoint
-from checkpoint.fingerprints import fingerprint
-from checkpoint.keys import digest_of, identity, item_digest, key_json, version_digest
-from checkpoint.shards import hash_of
-from checkpoint.versions import version_of
+from checkpoint.catalog.shards import hash_of
+from checkpoint.provenance.fingerprint import fingerprint
+from checkpoint.provenance.version import version_of
+from checkpoint.values.keys import digest_of, identity, item_digest, key_json, version_digest
 
 HERE = Path(__file__).parent / "data" / "golden"
 WRITTEN = HERE / "digests.json"

@@ -43,9 +43,9 @@ if not sys.platform.startswith("linux"):
 import hostile
 from hostile import FILES, KINDS, build, sealed
 
-from checkpoint import limits
-from checkpoint.codecs import Codec
-from checkpoint.journal import seal
+from checkpoint.storage.record import seal
+from checkpoint.values import limits
+from checkpoint.values.codec import Codec
 
 SEED = int(os.environ.get("CHECKPOINT_TEST_SEED") or random.randrange(1 << 32))
 WIDE = os.environ.get("CHECKPOINT_TEST_HOSTILE") == "wide"

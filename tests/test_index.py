@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from checkpoint import CheckpointedRunner, DamagedRecord
-from checkpoint.digests import LOW
-from checkpoint.index import Index
-from checkpoint.journal import Reader, seal
-from checkpoint.keys import key_json
-from checkpoint.segment import Segment, file_state
+from checkpoint.storage.index import Index
+from checkpoint.storage.index_file import IndexFile, file_state
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.record import seal
+from checkpoint.values.digests import LOW
+from checkpoint.values.keys import key_json
 
 Opener = Callable[..., CheckpointedRunner]
 KEYS: list[Any] = [*range(40), *"abcdefgh", ("t", 1), None, -1.5]
@@ -514,7 +515,7 @@ def test_runs_that_shrink_or_are_short_become_one(make: Opener, tmp_path: Path) 
             runner.save_result(key, value)
         shelf.write_index()
     assert shelf.reader is not None
-    segment = Segment.open(index_of(tmp_path), shelf.reader)
+    segment = IndexFile.open(index_of(tmp_path), shelf.reader)
     assert segment is not None
     assert (segment.header.entries, segment.header.runs) == (10, 1)
 

@@ -29,8 +29,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from checkpoint import CheckpointedRunner, InvalidKey, InvalidOption
-from checkpoint.codecs import Codec
-from checkpoint.keys import (
+from checkpoint.values.codec import Codec
+from checkpoint.values.keys import (
     identity,
     is_digest_of,
     item_digest,

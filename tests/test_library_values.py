@@ -31,8 +31,8 @@ from pydantic import Field, networks
 from typing_extensions import TypedDict
 
 from checkpoint import checkpointed
-from checkpoint.codecs import Codec
 from checkpoint.errors import UnbuildableValue, UnencodableValue
+from checkpoint.values.codec import Codec
 
 T = TypeVar("T")
 

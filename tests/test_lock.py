@@ -16,8 +16,8 @@ from typing import IO, Any
 import pytest
 
 from checkpoint import CheckpointedRunner, CheckpointLocked, StoreError
-from checkpoint import lock as lock_module
-from checkpoint.lock import Lock
+from checkpoint.storage import lock as lock_module
+from checkpoint.storage.lock import Lock
 
 Opener = Callable[..., CheckpointedRunner]
 
@@ -266,7 +266,7 @@ def test_an_unreachable_runner_is_let_go_of_in_the_middle_of_opening_another(
     """A collection may finalize a runner at any moment, also inside the registry of stores: it never deadlocks."""
     import gc
 
-    from checkpoint import store as store_module
+    from checkpoint.storage import store as store_module
 
     real = store_module.Store
 

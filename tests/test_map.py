@@ -51,9 +51,9 @@ from checkpoint import (
     UnencodableValue,
     checkpointed,
 )
-from checkpoint.inputs import Loans
-from checkpoint.keys import item_digest
-from checkpoint.store import Store
+from checkpoint.storage.store import Store
+from checkpoint.values.inputs import Loans
+from checkpoint.values.keys import item_digest
 
 
 @pytest.fixture(autouse=True)
@@ -1447,7 +1447,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(fd, data)
 
-    monkeypatch.setattr("checkpoint.journal.os.write", limited)
+    monkeypatch.setattr("checkpoint.storage.files.os.write", limited)
     return lambda full: state.update(full=full)
 
 

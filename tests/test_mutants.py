@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 from mutants import MUTANTS, Breaker, Run
 
-from checkpoint import clock, journal
+from checkpoint import clock
+from checkpoint.storage import journal
 
 ROOT = Path(__file__).parent.parent
 SOUND = ""
@@ -39,7 +40,7 @@ class Child(NamedTuple):
 def pytest_under(mutant: str, tests: tuple[str, ...] | list[str], directory: Path) -> Child:
     """These tests in a process whose store is broken by the mutant; by none, if it is "". Run from the root."""
     report = directory / f"{mutant or 'sound'}.json"
-    library = str(Path(journal.__file__).parent.parent)
+    library = str(Path(journal.__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, [library, str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "PYTHONPATH": path}
     chosen = {"CHECKPOINT_MUTANT": mutant, "CHECKPOINT_MUTANT_REPORT": str(report)}
@@ -109,4 +110,4 @@ def test_a_function_is_replaced_wherever_it_was_imported_to(monkeypatch: pytest.
     breaker.replace(journal, "_borrowed", lambda real: lambda: -1)
     for room in (journal, clock):
         assert vars(room)["_borrowed"]() == -1
-    assert breaker.calls == {"checkpoint.journal._borrowed": 2}
+    assert breaker.calls == {"checkpoint.storage.journal._borrowed": 2}

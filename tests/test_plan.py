@@ -29,8 +29,8 @@ from checkpoint import (
     VersionNeeded,
     checkpointed,
 )
-from checkpoint.journal import seal
-from checkpoint.plan import Plan
+from checkpoint.passes.plan import Plan
+from checkpoint.storage.record import seal
 
 CALLS: list[Any] = []
 

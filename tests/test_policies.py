@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import InvalidOption, Rate, Retry, clock
-from checkpoint.policies import (
+from checkpoint.execution.policies import (
     Again,
     Durability,
     ErrorCount,

@@ -15,8 +15,9 @@ import pytest
 import tqdm.std
 
 import checkpoint
-from checkpoint import BatchCheckpointedRunner, InvalidKey, ItemsFailed, checkpointed, progress
-from checkpoint.progress import Bar
+from checkpoint import BatchCheckpointedRunner, InvalidKey, ItemsFailed, checkpointed
+from checkpoint.passes import progress
+from checkpoint.passes.progress import Bar
 
 
 class Tty(io.StringIO):

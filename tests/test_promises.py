@@ -42,8 +42,8 @@ from checkpoint import (
     checkpointed,
     clock,
 )
-from checkpoint.journal import parse
-from checkpoint.upkeep import check
+from checkpoint.maintenance.check import check
+from checkpoint.storage.record import parse
 
 Opener = Callable[..., CheckpointedRunner]
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX")
@@ -1078,7 +1078,7 @@ RECOVERY = (
     SECCOMP
     + """
 from checkpoint import CheckpointedRunner
-import checkpoint.journal  # all that is imported is, before calls are refused
+import checkpoint.storage.journal  # all that is imported is, before calls are refused
 call, argument, least = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 refuse(call, KILL, argument, least)
 CheckpointedRunner("j", sys.argv[1]).save_result("next", 1)

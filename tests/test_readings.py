@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint.fingerprints import Changes, Fingerprint, changes, fingerprint
+from checkpoint.provenance.fingerprint import Changes, Fingerprint, changes, fingerprint
 
 HEAD = """
 import collections, dataclasses, datetime, functools, heapq, itertools, os, random, socket, sys, threading, time, uuid

@@ -16,8 +16,9 @@ import pytest
 from crash_states import Event, Recorder, Rename, Sync, SyncDirectory, Truncate, Write
 
 from checkpoint import CheckpointedRunner
-from checkpoint.journal import parse
-from checkpoint.upkeep import compact, repair
+from checkpoint.maintenance.compact import compact
+from checkpoint.maintenance.repair import repair
+from checkpoint.storage.record import parse
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="other calls are made there")
 

@@ -21,14 +21,16 @@ import pytest
 from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
-from checkpoint import CheckpointedRunner, mirror, remote, uploads
-from checkpoint import store as stores
+from checkpoint import CheckpointedRunner
+from checkpoint.catalog.paths import resolve_directory
+from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
-from checkpoint.shards import shard_of
-from checkpoint.store import resolve_directory
-from checkpoint.survey import list_checkpoints
-from checkpoint.upkeep import compact
+from checkpoint.maintenance.compact import compact
+from checkpoint.remote import objects as objects_module
+from checkpoint.remote import replica, uploader, urls
+from checkpoint.reporting.status import list_checkpoints
+from checkpoint.storage import store as stores
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 Machine = Callable[..., CheckpointedRunner]
@@ -56,7 +58,7 @@ def url() -> Iterator[str]:
 def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
     opened: list[CheckpointedRunner] = []
-    monkeypatch.setattr(mirror, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(replica, "_LOOK_EVERY", 0.0)
 
     def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
         monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
@@ -71,10 +73,10 @@ def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads begin at once, and are given up soon."""
-    monkeypatch.setattr(uploads, "EVERY", 0.05)
-    monkeypatch.setattr(uploads, "_POLL", 0.02)
-    monkeypatch.setattr(uploads, "_PAUSES", (0.1, 0.2))
-    monkeypatch.setattr(uploads, "_GIVE_UP", 0.5)
+    monkeypatch.setattr(uploader, "EVERY", 0.05)
+    monkeypatch.setattr(uploader, "_POLL", 0.02)
+    monkeypatch.setattr(uploader, "_PAUSES", (0.1, 0.2))
+    monkeypatch.setattr(uploader, "_GIVE_UP", 0.5)
 
 
 def objects_of(url: str = "memory://bucket/prefix", name: str = "j") -> dict[str, bytes]:
@@ -131,7 +133,7 @@ def test_the_environment_may_name_a_url(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_no_url_is_a_path(given: str, path: str, why: str) -> None:
     """And mirrors nothing."""
     assert resolve_directory(given) == Path(os.path.realpath(path)), why
-    assert remote.url_at(resolve_directory(given)) is None
+    assert urls.url_at(resolve_directory(given)) is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_urls_that_cannot_be_mirrored_are_refused(given: Any, match: str, why: s
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra that brings it."""
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr(remote, "_usable", set())
+    monkeypatch.setattr(urls, "_usable", set())
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(ExtraNeeded, match=r"pip install 'checkpoint-map\[s3\]'"):
         CheckpointedRunner("j", "s3://bucket/prefix")
@@ -236,8 +238,8 @@ def test_sessions_of_several_machines_join(machine: Machine) -> None:
 
 def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that is full is not written again; each byte is once in the store; one line may be larger than a part."""
-    monkeypatch.setattr(uploads, "SIZE", 2000)
-    monkeypatch.setattr(uploads, "_SEALED", 1000)
+    monkeypatch.setattr(uploader, "SIZE", 2000)
+    monkeypatch.setattr(uploader, "_SEALED", 1000)
     with machine("first") as runner:
         for number in range(300):
             runner.save_result(number, number)
@@ -284,7 +286,7 @@ def test_a_dead_machine_is_taken_over_and_may_come_back(
     assert uploading._session is not None
     uploading._session._work.acquire()  # the machine hangs
     first.save_result("late", 2)
-    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    monkeypatch.setattr(uploader, "_LEASE", 0.0)
     second = machine("second")
     second.save_result("new", 3)
     assert "takes over" in caplog.text
@@ -330,7 +332,8 @@ def test_a_store_that_heeds_no_condition_is_told_once(
     system = fsspec.filesystem("memory")
     write = type(system).pipe_file
     monkeypatch.setattr(type(system), "pipe_file", lambda self, path, data, mode="overwrite": write(self, path, data))
-    monkeypatch.setattr(remote, "_told", set())
+    monkeypatch.setattr(objects_module, "_told", set())
+    monkeypatch.setattr(urls, "_told", set())
     for name in ("first", "second", "first"):
         with machine(name) as runner:
             runner.save_result(name, 1)
@@ -371,7 +374,10 @@ from pathlib import Path
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 import checkpoint
-from checkpoint import mirror, remote, upkeep, uploads
+from checkpoint.remote import replica as mirror
+from checkpoint.remote import urls as remote
+from checkpoint.maintenance import compact as upkeep
+from checkpoint.remote import uploader as uploads
 
 uploads._POLL, mirror._TURN = 0.01, 0.01
 root, verb = Path(sys.argv[1]), sys.argv[2]
@@ -542,8 +548,8 @@ def test_a_lost_state_brings_nothing_back_over_what_was_compacted(machine: Machi
 
 def test_a_download_that_breaks_off_changes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is begun again: never is a part of it taken for the whole."""
-    monkeypatch.setattr(uploads, "SIZE", 2000)
-    monkeypatch.setattr(uploads, "_SEALED", 1000)
+    monkeypatch.setattr(uploader, "SIZE", 2000)
+    monkeypatch.setattr(uploader, "_SEALED", 1000)
     with machine("first") as runner:
         for number in range(200):
             runner.save_result(number, number)
@@ -579,7 +585,7 @@ def test_the_mirror_knows_what_it_mirrors(
 
     with machine("first") as runner:
         runner.save_result(1, 1)
-    monkeypatch.setattr(remote, "_urls", {})
+    monkeypatch.setattr(urls, "_urls", {})
     with CheckpointedRunner("j", runner.records.store.directory) as by_path:
         by_path.save_result(2, 2)
     assert len(lines_of()) == 2
@@ -652,7 +658,7 @@ def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
         patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
         first.save_result(2, "late")
         first.close()
-    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    monkeypatch.setattr(uploader, "_LEASE", 0.0)
     machine("second").close()
     assert compact("j", "memory://bucket/prefix").lines == 1
     with machine("first") as again:
@@ -665,17 +671,17 @@ def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
 def test_who_begins_at_one_moment_never_harms_the_other(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slower one finds the number taken, and changes nothing of the quicker one's."""
     first, second = machine("first"), machine("second")
-    owners = remote.Objects.owners
+    owners = objects_module.Objects.owners
     raced: list[int] = []
 
-    def late(self: remote.Objects) -> list[int]:
+    def late(self: objects_module.Objects) -> list[int]:
         found = owners(self)
         if not raced:
             raced.append(1)
             first.save_result(1, 1)
         return found
 
-    monkeypatch.setattr(remote.Objects, "owners", late)
+    monkeypatch.setattr(objects_module.Objects, "owners", late)
     with pytest.raises(CheckpointLocked, match="is being written by"):
         second.save_result(2, 2)
     assert json.loads(objects_of()["owners/00000001.json"])["released"] is False
@@ -744,7 +750,7 @@ def test_a_delay_stands_beside_the_bar(
     """Once it is longer than half a minute."""
     uploading = machine("first").records.store.uploads
     assert uploading is not None
-    monkeypatch.setattr(uploads.Uploads, "uploaded", lambda _: uploads.Uploaded(*told))
+    monkeypatch.setattr(uploader.Uploader, "uploaded", lambda _: uploader.Uploaded(*told))
     assert uploading.beside() == beside
 
 
@@ -792,7 +798,8 @@ import os, sys, logging
 logging.basicConfig(level=logging.INFO)
 for name in ("botocore", "aiobotocore", "fsspec", "s3fs", "asyncio"):
     logging.getLogger(name).setLevel(logging.ERROR)
-from checkpoint import checkpointed, uploads
+from checkpoint import checkpointed
+from checkpoint.remote import uploader as uploads
 import checkpoint, time
 uploads.EVERY, uploads._POLL, uploads._LEASE = 0.2, 0.05, float(os.environ.get("LEASE", 60))
 
@@ -871,7 +878,8 @@ def test_a_killed_process_goes_on_in_its_directory(bucket: str, tmp_path: Path) 
 
 EXIT = """
 import sys
-from checkpoint import CheckpointedRunner, uploads
+from checkpoint import CheckpointedRunner
+from checkpoint.remote import uploader as uploads
 runner = CheckpointedRunner("j", sys.argv[1])
 runner.save_result(1, 1)
 assert runner.records.store.uploads.drain()
@@ -941,7 +949,7 @@ def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: M
             runner.save_result(number, number)
         runner.save_result("large", "x" * 20_000_000)
         size = runner.records.store.results.journal.path.stat().st_size
-    assert server.sent - before < size + 3 * uploads._SEALED
+    assert server.sent - before < size + 3 * uploader._SEALED
     second = machine("second", bucket)
     assert len(second.get_all_results()) == 3001
     assert len(second.get_result("large")) == 20_000_000
@@ -949,7 +957,7 @@ def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: M
 
 def test_s3_creates_an_owner_only_where_there_is_none(bucket: str, machine: Machine, caplog: Any) -> None:
     """So that of two that begin at one moment one is refused."""
-    objects = remote.Objects(bucket, "j")
+    objects = objects_module.Objects(bucket, "j")
     objects.create("owners/00000001.json", b"1")
     with pytest.raises(FileExistsError):
         objects.create("owners/00000001.json", b"2")
@@ -1008,7 +1016,7 @@ def test_every_machine_has_one_order(machine: Machine, monkeypatch: pytest.Monke
     until(lambda: first.uploaded == (0, 0.0, ""))
     uploading._session._work.acquire()  # the machine is cut off
     first.save_result("k", "offline")
-    monkeypatch.setattr(uploads, "_LEASE", 0.0)
+    monkeypatch.setattr(uploader, "_LEASE", 0.0)
     second = machine("second")
     second.save_result("k", "meanwhile")
     second.close()
@@ -1051,7 +1059,7 @@ def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkey
         raise AssertionError("the store was asked")
 
     monkeypatch.setattr(stores, "names_under", hang)
-    monkeypatch.setattr(mirror.Mirror, "look", hang)
+    monkeypatch.setattr(replica.Replica, "look", hang)
     monkeypatch.setattr(stores, "_ASK_EVERY", 0.0)
     assert runner.is_completed(3)
     assert len(runner.get_all_results()) == 7
@@ -1063,14 +1071,14 @@ def test_an_event_loop_goes_on_while_the_end_waits_for_uploads(
     """Until all is up."""
     monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
     went_on = threading.Event()
-    put = remote.Objects.put
+    put = objects_module.Objects.put
 
-    def slow(self: remote.Objects, name: str, data: bytes) -> None:
+    def slow(self: objects_module.Objects, name: str, data: bytes) -> None:
         if name.startswith("results"):
             assert went_on.wait(30), "the loop stood still"
         put(self, name, data)
 
-    monkeypatch.setattr(remote.Objects, "put", slow)
+    monkeypatch.setattr(objects_module.Objects, "put", slow)
 
     async def work(n: int) -> int:
         return n
@@ -1103,7 +1111,7 @@ def test_a_wait_that_is_interrupted_tells_what_is_only_here(
     def interrupt(self: Any) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(uploads._Session, "finish", interrupt)
+    monkeypatch.setattr(uploader._Session, "finish", interrupt)
     store = runner.records.store
     assert store.uploads is not None
     with pytest.raises(KeyboardInterrupt):

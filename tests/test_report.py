@@ -26,11 +26,14 @@ from conftest import Opener, shown
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint import InvalidName, InvalidOption, Retry, StoreError, checkpointed, report
-from checkpoint.history import Story, Timeline
-from checkpoint.journal import Reader, seal
-from checkpoint.report import write_report
-from checkpoint.tables import export
+from checkpoint import InvalidName, InvalidOption, Retry, StoreError, checkpointed
+from checkpoint.reporting import charts as charts_module
+from checkpoint.reporting import report
+from checkpoint.reporting.history import RunHistory, Timeline
+from checkpoint.reporting.report import write_report
+from checkpoint.reporting.tables import export
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.record import seal
 
 MONDAY = datetime(2026, 3, 9, 8, 0, tzinfo=UTC)
 VOID = {"meta", "input", "path", "rect", "line", "br"}
@@ -518,7 +521,7 @@ def test_records_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def timeline(events: list[tuple[float, float, int]]) -> Timeline:
     """Of (moment, seconds before it that the call began, session)."""
-    story = Story()
+    story = RunHistory()
     for moment, elapsed, session in events:
         story.moments.append(moment)
         story.begins.append(moment - elapsed)
@@ -589,7 +592,7 @@ def test_any_timeline_can_be_drawn(events: list[tuple[float, float, int]]) -> No
     assert edges[-1] == pytest.approx(100)
     for moment, _, _ in events:
         assert -1e-6 <= found.x(moment) <= 100 + 1e-6
-    list(report._time_ticks(found))
+    list(charts_module._time_ticks(found))
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=50))
@@ -598,10 +601,10 @@ def test_any_durations_can_be_drawn(durations: list[float]) -> None:
     if max(durations) == min(durations):
         return
     least, high = min([value for value in durations if value > 0]), max(durations)
-    scale = report._Scale(least, high, log=high / least > 100)
+    scale = charts_module.Scale(least, high, log=high / least > 100)
     assert all(0 <= scale.x(value) <= 100 for value in durations)
     assert 100 * scale.x(high) >= 100 * scale.x(least)
-    drawn = "".join(report._histogram(array("d", durations), scale, {"median": durations[0]}))
+    drawn = "".join(charts_module.histogram_of(array("d", durations), scale, {"median": durations[0]}))
     counts = [int(count.replace(",", "")) for count in re.findall(r": ([\d,]+)</title>", drawn)]
     assert sum(counts) == len(durations)
     assert 1 <= len(list(scale.ticks())) <= 40
@@ -618,7 +621,7 @@ def test_any_durations_can_be_drawn(durations: list[float]) -> None:
 )  # fmt: skip
 def test_spans_of_time(seconds: float, text: str) -> None:
     """At most two units, none of which is 60."""
-    assert report._span(seconds) == text
+    assert charts_module.span_text(seconds) == text
 
 
 # --- what it holds, and what it does not -----------------------------------------------------------------------------
@@ -627,7 +630,7 @@ def test_spans_of_time(seconds: float, text: str) -> None:
 @given(st.text(st.characters()))
 def test_any_text_is_shown_and_never_read_as_html(text: str) -> None:
     """What comes back is the text, with what cannot be seen spelled out; the page is UTF-8."""
-    made = report._text(text)
+    made = charts_module.shown(text)
     made.encode()
     assert not set("<>\"'") & set(made)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", made)

@@ -13,7 +13,7 @@ import pytest
 from conftest import Opener
 
 from checkpoint import CheckpointedRunner, InvalidOption, ItemsFailed, Results, TooManyErrors, checkpointed
-from checkpoint.results import KeyedErrors, KeyedResults
+from checkpoint.api.results import KeyedErrors, KeyedResults
 
 
 @pytest.fixture

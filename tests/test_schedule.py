@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import InvalidOption, Rate, Retry
+from checkpoint.execution.policies import Again
+from checkpoint.execution.scheduler import MOST_LATER, MOST_WAITS, PATIENCE, Attempt, BadCost, Schedule
 from checkpoint.outcomes import Unit
-from checkpoint.policies import Again
-from checkpoint.schedule import MOST_LATER, MOST_WAITS, PATIENCE, Attempt, BadCost, Schedule
 
 FAILED = Again()
 """An exception that may be tried again, and does not say when."""

@@ -18,9 +18,9 @@ import pytest
 
 from checkpoint import FunctionChanged, checkpointed
 from checkpoint.cli import main
-from checkpoint.fingerprints import changes, fingerprint
-from checkpoint.secrets import SECRET, difference, is_secret, sealed
-from checkpoint.spelling import value_of
+from checkpoint.provenance.fingerprint import changes, fingerprint
+from checkpoint.provenance.spelling import value_of
+from checkpoint.values.secrets import SECRET, difference, is_secret, sealed
 
 AN_OLD_ONE = Path(__file__).parent / "data" / "written_with_short_digests"
 
@@ -315,7 +315,7 @@ def test_a_version_that_holds_a_secret_is_not_written_down(here: Path) -> None:
 
 def test_a_function_without_secrets_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its digest is as it always was."""
-    monkeypatch.setattr("checkpoint.secrets.scrypt", lambda *_, **__: pytest.fail("it was called"))
+    monkeypatch.setattr("checkpoint.values.secrets.scrypt", lambda *_, **__: pytest.fail("it was called"))
     model = "small"
     found = fingerprint(lambda n: f"{model} {n}", salt="job")
     assert found is not None

@@ -21,22 +21,15 @@ from typing import Any
 
 import pytest
 
-from checkpoint import (
-    CheckpointedRunner,
-    CheckpointError,
-    CheckpointLocked,
-    StoreError,
-    UnencodableValue,
-    checkpointed,
-    files,
-    remote,
-)
+from checkpoint import CheckpointedRunner, CheckpointError, CheckpointLocked, StoreError, UnencodableValue, checkpointed
+from checkpoint.catalog.paths import resolve_directory
 from checkpoint.cli import main
-from checkpoint.journal import seal
-from checkpoint.lock import Lock
-from checkpoint.store import resolve_directory
-from checkpoint.survey import list_checkpoints
-from checkpoint.tables import export
+from checkpoint.remote import objects, urls
+from checkpoint.reporting.status import list_checkpoints
+from checkpoint.reporting.tables import export
+from checkpoint.storage import files
+from checkpoint.storage.lock import Lock
+from checkpoint.storage.record import seal
 
 posix = pytest.mark.skipif(os.name == "nt", reason="there are no such files, or no such users")
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be somebody else")
@@ -82,7 +75,7 @@ def test_a_url_that_only_a_file_in_the_directory_names_is_not_opened(
         server.settimeout(0)
         url = url.replace("PORT", str(server.getsockname()[1])).replace("DIR", str(directory))
         (directory / ".mirror.json").write_text(json.dumps({"url": url}))
-        monkeypatch.setattr(remote.Objects, "_open", lambda _: pytest.fail(f"it was opened: {why}"))
+        monkeypatch.setattr(objects.Objects, "_open", lambda _: pytest.fail(f"it was opened: {why}"))
         for arguments in (
             ["ls", str(directory)],
             *([verb, "j", "--dir", str(directory)] for verb in ("show", "check")),
@@ -133,14 +126,14 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with CheckpointedRunner("j", "memory://bucket/own") as runner:
         runner.save_result(1, 1)
         directory = runner.records.store.directory
-    monkeypatch.setattr(remote, "_urls", {})
+    monkeypatch.setattr(urls, "_urls", {})
     yield directory
     fsspec.filesystem("memory").store.clear()
 
 
 def test_what_this_user_named_before_is_remembered(mirror: Path) -> None:
     """So that a command may name the directory; no file in the directory says so."""
-    assert remote.url_at(mirror) == "memory://bucket/own"
+    assert urls.url_at(mirror) == "memory://bucket/own"
     assert not (mirror / ".mirror.json").exists()
     assert resolve_directory(str(mirror)) == mirror
 
@@ -170,13 +163,13 @@ def _link(note: Path) -> None:
 )
 def test_a_note_that_others_may_have_written_is_not_believed(mirror: Path, spoil: Any, why: str) -> None:
     """It is this user's own file, in a directory of this user's own."""
-    note = remote._note_of(mirror)
+    note = urls._note_of(mirror)
     assert note is not None
     assert stat.S_IMODE(note.stat().st_mode) == 0o600
     if "another user" in why and os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     spoil(note)
-    assert remote.url_at(mirror) is None, why
+    assert urls.url_at(mirror) is None, why
 
 
 @pytest.mark.parametrize(
@@ -190,7 +183,7 @@ def test_a_note_that_others_may_have_written_is_not_believed(mirror: Path, spoil
 )
 def test_messages_of_other_libraries_lose_their_secrets(text: str, shown: str) -> None:
     """They repeat URLs that they made themselves, signed ones among them."""
-    assert remote.hide_secrets(text) == shown
+    assert urls.hide_secrets(text) == shown
 
 
 # --- links, hard links, and files that others planted -----------------------------------------------------------------
@@ -516,7 +509,7 @@ def test_running_the_module_imports_nothing_from_the_working_directory(
     sent(tmp_path / "checkpoints")
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text("import os; os.mkdir('imported')\nraise ImportError('planted')\n")
-    root = str(Path(files.__file__).parent.parent)
+    root = str(Path(files.__file__).parent.parent.parent)
     for arguments in (["ls"], ["export", "j", "o.csv"]):
         done = subprocess.run(
             [sys.executable, *options, *arguments],
@@ -530,7 +523,7 @@ def test_another_modules_path_is_left_alone(tmp_path: Path) -> None:
     """A job that is run by -m, and imports the package, finds its neighbours."""
     (tmp_path / "job.py").write_text("import sys, checkpoint, neighbour\nprint(sys.path[0])\n")
     (tmp_path / "neighbour.py").touch()
-    root = str(Path(files.__file__).parent.parent)
+    root = str(Path(files.__file__).parent.parent.parent)
     done = subprocess.run(
         [sys.executable, "-m", "job"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True, timeout=60, check=True,

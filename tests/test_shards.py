@@ -29,16 +29,18 @@ from checkpoint import (
     checkpointed,
     clock,
 )
-from checkpoint import store as stores
+from checkpoint.catalog.shards import ALL, Shard, hash_of, shard_of, shards_in, split_prefix
 from checkpoint.cli import main
 from checkpoint.errors import FunctionChanged, InvalidKey, InvalidName, InvalidOption, StoreError
-from checkpoint.history import gather
-from checkpoint.index import Index
-from checkpoint.journal import Reader, seal
-from checkpoint.keys import Key, key_json
-from checkpoint.shards import ALL, Shard, hash_of, shard_of, shards_in, split_prefix
-from checkpoint.survey import list_checkpoints, survey
-from checkpoint.upkeep import check, compact
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
+from checkpoint.reporting.history import gather
+from checkpoint.reporting.status import list_checkpoints, survey
+from checkpoint.storage import store as stores
+from checkpoint.storage.index import Index
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.record import seal
+from checkpoint.values.keys import Key, key_json
 
 DEADLINE = 60.0
 KEYS: tuple[Key, ...] = (1, "1", 2.5, None, ("a", 1), "b", 7)
@@ -485,7 +487,7 @@ class holding:
 
     def __init__(self, path: Path) -> None:
         self._code = (
-            "import sys; from pathlib import Path; from checkpoint.lock import Lock; "
+            "import sys; from pathlib import Path; from checkpoint.storage.lock import Lock; "
             "lock = Lock(Path(sys.argv[1]), 'x'); lock.acquire(); print('held', flush=True); sys.stdin.read()"
         )
         self._path = path
@@ -688,7 +690,7 @@ def test_an_unsharded_checkpoint_is_looked_at_once_more_at_most(
         for _ in range(5):
             assert runner.is_completed(1)
         assert len(listed) == 1
-        assert type(runner.records.store.results).__name__ == "Shelf"
+        assert type(runner.records.store.results).__name__ == "KeyedLog"
 
 
 # --- what one journal would say --------------------------------------------------------------------------------------

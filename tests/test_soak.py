@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from checkpoint import CheckpointedRunner
-from checkpoint.upkeep import check, compact
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is counted")]
 

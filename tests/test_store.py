@@ -25,8 +25,8 @@ from checkpoint import (
     StoreClosed,
     StoreError,
 )
-from checkpoint.index import Index
-from checkpoint.journal import parse
+from checkpoint.storage.index import Index
+from checkpoint.storage.record import parse
 
 Opener = Callable[..., CheckpointedRunner]
 

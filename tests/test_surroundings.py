@@ -67,7 +67,7 @@ def test_a_sound_record_that_cannot_be_read_here_is_not_damaged(monkeypatch: pyt
 
 def test_an_envelope_of_a_later_version_is_not_damaged() -> None:
     """What this version does not know stays for one that does."""
-    from checkpoint.journal import seal
+    from checkpoint.storage.record import seal
 
     Path("checkpoints").mkdir()
     path = Path("checkpoints/e_results.jsonl")
@@ -170,7 +170,7 @@ def test_an_alarm_in_the_middle_of_a_write_is_no_disk_error(monkeypatch: pytest.
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
-        monkeypatch.setattr("checkpoint.journal.os.write", write_late)
+        monkeypatch.setattr("checkpoint.storage.files.os.write", write_late)
         with pytest.raises(TimeoutError, match="my limit") as caught:
             runner.save_result(1, 1)
         assert not isinstance(caught.value, StoreError)

@@ -11,20 +11,16 @@ from typing import Any
 
 import pytest
 
-from checkpoint import (
-    BatchCheckpointedRunner,
-    CheckpointedRunner,
-    InvalidName,
-    StoreError,
-    UnencodableValue,
-    survey,
-)
+from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, InvalidName, StoreError, UnencodableValue
+from checkpoint.catalog.locate import locate
 from checkpoint.errors import printable
-from checkpoint.journal import Reader, seal
-from checkpoint.keys import version_digest
-from checkpoint.places import locate
-from checkpoint.survey import Observer, Summary, Survey, ago, failures, list_checkpoints, span
-from checkpoint.upkeep import compact
+from checkpoint.maintenance.compact import compact
+from checkpoint.reporting import status
+from checkpoint.reporting.status import Observer, Summary, Survey, failures, list_checkpoints
+from checkpoint.reporting.words import ago, span
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.record import seal
+from checkpoint.values.keys import version_digest
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 
@@ -103,7 +99,7 @@ def fill(directory: Path) -> None:
 def test_counts_are_those_of_a_runner(tmp_path: Path) -> None:
     """Done, failed, kept aside, of the version of the last record; the others beside it."""
     fill(tmp_path)
-    seen = survey.survey("j", tmp_path)
+    seen = status.survey("j", tmp_path)
     with CheckpointedRunner("j", tmp_path) as runner:
         assert (seen.done, seen.failed, seen.is_exact) == (*runner.records.count(), True)
         assert seen.aside == len(runner.unsaved) == 1
@@ -121,7 +117,7 @@ def test_a_total_is_that_of_the_last_pass(tmp_path: Path) -> None:
             if n == 3:
                 break
             runner.save_result(n, n)
-    seen = survey.survey("j", tmp_path)
+    seen = status.survey("j", tmp_path)
     assert (seen.done, seen.total, seen.left, seen.seconds_left) == (3, 10, 7, None)
     assert "3 of 10 (30 %)" in str(seen)
 
@@ -131,7 +127,7 @@ def test_meta_that_is_garbage_costs_the_total_only(tmp_path: Path) -> None:
     fill(tmp_path)
     for text in (b"", b"[1]", b'{"total_items": "ten", "versions": 7}', b'{"total_items": -1}'):
         (tmp_path / "j_meta.json").write_bytes(text)
-        seen = survey.survey("j", tmp_path)
+        seen = status.survey("j", tmp_path)
         assert (seen.done, seen.total, seen.left) == (2, None, None)
 
 
@@ -144,7 +140,7 @@ def test_of_schema_1_it_tells_what_there_is(tmp_path: Path) -> None:
         b'{"key": "3", "error": "bad", "timestamp": "2026-03-01T11:30:00"}\n',
         kind="errors",
     )
-    seen = survey.survey("j", tmp_path)
+    seen = status.survey("j", tmp_path)
     assert (seen.done, seen.failed, seen.is_exact, seen.sessions) == (2, 1, True, 0)
     assert [cause.keys for cause in seen.causes] == [["3"]]
     assert seen.last == "2026-03-01T12:00:00"
@@ -154,7 +150,7 @@ def test_of_schema_1_it_tells_what_there_is(tmp_path: Path) -> None:
 def test_an_empty_checkpoint_is_one(tmp_path: Path) -> None:
     """A job has begun, and nothing is saved yet."""
     (tmp_path / "j_meta.json").write_text('{"total_items": 7}')
-    seen = survey.survey("j", tmp_path)
+    seen = status.survey("j", tmp_path)
     assert (seen.done, seen.failed, seen.total, seen.last, seen.rate, seen.versions) == (0, 0, 7, None, None, ())
     assert "nothing saved yet" in str(seen)
     assert list(failures("j", tmp_path)) == []
@@ -177,7 +173,7 @@ def test_nothing_is_written(tmp_path: Path, spoilt: str) -> None:
         (tmp_path / ("j_meta.json" if spoilt == "no meta" else "j_errors.jsonl")).unlink()
     (tmp_path / ".j.lock").unlink()
     before = files_of(tmp_path)
-    str(survey.survey("j", tmp_path))
+    str(status.survey("j", tmp_path))
     list_checkpoints(tmp_path)
     list(failures("j", tmp_path))
     assert files_of(tmp_path) == before
@@ -238,7 +234,7 @@ def test_where_failures_are_too_many_to_be_counted_it_says_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are estimated from a part that is drawn, since every n-th may be alike; and it says so."""
-    monkeypatch.setattr(survey, "_COUNTED", 100)
+    monkeypatch.setattr(status, "_COUNTED", 100)
     write(tmp_path, *(line(n) for n in range(0, 1000, 2)))
     errors = [b'{"key": "%d", "error": "bad"}\n' % n for n in range(1000)]
     write(tmp_path, *errors, kind="errors")
@@ -296,7 +292,7 @@ def test_time_left_needs_a_total_something_left_and_a_writer(tmp_path: Path, mon
     """And of failures, those of this session are dealt with; earlier ones are tried again."""
     write(tmp_path, *(line(n, at=n) for n in range(20)))
     write(tmp_path, error_line("y", at=-900, session="00"), error_line("x", at=18.5), kind="errors")
-    monkeypatch.setattr(survey, "writer_of", lambda *_: {"pid": 7, "host": "h", "since": stamp(-60)})
+    monkeypatch.setattr(status, "writer_of", lambda *_: {"pid": 7, "host": "h", "since": stamp(-60)})
     assert at(tmp_path, 20).seconds_left is None  # the total is not known
     (tmp_path / "j_meta.json").write_text('{"total_items": 40}')
     seen = at(tmp_path, 20)
@@ -307,19 +303,19 @@ def test_time_left_needs_a_total_something_left_and_a_writer(tmp_path: Path, mon
     (tmp_path / "j_meta.json").write_text('{"total_items": 21}')
     assert (at(tmp_path, 20).left, at(tmp_path, 20).seconds_left) == (0, None)
     (tmp_path / "j_meta.json").write_text('{"total_items": 40}')
-    monkeypatch.setattr(survey, "writer_of", lambda *_: None)
+    monkeypatch.setattr(status, "writer_of", lambda *_: None)
     assert (at(tmp_path, 20).left, at(tmp_path, 20).seconds_left) == (19, None)
 
 
 def test_a_rate_falls_while_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that stalls is not told to be fast: as long as somebody writes it."""
     write(tmp_path, *(line(n, at=n / 10) for n in range(100)))
-    monkeypatch.setattr(survey, "writer_of", lambda *_: {"pid": 1, "host": "h", "since": stamp(0)})
+    monkeypatch.setattr(status, "writer_of", lambda *_: {"pid": 1, "host": "h", "since": stamp(0)})
     assert at(tmp_path, 10).rate == pytest.approx(10.0)
     assert at(tmp_path, 99).rate == pytest.approx(1.0)
-    monkeypatch.setattr(survey, "writer_of", lambda *_: None)
+    monkeypatch.setattr(status, "writer_of", lambda *_: None)
     assert at(tmp_path, 99).rate == pytest.approx(10.0)
-    monkeypatch.setattr(survey, "writer_of", lambda *_: {})
+    monkeypatch.setattr(status, "writer_of", lambda *_: {})
     assert at(tmp_path, 30).rate == pytest.approx(99 / 30)
     assert at(tmp_path, 99).rate == pytest.approx(10.0)
     assert "cannot be told here" in str(at(tmp_path, 99))
@@ -449,7 +445,7 @@ def test_a_survey_is_one_line_a_fact_whatever_is_in_it(tmp_path: Path) -> None:
     nasty = "a\\n\\u001b[2J\\u202e\\ud800"
     head = f'{{"key":"{nasty}","error":"{nasty}","timestamp":"{nasty}","type":"{nasty}"'
     write(tmp_path, f"{head}}}\n".encode(), kind="errors")
-    told = str(survey.survey("j", tmp_path))
+    told = str(status.survey("j", tmp_path))
     assert all(row.isprintable() for row in told.split("\n"))
     assert "1 failed" in told
     assert all(row.startswith(("checkpoint", "  ")) for row in told.split("\n"))

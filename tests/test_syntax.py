@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import checkpoint
-from checkpoint.fingerprints import Changes, Fingerprint, changes, fingerprint
-from checkpoint.literals import is_text
+from checkpoint.provenance.fingerprint import Changes, Fingerprint, changes, fingerprint
+from checkpoint.provenance.literals import is_text
 
 HOUSE = Path(checkpoint.__file__).parent
 _numbers = itertools.count()
@@ -412,7 +412,7 @@ CHECKED = JOB.replace("    return PROMPT", '    "Do it."\n    assert x in range(
 def test_how_a_job_is_run_does_not_count(job: Path, way: str, variables: dict[str, str], reason: str) -> None:
     """The digest is the same, not only comparable."""
     text = CHECKED.partition("if __name__")[0]
-    text += "from checkpoint.fingerprints import fingerprint\nDIGEST = fingerprint(f).digest\n"
+    text += "from checkpoint.provenance.fingerprint import fingerprint\nDIGEST = fingerprint(f).digest\n"
     (job / "job.py").write_text(text + "print(DIGEST)\n")
     expected, stderr = run("job.py")
     assert stderr == ""
@@ -437,7 +437,7 @@ house = sys.argv[1]
 package = types.ModuleType("checkpoint")
 package.__path__ = [house]
 sys.modules["checkpoint"] = package
-from checkpoint.syntax import syntax_of
+from checkpoint.provenance.syntax import syntax_of
 found = {}
 for path in sys.argv[2:]:
     with open(path, encoding="utf-8") as file:

@@ -33,8 +33,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint import LATEST, CheckpointedRunner, DamagedRecord, ExtraNeeded, InvalidName, InvalidOption, StoreError
-from checkpoint.journal import seal
-from checkpoint.tables import Table, export
+from checkpoint.reporting.tables import Table, export
+from checkpoint.storage.record import seal
 
 NAN = float("nan")
 Columns = dict[str, list[Any]]
@@ -656,7 +656,7 @@ def test_a_full_disk_leaves_what_was_there(make: Opener, tmp_path: Path, suffix:
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         "from checkpoint.errors import StoreError\n"
-        "from checkpoint.tables import export\n"
+        "from checkpoint.reporting.tables import export\n"
         "try:\n    export('j', sys.argv[1], sys.argv[2])\n"
         "except StoreError as error:\n    print(error.errno, error)\n"
     )
@@ -733,7 +733,7 @@ MEASURE = """
 import resource, sys
 import pyarrow.parquet
 from checkpoint import CheckpointedRunner
-from checkpoint.tables import Table
+from checkpoint.reporting.tables import Table
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform != "darwin" else 1024)
@@ -801,7 +801,7 @@ def test_csv_and_json_lines_need_no_package(mixed: Path) -> None:
     """And importing the room imports none."""
     script = (
         "import sys\nfor name in ('pandas', 'polars', 'pyarrow', 'numpy'): sys.modules[name] = None\n"
-        "from checkpoint.tables import export\n"
+        "from checkpoint.reporting.tables import export\n"
         "print(export('j', sys.argv[1] + '/o.csv', sys.argv[1]), export('j', sys.argv[1] + '/o.jsonl', sys.argv[1]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(mixed)], capture_output=True, text=True, check=True)

@@ -17,8 +17,9 @@ import pytest
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from checkpoint import CheckpointedRunner, InvalidOption, ResultsUnfit, UnencodableValue, checkpointed, unfit
-from checkpoint.schemas import schema_of
+from checkpoint import CheckpointedRunner, InvalidOption, ResultsUnfit, UnencodableValue, checkpointed
+from checkpoint.catalog import unfit
+from checkpoint.catalog.schemas import schema_of
 
 
 def model(name: str = "Label", /, config: Any = None, **fields: Any) -> Any:

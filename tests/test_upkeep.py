@@ -26,12 +26,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from checkpoint import CheckpointedRunner, CheckpointLocked, DamagedRecord, InvalidName, StoreError, checkpointed
-from checkpoint.codecs import decode_foreign
-from checkpoint.journal import Record, parse, seal, with_fields
-from checkpoint.keys import Key, version_digest
-from checkpoint.shelf import Shelf
-from checkpoint.store import Store
-from checkpoint.upkeep import check, compact, repair
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
+from checkpoint.maintenance.repair import repair
+from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.record import Record, parse, seal, with_fields
+from checkpoint.storage.store import Store
+from checkpoint.values.keys import Key, version_digest
+from checkpoint.values.plain_json import decode_foreign
 
 Opener = Callable[..., CheckpointedRunner]
 TEMPORARY = r"\.j_results\.[0-9]+\.[0-9a-f]{16}\.tmp"
@@ -755,7 +757,7 @@ def test_everyone_who_has_it_open_sees_the_same_afterwards(make: Opener, tmp_pat
 
 def test_who_reads_meanwhile_never_finds_a_wrong_value_or_none(tmp_path: Path) -> None:
     """Threads that look up while journals are replaced under them, in this process, by this and by another one."""
-    code = "import sys; from checkpoint.upkeep import compact; compact('j', sys.argv[1])"
+    code = "import sys; from checkpoint.maintenance.compact import compact; compact('j', sys.argv[1])"
     with CheckpointedRunner("j", tmp_path) as runner:
         stop, wrong = threading.Event(), []
 
@@ -980,7 +982,7 @@ def test_a_full_disk_leaves_the_journals_as_they_were(
 DEADLY = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
-from checkpoint import upkeep
+from checkpoint.maintenance import compact, repair
 
 def deadly(function, n, half):
     def call(*args, **options):
@@ -995,7 +997,8 @@ def deadly(function, n, half):
         return function(*args, **options)
     return call
 
-root, work, half = Path(sys.argv[1]), getattr(upkeep, sys.argv[2]), sys.argv[3] == "half"
+root, work = Path(sys.argv[1]), vars({"compact": compact, "repair": repair}[sys.argv[2]])[sys.argv[2]]
+half = sys.argv[3] == "half"
 write = os.write
 names = ("open", "write", "fdatasync", "fsync", "replace", "unlink", "ftruncate", "fchmod", "fchown", "close")
 n = 0
@@ -1077,7 +1080,7 @@ def test_memory_grows_with_keys_and_not_with_lines_or_values(tmp_path: Path) -> 
             file.write(record(number % 1000, f"{number}{value}") + b"\n")
     code = """
 import resource, sys
-from checkpoint.upkeep import check, compact
+from checkpoint.maintenance.check import check; from checkpoint.maintenance.compact import compact
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 start = peak()
@@ -1102,7 +1105,7 @@ VERSIONS = (None, "one", {"two": 2})
 def seen_in(store: Store) -> dict[str, Any]:
     """All that a reader can find, by journal and version: the sound records in order, and what a look-up gives."""
     found: dict[str, Any] = {"latest": store.latest}
-    shelves: dict[str, Shelf] = {"results": store.results, "errors": store.errors, "unsaved": store.unsaved}
+    shelves: dict[str, KeyedLog] = {"results": store.results, "errors": store.errors, "unsaved": store.unsaved}
     for kind, shelf in shelves.items():
         found[f"{kind} latest"] = shelf.index.latest
         for version in ("", *[version_digest(version, "") for version in VERSIONS if version is not None]):
@@ -1121,7 +1124,7 @@ def seen(directory: Path) -> dict[str, Any]:
         store.close()
 
 
-def look_up(shelf: Shelf, version: str, key: Key, spoilt: Callable[[Record], bool]) -> Any:
+def look_up(shelf: KeyedLog, version: str, key: Key, spoilt: Callable[[Record], bool]) -> Any:
     """What a reader finds for a key."""
     try:
         found = shelf.read(version, key)

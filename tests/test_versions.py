@@ -18,7 +18,7 @@ from conftest import Opener
 
 import checkpoint
 from checkpoint import CheckpointedRunner, FunctionChanged, ItemsFailed, checkpointed
-from checkpoint.store import Store
+from checkpoint.storage.store import Store
 
 SOURCE = Path(checkpoint.__file__).parent.parent
 RESULTS = Path("checkpoints/n_results.jsonl")

@@ -21,11 +21,17 @@ from typing import Any
 
 import pytest
 
-from checkpoint import InvalidOption, Retry, StoreError, checkpointed, workers
-from checkpoint.calls import Call, unpack
+from checkpoint import InvalidOption, Retry, StoreError, checkpointed
+from checkpoint.execution import pipes as pipes_module
+from checkpoint.execution import processes as processes_module
+from checkpoint.execution import worker_process
+from checkpoint.execution.call import Call
+from checkpoint.execution.interfaces import Died, Task, Unsent
+from checkpoint.execution.processes import Processes
+from checkpoint.execution.scheduler import Attempt
+from checkpoint.execution.threads import Threads
+from checkpoint.execution.transport import unpack
 from checkpoint.outcomes import Unit
-from checkpoint.schedule import Attempt
-from checkpoint.workers import Died, Processes, Task, Threads, Unsent
 
 PROCESSES: dict[str, Any] = {"executor": "processes", "workers": 1, "progress": False}
 
@@ -275,17 +281,18 @@ def hired(function: Callable[[Any], Any], count: int, timeout: float | None = No
 
 def whole_messages(reader: Any, writer: Any) -> None:
     """What a worker does on Windows."""
-    workers._pipe = workers._WholePipe
-    workers.serve(reader, writer)
+    vars(worker_process)["make_pipe"] = pipes_module._WholePipe
+    worker_process.serve(reader, writer)
 
 
 @pytest.fixture(params=["in parts", "whole"])
 def by_messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages that come in parts; and those of Windows, with what waits for them there."""
     if request.param == "whole":
-        monkeypatch.setattr(workers, "_pipe", workers._WholePipe)
-        monkeypatch.setattr(workers, "_selector", workers._Waiter)
-        monkeypatch.setattr(workers, "serve", whole_messages)
+        monkeypatch.setattr(processes_module, "make_pipe", pipes_module._WholePipe)
+        monkeypatch.setattr(worker_process, "make_pipe", pipes_module._WholePipe)
+        monkeypatch.setattr(processes_module, "make_selector", pipes_module._Waiter)
+        monkeypatch.setattr(processes_module, "serve", whole_messages)
 
 
 def act(item: Any) -> Any:
@@ -306,7 +313,7 @@ def act(item: Any) -> Any:
             os.fork()
             return value
         case "say more", path:
-            (pipe,) = (one for one in gc.get_objects() if isinstance(one, workers._Pipe))
+            (pipe,) = (one for one in gc.get_objects() if isinstance(one, pipes_module._Pipe))
             threading.Thread(target=lambda: until(Path(path).exists) and pipe.send(b"more")).start()
             return path
         case "answer and die", path:
@@ -479,7 +486,7 @@ def test_what_a_process_says_before_it_ends_counts() -> None:
             Path("die").touch()
             (dies,) = them.processes._busy
             until(lambda: wait([dies.sentinel], 0))
-            them.processes._hear_end(dies, workers._READ)
+            them.processes._hear_end(dies, pipes_module.READ)
 
         them.before_report = its_end_first
         Path("go").touch()
@@ -531,7 +538,7 @@ def test_a_forked_child_leaves_its_parents_workers_alone() -> None:
         child = os.fork()
         if not child:
             with suppress(BaseException):
-                workers._close_open()
+                processes_module._close_open()
                 them.processes.close()
             os._exit(0)
         assert os.waitpid(child, 0) == (child, 0)
@@ -624,25 +631,25 @@ def is_gone(pid: int) -> bool:
 SIZES = [
     (0, "nothing but its size"),
     (1, "hardly more"),
-    (workers._PIECE - 9, "just read at once"),
-    (workers._PIECE - 8, "read at once, to the byte"),
-    (workers._PIECE, "one byte too many to be sent with its size"),
-    (3 * workers._PIECE + 1, "several parts"),
+    (pipes_module._PIECE - 9, "just read at once"),
+    (pipes_module._PIECE - 8, "read at once, to the byte"),
+    (pipes_module._PIECE, "one byte too many to be sent with its size"),
+    (3 * pipes_module._PIECE + 1, "several parts"),
 ]
 
 
 @posix
-@pytest.mark.parametrize("part", [1, 7, 8, 9, workers._PIECE])
+@pytest.mark.parametrize("part", [1, 7, 8, 9, pipes_module._PIECE])
 @pytest.mark.parametrize(("size", "reason"), SIZES, ids=[reason for _, reason in SIZES])
 def test_a_message_is_whole_whatever_parts_it_comes_in(size: int, reason: str, part: int) -> None:
     """Nothing is given before all of it is there, and nothing of the next one is lost."""
     (ours, theirs), (_, unused) = Pipe(duplex=False), Pipe(duplex=False)
     with ours, theirs:
-        pipe = workers._Pipe(ours, unused, waits=False)
+        pipe = pipes_module._Pipe(ours, unused, waits=False)
         message = bytes(n % 251 for n in range(size))
         if part < 7:
             message = message[:300]
-        sent = workers._SIZE.pack(len(message)) + message
+        sent = pipes_module._SIZE.pack(len(message)) + message
         for again in range(2):
             for begin in range(0, len(sent), part):
                 assert pipe.receive() is None, again
@@ -658,7 +665,7 @@ def test_what_a_pipe_does_not_take_at_once_goes_when_it_does() -> None:
     """In its order, and without waiting."""
     (ours, back), (theirs, there) = Pipe(duplex=False), Pipe(duplex=False)
     with ours, theirs, back, there:
-        pipe, other = workers._Pipe(ours, there, waits=False), workers._Pipe(theirs, back, waits=True)
+        pipe, other = pipes_module._Pipe(ours, there, waits=False), pipes_module._Pipe(theirs, back, waits=True)
         for size in (5_000_000, 3):
             message = os.urandom(size)
             got: list[bytes | None] = []

@@ -14,9 +14,9 @@ import pytest
 
 import checkpoint
 from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, errors
-from checkpoint.calls import Unreadable
 from checkpoint.cli import main
-from checkpoint.upkeep import check
+from checkpoint.execution.transport import Unreadable
+from checkpoint.maintenance.check import check
 
 SOURCE = Path(checkpoint.__file__).parent.parent
 OLD = Path(__file__).parent / "data" / "written_in_one_folder"

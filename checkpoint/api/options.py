@@ -1,0 +1,180 @@
+"""The options of `checkpointed` and of `map`, checked when they are given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+from checkpoint.catalog.paths import check_name
+from checkpoint.catalog.shards import ShardOption
+from checkpoint.errors import InvalidName, InvalidOption, quote
+from checkpoint.execution.policies import (
+    Durability,
+    OnChange,
+    Rate,
+    Retry,
+    check_choice,
+    check_count,
+    check_seconds,
+    check_validate,
+    rates_of,
+    retry_of,
+)
+from checkpoint.values.keys import KeyFunction, digest_function, key_function, version_digest
+
+if TYPE_CHECKING:
+    from checkpoint.execution.clusters import Submits
+
+__all__ = ["Arguments", "Options", "PassOptions", "check_spread", "cpu_count", "may_overlap"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `checkpointed` was given, checked when built."""
+
+    name: str
+    key: str | KeyFunction | None = None
+    checkpoint_dir: str | os.PathLike[str] | None = None
+    version: Any = None
+    depends: Any = ()
+    ignore: str | Sequence[str] = ()
+    input: str | Sequence[str] | Callable[[Any], Any] | None = None
+    on_change: OnChange | None = None
+    batch_size: int | None = None
+    retry: int | Retry | None = None
+    rate: str | Rate | Sequence[str | Rate] | None = None
+    timeout: float | None = None
+    validate: Callable[[Any], Any] | None = None
+    durability: Durability = "process"
+    result_type: Any = None
+
+    def __post_init__(self) -> None:
+        if callable(self.name):
+            raise InvalidName('@checkpointed takes a name; write @checkpointed("summaries")', name=self.name)
+        check_name(self.name)
+        key_function(self.key)
+        digest_function(self.input)
+        check_choice("durability", self.durability, Durability)
+        if self.on_change is not None:
+            check_choice("on_change", self.on_change, OnChange)
+        check_count("batch_size", self.batch_size)
+        retry_of(self.retry)
+        rates_of(self.rate)
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout, positive=True)
+        check_validate(self.validate)
+        if not (self.version is None or callable(self.version)):
+            version_digest(self.version, "version", self.name)
+        if self.depends.__class__ is not tuple or self.depends or self.ignore:
+            from checkpoint.provenance.dependencies import check_depends, ignored_names
+
+            check_depends(self.depends)
+            ignored_names(self.ignore)
+
+    def changed(self, changes: Mapping[str, Any]) -> Options:
+        """A copy with some of them changed."""
+        known = [field.name for field in fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            raise InvalidOption(f"there is no option {quote(unknown[0])}; the options are {', '.join(known)}")
+        return replace(self, **changes)
+
+
+class PassOptions(TypedDict, total=False):
+    """What `map` and `stream` take besides the items.
+
+    Attributes:
+        workers: how many calls are made at once: threads for a plain function, tasks of the event loop for a coroutine
+            function. Default 1: in the caller's own thread; for processes, the number of CPUs.
+        executor: "processes" for worker processes, "ray", any `concurrent.futures.Executor`, a Dask client, or an
+            executor of submitit; not for coroutine functions.
+        chunksize: how many calls a worker is handed at a time, for functions that take microseconds; default 1.
+            Failures, retries and records stay per item.
+        progress: whether a bar is shown; default True.
+        desc: what stands before it; default the checkpoint's name.
+        max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
+            Default: a hundred in a row with one exception type. Items that fail as they did in an earlier pass do not
+            count.
+        retry_failed: whether items that failed earlier are run again (default), or stand in their places.
+        grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
+        shard: run and return only the items of one shard: (i, n), 0 ≤ i < n, or "slurm" for the place of this task in
+            its Slurm array; (0, 1) is all. Default: what ``$CHECKPOINT_SHARD`` says (``3/100`` or ``slurm``), else all.
+    """
+
+    workers: int | None
+    executor: Literal["processes", "ray"] | Submits | None
+    chunksize: int | None
+    progress: bool
+    desc: str | None
+    max_errors: int | float | None
+    retry_failed: bool
+    grace: float
+    shard: ShardOption | None
+
+
+def cpu_count() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> None:
+    """Refuse what an engine cannot do, before anything is read.
+
+    Raises:
+        InvalidOption: saying what can.
+    """
+    executor, timeout = given.get("executor"), options.timeout
+    check_count("workers", given.get("workers"))
+    check_count("chunksize", given.get("chunksize"))
+    check_seconds("grace", given.get("grace", 10.0))
+    several = (given.get("chunksize") or 1) > 1
+    if is_async and (executor is not None or several):
+        what = "executor" if executor is not None else "chunksize"
+        raise InvalidOption(
+            f"{what}= is for plain functions; a coroutine function runs on its event loop: use workers="
+        )
+    if not (executor in (None, "processes", "ray") or callable(getattr(executor, "submit", None))):
+        raise InvalidOption(
+            f'executor is {quote(executor)}; give "processes", "ray", an object with `submit` as '
+            "concurrent.futures.Executor has, or leave it out for threads (workers=8)"
+        )
+    if getattr(executor, "asynchronous", False) is True:
+        raise InvalidOption(f"executor is {quote(executor)}, which is asynchronous; give a client that is not")
+    if several and options.batch_size is not None:
+        raise InvalidOption("chunksize= goes with functions of one item; with batch_size= a batch is handed over whole")
+    if several and options.rate is not None:
+        raise InvalidOption("rate= counts calls as they start, and a chunk is handed over whole: leave chunksize= out")
+    if timeout is None or is_async:
+        return
+    if executor != "processes":
+        raise InvalidOption(
+            f"timeout={timeout:g} cannot be kept here: nothing can stop a thread, nor what runs on an executor that "
+            'was given. Use executor="processes", a coroutine function, or the timeout of the client that is called'
+        )
+    if several:
+        raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
+
+
+def may_overlap(options: Options, given: PassOptions) -> bool:
+    """Whether an item may be drawn while an earlier one is not done."""
+    several = given.get("workers") not in (None, 1) or given.get("executor") is not None
+    return several or (options.batch_size or 1) > 1 or options.retry is not None
+
+
+class Arguments(TypedDict, total=False):
+    """What `checkpointed` takes besides the name and `batch_size`."""
+
+    key: str | KeyFunction | None
+    checkpoint_dir: str | os.PathLike[str] | None
+    version: Any
+    depends: Any
+    ignore: str | Sequence[str]
+    input: str | Sequence[str] | Callable[[Any], Any] | None
+    on_change: OnChange | None
+    retry: int | Retry | None
+    rate: str | Rate | Sequence[str | Rate] | None
+    timeout: float | None
+    validate: Callable[[Any], Any] | None
+    durability: Durability
+    result_type: Any

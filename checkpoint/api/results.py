@@ -1,0 +1,420 @@
+"""What a pass returns, and what a checkpoint holds, read from disk on demand.
+
+`Results` keeps 8 bytes an item, a descriptor of the file, and no value: each access decodes anew.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+from checkpoint.catalog.view import VersionView
+from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
+from checkpoint.outcomes import NOT_RUN
+from checkpoint.passes.pipeline import Pass
+from checkpoint.reporting.causes import Cause, causes_of, summarize
+from checkpoint.values.keys import plain_key
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped,unused-ignore]  # its stubs are another distribution
+    import polars
+
+    from checkpoint.catalog.view import VersionCount
+    from checkpoint.reporting.tables import Table
+
+__all__ = ["KeyedErrors", "KeyedResults", "Results", "finish", "raise_verdict"]
+
+R = TypeVar("R", covariant=True)
+V = TypeVar("V", covariant=True)
+_SHOWN = 20
+_FIRST = 10
+
+
+def _table_of(*args: Any, **options: Any) -> Table:
+    from checkpoint.reporting.tables import (
+        Table,  # imported by who wants one: it takes as long as half of what a pass needs
+    )
+
+    return Table(*args, **options)
+
+
+def _saved(records: VersionView, **options: Any) -> Table:
+    from checkpoint.reporting.tables import Table
+
+    return Table.saved(records, **options)
+
+
+class _Rows:
+    """What can be taken away as rows: a record each, in order."""
+
+    __slots__ = ()
+
+    def _table(self, *, errors: bool) -> Table:
+        raise NotImplementedError
+
+    def to_pandas(self, *, errors: bool = False) -> pandas.DataFrame:
+        """A pandas DataFrame: key, a column for each field of the results, timestamp, elapsed, attempts.
+
+        Nested fields have dotted names, a result without fields is the column "result", and a field called as a
+        column of the record's own is "result.NAME". A column whose types differ from row to row is JSON text.
+
+        Args:
+            errors: whether there are columns `error` and `type`, and of a whole checkpoint rows for items that failed.
+                The results of a map have a row for each item in any case.
+
+        Raises:
+            ExtraNeeded: install ``checkpoint-map[pandas]``.
+            DamagedRecord: a row's bytes are not those that were written; its key is not done from now on.
+
+        Example:
+            >>> squares = checkpointed("squares as rows")(lambda n: {"n": n, "square": n * n})
+            >>> squares.map([3, 5], progress=False).to_pandas()["square"].to_list()
+            [9, 25]
+        """
+        return self._table(errors=errors).to_pandas()  # type: ignore[no-any-return,unused-ignore]
+
+    def to_polars(self, *, errors: bool = False) -> polars.DataFrame:
+        """A polars DataFrame of the same columns.
+
+        Args:
+            errors: as in `to_pandas`.
+
+        Raises:
+            ExtraNeeded: install ``checkpoint-map[polars]``.
+            DamagedRecord: as in `to_pandas`.
+
+        Example:
+            >>> squares = checkpointed("squares as columns")(lambda n: {"n": n, "square": n * n})
+            >>> squares.map([3, 5], progress=False).to_polars()["square"].to_list()
+            [9, 25]
+        """
+        return self._table(errors=errors).to_polars()  # type: ignore[no-any-return]
+
+    def to_parquet(self, path: str | os.PathLike[str], *, errors: bool = False) -> None:
+        """A Parquet file of the same columns takes the place of what is at `path`: whole, or not at all.
+
+        It takes the memory of some ten thousand rows, however many there are.
+
+        Args:
+            path: the file.
+            errors: as in `to_pandas`.
+
+        Raises:
+            ExtraNeeded: install ``checkpoint-map[parquet]``.
+            StoreError: the file cannot be written.
+            DamagedRecord: as in `to_pandas`.
+
+        Example:
+            >>> squares = checkpointed("squares as a file")(lambda n: {"n": n, "square": n * n})
+            >>> squares.map([3, 5], progress=False).to_parquet("squares.parquet")
+        """
+        self._table(errors=errors).write_parquet(path)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        try:
+            table, count, caption = self._shown()
+            return table.to_html(count, caption)
+        except CheckpointError as error:  # whoever only looks is told, and not stopped
+            return f"<p>{escape(str(error))}</p>"
+
+    def _shown(self) -> tuple[Table, int, str]:
+        """The first rows, how many there are, and what to say of them."""
+        raise NotImplementedError
+
+
+class Results(_Rows, Sequence[R]):
+    """The results of a pass, in the order of its items; equals a list of the same values.
+
+    It keeps the values it was made with, whatever is cleared, compacted or computed later. Each access reads and
+    decodes anew: keep what you change. Slices are lists. Failed items are `ItemError` objects, where failures were
+    asked for. Its tables have a row for each item in its place, nulls where it failed, and as a pandas DataFrame the
+    index of the DataFrame or Series that was mapped: ``df.join(results.to_pandas())`` is right.
+
+    Example:
+        >>> squares = checkpointed("squares")(lambda n: n * n)
+        >>> results = squares.map([3, 3, 5])
+        >>> results == [9, 9, 25], results[-1], results[:2], results.to_dict()
+        (True, 25, [9, 9], {3: 9, 5: 25})
+    """
+
+    __slots__ = ("_errors", "_held", "_index", "_keys", "_places", "_records", "_results")
+
+    def __init__(self, running: Pass) -> None:
+        self._records = running.records
+        store = running.records.store
+        with store.lock:
+            self._places: array[int] = running.places()
+            self._results, self._errors = store.results.reader, store.errors.reader
+            has_errors = not store.errors.is_empty and any(NOT_RUN < place < 0 for place in self._places)
+            readers = (self._results, self._errors if has_errors else None)
+            self._held = [reader.hold() for reader in readers if reader is not None]
+            # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
+            loose = store.results.has_loose or store.errors.has_loose
+            told = not loose and NOT_RUN not in self._places
+        self._keys = None if told else list(running.keys)
+        self._index = running.index
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int, /) -> R: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[R]: ...
+    def __getitem__(self, index: int | slice, /) -> R | list[R]:
+        if isinstance(index, slice):
+            return [self._load(place)[1] for place in self._places[index]]
+        try:
+            place = self._places[index]
+        except IndexError:
+            raise IndexError(f"index {index} is out of range for {len(self)} results") from None
+        return self._load(place)[1]  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[R]:
+        for place in self._places:
+            yield self._load(place)[1]
+
+    def _load(self, place: int) -> tuple[Any, Any]:
+        """(key, value or error) at a place."""
+        if place >= 0:
+            assert self._results is not None
+            return self._records.load_at(self._results, place)
+        if place == NOT_RUN:
+            message = "it was not run, since the pass was ended early"
+            return None, ItemError(message, message=message, type="NotRun")
+        assert self._errors is not None
+        return self._records.load_error_at(self._errors, ~place)
+
+    @property
+    def item_keys(self) -> list[Any]:
+        """The key of each item, in order.
+
+        It is not called `keys`: pandas takes an object that has `keys` for a mapping, and aligns it by index.
+        """
+        return list(self._keys) if self._keys is not None else [self._load(place)[0] for place in self._places]
+
+    @property
+    def errors(self) -> dict[Any, ItemError]:
+        """The failures among them, by key."""
+        keys = self._keys or [None] * len(self)
+        failed = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True) if place < 0]
+        return {told if key is None else key: error for key, (told, error) in failed}
+
+    def _not_run(self) -> list[Any]:
+        """The keys of items that were not run."""
+        if NOT_RUN not in self._places:
+            return []
+        return [key for key, place in zip(self.item_keys, self._places, strict=True) if place == NOT_RUN]
+
+    def to_dict(self) -> dict[Any, R]:
+        """The values by key."""
+        keys = self._keys or [None] * len(self)
+        pairs = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True)]
+        return {told if self._keys is None else key: value for key, (told, value) in pairs}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, (list, Results)):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # like a list
+
+    def _table(self, *, errors: bool) -> Table:
+        readers = self._results, self._errors
+        return _table_of(self._records, self._places, *readers, self._keys, failures=errors, index=self._index)
+
+    def _shown(self) -> tuple[Table, int, str]:
+        failed = sum(place < 0 for place in self._places)
+        told = f", {failed:,} of them failed" if failed else ""
+        keys = None if self._keys is None else self._keys[:_FIRST]
+        first = _table_of(self._records, self._places[:_FIRST], self._results, self._errors, keys, failures=failed > 0)
+        return first, len(self), f"{plural(len(self), 'result')}{told}"
+
+    def __repr__(self) -> str:
+        shown = [quote(value, 80) for value in self[:_SHOWN]]
+        more = [f"… {len(self) - _SHOWN:,} more"] if len(self) > _SHOWN else []
+        return f"Results([{', '.join(shown + more)}])"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (list, (list(self),))
+
+
+class _Keyed(Mapping[Any, V], Generic[V]):
+    """A read-only mapping by key that reads from disk on demand, and sees what is saved later."""
+
+    def __init__(self, records: VersionView) -> None:
+        self._records = records
+
+    def _items(self) -> Iterator[tuple[Any, V]]:
+        raise NotImplementedError
+
+    @property
+    def versions(self) -> list[VersionCount]:
+        """What the checkpoint holds of each version, the oldest first: `.label`, `.results` and `.errors` (counts).
+
+        A label is the value that was given to `version=`, or None where that is not known any more.
+
+        Example:
+            >>> scale = checkpointed("doubled", version={"by": 2})(lambda n: n * 2)
+            >>> _ = scale.map([1, 2], progress=False)
+            >>> [(version.label, version.results) for version in scale.results.versions]
+            [({'by': 2}, 2)]
+        """
+        from checkpoint.reporting.tables import versions_of
+
+        return versions_of(self._records)
+
+    def of(self, version: Any) -> Self:
+        """The same of another version, to be read and compared.
+
+        Args:
+            version: a value as given to `version=`, None for none, or one of `versions`.
+
+        Raises:
+            InvalidOption: there is nothing of it; the message says what there is.
+
+        Example:
+            >>> double = checkpointed("scaled", version={"by": 2})(lambda n: n * 2)
+            >>> triple = checkpointed("scaled", version={"by": 3})(lambda n: n * 3)
+            >>> double.map([1, 2], progress=False), triple.map([2], progress=False)
+            (Results([2, 4]), Results([6]))
+            >>> before = triple.results.of({"by": 2})
+            >>> {key: (before[key], value) for key, value in triple.results.items()}
+            {2: (4, 6)}
+        """
+        from checkpoint.reporting.tables import of_version
+
+        return type(self)(of_version(self._records, version))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self._items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._items())
+
+    def __repr__(self) -> str:
+        first = islice(self._items(), 5)
+        shown = ", ".join([f"{quote(key, 40)}: {quote(value, 80)}" for key, value in first])
+        kind = type(self).__name__.removeprefix("Keyed").lower()
+        return f"<{len(self):,} {kind} of checkpoint {self._records.name!r}: {shown}>"
+
+
+class KeyedResults(_Rows, _Keyed[V]):
+    """The results of a checkpoint by key, in the order in which they were saved."""
+
+    def _table(self, *, errors: bool) -> Table:
+        return _saved(self._records, errors=errors)
+
+    def _shown(self) -> tuple[Table, int, str]:
+        first = _saved(self._records, at_most=_FIRST)
+        return first, len(self), f"{plural(len(self), 'result')} of checkpoint {self._records.name!r}"
+
+    def _items(self) -> Iterator[tuple[Any, V]]:
+        return self._records.iter_results()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._records.iter_keys()
+
+    def __len__(self) -> int:
+        return self._records.count()[0]
+
+    def __getitem__(self, key: Any) -> V:
+        return self._records.load(plain_key(key))  # type: ignore[no-any-return]
+
+    def __contains__(self, key: object) -> bool:
+        self._records.open()
+        return self._records.is_done(plain_key(key))
+
+
+class KeyedErrors(_Rows, _Keyed[ItemError]):
+    """The failures of a checkpoint by key: of items that have no result.
+
+    Its tables have the columns `error` and `type` in any case.
+    """
+
+    def _table(self, *, errors: bool) -> Table:
+        return _saved(self._records, results=False, errors=True)
+
+    def _shown(self) -> tuple[Table, int, str]:
+        failed = self._records.count()[1]
+        first = _saved(self._records, results=False, errors=True, at_most=_FIRST)
+        return first, failed, f"{plural(failed, 'error')} of checkpoint {self._records.name!r}"
+
+    def _items(self) -> Iterator[tuple[Any, ItemError]]:
+        return ((error.key, error) for error in self._records.iter_errors())
+
+    def __getitem__(self, key: Any) -> ItemError:
+        return self._records.load_error(plain_key(key))
+
+    def causes(self) -> list[Cause]:
+        """The failures grouped by type and by where they came from, the most frequent first."""
+        return causes_of(self.values())
+
+    def __str__(self) -> str:
+        return summarize(self.causes())
+
+
+# --- how a pass ends -------------------------------------------------------------------------------------------------
+
+
+def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
+    """The results of a pass that has run.
+
+    Raises:
+        ItemsFailed: items failed and that was not asked for.
+        TooManyErrors: the pass was ended early.
+        InvalidOption: the items were fewer when they were read again.
+        JournalLost: results of this pass were cleared while it ran.
+    """
+    raise_verdict(running)
+    running.check_drawn()
+    results: Results[Any] = Results(running)
+    if lost := results._not_run():
+        raise JournalLost(
+            f"{len(lost):,} results were cleared while the pass ran, those of keys {quote(lost[:3])} among them; run "
+            "the same line again to compute them anew",
+            keys=lost[:100],
+        )
+    if return_exceptions or not (running.errors.failed or running.kept_aside):
+        return results
+    raise _failed(ItemsFailed, running, results)
+
+
+def raise_verdict(running: Pass) -> None:
+    """Raise `TooManyErrors` where the pass must end."""
+    if running.verdict:
+        raise _failed(TooManyErrors, running, Results(running))
+
+
+def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> ItemsFailed:
+    aside = [running.error_of(key) for key in running.kept_aside[:100]]
+    members = [*running.failures, *aside][:100]
+    failed = running.errors.failed + len(running.kept_aside)
+    group = kind(_summary(running, failed), members)
+    group.results = results
+    return group
+
+
+def _summary(running: Pass, failed: int) -> str:
+    counts = ", ".join([f"{count:,} {name}" for name, count in running.errors.by_type.most_common(8)])
+    of = f" of {running.total:,}" if running.total is not None else ""
+    parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
+    if running.verdict:
+        parts.append(f"the pass was ended early, since {running.verdict}")
+    path = running.records.store.results.journal.path
+    done = plural(running.completed, "item")
+    parts.append(f"{done} {'is' if running.completed == 1 else 'are'} done, in {path}")
+    unwritten = len(running.kept_aside) + running.errors.by_type["UnencodableValue"]
+    if unwritten < failed or running.verdict:
+        parts.append("the same call tries only the rest again")
+    if unwritten:
+        parts.append(
+            f"the values of {unwritten:,} could not be written and are in .unsaved: fix the function, then "
+            "f.clear(f.unsaved) and run the same line again"
+        )
+    return "; ".join(parts)

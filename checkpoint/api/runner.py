@@ -1,0 +1,322 @@
+"""One checkpoint as its user sees it: the classes for those who write the loop themselves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from checkpoint.catalog.paths import check_name, resolve_directory
+from checkpoint.catalog.shards import ALL, Shard
+from checkpoint.catalog.view import LATEST, Unsaved, VersionView
+from checkpoint.errors import InvalidOption, quote
+from checkpoint.execution.policies import Durability, check_choice
+from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.passes.pipeline import Pass
+from checkpoint.values.keys import KeyFunction, key_function, plain_key
+
+if TYPE_CHECKING:
+    from checkpoint.remote.uploader import Uploaded
+
+__all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
+
+T = TypeVar("T")
+
+
+class CheckpointedRunner:
+    """One checkpoint: saves results and errors by key, knows what is done, and never runs it again.
+
+    What `save_result` has returned for survives a kill at any moment.
+
+    Args:
+        name: letters, digits, space, ``.``, ``_``, ``-``, at most 200 bytes: it names the files.
+        checkpoint_dir: the directory; default ``$CHECKPOINT_DIR``, else ``./checkpoints``. Made at the first save. Or
+            a URL such as ``s3://bucket/prefix``: a local directory mirrors it, and is uploaded in the background.
+        version: any JSON value that names what results depend on besides the item (prompt, model, parameters);
+            results of other versions stay, and count again when you go back. None: no version. Default: that of the
+            last record.
+        durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
+            every record.
+        result_type: an annotation that names classes to rebuild (dataclasses, pydantic models, enums …).
+
+    Raises:
+        InvalidName, InvalidOption: before any file is made.
+
+    Example:
+        >>> with CheckpointedRunner("my_experiment") as runner:
+        ...     for item in runner.iterate([{"id": "a", "n": 2}], key_fn=lambda x: x["id"]):
+        ...         runner.save_result(item["id"], item["n"] ** 2)
+        ...     runner.get_all_results()
+        {'a': 4}
+    """
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        *,
+        version: Any = LATEST,
+        durability: Durability = "process",
+        result_type: Any = None,
+    ) -> None:
+        self.name = check_name(name)
+        check_choice("durability", durability, Durability)
+        self._pass: Pass | None = None
+        self._last: tuple[int, int | None] | None = None
+        self.records = VersionView(
+            self.name,
+            resolve_directory(checkpoint_dir),
+            version=version,
+            power=durability == "power",
+            result_type=result_type,
+            shard=self._shard,
+        )
+
+    _shard = ALL
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {str(self.records.store.directory)!r})"
+
+    # saving
+
+    def save_result(self, key: Any, result: Any) -> None:
+        """The result is saved for the key when this returns.
+
+        Args:
+            key: str, int, float, bool, None or a tuple of those; `1`, `1.0` and `True` are one key.
+            result: what JSON can hold, or tuples, sets, bytes, datetimes, numpy arrays, dataclasses, models … (README).
+
+        Raises:
+            InvalidKey: the key is of another type.
+            UnencodableValue: the value cannot be written so that it reads back the same; it was kept aside.
+            CheckpointLocked: another process writes this checkpoint.
+            StoreError: it is not on disk (disk full …); `.unsaved` holds it.
+        """
+        if type(key) is not str:
+            key = plain_key(key)
+        running = self._pass
+        if running is None:
+            self.records.save(key, result, 0)
+        else:
+            self.records.save(key, result, running.digest_for(key))
+            running.saved_by_hand(key, failed=False)
+
+    def save_error(self, key: Any, error: str | BaseException) -> None:
+        """The error is recorded for the key; the key is not done by it, and a later success retires it.
+
+        Args:
+            key: as in `save_result`.
+            error: a message, or an exception, of which type and plain traceback are kept too.
+        """
+        key = plain_key(key)
+        failure = describe_exception(error) if isinstance(error, BaseException) else Failure(str(error))
+        running = self._pass
+        self.records.save_failure(key, failure, 0 if running is None else running.digest_for(key))
+        if running is not None:
+            running.saved_by_hand(key, failed=True)
+
+    # reading
+
+    def is_completed(self, key: Any) -> bool:
+        """Whether an intact result is saved for the key under this version. An error never makes it so."""
+        key = plain_key(key)
+        self.records.open(key)
+        return self.records.is_done(key)
+
+    def get_result(self, key: Any) -> Any:
+        """The decoded result for the key, or None where there is none.
+
+        Raises:
+            DamagedRecord: its bytes are not those that were written; the key is not done from now on.
+        """
+        try:
+            return self.records.load(plain_key(key))
+        except KeyError:
+            return None
+
+    def get_all_results(self) -> dict[Any, Any]:
+        """Every result of this version, decoded, by key, in the order in which they were saved."""
+        return dict(self.records.iter_results())
+
+    def get_all_errors(self) -> dict[Any, str]:
+        """The message of each key that failed and has no result, by key."""
+        return {error.key: error.message for error in self.records.iter_errors()}
+
+    @property
+    def unsaved(self) -> Mapping[Any, Any]:
+        """The values that could not be encoded, by key, until a result is saved for it or it is cleared.
+
+        Opening a value unpickles it, which runs code: open those of checkpoints that you made.
+        """
+        return Unsaved(self.records)
+
+    def progress(self) -> tuple[int, int | None]:
+        """(completed, total): of the last pass; before one, all results, and the total that meta knows."""
+        if self._pass is not None:
+            return self._pass.completed, self._pass.total
+        if self._last is not None:
+            return self._last
+        store = self.records.open()
+        return store.results.count(self.records.version), store.whole_total()
+
+    @property
+    def uploaded(self) -> Uploaded | None:
+        """How far the store behind a URL lags: (bytes, seconds, failing); None where `checkpoint_dir` is no URL.
+
+        Example:
+            >>> print(CheckpointedRunner("my_experiment").uploaded)
+            None
+        """
+        uploads = self.records.open().uploads
+        return None if uploads is None else uploads.uploaded()
+
+    # forgetting
+
+    def clear(self, keys: Iterable[Any] | None = None) -> None:
+        """Forget these keys under this version; or, without `keys`, everything, all versions and files included.
+
+        Old values of single keys stay in the file until it is compacted.
+
+        Args:
+            keys: an iterable of keys.
+        """
+        if isinstance(keys, (str, bytes)):
+            raise InvalidOption(f"clear({quote(keys)}) takes a list of keys; write clear([{quote(keys)}])")
+        if keys is not None:
+            self.records.forget([plain_key(key) for key in keys])
+            return
+        self.records.clear()
+        self._last = None
+
+    # passes
+
+    def iterate(self, items: Iterable[T], key_fn: str | KeyFunction | None = None) -> Iterator[T]:
+        """Yield the items that have no result, each key once; save each by `save_result` or `save_error`.
+
+        Args:
+            items: any iterable. What can be read twice is keyed first; what cannot is drawn one by one.
+            key_fn: what names an item: a function, a field's name, or None for the item itself.
+
+        Raises:
+            InvalidKey, DuplicateKey: naming the item, before it is yielded.
+            CheckpointLocked: another process, or another pass of this one, is at work on it.
+        """
+        for _, item in self._admitted(items, key_fn):
+            yield item
+
+    def _admitted(
+        self, items: Iterable[T], key_fn: str | KeyFunction | None, desc: str | None = None, *, show: bool = False
+    ) -> Iterator[tuple[Pass, T]]:
+        """(pass, item) for each item to run; `save_result` and `save_error` settle it."""
+        with self.start_pass(items, key_function(key_fn), progress=show, desc=desc) as running:
+            for item in running.items:
+                if running.admit(item) is not None:
+                    yield running, item
+                    running.moved_on()
+            running.check_drawn()
+
+    @contextmanager
+    def start_pass(self, items: Iterable[Any], key_of: KeyFunction, **options: Any) -> Iterator[Pass]:
+        """One pass over items, from keying them to letting go of the lock; the options are those of `Pass`."""
+        with self.records.open().a_pass():
+            self.records.pin()
+            try:
+                running = self._pass = Pass(self.records, items, key_of, **options)
+            except BaseException:  # what is given for items runs code of the user's
+                self.records.unpin()
+                raise
+            try:
+                running.prepare()
+                yield running
+            except (KeyboardInterrupt, SystemExit) as error:
+                running.tell_interrupted(error)
+                raise
+            finally:
+                self._pass, self._last = None, (running.completed, running.total)
+                self.records.unpin()
+                running.close()
+
+    # closing
+
+    def close(self) -> None:
+        """Let go of the files and the lock. Using the runner afterwards raises `StoreClosed`."""
+        self.records.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.records.closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ShardRunner(CheckpointedRunner):
+    """The runner of one shard: its passes run and write the shard's own items, and know what other counts have done.
+
+    Args:
+        shard: not all.
+        name, directory, options: as for `CheckpointedRunner`.
+    """
+
+    def __init__(self, shard: Shard, name: str, directory: Path, **options: Any) -> None:
+        self._shard = shard
+        super().__init__(name, directory, **options)
+
+
+class BatchCheckpointedRunner(CheckpointedRunner):
+    """A `CheckpointedRunner` with a progress bar, and batches.
+
+    Example:
+        >>> runner = BatchCheckpointedRunner("squares")
+        >>> for idx, total, n in runner.iterate_with_progress([1, 2, 3], key_fn=lambda n: n, desc="Squaring"):
+        ...     runner.save_result(n, n * n)
+        >>> runner.progress()
+        (3, 3)
+    """
+
+    def iterate_with_progress(
+        self, items: Iterable[T], key_fn: str | KeyFunction | None = None, desc: str | None = None
+    ) -> Iterator[tuple[int, int | None, T]]:
+        """Yield (idx, total, item) for each item that has no result, under a progress bar.
+
+        Args:
+            items: any iterable; `total` is its length, or None where it has none.
+            key_fn: as in `iterate`.
+            desc: what stands before the bar.
+
+        Yields:
+            idx: the item's 1-based place among all items, done ones included; total; the item.
+        """
+        for running, item in self._admitted(items, key_fn, desc, show=True):
+            yield running.drawn, running.total, item
+
+    def iterate_batches(
+        self, items: Iterable[T], key_fn: str | KeyFunction | None = None, batch_size: int = 32
+    ) -> Iterator[list[T]]:
+        """Yield lists of at most `batch_size` items that have no result; save each item by itself.
+
+        Args:
+            items: any iterable.
+            key_fn: as in `iterate`.
+            batch_size: 1 or more.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
+        with self.start_pass(items, key_function(key_fn), overlapping=True) as running:
+            batch: list[T] = []
+            for item in running.items:
+                if running.admit(item) is not None:
+                    batch.append(item)
+                if len(batch) == batch_size:
+                    yield batch
+                    running.moved_on()
+                    batch = []
+            if batch:
+                yield batch
+            running.check_drawn()

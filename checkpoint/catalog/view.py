@@ -1,0 +1,539 @@
+"""One version of one checkpoint: values go in as records, and come out as the values that went in.
+
+The promise: what is loaded is the same as what was saved, or an error that names the line; what cannot be encoded is
+kept aside, and its key is told to have failed.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from checkpoint import clock
+from checkpoint.catalog.schemas import schema_of
+from checkpoint.catalog.shards import ALL, Shard
+from checkpoint.errors import (
+    DamagedRecord,
+    ItemError,
+    StoreClosed,
+    StoreError,
+    UnbuildableValue,
+    UnencodableValue,
+    printable,
+    quote,
+)
+from checkpoint.outcomes import Failure
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.keyed_log import KeyedLog, key_of
+from checkpoint.storage.record import Record, seal
+from checkpoint.storage.store import Entry, Store, open_store
+from checkpoint.values.codec import Codec
+from checkpoint.values.keys import Key, key_json, plain_key, version_digest
+from checkpoint.values.plain_json import decode_foreign
+
+__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error"]
+
+
+log = logging.getLogger("checkpoint")
+
+
+class Latest:
+    """The type of `LATEST`."""
+
+    def __repr__(self) -> str:
+        return "LATEST"
+
+    def __reduce__(self) -> str:
+        return "LATEST"
+
+
+LATEST: Final = Latest()
+"""The version of the last record: what a runner made by hand reads unless told otherwise."""
+_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
+_encode_json = msgspec.json.Encoder().encode
+
+
+class VersionView:
+    """The records of one checkpoint under one version, through one codec.
+
+    Args:
+        name: the checkpoint's, checked.
+        directory: absolute.
+        version: a JSON value, None for none, or `LATEST`.
+        power: whether each record is synced before it counts as saved.
+        result_type: an annotation that names classes to rebuild.
+        shard: whose journals are written.
+
+    Attributes:
+        store: shared with everyone in the process who names the same files.
+        version: the version's short digest, "" for none.
+        encode, encode_all, decode: the codec's: a value's JSON and back.
+        schema: of the classes that `result_type` names, or None.
+        only_reads: whether nothing is to be written, not even that a record is damaged.
+    """
+
+    store: Store
+    only_reads = False
+
+    def __init__(
+        self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL
+    ) -> None:
+        self.name = name
+        self.shard = shard
+        self.power = power
+        codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
+        self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
+        self._latest = self._follows = version is LATEST
+        self._pinned = False
+        self._session = os.urandom(4).hex().encode()
+        self._stamp = clock.Stamper()
+        self._code = b""
+        self._secret = codec.secret
+        self.schema = schema_of(result_type)
+        self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
+        if not self._follows:
+            version_digest(version, "version", name)  # it is refused before any file is opened
+        self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
+        digest = "" if self._follows else self.store.digest_of_version(version)
+        if digest:
+            self.store.name_version(digest, version)
+        self._set_version(digest)
+        self._follow()
+
+    def _set_version(self, digest: str) -> None:
+        self.version = digest
+        field = b',"version":"%b"' % digest.encode() if digest else b""
+        self._fields = (field + self._code + self._schema, b',"session":"%b"' % self._session)
+        self._plain_fields = b"".join(self._fields)
+
+    def set_code(self, digest: str) -> None:
+        """What is saved from here on is computed by code of this fingerprint; "" for none that is known."""
+        self._code = b',"code":"%b"' % digest.encode() if digest else b""
+        self._set_version(self.version)
+
+    def refuse_secrets(self) -> None:
+        """Raise before anything is run where results would hold a secret.
+
+        Raises:
+            UnencodableValue: the annotation names one of pydantic's secrets; `.where` is the field.
+        """
+        if self._secret:
+            raise UnencodableValue(
+                f"checkpoint {self.name!r}: {self._secret} is a secret, which would be written to disk in clear; "
+                "nothing was run. Leave it out of what the function returns, or return .get_secret_value() of it, "
+                "annotated as str, where it may be read by all who can read the checkpoint",
+                where=self._secret,
+            )
+
+    def tell_unannotated(self) -> None:
+        """Say, once a process, that results were objects of classes that the annotation named, and are plain JSON."""
+        digest = self.store.results.last_schema(self.version)
+        if not digest or ("unannotated", digest) in self.store.told:
+            return
+        self.store.told.add(("unannotated", digest))
+        noted = self.store.schemas_of(self.version).get(digest, {}).get("classes") or {}
+        names = [name for name in noted if name]
+        if names:
+            log.warning(
+                "checkpoint %r: results were saved as objects of %s, which the annotation named, and no annotation "
+                "names a class now: they come back as plain JSON. Annotate the function's return again (-> %s), or "
+                "pass result_type=", self.name, ", ".join(names), names[-1],
+            )  # fmt: skip
+
+    def note_schema(self) -> None:
+        """Results may follow: meta says what their schema stands for before one is there."""
+        if self.schema is not None:
+            self.store.note_schema(self.version, self.schema.digest, self.schema.classes)
+
+    def pin(self) -> None:
+        """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
+        if self._follows:
+            self._follow()
+        self._pinned = True
+
+    def unpin(self) -> None:
+        """The pass is over."""
+        self._pinned = False
+
+    def _follow(self) -> None:
+        """Where no version was named: go over to that of the last record, and say so; until something is saved."""
+        latest = self.store.latest
+        if not self._follows or latest == self.version:
+            return
+        self._set_version(latest)
+        known = self.store.versions
+        shown = quote(known[latest]) if latest in known else latest or "None"
+        log.info("checkpoint %r: reading version %s, that of the last record", self.name, shown)
+
+    def open(self, *keys: Key) -> Store:
+        """The store, up to date with what others wrote.
+
+        Raises:
+            StoreClosed: `close` was called.
+        """
+        self._refuse_if_closed()
+        self.store.refresh(*(() if self._follows else keys))
+        if self._follows and not self._pinned:
+            self._follow()
+        return self.store
+
+    def _refuse_if_closed(self) -> None:
+        if self._detach is None:
+            raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
+
+    def close(self) -> None:
+        """Let go of the store."""
+        detach, self._detach = self._detach, None
+        if detach is not None:
+            detach()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._detach is None
+
+    # saving
+
+    def save(self, key: Key, value: Any, digest: int) -> None:
+        """The value is on disk for the key when this returns.
+
+        Raises:
+            UnencodableValue: it was kept aside instead.
+            StoreError: it is not on disk; `.unsaved` holds it.
+        """
+        try:
+            if self._follows or self._detach is None:
+                self.open()
+            try:
+                raw = self.encode(value)
+            except UnencodableValue as error:
+                raise self.keep_aside(key, value, digest, error) from None
+            line = self.result_line(key, raw, digest)
+            self.store.append_one(self.store.results, self.version, key, digest, line, durable=self.power)
+            self._follows = False
+        except StoreError as error:
+            error.unsaved = {key: value}
+            raise
+
+    def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
+        """The failure is on disk for the key when this returns."""
+        store = self.open()
+        entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
+        store.append(store.errors, [entry], durable=self.power)
+        self._follows = False
+
+    def result_line(
+        self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None,
+        now: bytes = b"",
+    ) -> bytes:  # fmt: skip
+        """The record of an encoded result; `now` is what `stamp` gave, where several are saved together."""
+        if elapsed is None or attempts is None or not digest:
+            return self._bare_line(key, raw, digest, elapsed, attempts, now)
+        version, session = self._fields
+        known = (key_json(key), raw, now or self.stamp_for(key), version, digest, elapsed, attempts, session)
+        return seal(_RESULT % known)
+
+    def stamp(self) -> bytes:
+        """Now, where that is the timestamp of whatever is saved now; else b"": it is another for each key."""
+        return b"" if self.store.shards else self._stamp()
+
+    def stamp_for(self, key: Key) -> bytes:
+        """Now; or later, where the record of the key in another shard is of a clock that is ahead."""
+        stamp = self._stamp()
+        return max(stamp, self.store.results.moment_after(self.version, key)) if self.store.shards else stamp
+
+    def _bare_line(
+        self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None, now: bytes
+    ) -> bytes:
+        fields = self._plain_fields
+        if digest or elapsed is not None or attempts is not None:
+            version, session = self._fields
+            known = b',"input":"%032x"' % digest if digest else b""
+            if elapsed is not None:
+                known += b',"elapsed":%.6g' % elapsed
+            if attempts is not None:
+                known += b',"attempts":%d' % attempts
+            fields = version + known + session
+        stamp = now or self.stamp_for(key)
+        return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, stamp, fields))
+
+    def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
+        """The record of a failure."""
+        version, session = self._fields
+        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
+        if failure.type is not None:
+            parts.append(b',"type":%b' % _text(failure.type))
+        if failure.traceback is not None:
+            parts.append(b',"traceback":%b' % _text(failure.traceback))
+        if failure.attempts is not None:
+            parts.append(b',"attempts":%d' % failure.attempts)
+        if failure.elapsed is not None:
+            parts.append(b',"elapsed":%.6g' % failure.elapsed)
+        parts.append(version.removesuffix(self._schema) if self._schema else version)
+        if digest:
+            parts.append(b',"input":"%032x"' % digest)
+        parts.append(session)
+        return seal(b"".join(parts))
+
+    def keep_aside(self, key: Key, value: Any, digest: int, error: UnencodableValue) -> UnencodableValue:
+        """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
+        kept = self._aside_line(key, value, digest, str(error))
+        located = UnencodableValue(
+            f"the result for key {quote(key)} was not saved: {error}. The value was kept: see .unsaved, and "
+            "save_result it in a form that can be stored; or clear([key]) to run the item again",
+            where=error.where,
+            key=key,
+        )
+        failure = Failure(str(located), "UnencodableValue")
+        entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
+        try:
+            self.open().append(self.store.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
+            self.store.append(self.store.errors, entries, durable=self.power)
+            self._follows = False
+        except StoreError as failed:
+            failed.unsaved = {key: value}
+            raise
+        return located
+
+    def _aside_line(self, key: Key, value: Any, digest: int, why: str) -> bytes:
+        version, session = self._fields
+        try:
+            held = b'"pickle":%b' % _encode_json(base64.b64encode(pickle.dumps(value)).decode())
+        except Exception:  # pickling runs the value's own code, which may raise anything
+            held = b'"repr":%b' % _text(_safe_repr(value))
+        known = b',"input":"%032x"' % digest if digest else b""
+        return seal(
+            b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b%b'
+            % (key_json(key), held, _text(why), self._stamp(), version, known, session)
+        )
+
+    # loading
+
+    def load(self, key: Key) -> Any:
+        """The decoded result for the key.
+
+        Raises:
+            KeyError: there is none.
+            DamagedRecord: its bytes are not those that were written; the key is not done from now on.
+            UnbuildableValue: its class has changed since.
+        """
+        shelf = self.open(key).results
+        with self.noting_damage(shelf):
+            found = shelf.read(self.version, key)
+            if found is None:
+                raise KeyError(key)
+            reader, place, record = found
+            return self._value(reader, place.offset, record, key)
+
+    def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
+        """(key, decoded result) at a place that a pass found."""
+        shelf = self.store.results
+        with self.noting_damage(shelf, reader):
+            record = shelf.read_at(reader, self.version, offset)
+            key = key_of(reader, record, offset)
+            return key, self._value(reader, offset, record, key)
+
+    def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
+        """(key, failure) at a place that a pass found."""
+        shelf = self.store.errors
+        with self.noting_damage(shelf, reader):
+            record = shelf.read_at(reader, self.version, offset)
+            key = key_of(reader, record, offset)
+            return key, item_error(key, record)
+
+    def load_error(self, key: Key) -> ItemError:
+        """The failure recorded for the key, where it has no result.
+
+        Raises:
+            KeyError: there is none.
+            DamagedRecord: its bytes are not those that were written.
+        """
+        store = self.open()
+        with self.noting_damage(store.errors):
+            found = store.errors.read(self.version, key)
+        if found is None or store.is_retired(self.version, key, found[2]):
+            raise KeyError(key)
+        return item_error(key, found[2])
+
+    @contextmanager
+    def noting_damage(self, shelf: KeyedLog, reader: Reader | None = None) -> Iterator[None]:
+        """A record that proves damaged is not done from then on; one in a file that was replaced is past that."""
+        try:
+            yield
+        except DamagedRecord as error:
+            if not self.only_reads and (reader is None or shelf.holds(reader, error.offset)):
+                self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
+            raise
+
+    def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
+        raw = bytes(record.result)
+        try:
+            return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
+        except UnbuildableValue as error:
+            raise UnbuildableValue(
+                f"{reader.where(offset)}, key {quote(key)}: {error}", cls=error.cls, field=error.field
+            ) from None
+        except ValueError as error:
+            if not record.crc:
+                raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
+            # The bytes are those that were written: it is this process that lacks what it takes to read them.
+            raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}") from None
+
+    def iter_results(self) -> Iterator[tuple[Any, Any]]:
+        """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""
+        shelf = self.open().results
+        with self.noting_damage(shelf):
+            for reader, offset, key, record in shelf.records(self.version):
+                yield key, self._value(reader, offset, record, key)
+
+    def iter_keys(self) -> Iterator[Any]:
+        """The keys of this version that have a result, in the order in which they were saved."""
+        shelf = self.open().results
+        with self.noting_damage(shelf):
+            for _, _, key, _ in shelf.records(self.version):
+                yield key
+
+    def iter_errors(self) -> Iterator[ItemError]:
+        """The failure of every key of this version that has no result."""
+        store = self.open()
+        with self.noting_damage(store.errors):
+            for _, _, key, record in store.errors.records(self.version):
+                if not store.is_retired(self.version, key, record):
+                    yield item_error(key, record)
+
+    def is_done(self, key: Key) -> bool:
+        """Whether the key has a result; the store as it was last seen."""
+        return self.store.results.find(self.version, key) is not None
+
+    def has_error(self, key: Key) -> bool:
+        """Whether the key has an error and no result; the store as it was last seen."""
+        return self.store.errors.find(self.version, key) is not None and not self.is_done(key)
+
+    def count(self) -> tuple[int, int]:
+        """(done, failed): how many keys have a result, and how many an error and no result."""
+        store = self.open()
+        return store.results.count(self.version), store.failed_count(self.version)
+
+    def clear(self) -> None:
+        """Forget everything, all versions and files included; also where a journal is none."""
+        self._refuse_if_closed()
+        self.store.clear()
+        if self._latest:
+            self._follows = True
+            self._set_version("")
+
+    def forget(self, keys: Iterable[Key]) -> int:
+        """Forget these keys under this version; returns how many were known."""
+        return self.open().forget(self.version, keys, self._session, durable=self.power)
+
+
+class Unsaved(Mapping[Any, Any]):
+    """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given.
+
+    Opening a pickle runs what its author wrote, so that only who takes a value by its key does so: ``unsaved[key]``, or
+    by `get`, `values` and `items`.
+    """
+
+    def __init__(self, records: VersionView) -> None:
+        self._owner = records
+
+    def _records(self) -> Iterator[tuple[Key, Record]]:
+        owner = self._owner
+        shelf = owner.open().unsaved
+        with owner.noting_damage(shelf):
+            for _, _, key, record in shelf.records(owner.version):
+                if not owner.is_done(key):
+                    yield key, record
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self._records())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._records())
+
+    def __contains__(self, key: object) -> bool:
+        return any(held == key for held, _ in self._records())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self is other or len(self) == len(other) == 0  # to compare values would open them
+
+    __hash__ = None  # type: ignore[assignment]  # like any mapping
+
+    def __getitem__(self, key: Any) -> Any:
+        for held, record in self._records():
+            if held == key:
+                return record.repr if record.pickle is None else pickle.loads(base64.b64decode(record.pickle))
+        raise KeyError(key)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} values that could not be encoded: {quote(list(islice(self, 5)))}>"
+
+
+def item_error(key: Any, record: Record) -> ItemError:
+    """What stands in a failed item's place."""
+    message = record.error or ""
+    shown = f"{record.type}: {message}" if record.type else message
+    return ItemError(
+        f"item {quote(key)} failed: {printable(shown)}",
+        key=key,
+        type=record.type,
+        message=message,
+        traceback=record.traceback,
+        attempts=record.attempts,
+        elapsed=record.elapsed,
+    )
+
+
+def _tell_unnamed(checkpoint: str, name: str) -> None:
+    log.warning(
+        "checkpoint %r: results hold objects of class %s, which no annotation names and which therefore come back as "
+        "plain JSON; to get a dataclass, NamedTuple, Enum, attrs, msgspec or pydantic class back, annotate the "
+        "function's return (-> %s) or pass result_type=%s; a subclass of dict, str and the like comes back as that",
+        checkpoint, name, name, name,
+    )  # fmt: skip
+
+
+def _tell_left_out(checkpoint: str, text: str) -> None:
+    log.warning("checkpoint %r: %s", checkpoint, text)
+
+
+def _text(text: str) -> bytes:
+    """A JSON string of any text; a lone surrogate becomes a replacement character, since a message is for people."""
+    try:
+        return _encode_json(text)
+    except UnicodeEncodeError:
+        return _encode_json(text.encode("utf-8", "replace").decode())
+
+
+def _safe_repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # a value's own __repr__ may raise anything
+        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionCount:
+    """What counts under one version: its digest ("" for none), what that stands for (None: not known), how many."""
+
+    version: str
+    label: Any
+    results: int
+    errors: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Soundness.to_json` has it."""
+        return {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}

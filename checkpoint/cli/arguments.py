@@ -1,0 +1,64 @@
+"""Arguments that several commands take, and what a word on the command line may stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from checkpoint.catalog.locate import names_in
+from checkpoint.catalog.paths import resolve_directory
+from checkpoint.errors import CheckpointError, quote
+
+__all__ = ["STATUSES", "add_command", "both_ways", "json_or_text"]
+
+
+STATUSES = "2 wrong command line; 130 interrupted"
+
+
+def _names(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    try:
+        return names_in(resolve_directory(parsed_args.dir))
+    except (CheckpointError, OSError):
+        return []
+
+
+def add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    description: str,
+    epilog: str,
+    *,
+    json: str = "print one JSON object",
+) -> argparse.ArgumentParser:
+    """A command about one checkpoint."""
+    command = commands.add_parser(
+        name, help=help, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    named = command.add_argument("name", metavar="NAME", help="the checkpoint's name")
+    named.completer = _names  # type: ignore[attr-defined]  # argcomplete's way to say what may stand there
+    command.add_argument(
+        "--dir", metavar="DIR", help="where its files are (default: $CHECKPOINT_DIR, else ./checkpoints)"
+    )
+    if json:
+        command.add_argument("--json", action="store_true", help=json)
+    command.set_defaults(run=run)
+    return command
+
+
+def json_or_text(text: str) -> list[Any]:
+    """What a word of the command line may stand for: its JSON, and the text itself."""
+    try:
+        return [json.loads(text), text]
+    except (ValueError, RecursionError):
+        return [text]
+
+
+def both_ways(value: Any, text: str) -> str:
+    """How to write each of the two that one word may stand for."""
+    as_json, as_text = shlex.quote(f" {text}"), shlex.quote(json.dumps(text))
+    return f"write {as_json} (with a space) for {quote(value)}, and {as_text} for the text"

@@ -1,0 +1,207 @@
+"""`checkpoint clear`: keys, failures, or all of a checkpoint, after asking."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from checkpoint.api.runner import CheckpointedRunner
+from checkpoint.catalog.locate import locate, parts_of, writer_of
+from checkpoint.catalog.paths import command_line
+from checkpoint.cli.arguments import add_command, both_ways, json_or_text
+from checkpoint.cli.terminal import encodable, print_json, print_line
+from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, printable, quote
+from checkpoint.storage.store import Store
+from checkpoint.values.keys import Key, identity, key_from_json, plain_json, plain_key
+
+__all__ = ["add_clear"]
+
+
+def add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's arguments."""
+    command = add_command(
+        commands,
+        "clear",
+        _clear,
+        "forget results and errors: all, or those of some keys",
+        "Forget what is saved for some keys, of the version that was written last; or, without --key, everything:\n"
+        "all versions, files included. It asks first. A key is read as JSON where it is that (12, '\"12\"', true,\n"
+        "'[1, \"a\"]' for a tuple), else as text. One key that is not there, and nothing is forgotten.",
+        "examples:\n  checkpoint clear NAME --key doc-17 --key doc-18\n  checkpoint clear NAME --key 12 --yes\n"
+        "  checkpoint clear NAME\n\n"
+        "exit status: 0 forgotten; 1 a key or the checkpoint is not there, it is being written, or the answer was no;\n"
+        "2 wrong command line, or there is no terminal to ask on, and no --yes; 130 interrupted",
+    )
+    command.add_argument("--key", action="append", metavar="K", help="forget this key (may be repeated)")
+    command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _clear(arguments: argparse.Namespace) -> int:
+    directory = locate(arguments.name, arguments.dir)
+    with CheckpointedRunner(arguments.name, directory) as runner:
+        if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
+            with runner.records.store.all_alone(to_clear=True):
+                pass  # which says who is writing, before anybody is asked
+        if arguments.key:
+            return _clear_keys(arguments, runner)
+        return _clear_all(arguments, runner)
+
+
+def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
+    store, version = runner.records.open(), runner.records.version
+    found = {identity(key): key for key in (_key_meant(store, version, text) for text in arguments.key)}
+    keys = list(found.values())
+    held = _told(*_counts_of(store, version, keys))
+    if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
+        return _declined(arguments)
+    with store.alone():
+        runner.records.open()
+        if runner.records.version != version or not all(_is_there(store, version, key) for key in keys):
+            raise CheckpointError(f"checkpoint {arguments.name!r} was written meanwhile; nothing was forgotten")
+        results, errors, aside = _counts_of(store, version, keys)
+        runner.clear(keys)
+    if arguments.json:
+        told = {"name": runner.name, "directory": str(store.directory), "keys": [plain_json(key) for key in keys]}
+        print_json({**told, "results": results, "errors": errors, "aside": aside, "deleted": []})
+        return 0
+    print_line(f"forgot {held} of {arguments.name!r}: the next run of the job computes them anew")
+    command = command_line("compact", arguments.name, str(store.directory))
+    print_line(f"the old lines stay in the files until: {command}")
+    return 0
+
+
+def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
+    store, directory = runner.records.store, runner.records.store.directory
+    try:
+        runner.records.open()
+    except JournalLost as error:  # of which this is a way out
+        if not arguments.json:
+            print_line(str(error))
+    counts = [store.results, store.errors, store.unsaved]
+    results, errors, aside = (sum(map(shelf.count, shelf.versions)) for shelf in counts)
+    held = _told(results, errors, aside)
+    if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
+        return _declined(arguments)
+    prefixes = parts_of(arguments.name, directory).values()
+    with store.all_alone(to_clear=True):
+        before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
+        runner.clear()
+    kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]
+    deleted = [path for path in before if path not in kept]
+    if arguments.json:
+        told = {"name": arguments.name, "directory": str(directory), "keys": None, "deleted": deleted}
+        print_json({**told, "results": results, "errors": errors, "aside": aside})
+        return 0
+    print_line(f"forgot all of {arguments.name!r}, {held}; deleted {plural(len(deleted), 'file')} in {directory}")
+    if kept:
+        print_line(f"kept: {', '.join(kept)} (the lock, and what repairs have set aside)")
+    return 0
+
+
+def _files_of(name: str, directory: Path) -> list[str]:
+    parts = [f"{name}_results.jsonl", f"{name}_errors.jsonl", f"{name}_meta.json"]
+    hidden = [f".{name}_{kind}" for kind in ("results", "errors", "unsaved")]
+    parts += [f".{name}_unsaved.jsonl", *(f"{part}.{end}" for part in hidden for end in ("index", "aside"))]
+    return [part for part in (*parts, f".{name}.lock") if os.path.lexists(directory / part)]
+
+
+def _told(results: int, errors: int, aside: int) -> str:
+    parts = [plural(results, "result")] if results or not (errors or aside) else []
+    if errors:
+        parts.append(plural(errors, "error"))
+    if aside:
+        parts.append(f"{plural(aside, 'value')} kept aside")
+    return " and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]} and {parts[2]}"
+
+
+def _places(store: Store, version: str, key: Key) -> tuple[int, ...]:
+    """Where the key's records are, in results, errors and values kept aside."""
+    shelves = (store.results, store.errors, store.unsaved)
+    return tuple(place.offset if (place := shelf.find(version, key)) is not None else -1 for shelf in shelves)
+
+
+def _is_there(store: Store, version: str, key: Key) -> bool:
+    return max(_places(store, version, key)) >= 0
+
+
+def _counts_of(store: Store, version: str, keys: Iterable[Key]) -> tuple[int, int, int]:
+    places = [_places(store, version, key) for key in keys]
+    results, errors, aside = (sum(held[part] >= 0 for held in places) for part in range(3))
+    return results, errors, aside
+
+
+def _key_meant(store: Store, version: str, text: str) -> Key:
+    """The key that is written so and is there: as JSON, or as the text itself.
+
+    Raises:
+        InvalidOption: two keys are written so.
+        CheckpointError: there is none.
+    """
+    keys = _keys_written(text)
+    there = [key for key in keys if _is_there(store, version, key)]
+    if len({_places(store, version, key) for key in there}) > 1:
+        raise InvalidOption(
+            f"the keys {quote(there[0])} and {quote(there[1])} are both there; {both_ways(keys[0], text)}"
+        )
+    if there:
+        return there[-1]
+    others = [other for other in store.results.versions - {version} if _is_there_as(store, other, keys)]
+    of = f"; it is there under {_labels(store, others)}, which is not the version written last" if others else ""
+    raise CheckpointError(
+        f"key {quote(keys[0])} is not in checkpoint {store.name!r} in {store.directory}{of}; nothing was forgotten"
+    )
+
+
+def _is_there_as(store: Store, version: str, keys: Iterable[Key]) -> bool:
+    return any(_is_there(store, version, key) for key in keys)
+
+
+def _labels(store: Store, versions: Iterable[str]) -> str:
+    told = [quote(store.versions.get(version, version), 60) if version else "no version" for version in versions]
+    return ", ".join(sorted(told)[:3])
+
+
+def _keys_written(text: str) -> list[Key]:
+    """What a word of the command line may stand for: the key that its JSON makes, where it makes one, and the text."""
+    keys: list[Key] = []
+    for value in json_or_text(text):
+        try:
+            keys.append(_key_of(value))
+        except (InvalidKey, ValueError, RecursionError):
+            continue
+    return keys
+
+
+def _key_of(value: Any) -> Key:
+    """A list stands for a tuple; an object as it stands in a journal."""
+    if isinstance(value, dict):
+        return key_from_json(value)
+    return plain_key(_as_tuple(value))
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple([_as_tuple(part) for part in value]) if isinstance(value, list) else value
+
+
+def _agreed(arguments: argparse.Namespace, question: str) -> bool:
+    """Whether the person at the terminal says yes.
+
+    Raises:
+        SystemExit: there is none to ask (2).
+    """
+    if arguments.yes:
+        return True
+    if not sys.stdin.isatty():
+        print_line(f"checkpoint: {question} there is no terminal to ask on; say --yes", sys.stderr)
+        raise SystemExit(2)
+    print(encodable(printable(f"{question} [y/N] "), sys.stderr), end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _declined(arguments: argparse.Namespace) -> int:
+    print_line("nothing was forgotten", sys.stderr)
+    return 1

@@ -1,0 +1,121 @@
+"""`checkpoint watch`: a job as it goes on, in a live view, in lines, or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from checkpoint import clock
+from checkpoint.catalog.paths import command_line
+from checkpoint.cli.arguments import add_command
+from checkpoint.cli.terminal import console_here, drawing_of, print_line, title_of
+from checkpoint.errors import quote
+from checkpoint.reporting.status import Observer, Survey
+
+__all__ = ["add_watch"]
+
+
+_GRACE = 2  # looks at a checkpoint that nobody writes, before `watch` ends
+
+
+def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's arguments."""
+    command = add_command(
+        commands,
+        "watch",
+        _watch,
+        "follow a job that is running elsewhere",
+        "What `show` tells of a job that is running in another terminal, again and again: live on a terminal (with\n"
+        "the extra checkpoint-map[cli]), else a line each time. It ends when nobody writes any more, or at Ctrl-C;\n"
+        "the job does not notice.",
+        "examples:\n  checkpoint watch NAME\n  checkpoint watch NAME --interval 60 >> progress.log\n"
+        "  checkpoint watch NAME --json\n\n"
+        "exit status: 0 the job has ended, or Ctrl-C; 1 there is no such checkpoint, or it cannot be read; 2 wrong\n"
+        "command line",
+        json="print a line of JSON each time",
+    )
+    command.add_argument(
+        "--interval", type=_seconds, metavar="SECONDS", help="between two looks (default: 1 when live, else 10)"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.05 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{quote(text)} is no number of seconds; give one from 0.05 to 86400")
+    return seconds
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    console = None if arguments.json else console_here()
+    interval = arguments.interval or (10.0 if console is None else 1.0)
+    with Observer(arguments.name, arguments.dir) as observer:
+        looks = _looks(observer, interval)
+        try:
+            if arguments.json:
+                seen = _watch_json(looks)
+            elif console is None:
+                seen = _watch_lines(looks)
+            else:
+                seen = _watch_live(looks, console)
+        except KeyboardInterrupt:
+            return 0
+    if not arguments.json:
+        print_line(f"nobody is writing {seen.name!r} any more: {seen.counts()}")
+        if seen.failed:
+            print_line(f"why each failed: {command_line('errors', seen.name, seen.directory)}")
+    return 0
+
+
+def _looks(observer: Observer, interval: float) -> Iterator[Survey]:
+    """Look until nobody has been writing for a while; where that cannot be told, until nothing is left."""
+    quiet = 0
+    while True:
+        seen = observer.look()
+        quiet = quiet + 1 if seen.writer is None or (not seen.writer and seen.left == 0) else 0
+        yield seen
+        if quiet > _GRACE:
+            return
+        clock.sleep(min(interval, 1.0) if quiet else interval)
+
+
+def _watch_json(looks: Iterable[Survey]) -> Survey:
+    for seen in looks:
+        print(json.dumps(seen.to_json()), flush=True)
+    return seen
+
+
+def _watch_lines(looks: Iterable[Survey]) -> Survey:
+    """A line each time; and one for each cause of errors when it first comes up."""
+    last, known = "", set()
+    for seen in looks:
+        told = " · ".join(part for part in (seen.counts(), seen.pace() if seen.writer else "") if part)
+        if told != last or seen.writer:
+            print_line(f"{datetime.fromtimestamp(seen.asked_at):%H:%M:%S}  {told}")
+            last = told
+        for cause in seen.causes[:5]:
+            if (signature := (cause.type, cause.where, "" if cause.where else cause.message)) not in known:
+                known.add(signature)
+                print_line(f"{'':10}{cause}")
+        sys.stdout.flush()
+    return seen
+
+
+def _watch_live(looks: Iterable[Survey], console: Any) -> Survey:
+    from rich.live import Live
+    from rich.panel import Panel
+
+    with Live(console=console, auto_refresh=False) as live:
+        for seen in looks:
+            rows = [row for row in seen.rows() if row[0] in ("done", "writing", "rate", "calls", "errors")]
+            if seen.recent:
+                rows.append(("latest", [f"{quote(last.key, 40)}  {last.text}" for last in seen.recent]))
+            live.update(Panel(drawing_of(seen, rows), title=title_of(seen), title_align="left"), refresh=True)
+    return seen

@@ -1,0 +1,420 @@
+"""One call of the user's function, wherever it is made: what comes back is an answer, and never an exception.
+
+A `Call` is what workers are given. Where it arrives by pickle, in another process, it answers in bytes (`transport`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from functools import lru_cache
+from importlib.util import find_spec
+from types import CoroutineType, TracebackType, coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from checkpoint import clock
+from checkpoint.errors import (
+    BrokenWorkers,
+    FunctionChanged,
+    InvalidFunction,
+    InvalidOption,
+    RefusedValue,
+    plural,
+    quote,
+    quote_error,
+)
+from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
+from checkpoint.execution.policies import Retry
+from checkpoint.execution.surroundings import Settings, settings_here, unshared
+from checkpoint.execution.transport import cloudpickle, pack
+from checkpoint.outcomes import Unit, describe_exception
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["Arrived", "Call", "Shipped", "arrived", "ending", "is_in_call"]
+
+
+class Agrees(Protocol):
+    """Sees that a function is in this process what it is in the driver."""
+
+    def check(self, function: Any, *, takes_over: bool, travelled: bool) -> None:
+        """Raise `FunctionChanged` where it is not."""
+
+    def without_values(self) -> Agrees:
+        """The same for a process in which no values are set: they need not travel."""
+
+
+_Run = Callable[..., Any]  # of a context
+
+
+class Call:
+    """How the function is called: each time in a copy of the context in which this was made.
+
+    Args:
+        function: it takes an item, or a list of items.
+        name: what it is called in messages.
+        batch_size: how many items it takes at most, in a list; None: one, and no list.
+        validate: False or an exception makes a value a failure.
+        retry: which exceptions say that the call may be made again.
+        timeout: seconds that a coroutine may take.
+        travels: what is pickled in the function's place, and arrives as it.
+        settings: of arithmetic, those of the process that it comes from; None: those that hold here.
+        agreement: sees in another process that the function is what it is here, before a call is made.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        name: str = "the function",
+        *,
+        batch_size: int | None = None,
+        validate: Callable[[Any], Any] | None = None,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        travels: Any = None,
+        settings: Settings | None = None,
+        agreement: Agrees | None = None,
+    ) -> None:
+        self.function = function
+        self._context = copy_context()
+        if settings is not None:
+            self._context.run(settings.apply)
+        self._unshare = self._context.run(unshared, self._context.copy())
+        self._settings = settings
+        self._agreement = agreement
+        self._travels = function if travels is None else travels
+        self.name = name
+        self.batch_size = batch_size
+        self.batch = batch_size is not None
+        self.timeout = timeout
+        self._validate = validate
+        self._retry = retry
+        self._plain = batch_size is None and validate is None
+        self._shipped: dict[bool, bytes] = {}
+
+    def one(self, given: Any) -> Answer:
+        """The answer for one item, or one batch."""
+        run = self._context.copy().run
+        started = clock.perf_counter()
+        try:
+            if self._unshare is not None:
+                run(self._unshare)
+            value = run(self.function, given)
+            if not self._plain:
+                return run(self._checked, value, given, started)
+        except Exception as error:
+            return self.failed(error, clock.perf_counter() - started)
+        except BaseException as error:
+            if _is_fault(error):
+                return self.failed(error, clock.perf_counter() - started)
+            return Fatal(error)
+        return (value, clock.perf_counter() - started)
+
+    def many(self, given: list[Any]) -> list[Answer]:
+        """The answers for several, one after the other: fewer where one of them says that no more is to be called."""
+        answers = []
+        for one in given:
+            try:
+                answer = self.one(one)
+            except BaseException as error:  # of a hook of the user's, while a failure was described
+                answer = Fatal(error)
+            answers.append(answer)
+            if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
+                break
+        return answers
+
+    async def awaited(self, given: Any) -> Answer:
+        """The answer of a coroutine function for one item, or one batch."""
+        run = self._context.copy().run
+        started = clock.perf_counter()
+        try:
+            if self._unshare is not None:
+                run(self._unshare)
+            awaitable = run(self.function, given)
+            if self.timeout is None:
+                value = await _within(run, awaitable)
+            else:
+                value = await self._in_time(run, awaitable)
+            if not self._plain:
+                return run(self._checked, value, given, started)
+        except Exception as error:
+            return self.failed(error, clock.perf_counter() - started)
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            if _is_fault(error):
+                return self.failed(error, clock.perf_counter() - started)
+            return Fatal(error)
+        return (value, clock.perf_counter() - started)
+
+    async def _in_time(self, run: _Run, awaitable: Awaitable[Any]) -> Any:
+        import asyncio
+
+        limit = asyncio.timeout(self.timeout)
+        try:
+            async with limit:
+                return await _within(run, awaitable)
+        except TimeoutError:
+            if limit.expired():
+                raise out_of_time(self.timeout) from None
+            raise
+
+    def failed(self, error: BaseException, elapsed: float | None = None) -> Failed:
+        """The answer of a call that raised."""
+        again = None
+        if self._retry is not None and isinstance(error, Exception):
+            try:
+                again = self._retry.judge(error)
+            except Exception as broken:  # the user's `on`
+                error = broken
+        return Failed(describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__)), again)
+
+    def _checked(self, value: Any, given: Any, started: float) -> Answer:
+        elapsed = clock.perf_counter() - started
+        if not self.batch:
+            return self._validated(value, elapsed)
+        values = self._split(value, len(given))
+        return [self._validated(one, elapsed / len(given)) for one in values]
+
+    def _validated(self, value: Any, elapsed: float) -> Answer:
+        if self._validate is None:
+            return (value, elapsed)
+        try:
+            verdict = self._validate(value)
+            if hasattr(verdict, "__await__"):
+                raise InvalidOption(f"validate returned {quote(verdict)}; it must be a plain function of the value")
+            if verdict is not None and not verdict:
+                raise RefusedValue(f"validate returned {quote(verdict)} for {quote(value)}")
+        except Exception as error:
+            return self.failed(error, elapsed)
+        return (value, elapsed)
+
+    def _split(self, value: Any, count: int) -> list[Any]:
+        """The values of a batch, one for each item.
+
+        Raises:
+            InvalidFunction: there are more or fewer, or it is no list.
+        """
+        given = f"{self.name} was given a list of {plural(count, 'item')} and returned"
+        is_list = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+        is_table = hasattr(value, "columns")  # of pandas, polars or Arrow: it counts rows and gives columns
+        if not is_list or is_table or isinstance(value, (str, bytes, bytearray, Mapping)):
+            raise InvalidFunction(
+                f"{given} {quote(value)}, a {type(value).__name__}; "
+                "with batch_size it returns a list with one value for each item"
+            )
+        values = list(value)
+        if len(values) != count:
+            raise InvalidFunction(
+                f"{given} a list of {len(values)}; with batch_size it returns one value for each item, in their order"
+            )
+        return values
+
+    # travelling
+
+    def shipped(self, *, sets: bool = False) -> bytes:
+        """Its pickle; by cloudpickle where the standard one cannot.
+
+        Args:
+            sets: whether values that differ there may be set, and so travel along. Executors of others get this
+                pickle with every task: what they cannot use must not make it large.
+
+        Raises:
+            BrokenWorkers, ExtraNeeded: neither can.
+        """
+        if sets not in self._shipped:
+            nowhere = getattr(self.function, "__module__", None) == "__main__" and not _has_file()
+            if nowhere and find_spec("cloudpickle") is not None:
+                self._shipped[sets] = self.shipped_whole(sets=sets)
+            else:
+                try:
+                    self._shipped[sets] = pickle.dumps(self._parts(sets=sets), pickle.HIGHEST_PROTOCOL)
+                except Exception as error:  # pickling runs the user's own code
+                    self._shipped[sets] = cloudpickle(self._parts(sets=sets, travelled=True), self.name, error)
+        return self._shipped[sets]
+
+    def shipped_whole(self, *, sets: bool = False) -> bytes:
+        """Its pickle with the code of __main__ taken along, for a worker that has not got it."""
+        return cloudpickle(self._parts(sets=sets, travelled=True), self.name)
+
+    def _parts(self, *, sets: bool, travelled: bool = False) -> tuple[Any, ...]:
+        context = self._context.copy()
+        if self._unshare is not None:
+            context.run(self._unshare)
+        settings = self._settings or context.run(settings_here)
+        agreement = self._agreement
+        if agreement is not None and not sets:
+            agreement = agreement.without_values()
+        return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, agreement,
+                travelled)  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Shipped, (self.shipped(),))
+
+
+@coroutine
+def _within(run: _Run, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await it in a context, and not in that of the task that awaits, which makes one call after the other."""
+    steps: Any = awaitable if type(awaitable) is CoroutineType else _waiting(awaitable)
+    act, given = steps.send, None
+    while True:
+        try:
+            asked = run(act, given)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            given, act = (yield asked), steps.send
+        except GeneratorExit:
+            run(steps.close)
+            raise
+        except BaseException as error:
+            given, act = error, steps.throw
+
+
+async def _waiting(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _frames_of_ours(traceback: TracebackType | None) -> int:
+    """How many frames there are before those of the user's."""
+    count = 0
+    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        traceback, count = traceback.tb_next, count + 1
+    return count
+
+
+_CALLING = {Call.one.__code__, Call.awaited.__code__}
+
+
+def is_in_call() -> bool:
+    """Whether a pass is calling the function from which this is asked, in the same thread and loop task."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in _CALLING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_FAULTS = frozenset({"PanicException", "CancelledError", "Cancelled"})  # of pyo3; asyncio and anyio; trio
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether what is no Exception is a fault of the call: a Rust panic, or that what it waited for was cancelled."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(isinstance(one, Exception) or _is_fault(one) for one in error.exceptions)
+    return not _FAULTS.isdisjoint([kind.__name__ for kind in type(error).__mro__])
+
+
+def ending(error: BaseException, name: str, units: Sequence[Unit]) -> BaseException:
+    """The exception, which ends the pass of that checkpoint, with a note of the item that raised it.
+
+    An exit with status 0 becomes one with status 1: while items are left, no caller must take the work for done.
+
+    Args:
+        error: what was raised.
+        name: the checkpoint's.
+        units: for which of them it was raised, or for one of them.
+    """
+    keys = ", ".join([quote(unit.key, 80) for unit in units[:_MOST_NAMED]]) + (
+        ", …" if len(units) > _MOST_NAMED else ""
+    )
+    where = f"item {keys}" if len(units) == 1 else f"one of the items {keys}"
+    note = f"{type(error).__name__} was raised for {where} of checkpoint {name!r}"
+    if note not in getattr(error, "__notes__", ()):
+        with suppress(AttributeError, TypeError):  # a class that has its own __notes__
+            error.add_note(note)
+    if isinstance(error, SystemExit) and _is_success(error.code):
+        given = "" if error.code is None else error.code
+        error.code = (
+            f"checkpoint {name!r}: sys.exit({given}) was called for {where}, and ends the pass while items are left. "
+            "Raise an exception to have the item fail and the others run; return to have it done"
+        )
+    return error
+
+
+_MOST_NAMED = 5
+
+
+def _is_success(status: object) -> bool:
+    """Whether who started the process takes the status for success: of an int, the system keeps one byte."""
+    return status is None or (isinstance(status, int) and not status & 0xFF)
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether the task that runs was asked to end, and this is how it ends."""
+    import asyncio  # only here: who has no coroutines need not wait for it
+
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class Arrived:
+    """A call in another process: it answers in bytes."""
+
+    def __init__(self, call: Call, agreement: Agrees | None = None, *, travelled: bool = False) -> None:
+        self.call = call
+        self._agreement, self._travelled = agreement, travelled
+        self._refusal: FunctionChanged | None = None
+
+    def agree(self, *, takes_over: bool) -> None:
+        """See, once, that the function does here what it does where it comes from.
+
+        Args:
+            takes_over: whether values that differ may be set here.
+
+        Raises:
+            FunctionChanged: it does not.
+        """
+        if self._agreement is not None:
+            agreement, self._agreement = self._agreement, None
+            try:
+                agreement.check(self.call.function, takes_over=takes_over, travelled=self._travelled)
+            except FunctionChanged as refusal:
+                self._refusal = refusal
+        if self._refusal is not None:
+            raise self._refusal
+
+    def many(self, given: list[Any]) -> bytes:
+        """The answers, packed."""
+        return pack(self.call.many(given))
+
+
+class Shipped:
+    """A call on an executor's way: it is loaded when it is made, since one that fails to load may end its worker."""
+
+    def __init__(self, shipped: bytes) -> None:
+        self.shipped = shipped
+
+    def many(self, given: list[Any]) -> bytes:
+        """The answers, packed.
+
+        Raises:
+            BrokenWorkers: it cannot be loaded here.
+            FunctionChanged: it is another one here, or reads other values.
+        """
+        try:
+            call = arrived(self.shipped)
+        except Exception as error:
+            raise BrokenWorkers(f"its workers cannot load the function: {quote_error(error)}") from None
+        call.agree(takes_over=False)
+        return call.many(given)
+
+
+def _has_file() -> bool:
+    """Whether the main module is a script that can be imported elsewhere, and no notebook or prompt."""
+    return getattr(sys.modules.get("__main__"), "__file__", None) is not None
+
+
+@lru_cache(maxsize=4)
+def arrived(shipped: bytes) -> Arrived:
+    """What a shipped call becomes; it is built once a process."""
+    function, name, batch_size, validate, retry, settings, agreement, travelled = pickle.loads(shipped)
+    call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings)
+    return Arrived(call, agreement, travelled=travelled)

@@ -1,0 +1,153 @@
+"""Calls made by workers under a coordinator, while the consumer's thread draws and admits items.
+
+An engine stands between `admit` and `settle`, which it is given. Items are drawn and admitted where the consumer is, so
+that workers and event loops need not wait for the disk. (A loop, the thread that serves processes, and a worker thread
+where calls end seldom, settle by themselves while that takes less than two milliseconds: handing over and back takes
+longer.)
+
+Bounds: no more than ``workers x chunksize`` calls (or one batch a worker) are begun and not on disk. Fewer than as many
+again are drawn ahead, none for a single worker (and 64 more of a list, a tuple or a range, whose items are in memory
+anyway); and so many, and 32, wait for a retry before nothing is drawn. Engines know nothing of keys, disks or bars.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from checkpoint import clock
+from checkpoint.errors import StoreError, quote
+from checkpoint.execution.call import Call
+from checkpoint.execution.coordinator import Coordinator
+from checkpoint.execution.interfaces import Parallelism, PassPort, Report, Task, Workers
+from checkpoint.execution.scheduler import Schedule
+from checkpoint.execution.signals import Interrupts
+from checkpoint.outcomes import Unit
+
+__all__ = ["concurrent", "draw_items", "raise_unsaved", "raise_why"]
+
+
+log = logging.getLogger("checkpoint")
+_UNSEEN = 64  # items that are drawn before others have a turn
+_LOOK_UP = 0.5  # seconds: a signal that comes just as the main thread goes to sleep does not wake it
+
+
+def draw_items(desk: PassPort, coordinator: Coordinator, interrupts: Interrupts) -> Iterator[bool | None]:
+    """Draw, admit and hand over until all is settled or it must end, and what runs has finished.
+
+    Yields whether to wait until woken; whoever consumes may look for outcomes each time. None: others may have a turn.
+    """
+
+    def goes_on() -> bool:
+        return not (coordinator.stopped or interrupts.asked)
+
+    units_of = _several if desk.in_memory and not desk.is_watched else _one_by_one
+    for units, others in units_of(desk, coordinator):
+        if units:
+            coordinator.add(units)
+        if others is not False or desk.is_watched:
+            yield others
+        while (desk.is_crowded or coordinator.room <= 0) and goes_on():
+            yield True
+        if not goes_on():
+            break
+    else:
+        coordinator.all_drawn()
+    while not coordinator.is_done and goes_on():
+        yield True
+    coordinator.stop()
+    while not coordinator.is_quiet:
+        yield True
+
+
+def _one_by_one(desk: PassPort, _: Coordinator) -> Iterator[tuple[list[Unit], bool | None]]:
+    """What was drawn and admitted, and whether others may have a turn (None) or not (False)."""
+    for drawn, item in enumerate(desk.items, 1):
+        unit = desk.admit(item)
+        yield [] if unit is None else [unit], False if drawn % _UNSEEN else None
+
+
+def _several(desk: PassPort, coordinator: Coordinator) -> Iterator[tuple[list[Unit], None]]:
+    """The same for items in memory: as many at a time as there is room for."""
+    while (units := desk.admit_next(min(max(coordinator.room, 1), _UNSEEN))) is not None:
+        yield units, None
+
+
+def raise_why(coordinator: Coordinator, interrupts: Interrupts) -> None:
+    """Raise what ended the pass, if anything did."""
+    if coordinator.failure is not None:
+        raise coordinator.failure
+    if interrupts.asked:
+        raise interrupts.as_exception()
+
+
+def raise_unsaved(coordinator: Coordinator) -> None:
+    """The way out goes on, unless it would lose what the store could not save."""
+    failure, leaving = coordinator.failure, sys.exception()
+    if isinstance(failure, StoreError) and leaving is not None and leaving is not failure:
+        if isinstance(leaving, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+            keys = quote(list(failure.unsaved)[:10])
+            log.error("%s; %d results are not on disk, those of keys %s", failure, len(failure.unsaved), keys)
+        else:
+            raise failure from leaving
+
+
+def _at_exit() -> bool:
+    """Whether the process ends, which nothing that runs here may delay."""
+    return not threading.main_thread().is_alive()
+
+
+def concurrent(
+    desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism, hire: Callable[[Report], Workers]
+) -> Iterator[None]:
+    """Draw in this thread, call on workers. A consumer that leaves waits `grace` seconds for what runs."""
+    wakes: SimpleQueue[None] = SimpleQueue()
+
+    def wake() -> None:
+        if wakes.empty() and coordinator.wants_drawer:
+            wakes.put(None)
+
+    def interrupt() -> None:
+        coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
+        wake()
+
+    def report(finished: list[tuple[Task, Any]]) -> None:
+        if workers.settles and coordinator.deal_at_once(finished):
+            wake()
+        else:
+            for task, answers in finished:
+                coordinator.report(task, answers)
+
+    coordinator = Coordinator(desk, call, schedule, spread, wake)
+    workers = hire(report)
+    with Interrupts(desk.name, spread.grace, interrupt) as interrupts:
+        try:
+            coordinator.begin(workers)
+            for waits in draw_items(desk, coordinator, interrupts):
+                if waits:
+                    with suppress(Empty):
+                        wakes.get(timeout=_LOOK_UP)
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # who consumes has left, or the items raised
+            coordinator.stop()
+            end = clock.monotonic() + spread.grace
+            while not (coordinator.is_quiet or coordinator.is_dealing_here or interrupts.over or _at_exit()):
+                if (left := end - clock.monotonic()) <= 0:
+                    break
+                with suppress(Empty):
+                    wakes.get(timeout=min(left, _LOOK_UP))
+            raise
+        finally:
+            try:
+                coordinator.close()
+            finally:
+                workers.close()
+            raise_unsaved(coordinator)
+        raise_why(coordinator, interrupts)

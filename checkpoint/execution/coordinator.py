@@ -1,0 +1,371 @@
+"""Between the workers and the disk: what becomes of answers, and what is called next.
+
+The coordinator is a thread that takes all that has finished, has it settled in one go, and starts what may start by the
+schedule; where that takes no time worth mentioning, whoever reports does it instead. What finishes is on disk at once,
+whether or not anyone consumes it; and a worker's place is free again when its result is there.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from math import inf
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+from checkpoint import clock
+from checkpoint.errors import StoreError
+from checkpoint.execution.answers import Fatal, failed
+from checkpoint.execution.call import Call, ending
+from checkpoint.execution.interfaces import Broken, Died, Parallelism, PassPort, Task, Unsent, Workers
+from checkpoint.execution.judge import AnswerHandler, Batches
+from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
+from checkpoint.execution.transport import unpack
+from checkpoint.outcomes import Done, Success, Unit
+
+__all__ = ["Coordinator"]
+
+
+_AHEAD = 64  # items in memory that are drawn ahead: who draws and who calls take turns less often
+_SWIFT = 0.002  # seconds
+_LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
+
+
+class Coordinator:
+    """A thread that takes what finished, has it settled, and starts what may start.
+
+    Args:
+        desk: whose `settle` it calls.
+        call: what is called.
+        schedule: what is to be called when.
+        spread: how the work is spread.
+        wake: called from its thread when who draws should look.
+
+    Attributes:
+        failure: what ended it.
+        stopped: whether nothing more is started.
+        waits: whether the store failed, and is tried once more when nothing runs.
+    """
+
+    def __init__(
+        self, desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism, wake: Callable[[], None]
+    ) -> None:
+        self._desk = desk
+        self._schedule = schedule
+        self._judge = AnswerHandler(schedule)
+        self._batches = Batches(call)
+        self._slots, self._chunksize, _ = spread
+        self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0
+        self._wake = wake
+        self._inbox: SimpleQueue[tuple[Task, Any] | None] = SimpleQueue()
+        self._lock = threading.RLock()  # a garbage collection under it may call `stop`
+        self._workers: Workers
+        self._thread: threading.Thread | None = None
+        self._running = 0  # tasks
+        self._is_quiet_kept = False  # one runs that nothing else may run beside
+        self._under_way = 0  # units that were drawn and are not settled
+        self._late: list[Done] = []  # finished after the store failed
+        self._with_desk = 0  # how many the desk has and could not save
+        self._all_drawn = False
+        self._dealing = threading.Lock()
+        self._dealer: int | None = None  # the thread that deals in place of ours
+        self._is_over = False  # whether nobody deals with what is reported from now on
+        self._is_swift = False  # whether settling took no time worth mentioning when it was last done
+        self._looks_at = inf  # when the thread looks at the schedule by itself
+        self.failure: BaseException | None = None
+        self.stopped = False
+        self.waits = False
+
+    def begin(self, workers: Workers) -> None:
+        """Start, with these workers."""
+        self._workers = workers
+        self._judge.doubts_deaths = workers.shares_blame
+        self._thread = threading.Thread(target=self._run, name="checkpoint-coordinator", daemon=True)
+        self._thread.start()
+
+    # by who draws
+
+    @property
+    def room(self) -> int:
+        """How many more may be drawn, if any."""
+        return self._room(self._ahead)
+
+    def _room(self, ahead: int) -> int:
+        most = self._slots * self._chunksize
+        return self._schedule.room(most if self._running < self._slots else most - 1, ahead)
+
+    @property
+    def wants_drawer(self) -> bool:
+        """Whether there is something to do for who draws, when something was settled."""
+        if self._desk.is_watched or self.stopped or self._under_way == 0:
+            return True
+        return not self._all_drawn and self._room(self._ahead // 2) > 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was drawn is settled."""
+        return self._under_way == 0
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing runs, and nothing waits for the store."""
+        return self._running == 0 and not self.waits
+
+    def add(self, units: list[Unit]) -> None:
+        """These are to be called, too."""
+        with self._lock:
+            self._under_way += len(units)
+            for unit in units:
+                for attempt in [Attempt([unit])] if self._batches.size == 1 else self._batches.add(unit):
+                    self._schedule.add(attempt)
+            if self._running < self._slots:
+                self._start()
+                self._have_looked()
+
+    def all_drawn(self) -> None:
+        """No more will come: what waits for others to fill a batch or a chunk goes as it is."""
+        with self._lock:
+            self._all_drawn = True
+            for attempt in self._batches.add(None, flush=True):
+                self._schedule.add(attempt)
+            self._start()
+            self._have_looked()
+
+    def _due(self) -> float | None:
+        """When something may start that could not just now, on the monotonic clock; under the lock."""
+        if self.stopped or self.waits or self._running >= self._slots or self._waits_for_quiet:
+            return None
+        wait = self._schedule.wait(1 if self._all_drawn else self._chunksize)
+        return None if wait is None else clock.monotonic() + wait
+
+    @property
+    def _waits_for_quiet(self) -> bool:
+        """Whether nothing may start before what runs has ended."""
+        if not self._judge.doubts_deaths or self._running == 0:
+            return False
+        return self._is_quiet_kept or self._schedule.wants_quiet
+
+    def _have_looked(self) -> None:
+        """See that the thread looks at the schedule in time; under the lock, by others than it."""
+        due = self._due()
+        if due is not None and due < self._looks_at:
+            self._looks_at = due
+            self._inbox.put(_LOOK)
+
+    def report(self, task: Task, answers: Any) -> None:
+        """The answers to a task, from any thread."""
+        self._inbox.put((task, answers))
+
+    def deal_at_once(self, reports: list[tuple[Task, Any]]) -> bool:
+        """Deal with the reports in the caller's thread, if that takes no time worth mentioning.
+
+        An event loop, the thread that serves processes, or a worker thread settles by itself while the last time took
+        less than two milliseconds, and nothing waits for the medium: handing over and back would take longer. It never
+        waits for another that deals.
+        """
+        if not self._is_swift or not self._dealing.acquire(blocking=False):
+            return False
+        try:
+            if self._is_over:
+                return False
+            self._dealer = threading.get_ident()
+            self._deal(reports, last=False)
+        finally:
+            self._dealer = None
+            self._dealing.release()
+        if self._running < self._slots:
+            with self._lock:
+                self._have_looked()
+        return True
+
+    @property
+    def is_dealing_here(self) -> bool:
+        """Whether this is asked within a deal: a garbage collection may end the pass of a stream anywhere."""
+        return threading.get_ident() in (self._dealer, self._thread and self._thread.ident)
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        with self._lock:
+            self.stopped = True
+
+    def close(self) -> None:
+        """Settle what has been reported, and end. What is reported later is lost.
+
+        It does not wait where this thread is dealing: the other one waits for that.
+        """
+        self.stop()
+        if self._thread is not None and not sys.is_finalizing():  # then no other thread runs any more
+            self._inbox.put(None)
+            if not self.is_dealing_here:
+                self._thread.join()
+
+    # in its thread
+
+    def _run(self) -> None:
+        more = True
+        while more:
+            reports, more = self._next()
+            with self._dealing:
+                self._deal(reports, last=not more)
+                self._is_over = not more
+            reports = []  # what is settled is let go of
+            self._wake()
+
+    def _next(self) -> tuple[list[tuple[Task, Any]], bool]:
+        """All reports that are there, at least one unless something else is due; and whether there will be more."""
+        with self._lock:
+            due = self._due()
+            self._looks_at = inf if due is None else due
+        wait = None if due is None else max(0.0, due - clock.monotonic())
+        reports: list[tuple[Task, Any]] = []
+        try:
+            report = self._inbox.get(timeout=wait)
+            while report is not None:
+                if report is not _LOOK:
+                    reports.append(report)
+                report = self._inbox.get_nowait()
+        except Empty:
+            return reports, True
+        return reports, False
+
+    def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
+        """Have settled what finished, and start what may start."""
+        settled = 0
+        try:
+            with self._lock:
+                finished = self._all_judged(reports)
+            if self.waits:
+                self._late += finished
+            elif finished:
+                settled = self._settle(finished)
+        except BaseException as error:  # told to who draws, who raises it
+            self._fail(error)
+        try:
+            with self._lock:
+                self._running -= len(reports)
+                self._under_way -= settled
+                again = self.waits and (last or self._running == 0)
+                if not again:
+                    self._go_on()
+            if again:
+                self._settle_again()
+                with self._lock:
+                    self._go_on()
+        except BaseException as error:
+            self._fail(error)
+
+    def _go_on(self) -> None:
+        """Start what may start, unless it is enough; under the lock."""
+        if self._desk.verdict is not None:
+            self.stopped = True
+        self._start()
+
+    def _all_judged(self, reports: list[tuple[Task, Any]]) -> list[Done]:
+        """What is to be settled; a single call that returned is told flat, since this is the per-item path."""
+        finished: list[Done] = []
+        for task, answers in reports:
+            if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
+                attempt, (value, elapsed) = task[0], answers[0]
+                self._schedule.succeeded()
+                finished.append(Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1)))
+            else:
+                finished += self._judged(task, answers)
+        return finished
+
+    def _judged(self, task: Task, answers: Any) -> list[Done]:
+        try:
+            if type(answers) is list and type(answers[-1]) is tuple:
+                return self._judge.dones(task, answers)
+            return self._dones(task, answers)
+        except Exception as error:  # of a policy of the user's: what else finished is settled all the same
+            self._fail(error)
+            return []
+
+    def _dones(self, task: Task, answers: Any) -> list[Done]:
+        judge = self._judge
+        if type(answers) is bytes:
+            try:
+                answers = unpack(answers)
+            except Exception as error:  # unpickling runs the values' own code
+                return judge.apart(task, error, answers)
+        if type(answers) is Died:
+            return [] if self.stopped else judge.died(task, answers)
+        if type(answers) is Unsent:
+            return judge.unsent(task, answers.error)
+        if type(answers) is Broken:
+            if not self.stopped:  # a signal to all of a terminal's processes ends executors too
+                self._fail(answers.error)
+            return []
+        if answers and type(answers[-1]) is Fatal:
+            fatal = answers.pop()
+            at_work = task[len(answers) :][:1] if fatal.is_of_call else task
+            self._fail(
+                ending(fatal.exception, self._desk.name, [unit for attempt in at_work for unit in attempt.units])
+            )
+        return judge.dones(task, answers)
+
+    def _settle(self, finished: list[Done]) -> int:
+        """Returns how many are settled: all, or none where the store failed."""
+        began = clock.perf_counter()
+        try:
+            self._desk.settle(finished)
+        except StoreError:
+            self.waits, self._with_desk, self._is_swift = True, len(finished), False
+            return 0
+        self._is_swift = clock.perf_counter() - began < _SWIFT and not self._desk.waits_for_medium
+        return len(finished)
+
+    def _settle_again(self) -> None:
+        """The second try: what the desk has, and what has finished since."""
+        late, self._late = self._late, []
+        try:
+            self._desk.settle(late)
+        except BaseException:
+            self.stopped = True  # before `waits` ends, or more would be begun that nobody saves
+            raise
+        finally:
+            self.waits = False
+        with self._lock:
+            self._under_way -= self._with_desk + len(late)
+
+    def _fail(self, error: BaseException) -> None:
+        self.stopped = True
+        if self.failure is None or (isinstance(error, StoreError) and not isinstance(self.failure, StoreError)):
+            self.failure = error  # one of the store's holds values that nobody else does
+
+    def _start(self) -> None:
+        """Start what may start; under the lock."""
+        while self._running < self._slots and not self.stopped and not self.waits:
+            if self._judge.doubts_deaths and self._waits_for_quiet:
+                return
+            task = self._next_task()
+            if not task:
+                return
+            self._is_quiet_kept = task[0].quiet
+            self._running += 1
+            try:
+                self._workers.start(task)
+            except BaseException:
+                self._running -= 1
+                raise
+
+    def _next_task(self) -> Task:
+        """The calls that make the next task; none where one that is not full may wait for more."""
+        schedule = self._schedule
+        task: Task = []
+        if self._chunksize > 1 and not self._all_drawn and schedule.ready < self._chunksize:
+            return task
+        while len(task) < self._chunksize:
+            try:
+                attempt = schedule.take(first=not task, only=self._running == 0)
+            except BadCost as bad:
+                self._running += 1
+                self._inbox.put(([bad.attempt], [failed(bad.error)]))
+                continue
+            if attempt is None:
+                break
+            task.append(attempt)
+            if attempt.alone:
+                break
+        return task

@@ -1,0 +1,298 @@
+"""When the next call may start: retries that wait, permits of rates, and pauses. What changes during a pass is here.
+
+A waiting item is an entry in a heap, never a worker that sleeps. Nothing here waits: whoever drives asks `take`, and
+how long until asking again makes sense. It is not shared between threads without a lock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+import numbers
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from checkpoint import clock
+from checkpoint.errors import InvalidOption, quote, quote_error
+from checkpoint.execution.policies import Again, Rate, Retry
+from checkpoint.outcomes import Unit
+
+__all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedule"]
+
+log = logging.getLogger("checkpoint")
+
+MOST_WAITS = 10
+"""So many waits for a Retry-After, without a success between them, or of one item, are taken as no attempt."""
+
+PATIENCE = 15 * 60.0
+"""Seconds of such waits."""
+
+MOST_LATER = 32
+"""Retries that may wait, besides as many as there are workers, before nothing else is begun."""
+
+_LONGEST = 3600.0  # seconds after which to look again in any case: what waits on locks takes no span of any length
+_TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
+
+
+class Attempt(msgspec.Struct, eq=False, gc=False):
+    """One call to be made, and what became of it so far: an item, or a batch of them.
+
+    Attributes:
+        units: what it works on.
+        made: how many attempts were made that count.
+        deaths: how many workers died of it.
+        alone: it travels alone, since something died or broke of it and others.
+        quiet: nothing else is to be under way with it: what it does next decides on it.
+        waits: how often it was told to come again later.
+        began: when it was last taken to be called, on the monotonic clock; told where there are retries.
+    """
+
+    units: list[Unit]
+    alone: bool = False
+    quiet: bool = False
+    made: int = 0
+    deaths: int = 0
+    began: float = 0.0
+    waits: int = 0
+    costs: list[float] | None = None
+
+
+class _Permits:
+    """What one rate has let go in the last `per` seconds."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self._taken: deque[tuple[float, float]] = deque()  # (when, cost)
+        self._sum = 0.0
+
+    def cost_of(self, units: list[Unit]) -> float:
+        """What a call on the units costs.
+
+        Raises:
+            InvalidOption: more than the limit, or what is no number: it would never start.
+        """
+        rate = self.rate
+        if rate.cost is None:
+            return 1.0
+        total = 0.0
+        for unit in units:
+            cost: Any = rate.cost(unit.item)
+            if not isinstance(cost, numbers.Real) or not float(cost) >= 0:
+                raise InvalidOption(
+                    f"the cost that a rate's function gave for the item is {quote(cost)}; give a number of 0 or more"
+                )
+            total += float(cost)
+        if total > rate.limit:
+            raise InvalidOption(
+                f"the cost of the call is {total:,.6g}, over the rate's limit of {rate.limit:,} in {rate.per:g} s: "
+                "it could never start"
+            )
+        return total
+
+    def wait(self, cost: float, now: float) -> float:
+        """Seconds until so much may be taken; 0 for at once."""
+        taken, per, limit = self._taken, self.rate.per, self.rate.limit * (1 + _TOLERANCE)
+        while taken and taken[0][0] + per <= now:
+            self._sum -= taken.popleft()[1]
+        if not taken:
+            self._sum = 0.0  # what floats add up to drifts
+        over = self._sum + cost - limit
+        if over <= 0:
+            return 0.0
+        due = now
+        for when, gone in taken:
+            over, due = over - gone, when + per
+            if over <= 0:
+                break
+        return max(due - now, 1e-6)
+
+    def take(self, cost: float, now: float) -> None:
+        self._taken.append((now, cost))
+        self._sum += cost
+
+
+class Schedule:
+    """What is to be called, in which order, and when.
+
+    Args:
+        retry: which failures are tried again; None: none.
+        rates: all of them must permit a call.
+        now: seconds on a clock that never goes back.
+    """
+
+    def __init__(
+        self, retry: Retry | None = None, rates: Iterable[Rate] = (), *, now: clock.Clock | None = None
+    ) -> None:
+        self._retry = retry
+        self._rates = [_Permits(rate) for rate in rates]
+        self._now = now or clock.monotonic
+        self._ready: deque[Attempt] = deque()
+        self._later: list[tuple[float, int, Attempt]] = []
+        self._due: deque[Attempt] = deque()  # was in `_later`, and goes before what is ready
+        self._order = count()
+        self._paused_until = -math.inf
+        self._has_paused = False
+        self._waits = 0  # for a Retry-After, since the last success
+        self._first_wait: float | None = None
+        self._last_wait = -math.inf  # when it ended, or will
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether calls are made in the order they come, each at once and once."""
+        return self._retry is None and not self._rates
+
+    @property
+    def ready(self) -> int:
+        """How many calls wait for nothing but a worker, a permit or the end of a pause."""
+        self._wake()
+        return len(self._due) + len(self._ready)
+
+    @property
+    def wants_quiet(self) -> bool:
+        """Whether the next call starts only once nothing is under way."""
+        queue = self._due or self._ready
+        return bool(queue) and queue[0].quiet
+
+    def room(self, ready: int, ahead: int = 0) -> int:
+        """How many more may be added, if any: until so many are ready or ahead, and not too many wait for a retry."""
+        room = ready + ahead - len(self._due) - len(self._ready)
+        return room if len(self._later) < ready + MOST_LATER else 0
+
+    def add(self, attempt: Attempt) -> None:
+        """To be called as soon as may be, after those that were added before."""
+        self._ready.append(attempt)
+
+    def take(self, *, first: bool = True, only: bool = True) -> Attempt | None:
+        """The next call that may start now, its permits taken; None: see `wait`.
+
+        Args:
+            first: whether it is the first of its task: one that travels alone is no other.
+            only: whether nothing is under way: else one that wants quiet is not taken.
+
+        Raises:
+            BadCost: what the call costs cannot be told, or is too much.
+        """
+        if self._later:
+            self._wake()
+        queue = self._due or self._ready
+        if not queue or (self._paused_until > -math.inf and self._now() < self._paused_until):
+            return None
+        if (queue[0].alone and not first) or (queue[0].quiet and not only):
+            return None
+        if self._rates and not self._permitted(queue):
+            return None
+        attempt = queue.popleft()
+        if self._retry is not None:
+            attempt.began = self._now()
+        return attempt
+
+    def _wake(self) -> None:
+        later = self._later
+        if later:
+            now = self._now()
+            while later and later[0][0] <= now:
+                self._due.append(heapq.heappop(later)[2])
+
+    def _permitted(self, queue: deque[Attempt]) -> bool:
+        costs = self._costs(queue)
+        now = self._now()  # counting tokens takes time
+        if any(permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)):
+            return False
+        for permits, cost in zip(self._rates, costs, strict=True):
+            permits.take(cost, now)
+        return True
+
+    def _costs(self, queue: deque[Attempt]) -> list[float]:
+        attempt = queue[0]
+        if attempt.costs is None:
+            try:
+                attempt.costs = [permits.cost_of(attempt.units) for permits in self._rates]
+            except Exception as error:
+                queue.popleft()
+                raise BadCost(attempt, error) from error
+        return attempt.costs
+
+    def wait(self, least: int = 1) -> float | None:
+        """Seconds until `take` may give something; None: not before something is added.
+
+        Args:
+            least: how many calls must be ready before the next one is taken.
+        """
+        ready, now = self.ready, self._now()
+        moments = [self._later[0][0]] if self._later else []
+        if ready and ready >= least:
+            moments.append(now + self._longest_wait((self._due or self._ready)[0], now))
+        if not moments:
+            return None
+        return min(max(min(moments) - now, self._paused_until - now, 0.0), _LONGEST)
+
+    def _longest_wait(self, attempt: Attempt, now: float) -> float:
+        costs = attempt.costs or [0.0] * len(self._rates)
+        return max([permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)], default=0.0)
+
+    def succeeded(self) -> None:
+        """A call returned: whoever was asked to wait for was worth it."""
+        if self._first_wait is not None:
+            self._waits, self._first_wait = 0, None
+
+    def again(self, attempt: Attempt, why: Again | None) -> bool:
+        """Whether the failed call is made once more; it is scheduled if so."""
+        retry = self._retry
+        if retry is None or why is None:
+            attempt.made += 1
+            return False
+        now = self._now()
+        if why.after is not None and self._is_patient(attempt, why.after, now):
+            if why.pause:
+                if now + why.after > self._paused_until + 1.0:
+                    level = logging.INFO if self._has_paused else logging.WARNING
+                    log.log(level, "pausing all calls for %.3g s, as the server asks (Retry-After)", why.after)
+                    self._has_paused = True
+                self._paused_until = max(self._paused_until, now + why.after)
+            self._put(attempt, now + why.after)
+            return True
+        attempt.made += 1
+        after = why.after or 0.0
+        if attempt.made >= retry.attempts or after > PATIENCE:
+            return False
+        try:
+            after = max(retry.delay(attempt.made), after)
+        except Exception as error:  # the user's `wait`: what was called is not lost for it
+            log.warning("Retry's wait failed, and the call is not tried again: %s", quote_error(error))
+            return False
+        self._put(attempt, now + after)
+        return True
+
+    def _is_patient(self, attempt: Attempt, after: float, now: float) -> bool:
+        """Whether the wait costs no attempt. Calls that were under way when a wait began all tell of the same one."""
+        if attempt.waits >= MOST_WAITS:
+            return False  # others succeed: it is this one that is refused
+        begins = attempt.began >= self._last_wait
+        first = now if self._first_wait is None else self._first_wait
+        if self._waits + begins > MOST_WAITS or now + after - first > PATIENCE:
+            return False
+        attempt.waits += 1
+        self._waits += begins
+        self._first_wait = first
+        self._last_wait = max(self._last_wait, now + after)
+        return True
+
+    def at_once(self, attempt: Attempt) -> None:
+        """To be called before anything that was not yet: it was called before."""
+        self._ready.appendleft(attempt)
+
+    def _put(self, attempt: Attempt, due: float) -> None:
+        heapq.heappush(self._later, (due, next(self._order), attempt))
+
+
+class BadCost(Exception):
+    """What a call costs could not be told: `.attempt`, which is scheduled no more, and `.error`."""
+
+    def __init__(self, attempt: Attempt, error: Exception) -> None:
+        super().__init__(str(error))
+        self.attempt, self.error = attempt, error

@@ -1,0 +1,101 @@
+"""Calls made in the caller's thread, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from checkpoint import clock
+from checkpoint.errors import StoreError
+from checkpoint.execution.answers import Answer, Fatal, failed
+from checkpoint.execution.call import Call, ending
+from checkpoint.execution.interfaces import Parallelism, PassPort, inputs_of
+from checkpoint.execution.judge import AnswerHandler, Batches
+from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
+from checkpoint.execution.signals import Interrupts
+from checkpoint.execution.surroundings import of_thread
+from checkpoint.outcomes import Done, Success
+
+__all__ = ["serial"]
+
+
+_END: Final = object()
+
+
+def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) -> Iterator[None]:
+    """One call after the other, in this thread; while a retry waits, others go on."""
+    with Interrupts(desk.name, spread.grace, lambda: None) as interrupts:
+        one_by_one = _straight if schedule.is_plain and not call.batch else _scheduled
+        restore = of_thread()
+        try:
+            yield from one_by_one(desk, call, schedule, interrupts)
+        finally:
+            if restore is not None:
+                restore()
+        if interrupts.asked:
+            raise interrupts.as_exception()
+
+
+def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
+    judge = AnswerHandler(schedule)
+    for item in desk.items:
+        unit = desk.admit(item)
+        if unit is not None:
+            answer = call.one(item)
+            if type(answer) is tuple:
+                _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
+            elif type(answer) is Fatal:
+                raise ending(answer.exception, desk.name, [unit])
+            else:
+                _settle(desk, judge.dones([Attempt([unit])], [answer]))
+        yield
+        if interrupts.asked or desk.verdict is not None:
+            return
+
+
+def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
+    more = True
+    while desk.verdict is None and not interrupts.asked:
+        attempt, answers = _take(schedule)
+        if attempt is None and more and schedule.room(1) > 0:
+            item = next(items, _END)
+            more = item is not _END
+            unit = desk.admit(item) if more else None
+            for new in batches.add(unit, flush=not more):
+                schedule.add(new)
+            if unit is None:
+                yield
+                continue
+            attempt, answers = _take(schedule)
+        if attempt is None:
+            wait = schedule.wait()
+            if wait is not None:
+                clock.sleep(min(wait, 1.0))  # who is asked to end looks up
+            elif not more:
+                break
+            continue
+        if not answers:
+            answers = call.many(inputs_of([attempt], batch=call.batch))
+            if type(answers[0]) is Fatal:
+                raise ending(answers[0].exception, desk.name, attempt.units)
+        finished = judge.dones([attempt], answers)
+        if finished:
+            _settle(desk, finished)
+            yield
+
+
+def _settle(desk: PassPort, finished: list[Done]) -> None:
+    try:
+        desk.settle(finished)
+    except StoreError:
+        desk.settle([])  # once more; nothing else runs
+
+
+def _take(schedule: Schedule) -> tuple[Attempt | None, list[Answer]]:
+    """A call that may start now; with its answer already where it never can."""
+    try:
+        return schedule.take(), []
+    except BadCost as bad:
+        return bad.attempt, [failed(bad.error)]

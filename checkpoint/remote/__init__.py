@@ -1,0 +1,7 @@
+"""A checkpoint in an object store: what is there is brought here, and what is written here is brought there.
+
+The promise: saving never waits for the store; nobody overwrites what another session wrote; no line is lost.
+
+Interface: `urls.place_of`, `replica.Replica`, `uploader.Uploader`.
+May import: storage.
+"""

@@ -1,0 +1,282 @@
+"""The objects of a checkpoint that are under a URL: written, listed and fetched.
+
+The promise: an object is written whole, and nobody overwrites what another session wrote; what is fetched is all of it,
+or an error that names the URL.
+
+    NAME/owners/00000017.json                   who writes, or wrote, in session 17; its time says when it was renewed
+    NAME/results-00000017-00000000.jsonl        a run of whole lines that session 17 appended; errors-, unsaved- alike
+    NAME/whole-00000018.json                    nothing of a session before 18 counts any more
+    NAME/results-00000018-whole-00000000.jsonl  the journal as it was then; it counts once whole-00000018.json is there
+
+Sessions are numbered; a number is taken by creating its owner object, exclusively where the store can.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from checkpoint.errors import CheckpointError, StoreError, quote_error
+from checkpoint.remote.urls import EXTRAS, hide_secrets, url_at
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["KINDS", "Listing", "Objects", "Part", "names_under"]
+
+
+KINDS = ("results", "errors", "unsaved")
+"""The journals."""
+log = logging.getLogger("checkpoint")
+_AT_ONCE = 8
+_PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
+_WHOLE = re.compile(r"whole-(\d{8,})\.json")
+_OWNER = re.compile(r"(\d{8,})\.json")
+_told: set[str] = set()  # URLs where two writers are not noticed, and directories that say what is not believed
+
+
+def names_under(directory: Path) -> list[str]:
+    """The names that the store has under the URL that a directory mirrors; none for any other directory.
+
+    Raises:
+        StoreError: it cannot be reached.
+    """
+    url = url_at(directory)
+    return [] if url is None else sorted(Objects(url).folders())
+
+
+class Part(NamedTuple):
+    """An object that holds lines of a journal. Their order is that of the journal."""
+
+    epoch: int
+    late: bool  # not of the journal as a whole
+    number: int
+    kind: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """What the object is called."""
+        return f"{self.kind}-{self.epoch:08}-{'' if self.late else 'whole-'}{self.number:08}.jsonl"
+
+
+class Listing(NamedTuple):
+    """What is there.
+
+    Attributes:
+        parts: those that count, in order.
+        whole: the session before which nothing counts, or 0.
+        greatest: the greatest session of any object.
+        stale: names of objects that do not count.
+    """
+
+    parts: list[Part]
+    whole: int
+    greatest: int
+    stale: list[str]
+
+    def of(self, kind: str) -> list[Part]:
+        """The parts of one journal."""
+        return [part for part in self.parts if part.kind == kind]
+
+
+class Objects:
+    """The objects under a URL.
+
+    Args:
+        url: as `place_of` made it.
+        name: of a checkpoint; "" for all of them.
+    """
+
+    def __init__(self, url: str, name: str = "") -> None:
+        self.url = f"{url}/{name}" if name else url
+        self._protocol = url.partition(":")[0]
+        self._opened: tuple[int, Any, str] = (0, None, "")
+
+    def _open(self) -> tuple[Any, str]:
+        """(file system, path); a forked child needs one of its own."""
+        pid, system, root = self._opened
+        if pid != os.getpid():
+            from fsspec.core import url_to_fs
+
+            system, root = url_to_fs(self.url)
+            self._opened = (os.getpid(), system, root)
+        return system, root
+
+    @contextmanager
+    def _reaching(self, doing: str, name: str = "") -> Iterator[tuple[Any, str]]:
+        """(file system, path), with whatever goes wrong told as one of ours; what is missing or there as it is."""
+        try:
+            system, root = self._open()
+            yield system, f"{root}/{name}" if name else root
+        except (FileNotFoundError, FileExistsError, CheckpointError):
+            raise
+        except Exception as error:  # each file system has its own
+            where = f"{self.url}/{name}" if name else self.url
+            number = (error.errno if isinstance(error, OSError) else None) or errno.EIO
+            told = f"cannot {doing} {where}: {hide_secrets(quote_error(error))}"
+            raise StoreError(told, errno=number, strerror=hide_secrets(str(error)), filename=where) from error
+
+    def _entries(self, folder: str = "") -> list[dict[str, Any]]:
+        with self._reaching("list", folder) as (system, path):
+            system.invalidate_cache()
+            try:
+                return list(system.ls(path, detail=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def folders(self) -> Iterator[str]:
+        """The names of the folders."""
+        for entry in self._entries():
+            if entry["type"] == "directory":
+                yield entry["name"].rstrip("/").rpartition("/")[2]
+
+    def look(self) -> Listing:
+        """What is there of a checkpoint."""
+        sizes = {
+            entry["name"].rpartition("/")[2]: entry["size"] for entry in self._entries() if entry["type"] == "file"
+        }
+        wholes = {int(found[1]) for name in sizes if (found := _WHOLE.fullmatch(name))}
+        parts = sorted(
+            Part(int(found[2]), not found[3], int(found[4]), found[1], size)
+            for name, size in sizes.items()
+            if (found := _PART.fullmatch(name))
+        )
+        whole = max(wholes, default=0)
+        counting = [part for part in parts if part.epoch >= whole and (part.late or part.epoch == whole)]
+        stale = {part.name for part in parts} - {part.name for part in counting}
+        stale |= {f"whole-{old:08}.json" for old in wholes if old < whole}
+        return Listing(counting, whole, max((whole, *[part.epoch for part in parts])), sorted(stale))
+
+    def owners(self) -> list[int]:
+        """The sessions that have an owner, in order."""
+        names = [entry["name"].rpartition("/")[2] for entry in self._entries("owners")]
+        return sorted(int(found[1]) for name in names if (found := _OWNER.fullmatch(name)))
+
+    def read(self, name: str) -> bytes:
+        """A small object.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StoreError: it cannot be read.
+        """
+        with self._reaching("read", name) as (system, path):
+            return bytes(system.cat_file(path))
+
+    def fetch(self, wanted: Iterable[tuple[Part, int]]) -> Iterator[tuple[Part, int, bytes]]:
+        """(part, start, its bytes from there on) of each (part, start), in order, several being under way at once.
+
+        Raises:
+            FileNotFoundError: a part is not there any more.
+            StoreError: one cannot be read, or not to its end.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        at_once = _AT_ONCE if getattr(self._open()[0], "async_impl", False) else 1
+        queue: deque[tuple[Part, int, Future[bytes]]] = deque()
+        with ThreadPoolExecutor(at_once, thread_name_prefix="checkpoint-fetch") as pool:
+            try:
+                for part, start in wanted:
+                    queue.append((part, start, pool.submit(self._read_part, part, start)))
+                    if len(queue) > at_once:
+                        first, begin, future = queue.popleft()
+                        yield first, begin, future.result()
+                while queue:
+                    first, begin, future = queue.popleft()
+                    yield first, begin, future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read_part(self, part: Part, start: int) -> bytes:
+        with self._reaching("read", part.name) as (system, path):
+            data = bytes(system.cat_file(path, start=start, end=part.size))
+        if len(data) != part.size - start:
+            told = f"{self.url}/{part.name} broke off: {len(data):,} of {part.size - start:,} bytes came"
+            raise StoreError(told, errno=errno.EIO, strerror="broken off", filename=self.url)
+        return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object, in the place of one that this session wrote before."""
+        with self._reaching("write", name) as (system, path):
+            try:
+                if self._protocol in EXTRAS and EXTRAS[self._protocol] != "sftp":
+                    system.pipe_file(path, data)
+                else:  # a file may be seen, and be left, half-written
+                    system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                    system.pipe_file(f"{path}.tmp", data)
+                    system.mv(f"{path}.tmp", path)
+            except FileNotFoundError as error:
+                raise self._no_bucket(name, error) from error
+
+    def _no_bucket(self, name: str, error: OSError) -> StoreError:
+        why = hide_secrets(str(error))
+        told = f"cannot write {self.url}/{name}: {why}; make the bucket, or name another"
+        return StoreError(told, errno=errno.ENOENT, strerror=why, filename=self.url)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write an object that is not there; where the store cannot see to that, say so once.
+
+        Raises:
+            FileExistsError: it is there.
+        """
+        if not self._created_alone(name, data):
+            url = self.url.rpartition("/")[0]
+            if url not in _told:
+                _told.add(url)
+                log.warning(
+                    "%s: this store cannot create an object only where there is none, so that two machines that begin "
+                    "to write one checkpoint at one moment are not noticed at once; nothing is lost by it", url,
+                )  # fmt: skip
+
+    def _created_alone(self, name: str, data: bytes) -> bool:
+        from fsspec.spec import AbstractFileSystem
+
+        with self._reaching("create", name) as (system, path):
+            if self._protocol not in EXTRAS or EXTRAS[self._protocol] == "sftp":
+                system.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                system.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                raise
+            except FileNotFoundError as error:
+                raise self._no_bucket(name, error) from error
+            except (NotImplementedError, TypeError, ValueError):
+                if system.exists(path):
+                    raise FileExistsError(path) from None
+                system.pipe_file(path, data)
+                return False
+            is_own = getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
+            if not is_own:
+                return False  # that of fsspec looks first, and writes then
+            try:
+                system.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return True
+            return False  # it took the condition, and did not heed it
+
+    def modified(self, name: str) -> datetime | None:
+        """When the object was written, by the store's clock; None where the store does not tell."""
+        with self._reaching("look at", name) as (system, path):
+            system.invalidate_cache()
+            try:
+                moment = system.modified(path)
+            except NotImplementedError:
+                moment = system.info(path).get("mtime")
+        return moment if isinstance(moment, datetime) else None
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete objects, as far as that can be done: what is left over does not count."""
+        for name in names:
+            try:
+                with self._reaching("delete", name) as (system, path):
+                    system.rm_file(path)
+            except (FileNotFoundError, StoreError) as error:
+                log.debug("%s was not deleted: %s", name, error)

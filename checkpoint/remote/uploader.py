@@ -1,0 +1,653 @@
+"""What is saved is brought to a store, beside the work: sessions, and the thread of each.
+
+The promise: saving never waits for the store; what was uploaded and seen to be in order counts, and nothing else does;
+who finds that another session has begun uploads no more, and keeps what it has. The thread reads whole, acknowledged
+lines of the local journals, and writes objects of its own session only, so that a writer that was thought dead and
+comes back overwrites nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+from checkpoint import clock
+from checkpoint.clock import Stamper
+from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
+from checkpoint.remote.objects import Part
+from checkpoint.remote.replica import Held, Replica, State, mark_of
+from checkpoint.remote.urls import remember
+from checkpoint.storage.journal import Journal, Reader
+
+__all__ = ["Uploaded", "Uploader", "writer_there"]
+
+log = logging.getLogger("checkpoint")
+
+EVERY = 5.0
+"""Seconds between two uploads."""
+
+SIZE = 8 << 20
+"""Bytes that are uploaded at once, and sooner than that."""
+
+_SEALED = 1 << 20  # a part of so many bytes is not written again: a slow job would upload each byte many times
+_LEASE = 60.0  # seconds after which a session that was not renewed may be taken for dead
+_RENEW = 15.0
+_POLL = 0.25
+_PAUSES = (1.0, 60.0)  # seconds after a first failure, and at most
+_HASTE = 5.0  # at most, while somebody waits
+_GIVE_UP = 60.0  # seconds of failures that are waited for at the end
+_STALLED = 180.0  # the same without a failure being told: a large part over a slow line
+_CANDIDATES = 5
+
+
+class Uploaded(NamedTuple):
+    """How far the store is behind.
+
+    Attributes:
+        bytes: how many are in the local journals only.
+        seconds: how long the first of them has been waiting; 0 where none does.
+        failing: why the last upload failed, or "".
+    """
+
+    bytes: int
+    seconds: float
+    failing: str
+
+
+class Uploader:
+    """The store's side of one checkpoint that is mirrored here.
+
+    Args:
+        mirror: the local side.
+        journals: by kind, as the local store has them open.
+    """
+
+    def __init__(self, mirror: Replica, journals: Mapping[str, Journal]) -> None:
+        self.mirror = mirror
+        self._journals = journals
+        self._session: _Session | None = None
+        self._epoch = 0
+        self._owner: dict[str, Any] = {}
+
+    # taking it
+
+    def begin(self) -> None:
+        """Begin a session, and bring what others uploaded before; call it in turn and under the local lock.
+
+        Raises:
+            CheckpointLocked: another machine, or mirror, writes.
+            StoreError: the store cannot be reached.
+        """
+        mirror, token = self.mirror, os.urandom(8).hex()
+        self._owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": Stamper()().decode(),
+            "token": token,
+            "released": False,
+        }
+        for _ in range(_CANDIDATES):
+            listing, owners = mirror.objects.look(), mirror.objects.owners()
+            if owners:
+                self._refuse_if_owned(owners[-1])
+            epoch = max([listing.greatest, *owners]) + 1
+            remember(mirror.directory, mirror.url)
+            mirror.note_token(token)
+            if _take(mirror, epoch, self._owner) is None:
+                self._epoch = epoch
+                break
+        else:
+            raise StoreError(f"{mirror.objects.url} gets new sessions all the time", filename=mirror.objects.url)
+        try:
+            mirror.pull()
+            mirror.objects.delete([_owner_name(old) for old in owners])
+        except BaseException:
+            self.let_go()
+            raise
+
+    def _release(self) -> None:
+        try:
+            self.mirror.objects.put(_owner_name(self._epoch), _json({**self._owner, "released": True}))
+        except StoreError as error:
+            log.debug("%s", error)
+
+    def _refuse_if_owned(self, epoch: int) -> None:
+        objects, name = self.mirror.objects, _owner_name(epoch)
+        try:
+            owner = _said(objects.read(name))
+            if owner.get("released") or (owner.get("token") and owner["token"] in self.mirror.tokens()):
+                return  # the second is one of this directory, which died, since the local lock is ours
+            age = self._age(name)
+        except FileNotFoundError:
+            return
+        who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+        if age < _LEASE:
+            raise self._locked(owner, who, f"it was heard of {age:.0f} s ago, and is taken for dead at {_LEASE:.0f} s "
+                               f"without a word (in {_LEASE - age:.0f} s)")  # fmt: skip
+        log.warning(
+            "checkpoint %r in %s was being written by %s, which was last heard of %s ago: this process takes over",
+            self.mirror.name, self.mirror.url, who, "long" if age == inf else f"{age:.0f} s",
+        )  # fmt: skip
+
+    def _age(self, name: str) -> float:
+        """Seconds since an object was written, by the store's clock and not by ours."""
+        objects, probe = self.mirror.objects, f"owners/clock-{os.urandom(4).hex()}.json"
+        objects.put(probe, b"{}\n")
+        try:
+            now, then = objects.modified(probe), objects.modified(name)
+        finally:
+            objects.delete([probe])
+        return inf if now is None or then is None else max(0.0, (now - then).total_seconds())
+
+    def _locked(self, owner: Mapping[str, Any], who: str, how: str) -> CheckpointLocked:
+        return CheckpointLocked(
+            f"checkpoint {self.mirror.name!r} in {self.mirror.url} is being written by {who}; {how}. Wait for it or "
+            "stop it, or use another name or checkpoint_dir. Reading needs no lock",
+            errno=errno.EWOULDBLOCK,
+            strerror="locked",
+            filename=self.mirror.objects.url,
+            pid=owner.get("pid"),
+            host=owner.get("host"),
+            since=owner.get("since"),
+        )
+
+    def start(self) -> None:
+        """Upload from here on, in a thread of its own."""
+        self._session = _Session(self.mirror, self._journals, self._epoch, self._owner)
+        self._session.start()
+
+    # while it is written
+
+    def check(self) -> None:
+        """Raise what has ended the session, if anything has.
+
+        Raises:
+            CheckpointLocked: another session has begun.
+        """
+        if self._session is not None and self._session.ended_by is not None:
+            raise self._session.ended_by
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to upload."""
+        return self._session is None or self._session.uploaded().bytes == 0
+
+    def uploaded(self) -> Uploaded:
+        """How far the store is behind."""
+        if self._session is not None:
+            return self._session.uploaded()
+        return waiting(self.mirror)
+
+    def beside(self) -> str:
+        """What stands beside a bar: nothing while uploads keep up."""
+        told = self.uploaded()
+        return f"uploads {told.seconds:,.0f} s behind" if told.seconds > 6 * EVERY else ""
+
+    # ending
+
+    def drain(self) -> bool:
+        """Wait until everything is up; False where uploads have failed for a minute."""
+        return self._session is None or self._session.drain()
+
+    def has_drained(self) -> bool:
+        """`drain` for who asks again and again, and waits himself."""
+        return self._session is None or self._session.has_drained()
+
+    def finish(self) -> None:
+        """Wait as `drain` does, and end the session; what is not up is told at ERROR."""
+        session = self._session
+        if session is None:
+            return
+        is_up = False
+        try:
+            is_up = session.finish()
+        finally:  # Ctrl-C may end the wait
+            try:
+                if not is_up and session.ended_by is None and (held := waiting(self.mirror)).bytes:
+                    log.error(
+                        "checkpoint %r: %s (%s) are in %s only, and not in %s: %s; the next opening here uploads them",
+                        self.mirror.name, plural(_results_waiting(self.mirror), "result"), plural(held.bytes, "byte"),
+                        self.mirror.directory, self.mirror.url, session.failing or "it takes too long",
+                    )  # fmt: skip
+            finally:
+                self.let_go()
+
+    def let_go(self) -> None:
+        """End the session as it is. Whoever takes over need not wait where its end can be told."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.abandon()
+        elif self._epoch:
+            self._release()  # it was never started
+        self._epoch = 0
+
+    # another journal
+
+    def suspend(self) -> None:
+        """A journal is about to be replaced: everything is up, and nothing is uploaded until the end.
+
+        Raises:
+            StoreError: the store has not everything.
+        """
+        session = self._session
+        if session is not None and not session.suspend():
+            raise StoreError(
+                f"checkpoint {self.mirror.name!r} is left as it is, since {self.mirror.url} lacks what is here: "
+                f"{session.failing or 'uploading takes too long'}",
+                errno=errno.EIO,
+                strerror=session.failing,
+                filename=self.mirror.url,
+            )
+
+    def clear(self) -> None:
+        """The store holds nothing of the checkpoint when this returns.
+
+        Raises:
+            StoreError: it holds what it held.
+        """
+        assert self._session is not None
+        self._session.clear()
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's session is none of its own."""
+        self._session, self._epoch = None, 0
+        self.mirror.after_fork()
+
+
+class _Session:
+    """One session, and its thread: a daemon.
+
+    Attributes:
+        failing: why the last upload failed, or "".
+        ended_by: what has ended the session, or None.
+    """
+
+    def __init__(self, mirror: Replica, journals: Mapping[str, Journal], epoch: int, owner: dict[str, Any]) -> None:
+        self._mirror, self._journals, self._epoch, self._owner = mirror, journals, epoch, owner
+        self.failing = ""
+        self.ended_by: CheckpointLocked | None = None
+        # A journal that is deleted meanwhile is uploaded to its end: who has it open reads on.
+        self._readers = {kind: reader for kind in journals if (reader := Reader.open(mirror.paths[kind])) is not None}
+        self._tails: dict[str, bytes] = {}  # of each journal, the part that grows
+        self._numbers: dict[str, int] = {}
+        self._work = threading.Lock()  # held while objects are written
+        self._counting = threading.Lock()  # held while the state is: an upload that hangs may end after the session
+        self._wake, self._moved = threading.Event(), threading.Condition()
+        self._hasty = self._ending = self._replaced = self._gave_up = False
+        self._over = threading.Event()
+        self._cleared = self._suspended = False
+        now = clock.monotonic()
+        self._renewed_at = self._uploaded_at = self._worked_at = now
+        self._waiting_since = now if self._behind() else inf
+        self._pause = 0.0
+        self._asked_at = self._try_at = -inf
+        self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    # what is left to do
+
+    def _held(self, kind: str) -> Held:
+        return self._mirror.state.journals.get(kind) or Held()
+
+    def _spans(self, kind: str) -> list[tuple[int, int]]:
+        return self._held(kind).spans(self._journals[kind].end)
+
+    def _behind(self) -> int:
+        """Bytes of acknowledged lines that are not in the store."""
+        if self._suspended:
+            return 0
+        return sum(stop - start for kind in self._journals for start, stop in self._spans(kind))
+
+    def uploaded(self) -> Uploaded:
+        behind = self._behind()
+        seconds = max(0.0, clock.monotonic() - self._waiting_since) if behind and self._waiting_since < inf else 0.0
+        return Uploaded(behind, seconds, self.failing)
+
+    # the thread
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._wake.wait(_POLL)
+            self._wake.clear()
+            now = clock.monotonic()
+            behind = self._behind()
+            if behind and self._waiting_since == inf:
+                self._waiting_since = now
+            if not self._is_due(now, behind):
+                continue
+            try:
+                with self._work:
+                    self._step()
+            except CheckpointLocked as error:
+                self._end_by(error)
+            except JournalLost as error:  # the local store tells it
+                self.failing, self._gave_up = str(error), True
+                self._over.set()
+            except (StoreError, FileNotFoundError, FileExistsError) as error:
+                self._failed(error)
+            else:
+                self._worked()
+
+    def _is_due(self, now: float, behind: int) -> bool:
+        if now < self._try_at:
+            return False
+        if self._hasty or self._ending or now - self._renewed_at >= _RENEW:
+            return True
+        return behind > 0 and (now - self._uploaded_at >= EVERY or behind >= SIZE)
+
+    def _step(self) -> None:
+        """Upload what there is, renew, and end if that is wanted and all is up."""
+        if self._over.is_set():
+            return
+        if self._replaced and self._ending:
+            self._upload_whole()
+        elif not self._suspended:
+            begun = clock.monotonic()
+            for kind in self._journals:
+                while spans := self._spans(kind):
+                    self._upload(kind, *spans[0])
+                    if self._over.is_set():
+                        return
+            self._uploaded_at = clock.monotonic()
+            self._waiting_since = begun if self._behind() else inf
+        if self._ending and not self._behind():
+            self._put_owner(released=True)
+            self._over.set()
+        elif clock.monotonic() - self._renewed_at >= _RENEW:
+            self._check_ours()
+
+    def _upload(self, kind: str, start: int, stop: int) -> None:
+        """Some of the lines of a span: the part that grows is written anew with them behind it."""
+        data = self._lines(kind, start, stop)
+        part = Part(self._epoch, True, self._numbers.get(kind, 0), kind, 0)
+        whole = self._tails.get(kind, b"") + data
+        self._mirror.objects.put(part.name, whole)
+        self._check_ours()  # else nobody might read it, and it would count
+        with self._counting:
+            if not self._over.is_set():
+                self._count(kind, part.name, whole, start, start + len(data))
+        is_sealed = len(whole) >= _SEALED
+        self._tails[kind] = b"" if is_sealed else whole
+        self._numbers[kind] = part.number + is_sealed
+        self._note_work()
+
+    def _count(self, kind: str, name: str, whole: bytes, start: int, stop: int) -> None:
+        """The lines from `start` to `stop` are in the store, at the end of a part."""
+        held = self._mirror.state.journals.setdefault(kind, Held())
+        if held.owed:
+            last = held.owed[0][1]
+            held.owed[:1] = [(stop, last)] if stop < last else []
+        else:
+            held.end, held.mark = stop, mark_of(self._readers[kind], stop)
+        held.have[name] = len(whole)
+        self._mirror.state.sent = clock.now()
+        self._mirror.save(self._mirror.state)
+
+    def _lines(self, kind: str, start: int, stop: int) -> bytes:
+        """Whole lines from `start` on: about `SIZE` bytes, and one at least."""
+        reader = self._readers.get(kind)
+        if reader is None:
+            reader = Reader.open(self._journals[kind].path)
+            if reader is None:
+                raise JournalLost(f"{self._journals[kind].path} was deleted")
+            self._readers[kind] = reader
+        size = min(SIZE, stop - start)
+        data = reader.pread(size, start)
+        while not (cut := data.rfind(b"\n") + 1) and len(data) == size < stop - start:
+            size = min(2 * size, stop - start)
+            data = reader.pread(size, start)
+        if not cut:
+            raise JournalLost(f"{reader.path} was cut")
+        return data[:cut]
+
+    def _check_ours(self) -> None:
+        """Whether no other session has begun; and from time to time say that this one goes on."""
+        owners = self._mirror.objects.owners()
+        if owners and owners[-1] > self._epoch:
+            raise self._superseded(owners[-1])
+        if clock.monotonic() - self._renewed_at >= _RENEW:
+            self._put_owner(released=False)
+
+    def _put_owner(self, *, released: bool) -> None:
+        self._mirror.objects.put(_owner_name(self._epoch), _json({**self._owner, "released": released}))
+        self._renewed_at = clock.monotonic()
+
+    def _superseded(self, epoch: int) -> CheckpointLocked:
+        try:
+            owner = _said(self._mirror.objects.read(_owner_name(epoch)))
+        except (FileNotFoundError, StoreError):
+            owner = {}
+        pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
+        return CheckpointLocked(
+            f"checkpoint {self._mirror.name!r} in {self._mirror.url} was taken over by process {pid} on {host} since "
+            f"{since}, since this one was not heard of for {_LEASE:.0f} s; what it saved is in "
+            f"{self._mirror.directory}, and is uploaded when it is opened there to write the next time",
+            errno=errno.EWOULDBLOCK,
+            strerror="locked",
+            filename=self._mirror.objects.url,
+            pid=pid,
+            host=host,
+            since=since,
+        )
+
+    def _end_by(self, error: CheckpointLocked) -> None:
+        self.ended_by, self.failing = error, str(error)
+        log.error("%s", error)
+        self._over.set()
+        self._note_work()
+
+    def _failed(self, error: Exception) -> None:
+        behind = self.uploaded()
+        if not self.failing:
+            log.warning(
+                "checkpoint %r: uploading fails: %s; %s wait here (for %.0f s), saving goes on, and it is tried again",
+                self._mirror.name, error, plural(behind.bytes, "byte"), behind.seconds,
+            )  # fmt: skip
+        self.failing = str(error)
+        least, most = _PAUSES
+        self._pause = min(max(2 * self._pause, least), _HASTE if self._hasty or self._ending else most)
+        self._try_at = clock.monotonic() + self._pause
+        self._note_work(worked=False)
+
+    def _worked(self) -> None:
+        if self.failing:
+            log.info("checkpoint %r: uploading works again", self._mirror.name)
+        self.failing, self._pause, self._try_at = "", 0.0, -inf
+        if not self._behind():
+            self._hasty = False
+        self._note_work()
+
+    def _note_work(self, *, worked: bool = True) -> None:
+        with self._moved:
+            if worked:
+                self._worked_at = clock.monotonic()
+            self._moved.notify_all()
+
+    # who waits for it
+
+    def drain(self) -> bool:
+        """Wait until everything is up."""
+        self._hasty = True
+        return self._wait(lambda: not self._behind())
+
+    def has_drained(self) -> bool:
+        """Whether `drain` would return at once; it is hurried on."""
+        if not self._hasty:
+            self._hasty, self._asked_at = True, clock.monotonic()
+            self._wake.set()
+        self._gave_up = self._gave_up or self._is_idle_since(self._asked_at)
+        return self._gave_up or self.ended_by is not None or not self._behind()
+
+    def _is_idle_since(self, begun: float) -> bool:
+        idle = clock.monotonic() - max(begun, self._worked_at)
+        return idle > (_GIVE_UP if self.failing else _STALLED)
+
+    def finish(self) -> bool:
+        """Wait until everything is up and the session has ended."""
+        self._ending = True
+        return self._wait(lambda: self._over.is_set()) and self.ended_by is None
+
+    def _wait(self, is_done: Any) -> bool:
+        self._try_at = -inf
+        begun = clock.monotonic()
+        self._wake.set()
+        if self.failing and not self._gave_up:
+            log.info("checkpoint %r: waiting for uploads, at most %.0f s", self._mirror.name, _GIVE_UP)
+        with self._moved:
+            while not is_done():
+                if self.ended_by or self._gave_up or self._is_idle_since(begun):
+                    self._gave_up = True
+                    return False
+                self._moved.wait(_POLL)
+        return True
+
+    def abandon(self) -> None:
+        """Whatever is under way counts no more."""
+        with self._counting:
+            self._over.set()
+        self._wake.set()
+
+    # another journal
+
+    def suspend(self) -> bool:
+        if self._suspended:
+            return True
+        if not self.drain():
+            return False
+        with self._work:
+            self._suspended = self._replaced = True
+        return True
+
+    def clear(self) -> None:
+        with self._work:
+            try:
+                self._take_next_epoch()
+                self._put_marker()
+            except (FileNotFoundError, FileExistsError) as error:
+                raise StoreError(str(error), errno=errno.EIO, filename=self._mirror.objects.url) from error
+            self._cleared = True
+
+    def _take_next_epoch(self) -> None:
+        """What a session writes as a whole, it writes under a number of its own: nothing else is in it."""
+        self._check_ours()
+        old, epoch = self._epoch, self._epoch + 1
+        if _take(self._mirror, epoch, self._owner) is not None:
+            raise self._superseded(epoch)
+        self._epoch = epoch
+        self._numbers, self._tails = {}, {}
+        self._mirror.objects.delete([_owner_name(old)])
+
+    def _put_marker(self) -> None:
+        """From here on readers see the new whole, and until here the old one."""
+        self._check_ours()
+        self._mirror.objects.put(f"whole-{self._epoch:08}.json", _json({"since": Stamper()().decode()}))
+
+    def _upload_whole(self) -> None:
+        journals: dict[str, Held] = {}
+        if not self._cleared:
+            self._take_next_epoch()
+            for kind, journal in self._journals.items():
+                journals[kind] = self._put_whole(kind, Reader.open(journal.path))
+            self._put_marker()
+        with self._counting:
+            if not self._over.is_set():
+                tokens = self._mirror.state.tokens
+                self._mirror.save(State(whole=self._epoch, tokens=tokens, sent=clock.now(), journals=journals))
+        self._replaced = False
+        self._mirror.objects.delete(self._mirror.objects.look().stale)
+
+    def _put_whole(self, kind: str, reader: Reader | None) -> Held:
+        held = Held()
+        for number, data in enumerate(_runs(reader)):
+            part = Part(self._epoch, False, number, kind, len(data))
+            self._mirror.objects.put(part.name, data)
+            self._check_ours()
+            held.have[part.name] = len(data)
+            held.end += len(data)
+            self._note_work()
+        held.mark = mark_of(reader, held.end)
+        return held
+
+
+def _runs(reader: Reader | None) -> Iterator[bytes]:
+    """Runs of whole lines of about `SIZE` bytes."""
+    lines: list[bytes] = []
+    for _, block in reader.blocks(0) if reader is not None else ():
+        lines.append(block)
+        if sum(map(len, lines)) >= SIZE:
+            yield b"".join(lines)
+            lines = []
+    if lines:
+        yield b"".join(lines)
+
+
+def waiting(mirror: Replica) -> Uploaded:
+    """What is in the journals here, and not in the store, as the files tell."""
+    state = mirror.load() or State()
+    behind = sum(stop - start for kind in mirror.paths for start, stop in _spans_of(mirror, state, kind))
+    seconds = max(0.0, clock.now() - state.sent) if behind and state.sent else 0.0
+    return Uploaded(behind, seconds, "")
+
+
+def _spans_of(mirror: Replica, state: State, kind: str) -> list[tuple[int, int]]:
+    reader = Reader.open(mirror.paths[kind])
+    return [] if reader is None else state.journals.get(kind, Held()).spans(reader.size())
+
+
+def writer_there(mirror: Replica) -> dict[str, Any] | None:
+    """Who writes from another machine (pid, host, since), as far as can be told by our clock: only to be shown."""
+    try:
+        owners = mirror.objects.owners()
+        owner = _said(mirror.objects.read(_owner_name(owners[-1]))) if owners else {"released": True}
+        moment = None if owner.get("released") else mirror.objects.modified(_owner_name(owners[-1]))
+    except (FileNotFoundError, StoreError):
+        return None
+    if moment is None or clock.now() - moment.timestamp() > _LEASE:
+        return None
+    return {part: owner.get(part) for part in ("pid", "host", "since")}
+
+
+def _results_waiting(mirror: Replica) -> int:
+    reader, state = Reader.open(mirror.paths["results"]), mirror.load() or State()
+    if reader is None:
+        return 0
+    spans = _spans_of(mirror, state, "results")
+    return sum(reader.pread(min(SIZE, b - at), at).count(b"\n") for a, b in spans for at in range(a, b, SIZE))
+
+
+def _owner_name(epoch: int) -> str:
+    return f"owners/{epoch:08}.json"
+
+
+def _json(said: Mapping[str, Any]) -> bytes:
+    return json.dumps(said).encode() + b"\n"
+
+
+def _said(data: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _take(mirror: Replica, epoch: int, owner: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the number; returns who was quicker, or None. An answer that was lost on the way may have been ours."""
+    try:
+        mirror.objects.create(_owner_name(epoch), _json(owner))
+    except FileExistsError:
+        try:
+            there = _said(mirror.objects.read(_owner_name(epoch)))
+        except FileNotFoundError:
+            return {}
+        return None if there.get("token") == owner["token"] else there
+    return None

@@ -1,0 +1,8 @@
+"""Journals, their indexes, and the lock: bytes on a disk.
+
+The promise: what `append` has returned for is there at the next opening, and is found by its key; who only reads never
+waits; whoever writes holds the lock; no byte is destroyed that could not be read.
+
+Interface: `store.Store`; below it `keyed_log.KeyedLog` (a `journal.Journal` with its `index.Index`), `record.Record`.
+May import: values.
+"""

@@ -1,0 +1,392 @@
+"""What a line of a journal is: a record, what accepts results, or neither; and how one is sealed and read.
+
+The promise: a record read is the one that was written, or it is told to be damaged.
+
+A line is ``{"key": …, …, "crc": "xxxxxxxx"}\n`` in compact JSON, the crc being that of every byte before its own comma.
+Lines end in ``\n`` and nothing else splits them. A line without crc is *foreign*: written by hand or by schema 1.0.0.
+A sealed line without a key is no record: it accepts results (`Acceptance`), or is of a kind that this reader skips.
+Three readers of lines stand here: of the whole record, of what the index takes of it, and of what a pass takes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from checkpoint.values.keys import Key, key_from_json
+from checkpoint.values.plain_json import with_stack
+
+__all__ = [
+    "CRC_SIZE",
+    "LONGEST_LOOSE",
+    "LONG_KEY",
+    "Acceptance",
+    "LineHead",
+    "NoRecord",
+    "Record",
+    "abridged",
+    "codes_in",
+    "decode_even_heads",
+    "decode_heads",
+    "head_of",
+    "is_hopeless",
+    "is_whole",
+    "last_in",
+    "parse",
+    "seal",
+    "spelled",
+    "unsealed",
+    "with_fields",
+]
+
+
+CRC_SIZE = len(b',"crc":"00000000"}')
+LONGEST_LOOSE = 64 << 20
+"""Bytes of a line without checksum, which has to be read whole to know whether it is a record."""
+_BOM = b"\xef\xbb\xbf"
+
+
+class Record(msgspec.Struct, gc=False):
+    """A record's fields, parsed; `result` and `pickle` stay as they are in the file."""
+
+    key: Any
+    result: msgspec.Raw = msgspec.Raw()
+    timestamp: str = ""
+    version: str = ""
+    code: Any = ""  # a str once it is read: a line of another program may have anything there
+    schema: Any = ""
+    input: str = ""
+    forgotten: bool = False
+    error: str | None = None
+    type: str | None = None
+    traceback: str | None = None
+    attempts: int | None = None
+    elapsed: float | None = None
+    session: str = ""
+    pickle: str | None = None
+    repr: str | None = None
+    origin: Any = msgspec.field(name="from", default=None)
+    detail: msgspec.Raw = msgspec.Raw()
+    value: msgspec.Raw = msgspec.Raw()
+    crc: str = ""
+
+    def __post_init__(self) -> None:
+        if type(self.code) is not str:
+            self.code = ""
+        if type(self.schema) is not str:
+            self.schema = ""
+
+
+class Acceptance(msgspec.Struct, frozen=True):
+    """A line that accepts: results of some code, or of a version, count for other code, or another version, too.
+
+    Attributes:
+        accepts: the fingerprint, or the digest of the version ("" for none), whose results are accepted.
+        of: for which fingerprint, or for which version.
+        timestamp: when that was decided.
+    """
+
+    accepts: str
+    of: str = msgspec.field(name="for")
+    timestamp: str = ""
+
+    @property
+    def is_of_code(self) -> bool:
+        """Whether it accepts a fingerprint; a version's digest has no hyphen."""
+        return "-" in self.accepts
+
+
+class NoRecord(ValueError):
+    """A sealed line that is no record, and no damage.
+
+    Attributes:
+        acceptance: what it accepts; None for a line of another kind.
+    """
+
+    def __init__(self, acceptance: Acceptance | None) -> None:
+        super().__init__("it is no record")
+        self.acceptance = acceptance
+
+
+_decode_record = msgspec.json.Decoder(Record).decode
+_decode_acceptance = msgspec.json.Decoder(Acceptance).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "crc"}
+_NO_KEY = ("Object missing required field `key`", "Expected `object`")  # as msgspec says it of sound JSON
+_scalar_key = (str, int, float, bool, type(None))
+
+
+def seal(head: bytes) -> bytes:
+    """The line for a record's fields (compact JSON without its closing brace): its checksum and the newline added."""
+    return head + b',"crc":"%08x"}\n' % zlib.crc32(head)
+
+
+def _crc_holds(line: bytes) -> bool:
+    tail = line[-CRC_SIZE:]
+    return (
+        tail[:8] == b',"crc":"'
+        and tail[16:] == b'"}'
+        and tail[8:16] == b"%08x" % zlib.crc32(memoryview(line)[:-CRC_SIZE])
+    )
+
+
+def _has_checksum(line: bytes) -> bool:
+    """Whether a line without crc ends in its own checksum all the same: the field's name is what was damaged."""
+    return line[-CRC_SIZE:][8:16] == b"%08x" % zlib.crc32(memoryview(line)[:-CRC_SIZE])
+
+
+def parse(line: bytes) -> Record:
+    """The record on a line (its newline and a carriage return or BOM around it are read through).
+
+    Raises:
+        NoRecord: it is sound, and holds no key.
+        ValueError: it is damaged; the message says how.
+    """
+    return with_stack(_parse, line.rstrip(b"\r\n").removeprefix(_BOM))  # type: ignore[no-any-return]
+
+
+def _parse(line: bytes) -> Record:
+    try:
+        record = _decode_record(line)
+    except ValueError as error:
+        return _parse_foreign(line, error)
+    if not record.crc and not _has_checksum(line):
+        return _foreign(record)
+    if not _crc_holds(line):
+        written = _as_written(line)
+        if not _crc_holds(written):
+            raise ValueError("its checksum does not match (delete the crc field of a line that you edit by hand)")
+        return _decode_record(written)
+    return record
+
+
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[ \t\r\n]+', re.DOTALL)
+
+
+def _as_written(line: bytes) -> bytes:
+    """The line as it was before another program spaced it out or escaped its text: then its checksum fits again."""
+    return _TOKEN.sub(_compact, line)
+
+
+def _compact(token: re.Match[bytes]) -> bytes:
+    text = token[0]
+    if not text.startswith(b'"'):
+        return b""
+    if b"\\u" not in text and b"\\/" not in text:
+        return text
+    try:
+        return _encode(_decode(text))
+    except ValueError:  # a lone surrogate, which we never write
+        return text
+
+
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+
+
+def unsealed(line: bytes) -> bytes | None:
+    """The line less its checksum, where it is a sound record but for that; else None."""
+    try:
+        fields = _decode_fields(line.rstrip(b"\r\n").removeprefix(_BOM))
+        if "key" not in fields or fields.pop("crc", None) is None:
+            return None
+        bare = _encode(fields)
+        bare.decode()  # which nobody has looked at yet
+        parse(bare)
+    except ValueError:
+        return None
+    return bare
+
+
+def _foreign(record: Record) -> Record:
+    if not isinstance(record.key, _scalar_key) and not (isinstance(record.key, dict) and "$tuple" in record.key):
+        raise ValueError(f"its key is a {type(record.key).__name__}")
+    return record
+
+
+def _parse_foreign(line: bytes, error: Exception) -> Record:
+    """A line of the standard json module: NaN and lone surrogates, which a line of ours never holds."""
+    if b'"crc":"' in line[-CRC_SIZE:]:
+        if _crc_holds(line) and not line.startswith(b'{"key":'):
+            raise _no_record(line)
+        raise ValueError(f"it is not valid JSON: {error}")
+    if isinstance(error, msgspec.ValidationError) and str(error).startswith(_NO_KEY):
+        raise ValueError("it is not an object with a key")
+    try:
+        fields = json.loads(line)
+    except ValueError as also:
+        raise ValueError(f"it is not valid JSON: {also}") from None
+    except MemoryError:
+        raise ValueError("parsing it takes more memory than there is") from None
+    if not isinstance(fields, dict) or "key" not in fields:
+        raise ValueError("it is not an object with a key")
+    known = {name: value for name, value in fields.items() if name in _FOREIGN_FIELDS}
+    try:
+        raw = json.dumps(fields.get("result")).encode()
+        record = msgspec.convert(known, Record, strict=False)
+    except (ValueError, TypeError) as also:
+        raise ValueError(f"its fields are of the wrong types: {also}") from None
+    record.result = msgspec.Raw(raw)
+    return _foreign(record)
+
+
+def _no_record(line: bytes) -> ValueError:
+    """What a sealed line is that the fields of a record do not fit."""
+    try:
+        if "key" in _decode_fields(line):
+            return ValueError("its fields are of the wrong types")
+    except ValueError as error:
+        return ValueError(f"it is not valid JSON: {error}")
+    try:
+        return NoRecord(_decode_acceptance(line))
+    except ValueError:
+        return NoRecord(None)
+
+
+def is_hopeless(beginning: bytes) -> bool:
+    """Whether what begins so can be no record, so that the rest of it need not be read."""
+    return not beginning.removeprefix(_BOM).lstrip(b" \t\r").startswith(b"{") or b"\0" in beginning
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line without its newline is sound."""
+    try:
+        parse(line)
+    except NoRecord:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def with_fields(line: bytes, fields: bytes) -> bytes:
+    """A sealed line with more fields (`,"name":value`) before its checksum."""
+    bare = line.rstrip(b"\r\n").removeprefix(_BOM)
+    return seal((bare if _crc_holds(bare) else _as_written(bare))[:-CRC_SIZE] + fields)
+
+
+LONG_KEY = 2048  # bytes; of longer lines only the beginning and the end are read
+
+
+class LineHead(msgspec.Struct, gc=False):
+    """What the index takes of a line; the rest is only checked to be JSON."""
+
+    key: Any
+    version: str = ""
+    code: Any = ""
+    input: str = "0000000000000000"
+    forgotten: bool = False
+    detail: msgspec.Raw = msgspec.Raw()
+    value: msgspec.Raw = msgspec.Raw()
+    crc: str = ""
+
+
+class _EvenHead(msgspec.Struct, gc=False):
+    """A head in a block whose lines can be packed; any other cannot be decoded."""
+
+    key: str | int | float | bool | None
+    version: str = ""
+    code: str = ""
+    input: str = "0000000000000000"
+    forgotten: None = None
+    detail: None = None
+    value: None = None
+
+
+decode_heads = msgspec.json.Decoder(LineHead).decode_lines
+decode_even_heads = msgspec.json.Decoder(_EvenHead).decode_lines
+
+
+def spelled(line: bytes) -> tuple[str, Key, bool, bool]:
+    """(version, key, whether it forgets it, whether there is a checksum): what a scan reads, which does not verify it.
+
+    Raises:
+        ValueError: a scan would not take it for a record.
+    """
+    head = head_of(line, 0, len(line))
+    int(head.input, 16)
+    return head.version, key_from_json(head.key), head.forgotten, bool(head.crc)
+
+
+def head_of(block: bytes, start: int, stop: int) -> LineHead:
+    """What the index takes of the line block[start:stop].
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    line = abridged(block, start, stop) if stop - start > 2 * LONG_KEY else block[start:stop]
+    if line.startswith(b'{"key":') and line[-CRC_SIZE:].startswith(b',"crc":"') and line.endswith(b'"}'):
+        try:
+            (head,) = decode_heads(line)
+            return head
+        except (ValueError, RecursionError):
+            pass  # what is wrong with it, the whole line tells
+    record = parse(block[start:stop])
+    return LineHead(
+        record.key, record.version, record.code, record.input or "0", record.forgotten, record.detail, record.value,
+        record.crc,
+    )  # fmt: skip
+
+
+def abridged(block: bytes, start: int, stop: int) -> bytes:
+    """A long line less its result, which the index need not look at; b"" where it has none.
+
+    The names that it is cut at, quotes included, cannot stand within a JSON string.
+    """
+    result = block.find(b',"result":', start, start + LONG_KEY)
+    after = block.rfind(b',"timestamp":"', stop - LONG_KEY, stop)
+    return block[start:result] + block[after:stop] if result > 0 and after > 0 else b""
+
+
+class _Code(msgspec.Struct, gc=False):
+    code: Any = ""
+
+
+_decode_codes = msgspec.json.Decoder(_Code).decode_lines
+
+_LAST = re.compile(
+    rb'(?<!"forgotten":true),"timestamp":"(?P<at>[^"]*)"(?:,"version":"(?P<version>[0-9a-f]*)")?'
+    rb'(?:,"code":"[^"\\]*")?(?:,"schema":"(?P<schema>[0-9a-f]{32})")?'
+)
+
+
+def last_in(tail: bytes) -> tuple[str, str, str] | None:
+    """(timestamp, version, schema) of the last record in the last bytes of a journal; its first line may be cut off."""
+    for line in reversed(tail.split(b"\n")):
+        try:
+            record = parse(line)
+        except NoRecord:
+            continue
+        except ValueError:  # cut off, or damaged
+            if found := list(_LAST.finditer(line)):
+                at, version, schema = ((part or b"").decode("utf-8", "replace") for part in found[-1].groups())
+                return at, version, schema
+            continue
+        if not record.forgotten:
+            return record.timestamp, record.version, record.schema
+    return None
+
+
+def codes_in(block: bytes) -> Iterator[tuple[bytes, str]]:
+    """Each line of a block with the code that it names."""
+    lines = block.split(b"\n")
+    lines.pop()
+    try:
+        heads = _decode_codes(block)
+        if len(heads) != len(lines):
+            raise ValueError
+    except (ValueError, RecursionError):  # some line is damaged, or empty: one by one
+        heads = [_code_of(line) for line in lines]
+    return ((line, head.code if type(head.code) is str else "") for line, head in zip(lines, heads, strict=True))
+
+
+def _code_of(line: bytes) -> _Code:
+    try:
+        (head,) = _decode_codes(line)
+        return head
+    except (ValueError, RecursionError):
+        return _Code()
