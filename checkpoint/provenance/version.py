@@ -23,6 +23,7 @@ from typing import Any, Final
 from checkpoint.errors import InvalidOption, VersionNeeded
 from checkpoint.values.canonical import canonical
 from checkpoint.values.keys import wide_digest_of
+from checkpoint.values.secrets import is_secret, mark
 
 __all__ = ["moved_attributes", "version_of"]
 
@@ -91,6 +92,9 @@ def _of_bound(function: Any, instance: Any) -> Any:
             f"@checkpointed(…, version=lambda self: {_suggestion(encoded)})"
         )
     told = {name: f"{wide_digest_of(data):032x}" for name, data in encoded.items() if data is not None}
+    for name, digest in told.items():
+        if is_secret(name, attributes[name]):
+            mark(digest)
     told.update({name: f"of {owner}" for name, owner in _overridden(function, cls, read)})
     return {"instance": told} if told else None
 

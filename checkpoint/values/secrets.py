@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from checkpoint.errors import quote
 
-__all__ = ["SECRET", "difference", "is_opaque", "is_secret", "is_secret_text", "quoted", "sealed"]
+__all__ = ["SECRET", "difference", "is_opaque", "is_secret", "is_secret_text", "mark", "quoted", "sealed"]
 
 SECRET: Final = "a secret"
 """How messages and details show a value that is one."""
@@ -39,29 +39,24 @@ def _words(text: str) -> frozenset[str]:
 
 # Names that hold one of these are of a secret whatever the value is, a number too.
 _STRONG = _words("""
-    password passwords passwd pwd passphrase passphrases passcode passcodes secret secrets pin otp cvv
+    password passwords passwd pwd passphrase passphrases passcode passcodes secret secrets pin otp totp hotp cvv
 """)
-# Names that hold one of these are of a secret where the value is text.
+_STRONG_PARTS = re.compile(  # of a word: "PGPASSWORD", "mypassword1", "userpass"
+    r"passw(?:or)?d|passphrase|passwort|kennwort|^(?:user|db|my|root|admin|smtp|mail|ssh|login)pass$"
+)
+# Names that hold one of these are of a secret where the value is text that is no word.
 _WEAK = _words("""
-    credential credentials creds cred auth authorization authentication bearer cookie cookies dsn salt jwt sas apikey
-    apikeys authtoken webhook login conn pw passwort
+    credential credentials creds cred auth cookie cookies dsn salt jwt sas webhook login conn
 """)
-# So are names that end in one of these, unless the word before is one that makes it harmless.
-_LAST = {
-    "key": _words("""
-        sort primary foreign group partition row index dict cache json field item order join hash map unique natural
-        candidate composite label text column id by input output answer result record data doc document object public
-        image user name config
-    """),
-    "token": _words("""
-        pad eos bos unk mask sep cls stop end start special image next last first n num per by max min begin think audio
-        video boi eoi prefix suffix middle
-    """),
-    "pass": _words("first second third last n num one two single forward backward next by high low band"),
-}
-# And in the plural where the word before says which: "api_keys", "access_tokens".
+_OF_TEXT = _words("authorization authentication bearer pw")  # where it is any text
+_WEAK_PARTS = re.compile(r"(?:api|secret|private|access|auth|priv|signing)_?(?:key|token)s?$")  # "accesstoken"
+# So are names that end in one of these; behind one of _OF_ACCESS also where the text is a word.
+_LAST = _words("key token pass")
+_OF_ACCESS = _words("""
+    api access auth private secret bot refresh session signing client service account license subscription master
+    encryption hmac ssh gpg app consumer storage shared deploy admin pair openai anthropic google aws azure hf
+""")
 _PLURALS = _words("keys tokens")
-_OF_ACCESS = _words("api access auth private secret bot refresh session signing client service account")
 # A name that ends in one of these is about a secret, and is none.
 _ABOUT = _words("""
     prompt prompts template instruction instructions message question query pattern regex re field fields column columns
@@ -69,7 +64,14 @@ _ABOUT = _words("""
     env var variable policy model tokenizer encoder strength required enabled expires ttl timeout scheme method mode
     schema format version
 """)
-_PHRASES = _words("phrase mnemonic seed")  # of words without grammar, from which a key is made
+_AT_THE_END = _words("prod dev staging live value val str raw b64 hex new old current backup")  # "api_key_prod"
+_PHRASES = _words("phrase mnemonic")  # of words without grammar, from which a key is made
+_OF_PHRASES = _words("seed pass recovery backup wallet secret")
+_USERS = _words("user username u login email host")  # "pass" is a password beside one of these
+_TYPES = _words("""
+    string str object int integer float number bool boolean text varchar category bytes date datetime null none any
+    required optional hidden true false yes no on off
+""")
 _GRAMMAR = _words("a an and are as at be by for from in is it of on or that the this to was what which who with you")
 _NUMBERS = (int, float, complex)
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -79,28 +81,34 @@ _PROSE = re.compile(r"(?:[^\W\d]{2,}[,.:;!?)]*\s+){2}\S")  # three words
 _STANDS_FOR = re.compile(r"[<\[{$%].*|\s*", re.S)  # "<pad>", "{token}", "$TOKEN"
 
 
-_SEED = -1
+_SEED, _PIN = -1, 3
 
 
 @lru_cache(maxsize=4096)
-def _says_secret(name: str) -> int:
-    """2: whatever the value is; 1: where it is text; `_SEED`: where it is words without grammar; 0: no."""
+def _says_secret(name: str) -> float:
+    """3 or 2: whatever the value is; 1: where it is text; 0.5: where it is text and no word; 0: no.
+
+    3 is of a PIN, which has four digits at least, and `_SEED` of words without grammar.
+    """
     parts = [part for part in _PART_OF_NAME.split(name) if part]
     words = [word.lower() for word in _WORDS.findall(parts[-1])] if parts else []
     if len(parts) > 1 and all(len(word) < 2 for word in words):  # `creds[0]`, `login.p`
         words = [word.lower() for word in _WORDS.findall(parts[-2])]
+    if len(words) > 1 and words[-1] in _AT_THE_END:
+        words.pop()
     if not words or words[-1] in _ABOUT:
         return 0
     *before, last = words
-    if not _STRONG.isdisjoint(words):
-        return 2
-    if not _WEAK.isdisjoint(words):
+    if not _STRONG.isdisjoint(words) or any(map(_STRONG_PARTS.search, words)):
+        return _PIN if "pin" in words else 2
+    if any(map(_WEAK_PARTS.search, words)) or not _OF_TEXT.isdisjoint(words):
         return 1
-    if last in _PHRASES:
+    if not _WEAK.isdisjoint(words):
+        return 0.5
+    if last in _PHRASES and (not before or before[-1] in _OF_PHRASES):
         return _SEED
     if last in _LAST:
-        alone = last != "key"  # key= is what sorts or names items
-        return int(alone if not before else before[-1] not in _LAST[last])
+        return (last != "key") if not before else 1 if before[-1] in _OF_ACCESS else 0.5
     return int(last in _PLURALS and bool(before) and before[-1] in _OF_ACCESS)
 
 
@@ -116,14 +124,33 @@ def _is_by_name(name: str, value: Any) -> bool:
     return any(_may_be(part, told) for _, part in _within(name, value))
 
 
-def _may_be(value: Any, told: int) -> bool:
+def _may_be(value: Any, told: float) -> bool:
     """Whether a value that is no container is a secret where its name says so."""
     kind = type(value)
+    if told == _SEED:
+        return False
     if kind is str:
-        return told != _SEED and _STANDS_FOR.fullmatch(value) is None
+        if told == _PIN:
+            return len(value) >= 4 and value.isdecimal()
+        if _STANDS_FOR.fullmatch(value) is not None or value.lower() in _TYPES:
+            return False
+        return told >= 1 or _is_no_word(value)
     if kind is bytes:
-        return told != _SEED and len(value) > 0
-    return told == 2 and kind is not bool and issubclass(kind, _NUMBERS)
+        return len(value) > 0
+    return told >= 2 and kind is not bool and issubclass(kind, _NUMBERS) and abs(value) >= _LEAST_NUMBER
+
+
+def _is_no_word(text: str) -> bool:
+    """Whether digits or signs stand among letters, or very many letters in a row; spaces are no signs."""
+    begin = text[:200]
+    letters = sum(map(str.isalpha, begin))
+    if letters == len(begin):
+        return letters >= 16
+    inner = begin.strip(" .,:;!?")
+    return letters > 0 and any(not (sign.isalpha() or sign in " _") for sign in inner)
+
+
+_LEAST_NUMBER = 1000  # smaller ones count or weigh something
 
 
 def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -138,9 +165,14 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             value = str.__str__(value) if issubclass(kind, str) else bytes.__getitem__(value, slice(None))
         yield name, value
         if kind is dict:
-            todo += [(key if type(key) is str else "", part) for key, part in islice(value.items(), _MOST_PARTS)]
+            entries = [(key if type(key) is str else "", part) for key, part in islice(value.items(), _MOST_PARTS)]
+            if "pass" in value and _USERS.isdisjoint(key for key, _ in entries):
+                entries = [("" if key == "pass" else key, part) for key, part in entries]
+            todo += entries
         elif kind in (list, tuple, set, frozenset):
             todo += [("", part) for part in islice(value, _MOST_PARTS)]
+            if kind in (list, tuple) and len(value) == 2 and type(value[0]) is str and _says_secret(value[0]) >= 2:
+                todo.append((value[0], value[1]))
 
 
 # --- by shape --------------------------------------------------------------------------------------------------------
@@ -148,18 +180,19 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 _SHAPE = re.compile(
     r"""
     -----BEGIN\ [A-Z0-9 ]+-----
-    | \w://[^/\s@]*@                                            # a URL with a user, and maybe a password
+    | \w://(?:[^/\s@:]*:[^/\s@]|[\w-]{20,})[^/\s@]*@             # a URL with a password, or with a key for a user
+    | \bcurl\b.*\s(?:-u|--user)[\s=]*[^\s:]+:\S
     | \w://[^\s:/@]*:(?!\d+/)[^\s@]+@                           # a password with a slash in it
-    | ^(?:sk|pk|rk)[-_](?!learn)\S+$
+    | ^(?:sk|pk|rk)[-_](?:live|test|proj|ant|or|svcacct)[-_]\S+$
     | (?<![A-Za-z0-9])(?:sk|pk|rk)[-_](?=[\w-]*\d)[\w-]{16,}
     | (?<![A-Za-z0-9])(?:gh[pousr]_\w{6}|github_pat_\w|glpat-\w|xox[abeoprs]-\w|xapp-\w|(?:AKIA|ASIA)[0-9A-Z]{12}
         |AIza[\w-]{10}|ya29\.\w|hf_[A-Za-z0-9]{16}|npm_[A-Za-z0-9]{16}|pypi-[\w-]{16}|SG\.[\w-]{16}|dop_v1_\w|nvapi-\w
         |gsk_[A-Za-z0-9]{16}|AGE-SECRET-KEY-|eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*|\d{6,12}:[\w-]{14})
     | \bAuthorization:\s*\S | \bBearer\s+(?=\S*[\d._~+/=-]\S)\S{6} | \bBasic\s+(?=\S*[\d=])[A-Za-z0-9+/]{6}
-    | (?<!\w)(?=\w{8})(?i:[a-z]+[013457][a-z]{1,3}[013457][a-z]+)\d*(?!\w)    # a word with digits for letters
+    | (?<!\w)(?=\w{8})(?i:[a-z]+[0134][a-z]{1,3}[0134][a-z]+)\d*(?!\w)    # a word with digits for letters
     | https?://hooks?\.\S+/\S | /api/webhooks/\S
     | [?&](?i:k|api_?key|key|token|\w*_token|sig|\w*signature|secret|\w*_secret|pass|password|pwd|auth|code|sas)
-        =[^&\s{<$]{4}
+        =(?=[^&\s]*\d)[^&\s{<$]{6}
     """,
     re.X,
 )
@@ -178,7 +211,7 @@ def _is_shaped(text: str) -> bool:
         return True
     if "=" in text or ":" in text:
         for name, _, value in _ASSIGNED.findall(text):
-            if _is_by_name(name, _number_or(value)):
+            if (_says_secret(name) >= 2 or _is_no_word(value)) and _is_by_name(name, _number_or(value)):
                 return True
     return any(_is_random(run) for run in _LONG_RUN.findall(text))
 
@@ -235,13 +268,21 @@ def is_secret(name: str, value: Any) -> bool:
         (True, False, False)
     """
     for inner, part in _within(name, value):
-        if type(part) is str and is_secret_text(part):
+        if type(part) is str and (part in _marked or is_secret_text(part)):
             return True
         if type(part) is bytes and is_secret_text(part[: 2 * _MOST_TEXT].decode("latin-1")):
             return True
         if inner and _is_by_name(inner, part):
             return True
     return False
+
+
+_marked: set[str] = set()
+
+
+def mark(digest: str) -> None:
+    """Let the digest of a secret count as one, wherever it stands: in the version of an instance, for example."""
+    _marked.add(digest)
 
 
 # --- what is written and shown ---------------------------------------------------------------------------------------
