@@ -130,6 +130,7 @@ HONEST: tuple[Any, ...] = (
     numpy.float64(1), pandas.Timestamp(0), os.times(), msgspec.UNSET,
 )  # fmt: skip
 _HASH = (1 << 61) - 1  # multiples of it have one hash
+SPELLED = r"\u005b\u0001-\uffff]"
 # What would take an hour or a gigabyte, if it was built.
 COSTLY: dict[str, Any] = {
     "a fraction": {"$fraction": ["1e999999999"]},
@@ -153,6 +154,11 @@ COSTLY: dict[str, Any] = {
     "a dict of one hash": {"$map": [[{"$tuple": [n * _HASH, 1]}, 1] for n in range(40_000)]},
     "a counter of one hash": {"$Counter": [[n * _HASH, 1] for n in range(60_000)]},
     "a pattern of many classes": {"$pattern": "[\0-\U0010ffff]" * 1900, "flags": 34},
+    "patterns of a class each": [{"$pattern": f"[\x01-\uffff]x{n}", "flags": 34} for n in range(1500)],
+    "a pattern whose classes are spelled": {"$pattern": {"$str": f'"{SPELLED * 900}"'}, "flags": 34},
+    "arrays of nothing": [{"$ndarray": "", "dtype": "|i1", "shape": [1_000_000, 0]}] * 30,
+    "arrays of items without bytes": [{"$ndarray": "", "dtype": "|V0", "shape": [1_000_000]}] * 20,
+    "deep arrays of nothing": [{"$ndarray": "", "dtype": "|i1", "shape": [1] * 18 + [1000, 1000, 0]}] * 10,
     "a deep pattern": {"$pattern": "(" * 4000 + ")" * 4000, "flags": 32},
     "a long address": {"$url": "http://" + "\u00fc" * 60_000, "type": "Url"},
     "a zone that is a file": {"$datetime": "2026-01-01T00:00:00", "zone": "../../../../../dev/zero"},
@@ -235,6 +241,10 @@ def test_no_envelope_costs_more_than_its_bytes(tmp_path: Path, look: Look) -> No
             for name in names:
                 file.write(sealed(key=COSTLY[name], result=1))
                 file.write(sealed(key=name, result=COSTLY[name]))
+                file.write(sealed(key={"$tuple": [name, COSTLY[name]]}, result=1))
+                file.write(
+                    sealed(key=f"{name} 2", result=1, version="ab" * 16, value=COSTLY[name], detail=COSTLY[name])
+                )
         return look(directory)
 
     if wrong(COSTLY, tmp_path / "all"):

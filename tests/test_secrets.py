@@ -20,6 +20,7 @@ from checkpoint import FunctionChanged, checkpointed
 from checkpoint.cli import main
 from checkpoint.provenance.fingerprint import changes, fingerprint
 from checkpoint.provenance.spelling import value_of
+from checkpoint.values.keys import wide_digest_of
 from checkpoint.values.secrets import SECRET, difference, is_secret, sealed
 
 AN_OLD_ONE = Path(__file__).parent / "data" / "written_with_short_digests"
@@ -407,3 +408,23 @@ def test_an_old_detail_is_compared_by_plain_digests(old: dict[str, Any], tmp_pat
     code = fingerprint(old["secretive"], salt="secretive")
     assert code is not None
     assert changes(line["code"], line["detail"], code).values == ["PROMPT: 'Say what it is' → 'Say it again'"]
+
+
+def test_a_secret_within_an_attribute_is_slow_to_try(tmp_path: Path) -> None:
+    """The version of an instance holds digests of its attributes: that of one that holds a secret is not on disk."""
+
+    class Client:
+        def __init__(self, password: str) -> None:
+            self.cfg = {"password": password}
+
+        @checkpointed("j", checkpoint_dir=tmp_path)
+        def call(self, item: int) -> bool:
+            return bool(self.cfg["password"])
+
+    Client("hunter2").call.map([1], progress=False)
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
+    plain = wide_digest_of(b'{"password":"hunter2"}')
+    assert f"{plain:032x}"[:16].encode() not in written
+    assert b"hunter2" not in written
+    assert Client("hunter2").call.plan([1]).done == 1
+    assert Client("hunter3").call.plan([1]).done == 0

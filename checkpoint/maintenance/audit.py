@@ -102,7 +102,7 @@ class Audit:
         self._crowd = Crowd()
         self.end = 0
         self._reader = reader
-        self._codec = Codec() if decode else None
+        self._codec = Codec(compiles=False) if decode else None
         self.notes: dict[tuple[str, str], int] = {}  # ("code" or "version", digest): the line that says what it is
         self._accepting: list[int] = []  # lines that accept, and of other kinds
         self._involved: set[str] = set()  # versions that were accepted, or for which others were

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import msgspec
 
+from checkpoint.errors import shorten
 from checkpoint.values.codec import Codec
 from checkpoint.values.plain_json import decode_foreign, with_stack
 
@@ -43,10 +45,12 @@ _DEEPEST = 10
 # naive time, a timedelta that fits 64 bits, a Decimal, or a list or dict (of str keys) of such: of exactly these types.
 # Envelopes are opened here, and not by the codec: no class need be known, and sets and keys of objects are no trouble.
 
-_codec = Codec()
+_codec = Codec(compiles=False)
 
 _WORD = 1 << 63
 _EXACT = 1 << 53
+_SHOWN_PATTERN = 200
+_MOST_EMPTY = 64  # items or lists of an array that has no bytes
 _MOST_BITS = 65_536  # of an int whose decimal digits are written; a longer one is written in hexadecimal
 
 
@@ -113,6 +117,11 @@ def _open_set(parts: list[Any]) -> list[Any]:
     return sorted(opened) if kinds <= {int, float} or kinds == {str} else sorted(opened, key=json_text)
 
 
+def _open_pattern(env: dict[str, Any]) -> str:
+    """As Python shows a pattern, which to compile takes long."""
+    return f"re.compile({shorten(repr(_codec.revive(env)), _SHOWN_PATTERN)})"
+
+
 _OPENERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "$class": _open_object,
     "$namedtuple": _open_object,
@@ -126,6 +135,7 @@ _OPENERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "$OrderedDict": lambda env: _open_pairs(env["$OrderedDict"]),
     "$Counter": lambda env: _open_pairs(env["$Counter"]),
     "$defaultdict": lambda env: _open_pairs(env["$defaultdict"]),
+    "$pattern": _open_pattern,
 }
 
 
@@ -170,6 +180,8 @@ def _tidy_timedelta(value: timedelta) -> Any:
 
 def _tidy_numpy(numpy: Any, value: Any) -> Any:
     dtype = value.dtype
+    if isinstance(value, numpy.ndarray) and not value.nbytes and math.prod(takewhile(bool, value.shape)) > _MOST_EMPTY:
+        return f"an array of shape {value.shape}"
     if dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize <= 8):
         return value.tolist()
     if isinstance(value, numpy.ndarray):

@@ -425,7 +425,7 @@ def _csv_cell(column: Column, value: Any, as_text: Callable[[str], str]) -> str:
     return cell if type(value) in _NO_TEXT else as_text(cell)
 
 
-_NO_TEXT = frozenset({type(None), bool, int, float, Decimal, date, datetime, time, timedelta, bytes})
+_NO_TEXT = frozenset({type(None), bool, int, float, Decimal, date, datetime, time, timedelta})
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _BEGINNINGS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 

@@ -26,7 +26,7 @@ from checkpoint.values.secrets import is_secret
 
 __all__ = ["Notes", "accepting", "detail_field", "value_field"]
 
-_codec = Codec()
+_codec = Codec(only=frozenset({"$tuple", "$dict", "$map", "$str", "$int", "$float"}))  # what is JSON-like
 _encode = msgspec.json.Encoder().encode
 
 

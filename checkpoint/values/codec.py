@@ -14,7 +14,7 @@ from typing import Any
 from checkpoint.errors import UnencodableValue, quote, quote_error
 from checkpoint.values.classes import name_table, neighbour, stand_in
 from checkpoint.values.envelopes import REVIVERS, Tagger, refusal, revive_values, told_left_out
-from checkpoint.values.limits import FIELDS, hold
+from checkpoint.values.limits import FIELDS, hold, hold_patterns
 from checkpoint.values.plain_json import (
     FREEZE,
     SCALARS,
@@ -46,6 +46,8 @@ class Codec:
             therefore come back as plain data: when the first is written, or read by who names other classes.
         on_left_out: called once for each class that a library made at run time from a named one, with a sentence that
             says which private attributes its objects come back without.
+        only: the envelopes that are read; default all.
+        compiles: whether patterns are compiled when they are read; else their text stands for them.
 
     Attributes:
         secret: the field of the annotation that holds one of pydantic's secrets; "" where none does.
@@ -60,7 +62,8 @@ class Codec:
     """
 
     __slots__ = (
-        "_classes", "_names", "_on_left_out", "_on_unnamed", "_reported", "_written_as", "on_built", "secret",
+        "_classes", "_envelopes", "_names", "_on_left_out", "_on_unnamed", "_reported", "_written_as", "compiles",
+        "on_built", "secret",
     )  # fmt: skip
 
     def __init__(
@@ -69,11 +72,15 @@ class Codec:
         *,
         on_unnamed: Callable[[str], None] = lambda name: None,
         on_left_out: Callable[[str], None] = lambda text: None,
+        only: frozenset[str] | None = None,
+        compiles: bool = True,
     ) -> None:
         self._classes, self._names, self.secret = name_table(result_type)
         self.on_built: Callable[[type, Any], None] | None = None
         self._on_unnamed = on_unnamed
         self._on_left_out = on_left_out
+        self._envelopes = REVIVERS if only is None else {tag: REVIVERS[tag] for tag in only}
+        self.compiles = compiles
         self._reported: dict[str, object] = {}
         self._written_as: dict[type, type] = {}
 
@@ -152,7 +159,13 @@ class Codec:
                 return read_json(raw)
             except (ValueError, RecursionError):
                 pass  # too many digits or too short a stack for this reader; what is truly wrong, the next one tells
-        return guarded(lambda: self._revive(parse_json(raw)))
+        return guarded(lambda: self._read(raw))
+
+    def _read(self, raw: bytes) -> Any:
+        plain = parse_json(raw)
+        if b'"$pattern"' in raw:
+            hold_patterns(plain)
+        return self._revive(plain)
 
     def revive(self, plain: Any) -> Any:
         """The value that parsed JSON stands for; what decode does after parsing.
@@ -176,7 +189,7 @@ class Codec:
         if tagger.unnamed:
             expected = write_json(Tagger(self, plain=True).tag(value))
         try:
-            back = self._revive(parse_json(raw))
+            back = self._read(raw)
             same = write_json(Tagger(self, plain=bool(tagger.unnamed)).tag(back)) == expected
             reason = "it reads back as another value"
         except Exception as error:
@@ -193,7 +206,7 @@ class Codec:
             first = next(iter(plain), "")
             if first[:1] != "$":
                 return revive_values(self, plain)
-            reviver = REVIVERS.get(first)
+            reviver = self._envelopes.get(first)
             if reviver is None:
                 raise ValueError(f"{quote(first)} is no envelope of this version of checkpoint")
             hold(plain, FIELDS[first])

@@ -42,7 +42,7 @@ from checkpoint.values.classes import (
     record_of,
     unbuildable,
 )
-from checkpoint.values.limits import checked_dtype, checked_shape, refuse_crowd
+from checkpoint.values.limits import LONGEST_PATTERN, checked_dtype, checked_shape, refuse_crowd
 from checkpoint.values.plain_json import MAX_DEPTH, SCALARS, plain_bytes, read_json, write_json
 from checkpoint.values.zones import library, named_zone, zone_of, zone_parts
 
@@ -53,6 +53,7 @@ class Owner(Protocol):
     """What envelopes ask of the codec that writes and reads them: the names of classes, and the parts within."""
 
     on_built: Callable[[type, Any], None] | None
+    compiles: bool
     _names: dict[type, str]
 
     def class_to_write(self, cls: type) -> type: ...
@@ -645,11 +646,11 @@ def _revive_name_email(codec: Owner, env: dict[str, Any]) -> Any:
 
 def _revive_pattern(codec: Owner, env: dict[str, Any]) -> Any:
     pattern, flags = codec._revive(env["$pattern"]), env["flags"]
-    if type(pattern) not in (str, bytes):
-        raise ValueError("$pattern needs a text")
+    if type(pattern) not in (str, bytes) or len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"$pattern needs a text of at most {LONGEST_PATTERN:,} characters")
     if flags & ~int(re.A | re.I | re.L | re.M | re.S | re.U | re.X):
         raise ValueError("$pattern has flags that no pattern has")
-    return re.compile(pattern, flags)
+    return re.compile(pattern, flags) if codec.compiles else pattern
 
 
 def _revive_pandas(codec: Owner, env: dict[str, Any]) -> Any:

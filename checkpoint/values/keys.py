@@ -63,7 +63,7 @@ _SURELY_SHORT = (_LONGEST_OWN_KEY - 1) // 4  # characters
 _WORD = 1 << 63
 _DEEPEST_KEY = 20
 _MOST_DIGITS = 4300  # Python's own limit for int <-> str
-_codec = Codec()
+_codec = Codec(only=frozenset({"$tuple", "$str", "$int", "$float"}))  # no key holds another envelope
 _encode = msgspec.json.Encoder().encode
 _exact = frozenset({str, int, bool, type(None)})
 _WORDS = frozenset({str, int})

@@ -7,6 +7,7 @@ reads each value back.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -23,6 +24,7 @@ __all__ = [
     "checked_dtype",
     "checked_shape",
     "hold",
+    "hold_patterns",
     "int_of_digits",
     "refuse_crowd",
 ]
@@ -78,6 +80,36 @@ def refuse_crowd(parts: list[Any]) -> None:
         return
     if sum(many * many for many in Counter(hashes).values()) > 2 * _MOST_ALIKE * len(parts):
         raise ValueError(f"too many of its {len(parts):,} keys or members have one hash, which makes it slow to build")
+
+
+def hold_patterns(plain: Any) -> None:
+    """See that all patterns of a value together have no more classes of characters than one may have.
+
+    Args:
+        plain: parsed JSON.
+
+    Raises:
+        ValueError: they have; each class takes some milliseconds to compile.
+    """
+    classes, todo = 0, [plain]
+    while todo:
+        part = todo.pop()
+        if type(part) is list:
+            todo += part
+        elif type(part) is dict:
+            if "$pattern" in part:
+                classes += _text_of_pattern(part["$pattern"]).count("[")
+            todo += part.values()
+    if classes > MOST_CLASSES:
+        raise ValueError(f"its patterns have {classes:,} classes of characters; at most {MOST_CLASSES} are compiled")
+
+
+def _text_of_pattern(part: Any) -> str:
+    """The pattern's text; "" of one of bytes, whose classes are small."""
+    if type(part) is dict:
+        text = part.get("$str", '""')
+        part = json.loads(text) if type(text) is str else ""
+    return part if type(part) is str else ""
 
 
 def int_of_digits(digits: str) -> int:
@@ -177,7 +209,7 @@ def _is_number(part: Any) -> bool:
 def _may_be_pattern(part: Any) -> bool:
     if type(part) is dict:
         part = next(iter(part.values()), None)  # $bytes or $str, which are longer than what they hold
-    return type(part) is str and len(part) <= 2 * LONGEST_PATTERN and part.count("[") <= MOST_CLASSES
+    return type(part) is str and len(part) <= 2 * LONGEST_PATTERN
 
 
 def _optional(field: Field) -> Field:
@@ -191,9 +223,7 @@ _NUMBERS = Field(lambda part: type(part) is list and len(part) == 2 and all(map(
 _NUMBER_OR_NULL = Field(lambda part: part is None or type(part) is int, "an integer or null")
 _WORD_OR_NULL = Field(lambda part: part is None or type(part) is str, "a string or null")
 _INT = Field(lambda part: _is_int(part, 64), "an integer of at most 64 bits")
-_PATTERN = Field(
-    _may_be_pattern, f"a pattern of at most {LONGEST_PATTERN:,} characters and {MOST_CLASSES} classes of characters"
-)
+_PATTERN = Field(_may_be_pattern, f"a pattern of at most {LONGEST_PATTERN:,} characters")
 _ZONE = {
     "zone": _optional(_ANY), "tzname": _optional(_ANY), "fold": _optional(_INT), "tz": _optional(_list(1, 5)),
 }  # fmt: skip
