@@ -407,7 +407,7 @@ def meta_believed(breaker: Breaker) -> None:
     def make(real: Function) -> Function:
         def init(self: Store, name: str, directory: Path, *shard: Any) -> None:
             real(self, name, directory, *shard)
-            said, end, count = self._meta.get("completed_items"), self.results.index.end, self.results.count
+            said, end, count = self.meta.said.get("completed_items"), self.results.index.end, self.results.count
             vars(self.results)["count"] = lambda version: (
                 said if type(said) is int and self.results.index.end == end else count(version)
             )

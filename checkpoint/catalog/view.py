@@ -107,7 +107,7 @@ class VersionView:
         self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
         digest = "" if self._follows else self.store.digest_of_version(version)
         if digest:
-            self.store.name_version(digest, version)
+            self.store.meta.name_version(digest, version)
         self._set_version(digest)
         self._follow()
 
@@ -139,9 +139,9 @@ class VersionView:
     def tell_unannotated(self) -> None:
         """Say, once a process, that results were objects of classes that the annotation named, and are plain JSON."""
         digest = self.store.results.last_schema(self.version)
-        if not digest or ("unannotated", digest) in self.store.told:
+        if not digest or ("unannotated", digest) in self.store.meta.told:
             return
-        self.store.told.add(("unannotated", digest))
+        self.store.meta.told.add(("unannotated", digest))
         noted = self.store.schemas_of(self.version).get(digest, {}).get("classes") or {}
         names = [name for name in noted if name]
         if names:

@@ -201,7 +201,7 @@ class Pass:
         if (unfit := self.find_unfit()) is not None:
             raise unfit.error
         self.look()
-        self._store.total = self.total
+        self._store.meta.total = self.total
         self.records.open()  # keying may have taken a while
         self._recount()
         self._tell_resumed()

@@ -227,8 +227,8 @@ class Lineage:
     def _is_news(self, records: VersionView, what: str) -> bool:
         """Whether this process has not told it yet."""
         told = (f"{what} {records.version}", self.code.digest)
-        is_news = told not in records.store.told
-        records.store.told.add(told)
+        is_news = told not in records.store.meta.told
+        records.store.meta.told.add(told)
         return is_news
 
     def _begin_version(self, records: VersionView) -> None:

@@ -563,14 +563,14 @@ def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any]
 
 def _meta_of(store: Store) -> dict[str, Any]:
     try:
-        return read_object(store.meta_path)
+        return read_object(store.meta.path)
     except (OSError, ValueError):
         return {}
 
 
 def _total_of(store: Store, meta: dict[str, Any]) -> int | None:
     """How many items the last pass had: this process's own, or as the writer last noted it."""
-    total = store.total if store.writing else store.whole_total() if store.shards else meta.get("total_items")
+    total = store.meta.total if store.writing else store.whole_total() if store.shards else meta.get("total_items")
     return total if type(total) is int and total >= 0 else None
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import errno
-import json
 import logging
 import os
 import sys
@@ -40,17 +39,16 @@ from checkpoint.errors import CheckpointLocked, JournalLost, StoreClosed, StoreE
 from checkpoint.remote.objects import KINDS, names_under
 from checkpoint.remote.urls import has_sign, tell_sign, url_at
 from checkpoint.storage.condition import SYNCED, Fault, fault_of, held_records, loss_of, synced_bytes
-from checkpoint.storage.files import fsync, fsync_directory, replacing, store_error
+from checkpoint.storage.files import fsync_directory, store_error
 from checkpoint.storage.index import Index
 from checkpoint.storage.index_file import IndexDamaged
 from checkpoint.storage.journal import Journal, most_idle
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import Lock
-from checkpoint.storage.meta import SCHEMA_VERSION, count_or_none, meta_in
+from checkpoint.storage.meta import Meta, Summary, count_or_none, meta_in
 from checkpoint.storage.notes import accepting, detail_field, value_field
 from checkpoint.storage.record import Record, seal, with_fields
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, key_json, version_digest
-from checkpoint.values.secrets import is_secret
 
 if TYPE_CHECKING:
     from checkpoint.remote.replica import Replica
@@ -65,7 +63,6 @@ _SECOND = 1.0
 _ASK_EVERY = 5.0
 _IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
 _META_EVERY = 30.0
-_MOST_CODES = 100  # that meta explains
 _FILES_OF_A_WRITER = 12  # it has half as many open, and others stay open beside it
 _TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
 
@@ -102,10 +99,7 @@ class Store:
         name: what the files begin with.
         shards: those that are read besides its own journals.
         wrote_at: when it was written last; monotonic.
-        total: how many items the last pass over its own journals had, where it knew.
-        schemas: what digests of schemas stand for: the classes of results, the versions whose results they may be of,
-            and which later schemas all of them fit.
-        told: (version, code) of changes that this process has told.
+        meta: what the meta file of its own journals says.
         uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
     """
 
@@ -123,30 +117,21 @@ class Store:
         self._asked_at = -inf  # monotonic; when the store behind it was asked for shards
         self._has_their_meta = False
         self._looked = 0  # when the directory was modified last, as of the last look for shards
-        self.meta_path = directory / f"{name}_meta.json"
+        told = _told.setdefault((os.path.realpath(directory), name), set())
+        self.meta = Meta(directory / f"{name}_meta.json", told)
         self.users = 0
         self._writer = Lock(directory / f".{name}.lock", name)
         self._running: weakref.ref[_Running] | None = None
-        self._pass_since = ""
         self._writing = False
         self._forked = False
         self._failure: StoreError | None = None
         self._check_at = 0.0  # monotonic; until then a save need not look whether its file is still there
         self.wrote_at = 0.0
-        self._meta_at = 0.0
-        self._meta_owed = False
         self._faults: dict[Shard, Fault] = {}  # of journals that are none, and
         self._faulty: dict[Shard, Path] = {}  # which these are
         self._goes_on = False  # whether it is cleared or repaired all the same
         self._synced: dict[str, int] = {}  # bytes of its own journals that are on the medium
-        self._meta = self._read_meta()
-        self.total: int | None = count_or_none(self._meta.get("total_items"))
-        self._labels: dict[str, Any] = {}  # of versions and
-        self._details: dict[str, Any] = {}  # of code: as this process and meta files say; journals say it too
-        self.schemas: dict[str, dict[str, Any]] = {}
         self._computing: dict[str, tuple[str, bytes]] = {}  # by version: a pass's code, and the field of its detail
-        self.told = _told.setdefault((os.path.realpath(directory), name), set())
-        self._learn_meta(self._meta)
         self.uploads = self._mirrored()
         if self.uploads is not None:
             self.uploads.mirror.look()
@@ -308,10 +293,10 @@ class Store:
             yield
             if fault is not None:
                 self._forget_faults()
-                self._synced, self._meta_owed = {}, True
+                self._synced, self.meta.owed = {}, True
             for kind, shelf in _by_kind(self._shelves):  # one whose torn end was its only line is shorter now
                 if self._synced.get(kind, 0) > _size(shelf):
-                    self._synced[kind], self._meta_owed = _size(shelf), True
+                    self._synced[kind], self.meta.owed = _size(shelf), True
 
     @property
     def own(self) -> tuple[KeyedLog, KeyedLog, KeyedLog]:
@@ -374,7 +359,7 @@ class Store:
         for shard in shards:
             meta = meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
             self._has_their_meta = self._has_their_meta or bool(meta)
-            self._learn_meta(meta)
+            self.meta.note(meta)
 
     def whole_total(self) -> int | None:
         """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
@@ -382,7 +367,7 @@ class Store:
         The last pass is the one that began last, as the meta files say.
         """
         if self._writing or not self._members:
-            return self.total
+            return self.meta.total
         totals: dict[int, list[int]] = {}
         moments: dict[int, str] = {}
         for shard in (self._shard, *self._members):
@@ -458,14 +443,12 @@ class Store:
             self._let_go()
             raise
         if not self._in_pass:  # what the last pass said, wherever it ran
-            self._meta = self._read_meta() or self._meta
-            self.total = count_or_none(self._meta.get("total_items"))
-            self._pass_since = ""
+            self.meta.reread()
         self._writing = True
         self._check_at = clock.monotonic() + _SECOND
-        self.wrote_at = self._meta_at = clock.monotonic()
+        self.wrote_at = self.meta.written_at = clock.monotonic()
         _tend(self)
-        if self._read_meta().get("total_items", -1) != self.total:  # who looks on sees how much this pass has to do
+        if self.meta.read().get("total_items", -1) != self.meta.total:  # who looks on sees how much this pass has to do
             self._write_meta()
 
     def _theirs(self) -> list[KeyedLog]:
@@ -639,8 +622,8 @@ class Store:
         code, detail = self._computing.get(version, ("", b""))
         place = next((place for place, line in enumerate(lines) if _names(line, code)), -1) if code else -1
         fields = b"" if place < 0 or code in notes.details else detail
-        if version and version not in notes.labels and version in self._labels:
-            fields += value_field(self._labels[version])
+        if version and version not in notes.labels and version in self.meta.labels:
+            fields += value_field(self.meta.labels[version])
         if not fields:
             return -1
         place = max(place, 0)
@@ -669,7 +652,7 @@ class Store:
             raise self._unwritten(shelf, error) from error.__cause__
         if offset != known:
             self._learn_foreign(shelf)
-        self._meta_owed = True
+        self.meta.owed = True
         return offset
 
     def _unwritten(self, shelf: KeyedLog, error: StoreError) -> StoreError:
@@ -817,7 +800,7 @@ class Store:
             if self.uploads is not None:
                 self.uploads.clear()
             try:
-                self.meta_path.unlink(missing_ok=True)
+                self.meta.path.unlink(missing_ok=True)
                 fsync_directory(self.directory)  # it says what is in the journals: it is gone before they are
                 for shelf in self._shelves:
                     shelf.unlink()
@@ -825,9 +808,8 @@ class Store:
             except OSError as error:
                 self._let_go()  # what is left is opened anew
                 raise store_error(error, "cannot delete", self.directory) from error
-            self.total, self._meta, self._meta_owed = None, {}, False
-            self._details, self.schemas, self._synced = {}, {}, {}
-            self.told.clear()
+            self.meta.clear()
+            self._synced = {}
             self._faults.clear()
             self._stop_writing()
 
@@ -841,7 +823,7 @@ class Store:
             self.uploads.suspend()
         kind = next(kind for kind, own in _by_kind(self._shelves) if own is shelf)
         self._take_back(kind, shelf)
-        self._meta_owed = True
+        self.meta.owed = True
         shelf.replace(chunks)
         self._synced[kind] = _size(shelf)
 
@@ -849,12 +831,12 @@ class Store:
         """Meta says nothing of the size of the journal, for good: it is about to become shorter."""
         shelf.journal.stop_writing()  # what this opening has synced counts no more
         self._synced.pop(kind, None)
-        if not synced_bytes(self._read_meta(), kind):
+        if not synced_bytes(self.meta.read(), kind):
             return
         try:
-            self._replace_meta(json.dumps(self._compose_meta(), indent=1) + "\n", durable=True)
+            self._replace_meta(durable=True)
         except OSError as error:
-            raise store_error(error, "cannot replace", self.meta_path) from error
+            raise store_error(error, "cannot replace", self.meta.path) from error
 
     # passes
 
@@ -870,7 +852,7 @@ class Store:
                 raise self._pass_running()
             if self._failure is not None:
                 self._start_anew()
-            self._pass_since = clock.Stamper()().decode()
+            self.meta.pass_since = clock.Stamper()().decode()
             running = _Running()
             self._running = weakref.ref(running)
         values_on_error = False
@@ -911,12 +893,12 @@ class Store:
     def _pass_running(self) -> CheckpointLocked:
         return CheckpointLocked(
             f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
-            f"{self._pass_since}); finish or close it first, or use another name",
+            f"{self.meta.pass_since}); finish or close it first, or use another name",
             errno=errno.EWOULDBLOCK,
             strerror="locked",
             filename=str(self.results.journal.path),
             pid=os.getpid(),
-            since=self._pass_since,
+            since=self.meta.pass_since,
         )
 
     def _start_anew(self) -> None:
@@ -973,7 +955,7 @@ class Store:
                     # Who opens the checkpoint opens all shards: together they leave as much to be read anew as one.
                     of = self._shard.of
                     shelf.write_index_if_worth(growth=0.5, rows=100_000 // of, size=(32 << 20) // of)
-                if self._meta_owed:
+                if self.meta.owed:
                     self._write_meta()
         finally:
             try:
@@ -1019,7 +1001,7 @@ class Store:
                 except StoreError as error:
                     log.error("%s", error)
                 return False
-            owed = self._meta_owed and clock.monotonic() - self._meta_at >= _META_EVERY
+            owed = self.meta.owed and clock.monotonic() - self.meta.written_at >= _META_EVERY
         if owed:
             self._write_meta()
         for shelf in self._shelves:
@@ -1059,47 +1041,25 @@ class Store:
 
     # meta
 
-    def _read_meta(self) -> dict[str, Any]:
-        return meta_in(self.meta_path)
-
     def _write_meta(self) -> None:
         """Replace the file atomically. It tells people and is rebuildable: failing to write it is not an error."""
         with self.lock:
-            self._meta_owed = False
-            self._meta_at = clock.monotonic()
+            self.meta.owed = False
+            self.meta.written_at = clock.monotonic()
             try:
-                self._replace_meta(json.dumps(self._compose_meta(), indent=1) + "\n")
+                self._replace_meta()
             except OSError as error:
-                log.debug("%s was not written: %s", self.meta_path, error)
+                log.debug("%s was not written: %s", self.meta.path, error)
 
-    def _replace_meta(self, text: str, *, durable: bool = False) -> None:
-        with replacing(self.meta_path, f"{self.name}_meta") as file:
-            file.write(text.encode())
-            if durable:
-                file.flush()
-                fsync(file.fileno())
-        if durable:
-            fsync_directory(self.directory)
+    def _replace_meta(self, *, durable: bool = False) -> None:
+        text = self.meta.compose(self._base, self._summary(), self._note_synced())
+        self.meta.replace(text, f"{self.name}_meta", durable=durable)
 
-    def _compose_meta(self) -> dict[str, Any]:
+    def _summary(self) -> Summary:
         """What one shard holds is told of its own journals; the whole, of all that are joined."""
-        version, now = self.latest, clock.Stamper()().decode()
+        version = self.latest
         results, errors, _ = (self.results, self.errors, None) if self._shard == ALL else self._shelves
-        completed = results.count(version)
-        return {
-            "experiment_name": self._base,
-            "started_at": self._meta.setdefault("started_at", now),
-            "last_updated": now,
-            "last_pass": self._pass_since or self._meta.get("last_pass", ""),
-            "total_items": self.total,
-            "completed_items": completed,
-            "failed_items": self._count_failed(errors, version),
-            "schema_version": SCHEMA_VERSION,
-            SYNCED: self._note_synced(),
-            "versions": self.versions,
-            "codes": dict(list(self.details.items())[-_MOST_CODES:]),
-            **({"schemas": self.schemas} if self.schemas else {}),
-        }
+        return Summary(results.count(version), self._count_failed(errors, version), self.versions, self.details)
 
     def _note_synced(self) -> dict[str, int]:
         """Bytes of each journal that are on the medium, which is what is there at least after any crash."""
@@ -1114,7 +1074,7 @@ class Store:
     @property
     def versions(self) -> dict[str, Any]:
         """By digest, the values of versions, as far as they are known."""
-        known = dict(self._labels)  # other threads open versions meanwhile
+        known = dict(self.meta.labels)  # other threads open versions meanwhile
         for shelf in (self.errors, self.results):
             known.update(shelf.notes().labels)
         return known
@@ -1123,7 +1083,7 @@ class Store:
     def details(self) -> dict[str, Any]:
         """By fingerprint, what it stands for, as far as that is known."""
         noted = {**self.errors.notes().details, **self.results.notes().details}
-        return {**{code: told for code, told in self._details.items() if code not in noted}, **noted}
+        return {**{code: told for code, told in self.meta.details.items() if code not in noted}, **noted}
 
     def codes_of(self, version: str) -> dict[str, Any]:
         """The fingerprints that results of the version have named, the last one last, and what each stands for.
@@ -1141,23 +1101,13 @@ class Store:
     @property
     def has_meta(self) -> bool:
         """Whether meta was sound, or has been written since; of shards, that of any."""
-        return bool(self._meta) or self._has_their_meta
+        return bool(self.meta.said) or self._has_their_meta
 
     def learn_meta(self) -> None:
         """Learn what other processes noted."""
-        self._learn_meta(self._read_meta())
+        self.meta.note(self.meta.read())
         for shard in self._members:
-            self._learn_meta(meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json"))
-
-    def _learn_meta(self, meta: dict[str, Any]) -> None:
-        """What a meta file says that digests stand for: of old journals, which do not say it."""
-        for kind, known in (("versions", self._labels), ("codes", self._details), ("schemas", self.schemas)):
-            noted = meta.get(kind)
-            for digest, told in noted.items() if isinstance(noted, dict) else ():
-                if kind == "schemas" and not (isinstance(told, dict) and isinstance(told.get("versions"), list)):
-                    continue
-                if not (kind == "versions" and is_secret("", told)):
-                    known.setdefault(digest, told)
+            self.meta.note(meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json"))
 
     def digest_of_version(self, version: Any, what: str = "version") -> str:
         """What records call a version: what they called it before, where they have a shorter digest of it; "" for None.
@@ -1178,11 +1128,6 @@ class Store:
                 if is_there and (before not in labels or is_same_version(labels[before], version)):
                     return before
         return digest
-
-    def name_version(self, digest: str, version: Any) -> None:
-        """The digest stands for this version; one that holds a secret is not written down."""
-        if not is_secret("", version):
-            self._labels.setdefault(digest, version)
 
     def begin_computing(self, version: str, code: str, detail: Any) -> None:
         """Records of the version are computed by this code from here on: the first one in each journal says so."""
@@ -1253,23 +1198,18 @@ class Store:
 
     def schemas_of(self, version: str) -> dict[str, Any]:
         """The schemas that results of the version may have been saved under, by digest; "" for none."""
-        found: dict[str, Any] = {}
         accepted = [
             line.accepts for line in self.results.notes().accepted if line.of == version and not line.is_of_code
         ]
-        for each in (version, *accepted):
-            theirs = {digest: known for digest, known in self.schemas.items() if each in known["versions"]}
-            found.update(theirs or ({} if each == version else {"": {}}))
-        return found
+        return self.meta.schemas_of(version, accepted)
 
     def note_schema(self, version: str, digest: str, classes: dict[str, Any]) -> None:
         """Results of the version may be saved under this schema from here on; meta says so when this returns."""
         with self.lock:
-            known = self.schemas.get(digest)
-            if known is not None and version in known["versions"] and "classes" in known:
+            if self.meta.knows_schema(version, digest):
                 return
             self.learn_meta()
-            self._enter_schema(version, digest, {"classes": classes})
+            self.meta.enter_schema(version, digest, {"classes": classes})
             self._write_meta()
 
     def note_fit(self, version: str, digests: Iterable[str], schema: str) -> None:
@@ -1278,18 +1218,8 @@ class Store:
         with self.lock:
             self.learn_meta()
             for digest in digests:
-                fits = self.schemas.get(digest, {}).get("fits", [])
-                self._enter_schema(
-                    version, digest, {"fits": [*fits, *({schema, digest} - {*fits, digest})][-_MOST_CODES:]}
-                )
+                self.meta.enter_fit(version, digest, schema)
             self._write_meta()
-
-    def _enter_schema(self, version: str, digest: str, parts: dict[str, Any]) -> None:
-        known = self.schemas.pop(digest, {"versions": []})
-        versions = known["versions"]
-        self.schemas[digest] = {**known, **parts, "versions": [*versions, *([] if version in versions else [version])]}
-        for old in list(self.schemas)[:-_MOST_CODES]:
-            del self.schemas[old]
 
     def failed_count(self, version: str) -> int:
         """How many keys have an error and no result."""
