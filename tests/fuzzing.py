@@ -48,13 +48,14 @@ if "--atheris" in sys.argv:
         from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
         from checkpoint.maintenance import check as check_module
         from checkpoint.maintenance import compact, repair
-        from checkpoint.storage import index, store
+        from checkpoint.storage import index
 else:
     from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
     from checkpoint.maintenance import check as check_module
     from checkpoint.maintenance import compact, repair
-    from checkpoint.storage import index, store
+    from checkpoint.storage import index
 
+from checkpoint.catalog.registry import REGISTRY
 from checkpoint.storage.files import index_path
 from checkpoint.storage.journal import Reader
 
@@ -588,7 +589,7 @@ def place() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="checkpoint-fuzzing-", dir=memory))
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        for of, names in ((os, ("fsync", "fdatasync")), (store, ("_tend",))):
+        for of, names in ((os, ("fsync", "fdatasync")), (REGISTRY, ("maintain",))):
             for name in filter(partial(hasattr, of), names):
                 undo.enter_context(mock.patch.object(of, name, _nothing))
         # Nobody else writes, and /proc/locks is slow.

@@ -30,9 +30,9 @@ import pytest
 from conftest import Ticker
 
 from checkpoint import CheckpointedRunner, CheckpointError, ItemsFailed, StoreError, checkpointed, clock
+from checkpoint.catalog.registry import REGISTRY
 from checkpoint.errors import UnencodableValue
 from checkpoint.maintenance import compact, repair
-from checkpoint.storage import store
 from checkpoint.storage.lock import Lock
 from checkpoint.storage.record import parse
 
@@ -640,7 +640,7 @@ def play(scene: str, root: Path, fault: Fault | None = None, nth: int = 0) -> Sy
     with pytest.MonkeyPatch.context() as patch:
         ticker = Ticker()
         patch.setattr(clock, "monotonic", ticker)
-        patch.setattr(store, "_tend", lambda _: None)
+        patch.setattr(REGISTRY, "maintain", lambda _: None)
         patch.setattr(logging.getLogger("checkpoint"), "propagate", False)  # who keeps records keeps descriptors
         system = System(root, patch)
         stage = Stage(root / "checkpoints", ticker, system, lambda: system.begin(fault, nth))
@@ -716,7 +716,7 @@ def check_let_go(stage: Stage, system: System) -> None:
         time.sleep(0.001)  # a worker thread that ends holds what it was called with
         gc.collect()
     assert system.open == {}
-    assert (str(stage.directory), "j") not in store._stores
+    assert (str(stage.directory), "j") not in REGISTRY
     check_lock_is_free(stage)
 
 

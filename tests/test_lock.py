@@ -266,15 +266,15 @@ def test_an_unreachable_runner_is_let_go_of_in_the_middle_of_opening_another(
     """A collection may finalize a runner at any moment, also inside the registry of stores: it never deadlocks."""
     import gc
 
-    from checkpoint.storage import store as store_module
+    from checkpoint.catalog import registry
 
-    real = store_module.Store
+    real = vars(registry)["Store"]
 
     def collect_first(*arguments: Any) -> Any:
         gc.collect()
         return real(*arguments)
 
-    monkeypatch.setattr(store_module, "Store", collect_first)
+    monkeypatch.setattr(registry, "Store", collect_first)
     first = CheckpointedRunner("gone", tmp_path)
     first.save_result(1, 1)
     first.itself = first  # type: ignore[attr-defined]  # only a collection finds it

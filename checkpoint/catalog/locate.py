@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.catalog.paths import check_name, command_line, resolve_directory
+from checkpoint.catalog.registry import open_store
 from checkpoint.catalog.shards import ALL, Shard, shards_in, split_prefix
 from checkpoint.errors import InvalidName, StoreError, plural
 from checkpoint.remote.objects import names_under
@@ -21,7 +22,7 @@ from checkpoint.remote.urls import url_at
 from checkpoint.storage.files import store_error
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.lock import Lock
-from checkpoint.storage.store import Store, open_store
+from checkpoint.storage.store import Store
 
 __all__ = [
     "aside_name",

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from checkpoint import clock
+from checkpoint.catalog.registry import open_store
 from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import (
@@ -37,7 +38,7 @@ from checkpoint.outcomes import Failure
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog, key_of
 from checkpoint.storage.record import Record, seal
-from checkpoint.storage.store import Entry, Store, open_store
+from checkpoint.storage.store import Entry, Store
 from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign

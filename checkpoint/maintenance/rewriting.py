@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from checkpoint.catalog.registry import open_store
 from checkpoint.catalog.shards import Shard
 from checkpoint.maintenance.check import leftovers_of
 from checkpoint.storage.files import store_error
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
-from checkpoint.storage.store import Store, open_store
+from checkpoint.storage.store import Store
 
 __all__ = ["alone_with", "discard_leftovers", "own_logs"]
 

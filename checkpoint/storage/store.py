@@ -14,20 +14,17 @@ Where the directory mirrors a URL, `replica` and `uploader` bring the journals f
 
 from __future__ import annotations
 
-import atexit
 import errno
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from math import inf
-from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -35,14 +32,14 @@ from checkpoint import clock
 from checkpoint.catalog.merged_log import MergedLog, allow_files
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard, hash_of, shards_in, split_prefix
-from checkpoint.errors import CheckpointLocked, JournalLost, StoreClosed, StoreError, StoreForked, quote
+from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, StoreForked, quote
 from checkpoint.remote.objects import KINDS, names_under
 from checkpoint.remote.urls import has_sign, tell_sign, url_at
 from checkpoint.storage.condition import SYNCED, Fault, fault_of, held_records, loss_of, synced_bytes
 from checkpoint.storage.files import fsync_directory, store_error
 from checkpoint.storage.index import Index
 from checkpoint.storage.index_file import IndexDamaged
-from checkpoint.storage.journal import Journal, most_idle
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import Lock
 from checkpoint.storage.meta import Meta, Summary, count_or_none, meta_in
@@ -54,7 +51,7 @@ if TYPE_CHECKING:
     from checkpoint.remote.replica import Replica
     from checkpoint.remote.uploader import Uploader
 
-__all__ = ["Entry", "Store", "forgetting", "open_store"]
+__all__ = ["Entry", "Host", "Store", "Tombstone", "forgetting"]
 
 
 log = logging.getLogger("checkpoint")
@@ -63,7 +60,6 @@ _SECOND = 1.0
 _ASK_EVERY = 5.0
 _IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
 _META_EVERY = 30.0
-_FILES_OF_A_WRITER = 12  # it has half as many open, and others stay open beside it
 _TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
 
 
@@ -80,19 +76,61 @@ class Tombstone(Entry, frozen=True, gc=False):
     """A record that the key has none any more."""
 
 
+class _User:
+    """Who uses another store meanwhile."""
+
+    store: Store
+
+
 class _Running:
     """A pass, for as long as its frame holds this."""
 
     __slots__ = ("__weakref__",)
 
 
+class Host(Protocol):
+    """What has the stores of a process: it opens them, and looks after those that are written."""
+
+    def open(self, name: str, directory: Path, user: object, shard: Shard) -> Callable[[], None]:
+        """Attach the user to another store, as its `store`; returns what detaches it."""
+
+    def make_room(self) -> None:
+        """Have idle stores let go of their locks, where there are very many: one more is about to be written."""
+
+    def maintain(self, store: Store) -> None:
+        """Call `tend` from time to time until nothing is owed: the store is being written."""
+
+    def close_early(self) -> None:
+        """See that stores which wait for a network are closed while threads can still be begun."""
+
+
+class Unattended:
+    """The host of a store that stands alone: nobody looks after it."""
+
+    def open(self, name: str, directory: Path, user: object, shard: Shard) -> Callable[[], None]:
+        """As `Host.open`."""
+        user.store = store = Store(name, directory, shard)  # type: ignore[attr-defined]
+        return store.close
+
+    def make_room(self) -> None:
+        """As `Host.make_room`."""
+
+    def maintain(self, store: Store) -> None:
+        """As `Host.maintain`."""
+
+    def close_early(self) -> None:
+        """As `Host.close_early`."""
+
+
 class Store:
-    """One checkpoint on disk. Get it by `open_store`: there is one for each path in a process.
+    """One checkpoint on disk. Get it by `registry.open_store`: there is one for each path in a process.
 
     Args:
         name: a safe file-name component.
         directory: absolute.
         shard: whose journals are written.
+        host: what looks after it.
+        told: (version, code) of changes that this process has told.
 
     Attributes:
         results, errors, unsaved: the journals with their indexes; joined with those of shards, where there are any.
@@ -103,7 +141,15 @@ class Store:
         uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
     """
 
-    def __init__(self, name: str, directory: Path, shard: Shard = ALL) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        shard: Shard = ALL,
+        host: Host | None = None,
+        told: set[tuple[str, str]] | None = None,
+    ) -> None:
+        self._host: Host = Unattended() if host is None else host
         self._base = name
         self._shard = shard
         self.name = name = shard.prefix(name)
@@ -117,8 +163,7 @@ class Store:
         self._asked_at = -inf  # monotonic; when the store behind it was asked for shards
         self._has_their_meta = False
         self._looked = 0  # when the directory was modified last, as of the last look for shards
-        told = _told.setdefault((os.path.realpath(directory), name), set())
-        self.meta = Meta(directory / f"{name}_meta.json", told)
+        self.meta = Meta(directory / f"{name}_meta.json", set() if told is None else told)
         self.users = 0
         self._writer = Lock(directory / f".{name}.lock", name)
         self._running: weakref.ref[_Running] | None = None
@@ -193,7 +238,7 @@ class Store:
         Raises:
             JournalLost: what is in a journal's place is none, or it has lost what was on the medium.
         """
-        if self._writing and (self._in_pass or self.uploads is not None):
+        if self._writing and (self.in_pass or self.uploads is not None):
             return
         with self.lock:
             if self._faults:
@@ -421,7 +466,7 @@ class Store:
             raise failure
 
     def _take_lock(self) -> None:
-        _let_go_of_writers()
+        self._host.make_room()
         try:
             _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
         except OSError as error:
@@ -435,19 +480,19 @@ class Store:
                 self._open_to_write()
             finally:
                 self.uploads.mirror.end_turn()
-            _close_early()
+            self._host.close_early()
         try:
             self._refresh_theirs()
             self._refuse_faults()
         except BaseException:
             self._let_go()
             raise
-        if not self._in_pass:  # what the last pass said, wherever it ran
+        if not self.in_pass:  # what the last pass said, wherever it ran
             self.meta.reread()
         self._writing = True
         self._check_at = clock.monotonic() + _SECOND
         self.wrote_at = self.meta.written_at = clock.monotonic()
-        _tend(self)
+        self._host.maintain(self)
         if self.meta.read().get("total_items", -1) != self.meta.total:  # who looks on sees how much this pass has to do
             self._write_meta()
 
@@ -709,7 +754,7 @@ class Store:
         with ExitStack() as opened:
             users = [_User() for _ in shards]
             for user, shard in zip(users, shards, strict=True):
-                opened.callback(open_store(self._base, self.directory, user, shard))
+                opened.callback(self._host.open(self._base, self.directory, user, shard))
             yield [user.store for user in users]
 
     @contextmanager
@@ -721,7 +766,7 @@ class Store:
         except BaseException:
             for store in idle:
                 with store.lock, suppress(StoreError):
-                    if not store._in_pass:
+                    if not store.in_pass:
                         store._stop_writing()
             raise
 
@@ -848,7 +893,7 @@ class Store:
             CheckpointLocked: another pass of this process is running.
         """
         with self.lock:
-            if self._in_pass:
+            if self.in_pass:
                 raise self._pass_running()
             if self._failure is not None:
                 self._start_anew()
@@ -886,8 +931,8 @@ class Store:
                 log.error("%s", error)  # the one that is raised holds values that are nowhere else
 
     @property
-    def _in_pass(self) -> bool:
-        """A pass is over when its frame is: Ctrl-C between any two lines never leaves one that nobody ends."""
+    def in_pass(self) -> bool:
+        """Whether a pass runs, which is over when its frame is: Ctrl-C between any two lines leaves none behind."""
         return self._running is not None and self._running() is not None
 
     def _pass_running(self) -> CheckpointLocked:
@@ -930,7 +975,7 @@ class Store:
             StoreError: as `begin_writing`.
         """
         with self.lock:
-            if self._in_pass:
+            if self.in_pass:
                 raise self._pass_running()
             if self._failure is not None:
                 self._start_anew()
@@ -995,7 +1040,7 @@ class Store:
         with self.lock:
             if not self._writing:
                 return False
-            if not self._in_pass and self._is_idle():
+            if not self.in_pass and self._is_idle():
                 try:
                     self._stop_writing()
                 except StoreError as error:
@@ -1021,7 +1066,7 @@ class Store:
         if not self.lock.acquire(blocking=False):
             return
         try:
-            if not self._in_pass and self.uploads is None:
+            if not self.in_pass and self.uploads is None:
                 self._stop_writing()
         except StoreError as error:
             log.error("%s", error)
@@ -1305,181 +1350,3 @@ def _key_spelled(text: str) -> Key:
         if str(key) == text:
             return key
     return text
-
-
-# --- one store for each path in a process ----------------------------------------------------------------------------
-
-
-class _User:
-    """Who uses a store meanwhile."""
-
-    store: Store
-
-
-_stores: dict[tuple[str, str], Store] = {}
-_told: dict[tuple[str, str], set[tuple[str, str]]] = {}  # by path: stores come and go
-_stores_lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
-
-
-def open_store(name: str, directory: Path, user: object, shard: Shard = ALL) -> Callable[[], None]:
-    """Attach `user` to the store of that path and shard, as its `store`; returns what detaches it, once.
-
-    The store is closed when its last user is detached or collected.
-    """
-    path = (os.path.realpath(directory), shard.prefix(name))
-    with _stores_lock:
-        store = _stores.get(path)
-        if store is None:
-            store = Store(name, directory, shard)
-        store.users += 1
-        _stores[path] = store
-    user.store = store  # type: ignore[attr-defined]
-    return weakref.finalize(user, _detach, path, store)
-
-
-def _detach(path: tuple[str, str], store: Store) -> None:
-    with _stores_lock:
-        store.users -= 1
-        if store.users:
-            return
-    if store.uploads is not None and _is_uploading_thread():
-        # A collection may run anywhere, and closing waits for just this thread.
-        threading.Thread(target=_close_unused, args=(path, store), name="checkpoint-close", daemon=True).start()
-        return
-    _close_unused(path, store)
-
-
-def _is_uploading_thread() -> bool:
-    """Whether this thread is one that uploads: ours, or that of fsspec's event loop."""
-    asyn = sys.modules.get("fsspec.asyn")
-    loop_thread = asyn.iothread[0] if asyn is not None else None
-    current = threading.current_thread()
-    return current is loop_thread or current.name.startswith("checkpoint-")
-
-
-def _close_unused(path: tuple[str, str], store: Store) -> None:
-    try:
-        # Before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again.
-        store.close()
-    finally:
-        with _stores_lock:
-            if not store.users and _stores.get(path) is store:
-                del _stores[path]
-
-
-# --- the thread that tends -------------------------------------------------------------------------------------------
-
-
-_tended: set[Store] = set()
-_tending: threading.Thread | None = None
-_tend_lock = threading.Lock()
-_wake = threading.Event()
-_ending = False
-
-
-def _tend(store: Store) -> None:
-    """See that the store is looked after. The thread is a daemon and ends when nothing is owed."""
-    global _tending
-    with _tend_lock:
-        _tended.add(store)
-        if _tending is None and not _ending:
-            _tending = threading.Thread(target=_tend_all, name="checkpoint-tend", daemon=True)
-            _tending.start()
-
-
-def _let_go_of_writers() -> None:
-    """A store that was written just now keeps its lock and files for a second: of very many stores only some do."""
-    most = max(1, most_idle() // _FILES_OF_A_WRITER)
-    with _tend_lock:
-        writing = [store for store in _tended if store.writing] if len(_tended) >= most else []
-    if len(writing) >= most:
-        writing.sort(key=attrgetter("wrote_at"))
-        for store in writing[: 1 + len(writing) - most]:
-            store.stop_if_idle()
-
-
-def _tend_all() -> None:
-    global _tending
-    try:
-        _tend_each()
-    except BaseException:
-        with _tend_lock:
-            _tending = None  # the next write begins another
-        raise
-
-
-def _tend_each() -> None:
-    global _tending
-    while True:
-        if _wake.wait(_SECOND / 2):
-            return
-        for store in list(_tended):
-            if not store.tend():
-                with _tend_lock:
-                    if not store._writing:
-                        _tended.discard(store)
-        with _tend_lock:
-            if not _tended:
-                _tending = None
-                return
-
-
-def _close_all() -> None:
-    for store in list(_stores.values()):
-        try:
-            store.close()
-        except (StoreError, StoreClosed) as error:
-            log.error("%s", error)
-    _end_tending()
-
-
-_closes_early = False
-
-
-def _close_early() -> None:
-    """See that uploads end before executors do: a name is resolved in one, and at exit it takes no more work.
-
-    `threading` has a list for that, which concurrent.futures is on; it has no public name.
-    """
-    global _closes_early
-    if not _closes_early:
-        _closes_early = True
-        import concurrent.futures.thread  # noqa: F401  # the list is called backwards: it comes after us
-
-        try:
-            threading._register_atexit(_close_mirrored)  # type: ignore[attr-defined]
-        except (AttributeError, RuntimeError):
-            pass  # another Python, or one that ends already: what cannot be uploaded at exit is told
-
-
-def _close_mirrored() -> None:
-    for store in list(_stores.values()):
-        if store.uploads is not None and not store._in_pass:
-            try:
-                store.close()
-            except (StoreError, StoreClosed) as error:
-                log.error("%s", error)
-
-
-def _end_tending() -> None:
-    """A thread that the interpreter stops while it holds a store's lock would keep whoever ends a pass after that."""
-    global _ending
-    with _tend_lock:
-        _ending, thread = True, _tending
-    _wake.set()
-    if thread is not None:
-        thread.join()
-
-
-def _after_fork() -> None:
-    global _stores_lock, _tend_lock, _tending
-    _stores_lock, _tend_lock, _tending = threading.RLock(), threading.Lock(), None
-    for store in _stores.values():
-        store.after_fork()
-    _stores.clear()
-    _tended.clear()
-
-
-atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
