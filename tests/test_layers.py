@@ -36,14 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "testing": {*BELOW_API, "api"},
 }
 DEBTS: set[tuple[str, str]] = {
-    # The store joins the journals of shards, and knows who uploads what it writes.
+    # The store joins the journals of shards, and knows the names elsewhere.
     ("storage.store", "catalog.merged_log"),
     ("storage.store", "catalog.paths"),
     ("storage.store", "catalog.shards"),
     ("storage.store", "remote.objects"),
-    ("storage.store", "remote.replica"),
-    ("storage.store", "remote.uploader"),
-    ("storage.store", "remote.urls"),
     # URLs are shown instead of the directories that mirror them; and whether somebody uploads.
     ("maintenance.check", "remote.urls"),
     ("reporting.status", "remote.uploader"),

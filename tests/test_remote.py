@@ -27,8 +27,8 @@ from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
 from checkpoint.maintenance.compact import compact
+from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
-from checkpoint.remote import replica, uploader, urls
 from checkpoint.reporting.status import list_checkpoints
 from checkpoint.storage import store as stores
 
@@ -58,7 +58,7 @@ def url() -> Iterator[str]:
 def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
     opened: list[CheckpointedRunner] = []
-    monkeypatch.setattr(replica, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(local_copy, "_LOOK_EVERY", 0.0)
 
     def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
         monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
@@ -281,8 +281,8 @@ def test_a_dead_machine_is_taken_over_and_may_come_back(
     first = machine("first")
     first.save_result("early", 1)
     until(lambda: first.uploaded == (0, 0.0, ""))
-    uploading = first.records.store.uploads
-    assert uploading is not None
+    uploading = first.records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
     assert uploading._session is not None
     uploading._session._work.acquire()  # the machine hangs
     first.save_result("late", 2)
@@ -315,8 +315,8 @@ def test_who_died_here_is_not_waited_for(machine: Machine, haste: None) -> None:
     """The local lock tells that the session of this very directory is over."""
     first = machine("first")
     first.save_result(1, 1)
-    owned = first.records.store.uploads
-    assert owned is not None
+    owned = first.records.store.replica
+    assert isinstance(owned, uploader.Uploader)
     until(lambda: owned.uploaded().bytes == 0)
     first.records.store._let_go()  # as a kill would: nothing is said to the store
     first.save_result(2, 2)
@@ -374,7 +374,7 @@ from pathlib import Path
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 import checkpoint
-from checkpoint.remote import replica as mirror
+from checkpoint.remote import local_copy as mirror
 from checkpoint.remote import urls as remote
 from checkpoint.maintenance import compact as upkeep
 from checkpoint.remote import uploader as uploads
@@ -431,7 +431,7 @@ def fill():
 def act():
     with runner("first") as opened:
         opened.save_result("before", 1)
-        opened.records.store.uploads.drain()
+        opened.records.store.replica.drain()
         Disk.most = kill_at
         Disk.calls = 0
         if verb == "clear":
@@ -620,7 +620,7 @@ from checkpoint import CheckpointedRunner
 from checkpoint.errors import StoreForked
 runner = CheckpointedRunner("j", "memory://bucket/prefix")
 runner.save_result(1, 1)
-uploads = runner.records.store.uploads
+uploads = runner.records.store.replica
 pid = os.fork()
 if not pid:
     assert uploads._session is None
@@ -748,8 +748,8 @@ def test_a_delay_stands_beside_the_bar(
     told: Any, beside: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it is longer than half a minute."""
-    uploading = machine("first").records.store.uploads
-    assert uploading is not None
+    uploading = machine("first").records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
     monkeypatch.setattr(uploader.Uploader, "uploaded", lambda _: uploader.Uploaded(*told))
     assert uploading.beside() == beside
 
@@ -882,7 +882,7 @@ from checkpoint import CheckpointedRunner
 from checkpoint.remote import uploader as uploads
 runner = CheckpointedRunner("j", sys.argv[1])
 runner.save_result(1, 1)
-assert runner.records.store.uploads.drain()
+assert runner.records.store.replica.drain()
 runner.save_result(2, 2)
 print("saved", flush=True)
 sys.stdin.readline()
@@ -1010,8 +1010,8 @@ def test_every_machine_has_one_order(machine: Machine, monkeypatch: pytest.Monke
     """What one has not uploaded comes after what another did meanwhile, there as everywhere."""
     first = machine("first")
     first.save_result("k", 0)
-    uploading = first.records.store.uploads
-    assert uploading is not None
+    uploading = first.records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
     assert uploading._session is not None
     until(lambda: first.uploaded == (0, 0.0, ""))
     uploading._session._work.acquire()  # the machine is cut off
@@ -1059,7 +1059,7 @@ def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkey
         raise AssertionError("the store was asked")
 
     monkeypatch.setattr(stores, "names_under", hang)
-    monkeypatch.setattr(replica.Replica, "look", hang)
+    monkeypatch.setattr(local_copy.LocalCopy, "look", hang)
     monkeypatch.setattr(stores, "_ASK_EVERY", 0.0)
     assert runner.is_completed(3)
     assert len(runner.get_all_results()) == 7
@@ -1113,9 +1113,9 @@ def test_a_wait_that_is_interrupted_tells_what_is_only_here(
 
     monkeypatch.setattr(uploader._Session, "finish", interrupt)
     store = runner.records.store
-    assert store.uploads is not None
+    assert store.replica.is_remote
     with pytest.raises(KeyboardInterrupt):
-        store.uploads.finish()
+        store.replica.finish()
     assert "1 result" in caplog.text
     assert "the next opening here uploads them" in caplog.text
 

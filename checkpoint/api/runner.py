@@ -169,8 +169,13 @@ class CheckpointedRunner:
             >>> print(CheckpointedRunner("my_experiment").uploaded)
             None
         """
-        uploads = self.records.open().uploads
-        return None if uploads is None else uploads.uploaded()
+        replica = self.records.open().replica
+        if not replica.is_remote:
+            return None
+        from checkpoint.remote.uploader import Uploader
+
+        assert isinstance(replica, Uploader)
+        return replica.uploaded()
 
     # forgetting
 

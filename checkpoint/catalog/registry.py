@@ -12,13 +12,15 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
 
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import StoreClosed, StoreError
-from checkpoint.storage.journal import most_idle
+from checkpoint.remote.replication import replica_of
+from checkpoint.storage.journal import Journal, most_idle
+from checkpoint.storage.replica import Replica
 from checkpoint.storage.store import Store
 
 __all__ = ["REGISTRY", "Registry", "open_store"]
@@ -41,7 +43,7 @@ class Registry:
         self._tend_lock = threading.Lock()
         self._wake = threading.Event()
         self._is_ending = False
-        self._closes_early = False
+        self._ends_early = False
 
     def __contains__(self, path: tuple[str, str]) -> bool:
         """Whether there is an open store of that directory, resolved, and that name."""
@@ -69,7 +71,7 @@ class Registry:
             store.users -= 1
             if store.users:
                 return
-        if store.uploads is not None and _is_uploading_thread():
+        if store.replica.is_remote and _is_uploading_thread():
             # A collection may run anywhere, and closing waits for just this thread.
             close = threading.Thread(
                 target=self._close_unused, args=(path, store), name="checkpoint-close", daemon=True
@@ -87,6 +89,11 @@ class Registry:
                 if not store.users and self._stores.get(path) is store:
                     del self._stores[path]
 
+    @staticmethod
+    def replicate(name: str, directory: Path, journals: Mapping[str, Journal]) -> Replica:
+        """As `replica_of`."""
+        return replica_of(name, directory, journals)
+
     # the thread that maintains them
 
     def make_room(self) -> None:
@@ -101,6 +108,8 @@ class Registry:
 
     def maintain(self, store: Store) -> None:
         """See that the store is looked after. The thread is a daemon and ends when nothing is owed."""
+        if store.replica.is_remote:
+            self._close_early()
         with self._tend_lock:
             self._tended.add(store)
             if self._thread is None and not self._is_ending:
@@ -137,13 +146,13 @@ class Registry:
             _close(store)
         self._end_tending()
 
-    def close_early(self) -> None:
+    def _close_early(self) -> None:
         """See that uploads end before executors do: a name is resolved in one, and at exit it takes no more work.
 
         `threading` has a list for that, which concurrent.futures is on; it has no public name.
         """
-        if not self._closes_early:
-            self._closes_early = True
+        if not self._ends_early:
+            self._ends_early = True
             import concurrent.futures.thread  # noqa: F401  # the list is called backwards: it comes after us
 
             try:
@@ -153,7 +162,7 @@ class Registry:
 
     def _close_mirrored(self) -> None:
         for store in list(self._stores.values()):
-            if store.uploads is not None and not store.in_pass:
+            if store.replica.is_remote and not store.in_pass:
                 _close(store)
 
     def _end_tending(self) -> None:

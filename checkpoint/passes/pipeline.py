@@ -219,7 +219,7 @@ class Pass:
             self.items = self._undone_items()
         elif self._earlier and not self._one_shot:
             self.items = self._items_failed_last(self.items)
-        beside = None if self._store.uploads is None else self._store.uploads.beside
+        beside = self._store.replica.beside if self._store.replica.is_remote else None
         self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
 
     def _note_earlier(self) -> None:
@@ -1071,10 +1071,10 @@ class Pass:
 
     async def uploaded(self) -> None:
         """Wait for uploads here, where an event loop goes on meanwhile, and not at the end of the pass."""
-        if self._store.uploads is not None:
+        if self._store.replica.is_remote:
             import asyncio
 
-            while not self._store.uploads.has_drained():
+            while not self._store.replica.has_drained():
                 await asyncio.sleep(0.05)
 
     def tell_interrupted(self, error: BaseException) -> None:

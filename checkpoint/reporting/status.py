@@ -30,7 +30,7 @@ from checkpoint.catalog.paths import command_line, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, VersionCount, VersionView, item_error
 from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, printable, quote
-from checkpoint.remote.uploader import Uploaded, writer_there
+from checkpoint.remote.uploader import Uploaded, Uploader, writer_there
 from checkpoint.reporting.causes import Cause, causes_of
 from checkpoint.reporting.sampling import (
     LOOKS,
@@ -503,6 +503,7 @@ class Observer:
         is_written = bool(writer) or (writer == {} and idle is not None and idle < MINUTE)
         rate = tails.rate(now if is_written else None)
         around = self._look_around(store, version)
+        uploader = store.replica if isinstance(store.replica, Uploader) else None
         return Survey(
             name=self.name,
             directory=str(self.directory),
@@ -527,8 +528,8 @@ class Observer:
             sizes=_sizes(self.name, self.directory),
             recent=tuple(tails.recent()),
             asked_at=now,
-            url=None if store.uploads is None else store.uploads.mirror.url,
-            uploaded=None if store.uploads is None else store.uploads.uploaded(),
+            url=None if uploader is None else uploader.mirror.url,
+            uploaded=None if uploader is None else uploader.uploaded(),
             undecided=undecided_of(store, version, LOOKS),
             accepted=tuple(decided_of(store, version)),
         )
@@ -538,8 +539,8 @@ class Observer:
         found = {}
         for shard, prefix in parts_of(self.name, self.directory).items():
             found[shard] = writer_of(self.directory, prefix)
-            if found[shard] is None and (mirror := store.mirror_of(shard)) is not None:
-                found[shard] = writer_there(mirror)
+            if found[shard] is None and isinstance(uploader := store.replica_of(shard), Uploader):
+                found[shard] = writer_there(uploader.mirror)
         return found
 
     def _look_around(self, store: Store, version: str) -> Around:

@@ -9,7 +9,7 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
 
 Each shard of a checkpoint is a store of its own, whose files begin with NAME@3-of-100. A store reads its own journals
 joined with those of the shards that can hold its keys, and writes its own only.
-Where the directory mirrors a URL, `replica` and `uploader` bring the journals from there and back.
+Where the journals are kept elsewhere too, a `Replica` brings them from there and back.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -33,23 +33,19 @@ from checkpoint.catalog.merged_log import MergedLog, allow_files
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard, hash_of, shards_in, split_prefix
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, StoreForked, quote
-from checkpoint.remote.objects import KINDS, names_under
-from checkpoint.remote.urls import has_sign, tell_sign, url_at
+from checkpoint.remote.objects import names_under
 from checkpoint.storage.condition import SYNCED, Fault, fault_of, held_records, loss_of, synced_bytes
 from checkpoint.storage.files import fsync_directory, store_error
 from checkpoint.storage.index import Index
 from checkpoint.storage.index_file import IndexDamaged
-from checkpoint.storage.journal import Journal
+from checkpoint.storage.journal import KINDS, Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import Lock
 from checkpoint.storage.meta import Meta, Summary, count_or_none, meta_in
 from checkpoint.storage.notes import accepting, detail_field, value_field
 from checkpoint.storage.record import Record, seal, with_fields
+from checkpoint.storage.replica import NoReplica, Replica
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, key_json, version_digest
-
-if TYPE_CHECKING:
-    from checkpoint.remote.replica import Replica
-    from checkpoint.remote.uploader import Uploader
 
 __all__ = ["Entry", "Host", "Store", "Tombstone", "forgetting"]
 
@@ -94,14 +90,14 @@ class Host(Protocol):
     def open(self, name: str, directory: Path, user: object, shard: Shard) -> Callable[[], None]:
         """Attach the user to another store, as its `store`; returns what detaches it."""
 
+    def replicate(self, name: str, directory: Path, journals: Mapping[str, Journal]) -> Replica:
+        """The replica of journals, by kind, whose files begin with the name."""
+
     def make_room(self) -> None:
         """Have idle stores let go of their locks, where there are very many: one more is about to be written."""
 
     def maintain(self, store: Store) -> None:
         """Call `tend` from time to time until nothing is owed: the store is being written."""
-
-    def close_early(self) -> None:
-        """See that stores which wait for a network are closed while threads can still be begun."""
 
 
 class Unattended:
@@ -112,14 +108,15 @@ class Unattended:
         user.store = store = Store(name, directory, shard)  # type: ignore[attr-defined]
         return store.close
 
+    def replicate(self, name: str, directory: Path, journals: Mapping[str, Journal]) -> Replica:
+        """As `Host.replicate`: there is none."""
+        return NoReplica()
+
     def make_room(self) -> None:
         """As `Host.make_room`."""
 
     def maintain(self, store: Store) -> None:
         """As `Host.maintain`."""
-
-    def close_early(self) -> None:
-        """As `Host.close_early`."""
 
 
 class Store:
@@ -138,7 +135,7 @@ class Store:
         shards: those that are read besides its own journals.
         wrote_at: when it was written last; monotonic.
         meta: what the meta file of its own journals says.
-        uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
+        replica: what keeps its own journals elsewhere too.
     """
 
     def __init__(
@@ -159,8 +156,8 @@ class Store:
         self._shelves = self._make_shelves(name)
         self.results, self.errors, self.unsaved = self._shelves
         self._members: dict[Shard, tuple[KeyedLog, KeyedLog, KeyedLog]] = {}
-        self._mirrors: dict[Shard, Replica] = {}  # of these, where the directory mirrors a URL
-        self._asked_at = -inf  # monotonic; when the store behind it was asked for shards
+        self._replicas: dict[Shard, Replica] = {}  # of these, where there are any
+        self._asked_at = -inf  # monotonic; when names elsewhere were looked for
         self._has_their_meta = False
         self._looked = 0  # when the directory was modified last, as of the last look for shards
         self.meta = Meta(directory / f"{name}_meta.json", set() if told is None else told)
@@ -177,9 +174,8 @@ class Store:
         self._goes_on = False  # whether it is cleared or repaired all the same
         self._synced: dict[str, int] = {}  # bytes of its own journals that are on the medium
         self._computing: dict[str, tuple[str, bytes]] = {}  # by version: a pass's code, and the field of its detail
-        self.uploads = self._mirrored()
-        if self.uploads is not None:
-            self.uploads.mirror.look()
+        self.replica = self._replicated(name, self._shelves)
+        self.replica.look()
         try:
             for shelf in self._shelves:
                 shelf.reopen()
@@ -196,36 +192,13 @@ class Store:
         results, errors, unsaved = (KeyedLog(self.directory / path, self.lock) for path in paths)
         return results, errors, unsaved
 
-    def _mirrored(self) -> Uploader | None:
-        url = url_at(self.directory)
-        if url is None:
-            self._tell_sign()
-            return None
-        from checkpoint.remote.uploader import Uploader
+    def _replicated(self, prefix: str, shelves: Iterable[KeyedLog]) -> Replica:
+        journals = {kind: shelf.journal for kind, shelf in _by_kind(shelves)}
+        return self._host.replicate(prefix, self.directory, journals)
 
-        journals = {kind: shelf.journal for kind, shelf in zip(KINDS, self._shelves, strict=True)}
-        return Uploader(self._mirror(url, self.name, self._shelves), journals)
-
-    def _tell_sign(self, *, begins: bool = False) -> None:
-        """Say that nothing is uploaded, where something is owed to a URL that only a file in the directory names.
-
-        Args:
-            begins: whether something is going to be written.
-        """
-        if has_sign(self.directory) and (begins or self._mirror("", self.name, self._shelves).is_behind()):
-            tell_sign(self.directory)
-
-    def _mirror(self, url: str, prefix: str, shelves: Iterable[KeyedLog]) -> Replica:
-        from checkpoint.remote.replica import Replica
-
-        paths = {kind: shelf.journal.path for kind, shelf in zip(KINDS, shelves, strict=True)}
-        return Replica(prefix, self.directory, url, paths)
-
-    def mirror_of(self, shard: Shard) -> Replica | None:
-        """What brings a shard's journals here, where the directory mirrors a URL."""
-        if self.uploads is not None and shard == self._shard:
-            return self.uploads.mirror
-        return self._mirrors.get(shard)
+    def replica_of(self, shard: Shard) -> Replica | None:
+        """What keeps a shard's journals elsewhere too, if anything does."""
+        return self.replica if shard == self._shard else self._replicas.get(shard)
 
     # reading
 
@@ -238,14 +211,13 @@ class Store:
         Raises:
             JournalLost: what is in a journal's place is none, or it has lost what was on the medium.
         """
-        if self._writing and (self.in_pass or self.uploads is not None):
+        if self._writing and (self.in_pass or self.replica.is_remote):
             return
         with self.lock:
             if self._faults:
                 self._forget_faults()
             if not self._writing:
-                if self.uploads is not None:
-                    self.uploads.mirror.look()
+                self.replica.look()
                 for shelf in self._shelves:
                     shelf.refresh()
             self._refresh_theirs(*keys)
@@ -284,7 +256,7 @@ class Store:
         is_old = SYNCED not in meta and bool(self._members)  # then it counts those of shards too
         for kind, shelf in _by_kind(shelves):
             path, reader = shelf.journal.path, shelf.journal.reader
-            says = {} if is_old or self.uploads is not None else meta
+            says = {} if is_old or self.replica.is_remote else meta
             synced = synced_bytes(says, kind)
             fault = None if reader is None else fault_of(reader, held_records=held_records(says, kind))
             if fault is None and synced:
@@ -374,7 +346,7 @@ class Store:
     def _shards_in_store(self) -> set[Shard]:
         """Those that the store has which the directory mirrors; it is asked every few seconds."""
         now = clock.monotonic()
-        if self.uploads is None or now - self._asked_at < _ASK_EVERY:
+        if not self.replica.is_remote or now - self._asked_at < _ASK_EVERY:
             return set()
         self._asked_at = now
         try:
@@ -389,9 +361,9 @@ class Store:
         for shard in shards:
             prefix = shard.prefix(self._base)
             shelves = self._make_shelves(prefix)
-            if self.uploads is not None:
-                mirror = self._mirrors[shard] = self._mirror(self.uploads.mirror.url, prefix, shelves)
-                mirror.look()
+            if self.replica.is_remote:
+                self._replicas[shard] = self._replicated(prefix, shelves)
+                self._replicas[shard].look()
             for shelf in shelves:
                 shelf.reopen()
             self._members[shard] = shelves
@@ -471,16 +443,11 @@ class Store:
             _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
-        if self.uploads is None:
-            self._tell_sign(begins=True)
+        self.replica.take_turn()
+        try:
             self._open_to_write()
-        else:
-            self.uploads.mirror.take_turn()
-            try:
-                self._open_to_write()
-            finally:
-                self.uploads.mirror.end_turn()
-            self._host.close_early()
+        finally:
+            self.replica.end_turn()
         try:
             self._refresh_theirs()
             self._refuse_faults()
@@ -504,8 +471,8 @@ class Store:
         """Of one key, the journals that can hold it are enough: looking at those of a thousand shards takes a while."""
         with self.lock:
             self._look_for_shards()
-            for mirror in self._mirrors.values():
-                mirror.look()
+            for replica in self._replicas.values():
+                replica.look()
             hashes = [hash_of(key) for key in keys]
             for shard, shelves in self._members.items():
                 can_hold = not keys or any(hashed % shard.of == shard.number for hashed in hashes)
@@ -517,8 +484,7 @@ class Store:
     def _open_to_write(self) -> None:
         self._writer.acquire()
         try:
-            if self.uploads is not None:
-                self.uploads.begin()
+            self.replica.begin()
             for shelf in self._shelves:
                 shelf.refresh()
             self._examine(self._shard)
@@ -527,8 +493,7 @@ class Store:
                 shelf.open_to_write()
             self._settle_names()
             self._shelves[2].refresh()
-            if self.uploads is not None:
-                self.uploads.start()
+            self.replica.start()
         except BaseException:
             self._let_go()
             raise
@@ -546,11 +511,10 @@ class Store:
         """Notice a journal that was cut, deleted or replaced, and a lock: once a second, and before writing ends."""
         if clock.monotonic() < self._check_at and not at_once:
             return
-        if self.uploads is not None:
-            try:
-                self.uploads.check()
-            except CheckpointLocked as error:
-                raise self._fail(error) from None
+        try:
+            self.replica.check()
+        except CheckpointLocked as error:
+            raise self._fail(error) from None
         for shelf in self._shelves:
             try:
                 shelf.journal.check_place()
@@ -836,14 +800,12 @@ class Store:
                 self._start_anew()
             with self._going_on():
                 self.begin_writing()
-            if self.uploads is not None:
-                self.uploads.suspend()
+            self.replica.suspend()
 
     def _clear_here(self) -> None:
         with self.lock, self._going_on():
             self.begin_writing()
-            if self.uploads is not None:
-                self.uploads.clear()
+            self.replica.clear()
             try:
                 self.meta.path.unlink(missing_ok=True)
                 fsync_directory(self.directory)  # it says what is in the journals: it is gone before they are
@@ -864,8 +826,7 @@ class Store:
         Raises:
             StoreError: as `KeyedLog.replace`.
         """
-        if self.uploads is not None:
-            self.uploads.suspend()
+        self.replica.suspend()
         kind = next(kind for kind, own in _by_kind(self._shelves) if own is shelf)
         self._take_back(kind, shelf)
         self.meta.owed = True
@@ -911,8 +872,7 @@ class Store:
             raise
         finally:
             try:
-                if self.uploads is not None:
-                    self.uploads.drain()  # here, and not under the lock that others wait for to save
+                self.replica.drain()  # here, and not under the lock that others wait for to save
             finally:
                 self._end_pass(values_on_error=values_on_error)
 
@@ -1004,15 +964,13 @@ class Store:
                     self._write_meta()
         finally:
             try:
-                if self.uploads is not None:
-                    self.uploads.finish()
+                self.replica.finish()
             finally:
                 self._let_go()
 
     def _let_go(self) -> None:
         self._writing = False
-        if self.uploads is not None:
-            self.uploads.let_go()
+        self.replica.let_go()
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.release()
@@ -1055,18 +1013,16 @@ class Store:
         return True
 
     def _is_idle(self) -> bool:
-        """Whether nothing was written for a while; where uploads lag behind, letting go would wait for them."""
+        """Whether nothing was written for a while; where a replica lags behind, letting go would wait for it."""
         idle = clock.monotonic() - self.wrote_at
-        if self.uploads is None:
-            return idle >= _SECOND
-        return idle >= _IDLE and self.uploads.is_settled
+        return idle >= (_IDLE if self.replica.is_remote else _SECOND) and self.replica.is_settled
 
     def stop_if_idle(self) -> None:
         """Stop writing at once, where no pass runs and no thread is at it."""
         if not self.lock.acquire(blocking=False):
             return
         try:
-            if not self.in_pass and self.uploads is None:
+            if not self.in_pass and not self.replica.is_remote:
                 self._stop_writing()
         except StoreError as error:
             log.error("%s", error)
@@ -1295,10 +1251,8 @@ class Store:
         for shelf in self._shelves:
             shelf.journal.stop_writing()
         self._writer.drop()
-        if self.uploads is not None:
-            self.uploads.after_fork()
-            for mirror in self._mirrors.values():
-                mirror.after_fork()
+        for replica in (self.replica, *self._replicas.values()):
+            replica.after_fork()
 
 
 def _by_kind(shelves: Iterable[KeyedLog]) -> Iterator[tuple[str, KeyedLog]]:
