@@ -405,8 +405,8 @@ def meta_believed(breaker: Breaker) -> None:
     """As long as nothing is appended, meta says how many results there are."""
 
     def make(real: Function) -> Function:
-        def init(self: Store, name: str, directory: Path, *shard: Any) -> None:
-            real(self, name, directory, *shard)
+        def init(self: Store, name: str, directory: Path, **named: Any) -> None:
+            real(self, name, directory, **named)
             said, end, count = self.meta.said.get("completed_items"), self.results.index.end, self.results.count
             vars(self.results)["count"] = lambda version: (
                 said if type(said) is int and self.results.index.end == end else count(version)

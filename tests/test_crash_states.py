@@ -36,6 +36,7 @@ import pytest
 from crash_states import Disk, Event, Note, Recorder, Tree, Write, materialize, torn_sizes
 
 from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, UnencodableValue, checkpointed, clock
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
 from checkpoint.storage import files, index_file, journal, store
@@ -366,7 +367,7 @@ def counting(work: Work) -> None:
             work.sync(runner)
             for key in FIRST:
                 work.save(runner, "one", key, f"{key} {place} " + "y" * 3000)
-            runner.records.store._write_meta()
+            runner.records.store.write_meta()
             runner.records.store._settle_names()
     work.note(Said("synced"))
 
@@ -750,7 +751,7 @@ def no_directory_sync_after_a_kill(patch: pytest.MonkeyPatch) -> None:
 
 def no_sync_of_what_was_found(patch: pytest.MonkeyPatch) -> None:
     """A record that is there counts as durable."""
-    patch.setattr(store.Store, "confirm", lambda self: None)
+    patch.setattr(Checkpoint, "confirm", lambda self: None)
 
 
 def no_sync_of_what_forgets(patch: pytest.MonkeyPatch) -> None:
@@ -806,16 +807,16 @@ def clears_meta_last(patch: pytest.MonkeyPatch) -> None:
         self.journal.path.unlink(missing_ok=True)
         files.fsync_directory(self.journal.path.parent)
 
-    really = store.Store._clear_here
+    really = store.Store.clear
 
     def clear_here(self: store.Store) -> None:
-        with self.lock, self._going_on():
+        with self.lock, self.going_on():
             self.begin_writing()
             for shelf in self.own:
                 unlink(shelf)
         really(self)
 
-    patch.setattr(store.Store, "_clear_here", clear_here)
+    patch.setattr(store.Store, "clear", clear_here)
 
 
 def meta_counts_what_is_not_synced(patch: pytest.MonkeyPatch) -> None:

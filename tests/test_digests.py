@@ -144,7 +144,7 @@ def test_an_old_name_of_a_version_is_believed_where_its_value_is_that(
     """The journal has the value, and it is compared in full."""
     job = old["jobs"](tmp_path / "checkpoints")[1]
     short = keys.earlier_digests({"prompt": "Say it", "model": "small"})
-    monkeypatch.setattr("checkpoint.storage.store.earlier_digests", lambda _: short)
+    monkeypatch.setattr("checkpoint.catalog.checkpoint.earlier_digests", lambda _: short)
     assert job.plan(old["ITEMS"]).done == 4
     assert job.options(version={"prompt": "Say it not", "model": "small"}).plan(old["ITEMS"]).done == 0
 

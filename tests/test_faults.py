@@ -1056,7 +1056,7 @@ def test_versions_may_be_opened_while_meta_is_written(tmp_path: Path, make: Open
     opener.start()
     try:
         for _ in range(100):
-            runner.records.store._write_meta()
+            runner.records.store.write_meta()
     finally:
         stop.set()
         opener.join()

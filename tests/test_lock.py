@@ -268,13 +268,13 @@ def test_an_unreachable_runner_is_let_go_of_in_the_middle_of_opening_another(
 
     from checkpoint.catalog import registry
 
-    real = vars(registry)["Store"]
+    real = vars(registry)["Checkpoint"]
 
     def collect_first(*arguments: Any) -> Any:
         gc.collect()
         return real(*arguments)
 
-    monkeypatch.setattr(registry, "Store", collect_first)
+    monkeypatch.setattr(registry, "Checkpoint", collect_first)
     first = CheckpointedRunner("gone", tmp_path)
     first.save_result(1, 1)
     first.itself = first  # type: ignore[attr-defined]  # only a collection finds it

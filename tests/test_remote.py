@@ -22,6 +22,7 @@ from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
 from checkpoint import CheckpointedRunner
+from checkpoint.catalog import checkpoint as checkpoints
 from checkpoint.catalog.paths import resolve_directory
 from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
@@ -30,7 +31,6 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
 from checkpoint.reporting.status import list_checkpoints
-from checkpoint.storage import store as stores
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 Machine = Callable[..., CheckpointedRunner]
@@ -1058,9 +1058,9 @@ def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkey
     def hang(*_: Any) -> Any:
         raise AssertionError("the store was asked")
 
-    monkeypatch.setattr(stores, "names_under", hang)
+    monkeypatch.setattr(checkpoints, "names_under", hang)
     monkeypatch.setattr(local_copy.LocalCopy, "look", hang)
-    monkeypatch.setattr(stores, "_ASK_EVERY", 0.0)
+    monkeypatch.setattr(checkpoints, "_ASK_EVERY", 0.0)
     assert runner.is_completed(3)
     assert len(runner.get_all_results()) == 7
 

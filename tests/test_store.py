@@ -119,7 +119,7 @@ def test_a_reader_of_meta_never_sees_half_of_it(make: Opener, tmp_path: Path) ->
 
     def write() -> None:
         for _ in range(60):
-            store._write_meta()
+            store.write_meta()
 
     threads = [threading.Thread(target=write) for _ in range(3)]
 

@@ -31,6 +31,7 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import Record, parse, seal, with_fields
+from checkpoint.storage.source import latest_of
 from checkpoint.storage.store import Store
 from checkpoint.values.keys import Key, version_digest
 from checkpoint.values.plain_json import decode_foreign
@@ -1104,7 +1105,7 @@ VERSIONS = (None, "one", {"two": 2})
 
 def seen_in(store: Store) -> dict[str, Any]:
     """All that a reader can find, by journal and version: the sound records in order, and what a look-up gives."""
-    found: dict[str, Any] = {"latest": store.latest}
+    found: dict[str, Any] = {"latest": latest_of(store.results, store.errors)}
     shelves: dict[str, KeyedLog] = {"results": store.results, "errors": store.errors, "unsaved": store.unsaved}
     for kind, shelf in shelves.items():
         found[f"{kind} latest"] = shelf.index.latest
@@ -1210,7 +1211,8 @@ class Upkeep(RuleBasedStateMachine):
 
     @rule()
     def write_index(self) -> None:
-        store = self.runners[0].records.open()
+        self.runners[0].records.open()
+        store = self.runners[0].records.store
         for shelf in (store.results, store.errors):
             shelf.write_index()
 
@@ -1224,7 +1226,7 @@ class Upkeep(RuleBasedStateMachine):
         before, here = seen(self.directory), seen_in(store)
         assert here == before
         done = compact("j", self.directory)
-        store.refresh()
+        self.runners[0].records.checkpoint.refresh()
         assert seen(self.directory) == before
         assert seen_in(store) == before
         assert done.lines == sum(journal.superseded[0] for journal in told.journals)

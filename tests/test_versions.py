@@ -450,13 +450,13 @@ def test_a_runner_by_hand_has_no_fingerprint() -> None:
 def test_the_field_costs_nothing_per_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta is written once for a fingerprint, however many items there are."""
     written: list[int] = []
-    write = Store._write_meta
+    write = Store.write_meta
 
     def counted(self: Store) -> None:
         written.append(1)
         write(self)
 
-    monkeypatch.setattr(Store, "_write_meta", counted)
+    monkeypatch.setattr(Store, "write_meta", counted)
     f = by_value("a")
     f.map(range(50), progress=False)
     few = len(written)

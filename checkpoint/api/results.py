@@ -146,15 +146,15 @@ class Results(_Rows, Sequence[R]):
 
     def __init__(self, running: Pass) -> None:
         self._records = running.records
-        store = running.records.store
-        with store.lock:
+        checkpoint = running.records.checkpoint
+        with checkpoint.store.lock:
             self._places: array[int] = running.places()
-            self._results, self._errors = store.results.reader, store.errors.reader
-            has_errors = not store.errors.is_empty and any(NOT_RUN < place < 0 for place in self._places)
+            self._results, self._errors = checkpoint.results.reader, checkpoint.errors.reader
+            has_errors = not checkpoint.errors.is_empty and any(NOT_RUN < place < 0 for place in self._places)
             readers = (self._results, self._errors if has_errors else None)
             self._held = [reader.hold() for reader in readers if reader is not None]
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
-            loose = store.results.has_loose or store.errors.has_loose
+            loose = checkpoint.results.has_loose or checkpoint.errors.has_loose
             told = not loose and NOT_RUN not in self._places
         self._keys = None if told else list(running.keys)
         self._index = running.index

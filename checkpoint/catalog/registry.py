@@ -1,7 +1,7 @@
-"""The stores that this process has open: one for each path, shared by everyone who names it, and looked after.
+"""The checkpoints that this process has open: one for each path, shared by everyone who names it, and looked after.
 
-The promise: two users of one path have one store, which is closed when its last user is detached or collected; a thread
-maintains those that are written, at exit all are closed, and a forked child begins with none.
+The promise: two users of one path have one checkpoint, which is closed when its last user is detached or collected; a
+thread maintains the stores that are written, at exit all are closed, and a forked child begins with none.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import StoreClosed, StoreError
-from checkpoint.remote.replication import replica_of
-from checkpoint.storage.journal import Journal, most_idle
-from checkpoint.storage.replica import Replica
+from checkpoint.storage.journal import most_idle
 from checkpoint.storage.store import Store
 
-__all__ = ["REGISTRY", "Registry", "open_store"]
+__all__ = ["REGISTRY", "Registry", "open_checkpoint"]
 
 log = logging.getLogger("checkpoint")
 
@@ -32,10 +31,10 @@ _FILES_OF_A_WRITER = 12  # it has half as many open, and others stay open beside
 
 
 class Registry:
-    """What a process has of stores: the open ones, the thread that maintains them, and what is to be done at exit."""
+    """The checkpoints of a process: the open ones, the thread that maintains them, and what is to be done at exit."""
 
     def __init__(self) -> None:
-        self._stores: dict[tuple[str, str], Store] = {}
+        self._opened: dict[tuple[str, str], Checkpoint] = {}
         self._told: dict[tuple[str, str], set[tuple[str, str]]] = {}  # by path: stores come and go
         self._lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
         self._tended: set[Store] = set()
@@ -46,53 +45,48 @@ class Registry:
         self._ends_early = False
 
     def __contains__(self, path: tuple[str, str]) -> bool:
-        """Whether there is an open store of that directory, resolved, and that name."""
-        return path in self._stores
+        """Whether there is an open checkpoint of that directory, resolved, and that name."""
+        return path in self._opened
 
-    # one store for each path
+    # one checkpoint for each path
 
     def open(self, name: str, directory: Path, user: object, shard: Shard = ALL) -> Callable[[], None]:
-        """Attach `user` to the store of that path and shard, as its `store`; returns what detaches it, once.
+        """Attach `user` to the checkpoint of that path and shard, as its `checkpoint`; returns what detaches it, once.
 
-        The store is closed when its last user is detached or collected.
+        It is closed when its last user is detached or collected.
         """
         path = (os.path.realpath(directory), shard.prefix(name))
         with self._lock:
-            store = self._stores.get(path)
-            if store is None:
-                store = Store(name, directory, shard, self, self._told.setdefault(path, set()))
-            store.users += 1
-            self._stores[path] = store
-        user.store = store  # type: ignore[attr-defined]
-        return weakref.finalize(user, self._detach, path, store)
+            opened = self._opened.get(path)
+            if opened is None:
+                opened = Checkpoint(name, directory, shard, self, self._told.setdefault(path, set()))
+            opened.users += 1
+            self._opened[path] = opened
+        user.checkpoint = opened  # type: ignore[attr-defined]
+        return weakref.finalize(user, self._detach, path, opened)
 
-    def _detach(self, path: tuple[str, str], store: Store) -> None:
+    def _detach(self, path: tuple[str, str], opened: Checkpoint) -> None:
         with self._lock:
-            store.users -= 1
-            if store.users:
+            opened.users -= 1
+            if opened.users:
                 return
-        if store.replica.is_remote and _is_uploading_thread():
+        if opened.store.replica.is_remote and _is_uploading_thread():
             # A collection may run anywhere, and closing waits for just this thread.
             close = threading.Thread(
-                target=self._close_unused, args=(path, store), name="checkpoint-close", daemon=True
+                target=self._close_unused, args=(path, opened), name="checkpoint-close", daemon=True
             )
             close.start()
             return
-        self._close_unused(path, store)
+        self._close_unused(path, opened)
 
-    def _close_unused(self, path: tuple[str, str], store: Store) -> None:
+    def _close_unused(self, path: tuple[str, str], opened: Checkpoint) -> None:
         try:
             # Before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again.
-            store.close()
+            opened.close()
         finally:
             with self._lock:
-                if not store.users and self._stores.get(path) is store:
-                    del self._stores[path]
-
-    @staticmethod
-    def replicate(name: str, directory: Path, journals: Mapping[str, Journal]) -> Replica:
-        """As `replica_of`."""
-        return replica_of(name, directory, journals)
+                if not opened.users and self._opened.get(path) is opened:
+                    del self._opened[path]
 
     # the thread that maintains them
 
@@ -141,9 +135,9 @@ class Registry:
     # the end of the process
 
     def close_all(self) -> None:
-        """Close every store, and end the thread."""
-        for store in list(self._stores.values()):
-            _close(store)
+        """Close every checkpoint, and end the thread."""
+        for opened in list(self._opened.values()):
+            _close(opened)
         self._end_tending()
 
     def _close_early(self) -> None:
@@ -161,9 +155,9 @@ class Registry:
                 pass  # another Python, or one that ends already: what cannot be uploaded at exit is told
 
     def _close_mirrored(self) -> None:
-        for store in list(self._stores.values()):
-            if store.replica.is_remote and not store.in_pass:
-                _close(store)
+        for opened in list(self._opened.values()):
+            if opened.store.replica.is_remote and not opened.store.in_pass:
+                _close(opened)
 
     def _end_tending(self) -> None:
         """A thread that the interpreter stops while it holds a store's lock would keep who ends a pass after that."""
@@ -176,15 +170,15 @@ class Registry:
     def after_fork(self) -> None:
         """In a forked child: drop what the parent has open."""
         self._lock, self._tend_lock, self._thread = threading.RLock(), threading.Lock(), None
-        for store in self._stores.values():
-            store.after_fork()
-        self._stores.clear()
+        for opened in self._opened.values():
+            opened.after_fork()
+        self._opened.clear()
         self._tended.clear()
 
 
-def _close(store: Store) -> None:
+def _close(opened: Checkpoint) -> None:
     try:
-        store.close()
+        opened.close()
     except (StoreError, StoreClosed) as error:
         log.error("%s", error)
 
@@ -199,7 +193,7 @@ def _is_uploading_thread() -> bool:
 
 REGISTRY = Registry()
 """That of this process: what else is one for each process hangs on it."""
-open_store = REGISTRY.open
+open_checkpoint = REGISTRY.open
 
 atexit.register(REGISTRY.close_all)
 if hasattr(os, "register_at_fork"):

@@ -16,11 +16,12 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from checkpoint import clock
 from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
+from checkpoint.outcomes import Uploaded
 from checkpoint.remote.local_copy import Held, LocalCopy, State, mark_of
 from checkpoint.remote.objects import Part
 from checkpoint.remote.urls import remember
@@ -45,20 +46,6 @@ _HASTE = 5.0  # at most, while somebody waits
 _GIVE_UP = 60.0  # seconds of failures that are waited for at the end
 _STALLED = 180.0  # the same without a failure being told: a large part over a slow line
 _CANDIDATES = 5
-
-
-class Uploaded(NamedTuple):
-    """How far the store is behind.
-
-    Attributes:
-        bytes: how many are in the local journals only.
-        seconds: how long the first of them has been waiting; 0 where none does.
-        failing: why the last upload failed, or "".
-    """
-
-    bytes: int
-    seconds: float
-    failing: str
 
 
 class Uploader:
@@ -200,6 +187,10 @@ class Uploader:
         if self._session is not None:
             return self._session.uploaded()
         return waiting(self.mirror)
+
+    def writer_there(self) -> dict[str, Any] | None:
+        """As the function `writer_there`."""
+        return writer_there(self.mirror)
 
     def beside(self) -> str:
         """What stands beside a bar: nothing while uploads keep up."""

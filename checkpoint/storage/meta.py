@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from checkpoint import clock
 from checkpoint.storage.condition import SYNCED
 from checkpoint.storage.files import fsync, fsync_directory, read_object, replacing
+from checkpoint.storage.source import RecordSource
 from checkpoint.values.secrets import is_secret
 
 __all__ = ["SCHEMA_VERSION", "Meta", "Summary", "count_or_none", "meta_in"]
@@ -81,6 +82,18 @@ class Meta:
                     continue
                 if not (kind == "versions" and is_secret("", told)):
                     known.setdefault(digest, told)
+
+    def versions(self, results: RecordSource, errors: RecordSource) -> dict[str, Any]:
+        """By digest, the values of versions, as far as they are known here and in journals."""
+        known = dict(self.labels)  # other threads open versions meanwhile
+        for source in (errors, results):
+            known.update(source.notes().labels)
+        return known
+
+    def codes(self, results: RecordSource, errors: RecordSource) -> dict[str, Any]:
+        """By fingerprint, what it stands for, as far as that is known here and in journals."""
+        noted = {**errors.notes().details, **results.notes().details}
+        return {**{code: told for code, told in self.details.items() if code not in noted}, **noted}
 
     def name_version(self, digest: str, version: Any) -> None:
         """Note that the digest stands for this version; one that holds a secret is not written down."""
