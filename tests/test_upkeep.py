@@ -929,7 +929,7 @@ FULL = """
 import errno, resource, sys
 from pathlib import Path
 from checkpoint import CheckpointedRunner, StoreError
-from checkpoint.upkeep import {work} as work
+from checkpoint.maintenance.{work} import {work} as work
 directory = Path(sys.argv[1])
 with CheckpointedRunner("j", directory) as runner:
     expected = runner.get_all_results()
