@@ -364,7 +364,7 @@ class Stage:
         """What the thread that tends does: it never raises."""
         assert self.runner is not None
         self.ticker.tick(0.6)
-        self.runner.records.store.tend()
+        self.runner.records.store.writer.tend()
 
 
 def forget_frames(error: BaseException | None) -> None:
@@ -482,7 +482,7 @@ def housekeeping(stage: Stage) -> None:
     for turn in range(2):
         stage.save(f"turn {turn}")
         stage.ticker.tick(31)
-        own.tend()
+        own.writer.tend()
         for shelf in (own.results, own.errors):
             shelf.write_index()
         stage.read()

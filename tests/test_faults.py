@@ -431,7 +431,7 @@ sys.stdin.readline()  # the winner keeps the lock until all have tried
 
 def crowd(directory: Path, names: list[str]) -> list[tuple[int, int, int, set[int]]]:
     """(pid, saved, refused, by whom) of one process of sixteen threads for each name, all of them at once."""
-    hold = "from checkpoint.storage import store; store._SECOND = 600.0\n"  # a slow machine lets nobody in later
+    hold = "from checkpoint.storage import writer; writer._SECOND = 600.0\n"  # a slow machine lets nobody in later
     started = [
         subprocess.Popen(
             [sys.executable, "-c", hold + CROWD, str(directory), name, ""],
@@ -982,7 +982,7 @@ def test_a_journal_that_is_edited_in_place_while_it_is_open_is_read_anew(tmp_pat
     runner = make()
     for key in range(10):
         runner.save_result(key, f"v{key}")
-    with runner.records.store.alone():
+    with runner.records.store.writer.alone():
         pass  # so that nobody writes
     path = tmp_path / "j_results.jsonl"
     first, *rest = path.read_bytes().splitlines(keepends=True)
@@ -1056,7 +1056,7 @@ def test_versions_may_be_opened_while_meta_is_written(tmp_path: Path, make: Open
     opener.start()
     try:
         for _ in range(100):
-            runner.records.store.write_meta()
+            runner.records.store.writer.write_meta()
     finally:
         stop.set()
         opener.join()

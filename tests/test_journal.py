@@ -573,7 +573,7 @@ def test_a_failed_background_sync_is_told_at_the_next_save(make: Opener, disk: D
     runner = make()
     runner.save_result("first", 1)
     disk.errors["fdatasync"] = errno.EIO
-    runner.records.store.tend()
+    runner.records.store.writer.tend()
     disk.calls.clear()
     with pytest.raises(StoreError) as failed:
         runner.save_result("second", 2)

@@ -132,7 +132,7 @@ def test_a_reader_sees_what_is_saved_while_it_reads(make: Opener, child: Child) 
         assert reader.get_all_results() == dict.fromkeys(range(count + 1), "theirs")
         assert reader.is_completed(count)
         assert reader.progress()[0] == count + 1
-    assert not reader.records.store.writing
+    assert not reader.records.store.writer.writing
 
 
 def test_a_reader_follows_a_clear_by_another_process(make: Opener, child: Child) -> None:
@@ -242,18 +242,18 @@ def test_the_lock_is_let_go_a_second_after_the_last_write_outside_a_pass(
     store = runner.records.store
     runner.save_result(1, 1)
     ticker.tick(0.9)
-    assert store.tend()
+    assert store.writer.tend()
     runner.save_result(2, 2)
     ticker.tick(0.9)
-    assert store.tend()
+    assert store.writer.tend()
     assert held_elsewhere(tmp_path)
     ticker.tick(0.2)
-    assert not store.tend(), "nothing is owed any more"
+    assert not store.writer.tend(), "nothing is owed any more"
     assert not held_elsewhere(tmp_path)
     running = runner.iterate([3])
     next(running)
     ticker.tick(3600)
-    assert store.tend()
+    assert store.writer.tend()
     assert held_elsewhere(tmp_path)
     runner.save_result(3, 3)
     assert list(running) == []

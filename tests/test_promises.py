@@ -374,7 +374,7 @@ def test_power_loss_kernel_crash(
                 runner.save_result(key, value)
                 recorder.note(key + 1)
                 if key in (2, 5):
-                    runner.records.store.tend()  # as the store's thread does within a second
+                    runner.records.store.writer.tend()  # as the store's thread does within a second
                     recorder.note("synced")
         recorder.note("synced")
     left = recorder.base.copy()

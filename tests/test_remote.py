@@ -318,7 +318,7 @@ def test_who_died_here_is_not_waited_for(machine: Machine, haste: None) -> None:
     owned = first.records.store.replica
     assert isinstance(owned, uploader.Uploader)
     until(lambda: owned.uploaded().bytes == 0)
-    first.records.store._let_go()  # as a kill would: nothing is said to the store
+    first.records.store.writer.let_go()  # as a kill would: nothing is said to the store
     first.save_result(2, 2)
     first.close()
     assert machine("second").get_all_results() == {1: 1, 2: 2}

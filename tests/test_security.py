@@ -296,7 +296,7 @@ def test_no_temporary_file_has_a_name_that_can_be_guessed(tmp_path: Path, monkey
         for key in range(2):
             runner.save_result(key, key)
             runner.records.store.results.write_index()
-            runner.records.store.write_meta()
+            runner.records.store.writer.write_meta()
     assert len(set(made)) == len(made) >= 4
 
 

@@ -637,7 +637,7 @@ def test_a_million_results_in_a_hundred_shards_open_without_their_values_being_r
         face = checkpointed("m", checkpoint_dir=tmp_path, version=1)(_text)
         store = face._runner_of(Shard(i, n)).records.store
         own = keys[i] if len(keys[i]) > share else range(share + 1)  # as many as make an index file worth it
-        store.begin_writing()
+        store.writer.begin()
         lines = [(key, seal(b'{"key":%d,"result":"%b"' % (key, b"x" * 40))) for key in own]
         store.append(store.results, [Entry("", key, 0, line) for key, line in lines])
         store.close()

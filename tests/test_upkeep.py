@@ -1222,7 +1222,7 @@ class Upkeep(RuleBasedStateMachine):
             return
         store = self.runners[0].records.store
         told = check("j", self.directory)
-        store.begin_writing()  # what ends in a torn line is repaired here, and not by what is tested
+        store.writer.begin()  # what ends in a torn line is repaired here, and not by what is tested
         before, here = seen(self.directory), seen_in(store)
         assert here == before
         done = compact("j", self.directory)
@@ -1243,7 +1243,7 @@ class Upkeep(RuleBasedStateMachine):
         if not any(self.directory.iterdir()):
             return
         store = self.runners[0].records.store
-        store.begin_writing()
+        store.writer.begin()
         told, before = check("j", self.directory), seen(self.directory)
         repair("j", self.directory)
         after = seen(self.directory)

@@ -32,6 +32,7 @@ from checkpoint.storage.record import Record
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource, count_failed, is_retired, latest_of
 from checkpoint.storage.store import Store, forgetting
+from checkpoint.storage.writer import Writer
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, version_digest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Owner(Protocol):
     def make_room(self) -> None:
         """Have idle stores let go of their locks, where there are very many."""
 
-    def maintain(self, store: Store) -> None:
+    def maintain(self, writer: Writer) -> None:
         """Look after a store that is being written."""
 
 
@@ -98,7 +99,7 @@ class Checkpoint:
             shard.prefix(name),
             directory,
             experiment=name,
-            host=lambda _: self,
+            host=self,
             told=told,
             instead=INSTEAD if shard == ALL else "give each task a shard of its own",
             share=shard.of,
@@ -131,12 +132,12 @@ class Checkpoint:
 
     def maintain(self) -> None:
         """As `Host.maintain`."""
-        self._owner.maintain(self.store)
+        self._owner.maintain(self.store.writer)
 
     def begun(self) -> None:
         """As `Host.begun`."""
         self._refresh_theirs()
-        self.store.refuse_faults()
+        self.store.writer.refuse()
 
     def start_anew(self) -> None:
         """As `Host.start_anew`."""
@@ -172,18 +173,18 @@ class Checkpoint:
             JournalLost: what is in a journal's place is none, or it has lost what was on the medium.
         """
         store = self.store
-        if store.writing and (store.in_pass or store.replica.is_remote):
+        if store.writer.writing and (store.writer.in_pass or store.replica.is_remote):
             return
         with store.lock:
             if any(journals.fault is not None for journals in self._all()):
                 self._forget_faults()
-            if not store.writing:
+            if not store.writer.writing:
                 store.replica.look()
                 store.own.refresh()
             self._refresh_theirs(*keys)
-            if not store.writing:
+            if not store.writer.writing:
                 store.own.examine()
-            store.refuse_faults()
+            store.writer.refuse()
 
     def _forget_faults(self) -> None:
         for journals in self._all():
@@ -278,7 +279,7 @@ class Checkpoint:
 
         The last pass is the one that began last, as the meta files say.
         """
-        if self.store.writing or not self._members:
+        if self.store.writer.writing or not self._members:
             return self.store.meta.total
         totals: dict[int, list[int]] = {}
         moments: dict[int, str] = {}
@@ -303,9 +304,9 @@ class Checkpoint:
         Raises:
             CheckpointLocked: another pass of this process is running.
         """
-        with self.store.a_pass():
+        with self.store.writer.a_pass():
             self.refresh()
-            if self.store.writing:  # what was saved by hand just now: then `refresh` leaves it at that
+            if self.store.writer.writing:  # what was saved by hand just now: then `refresh` leaves it at that
                 self._refresh_theirs()
             yield
 
@@ -325,7 +326,7 @@ class Checkpoint:
             stores = [self.store, *others] if not others or self.store.own.knows(version, keys) else others
             with _all_or_none(stores):
                 for store in stores:
-                    store.begin_writing()
+                    store.writer.begin()
             forgotten = [store.forget(version, keys, session, durable=durable) for store in stores]
         self._refresh_theirs()
         return len(set().union(*forgotten))
@@ -383,7 +384,7 @@ class Checkpoint:
             stores = [self.store, *others]
             with _all_or_none(stores):
                 for store in stores:
-                    store.begin_anew()
+                    store.writer.begin_anew()
             for store in stores:
                 store.clear()
         self._refresh_theirs()
@@ -392,16 +393,16 @@ class Checkpoint:
 
     @contextmanager
     def all_alone(self, *, to_clear: bool = False) -> Iterator[None]:
-        """`Store.alone`, with every shard; to clear them, whatever is in the journals' places.
+        """`Writer.alone`, with every shard; to clear them, whatever is in the journals' places.
 
         Raises:
-            CheckpointLocked, StoreError: as `Store.alone`.
+            CheckpointLocked, StoreError: as `Writer.alone`.
         """
         with self._others(list(self._members)) as others, ExitStack() as held:
             for store in (self.store, *others):
                 if to_clear:
-                    held.enter_context(store.going_on())
-                held.enter_context(store.alone())
+                    held.enter_context(store.writer.going_on())
+                held.enter_context(store.writer.alone())
             yield
 
     # versions, and what computed results
@@ -458,10 +459,10 @@ class Checkpoint:
         """Results of these fingerprints count for another one from now on, here and wherever the journal is read.
 
         Raises:
-            CheckpointLocked, StoreError: as `Store.alone`.
+            CheckpointLocked, StoreError: as `Writer.alone`.
         """
         with self.store.lock:
-            self.store.begin_writing()
+            self.store.writer.begin()
             for old in codes:
                 if (old, code) not in self.accepted:
                     self.store.accept(old, code)
@@ -473,7 +474,7 @@ class Checkpoint:
 
         Raises:
             CheckpointLocked: another process writes one of the journals; nothing was accepted.
-            StoreError: as `Store.alone`.
+            StoreError: as `Writer.alone`.
         """
         self._refresh_theirs()
         with self.store.lock:
@@ -483,7 +484,7 @@ class Checkpoint:
             stores = [self.store, *others] if is_own else others
             with _all_or_none(stores):
                 for store in stores:
-                    store.begin_writing()
+                    store.writer.begin()
             for store in stores:
                 store.accept_durably(old, new)
         self._refresh_theirs()
@@ -522,16 +523,16 @@ class Checkpoint:
                 return
             self.learn_meta()
             self.store.meta.enter_schema(version, digest, {"classes": classes})
-            self.store.write_meta()
+            self.store.writer.write_meta()
 
     def note_fit(self, version: str, digests: Iterable[str], schema: str) -> None:
         """All results of the version that were saved under these schemas fit another one; meta says so."""
-        self.store.begin_writing()
+        self.store.writer.begin()
         with self.store.lock:
             self.learn_meta()
             for digest in digests:
                 self.store.meta.enter_fit(version, digest, schema)
-            self.store.write_meta()
+            self.store.writer.write_meta()
 
     # the end
 
@@ -566,10 +567,10 @@ def _uploader(journals: Journals) -> Uploader | None:
 @contextmanager
 def _all_or_none(stores: Iterable[Store]) -> Iterator[None]:
     """Where one of the locks cannot be had, those that were taken for it are let go at once."""
-    idle = [store for store in stores if not store.writing]
+    idle = [store for store in stores if not store.writer.writing]
     try:
         yield
     except BaseException:
         for store in idle:
-            store.give_up()
+            store.writer.give_up()
         raise

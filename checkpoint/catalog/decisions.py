@@ -81,7 +81,7 @@ def accept_code(records: VersionView, code: str) -> dict[str, int]:
     places = checkpoint.results.places_by_code(records.version) if others else {}
     counts = {old: len(found) for old, found in places.items() if old in others}
     if counts:
-        with checkpoint.store.alone():
+        with checkpoint.store.writer.alone():
             checkpoint.accept_codes(counts, code)
     return counts
 
@@ -94,7 +94,7 @@ def accept_version(records: VersionView, old: str) -> int:
     """
     checkpoint, version = records.open(), records.version
     before = checkpoint.results.count(version)
-    with checkpoint.store.alone():
+    with checkpoint.store.writer.alone():
         checkpoint.accept_version(old, version)
     return checkpoint.results.count(version) - before
 
@@ -245,7 +245,7 @@ def convert_version(records: VersionView, old: str, convert: Callable[[Any], Any
             else:
                 loose.append(line[: -1 - CRC_SIZE] + b"}\n")
 
-    with checkpoint.store.alone():
+    with checkpoint.store.writer.alone():
         count = _append_all(checkpoint, lines())
         if loose:
             checkpoint.store.append_loose(loose)
@@ -338,7 +338,7 @@ def accept_items(
                 line = _copied(reader.line_at(offset), digest, records.stamp_for(key), version)
                 yield Entry(version, key, digest, line)
 
-    with checkpoint.store.alone():
+    with checkpoint.store.writer.alone():
         return _append_all(checkpoint, lines())
 
 

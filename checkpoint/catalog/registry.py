@@ -20,7 +20,7 @@ from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import StoreClosed, StoreError
 from checkpoint.storage.journal import most_idle
-from checkpoint.storage.store import Store
+from checkpoint.storage.writer import Writer
 
 __all__ = ["REGISTRY", "Registry", "open_checkpoint"]
 
@@ -37,7 +37,7 @@ class Registry:
         self._opened: dict[tuple[str, str], Checkpoint] = {}
         self._told: dict[tuple[str, str], set[tuple[str, str]]] = {}  # by path: stores come and go
         self._lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
-        self._tended: set[Store] = set()
+        self._tended: set[Writer] = set()
         self._thread: threading.Thread | None = None
         self._tend_lock = threading.Lock()
         self._wake = threading.Event()
@@ -94,18 +94,18 @@ class Registry:
         """Let go of idle writers, where there are very many: each keeps its lock and files for a second."""
         most = max(1, most_idle() // _FILES_OF_A_WRITER)
         with self._tend_lock:
-            writing = [store for store in self._tended if store.writing] if len(self._tended) >= most else []
+            writing = [writer for writer in self._tended if writer.writing] if len(self._tended) >= most else []
         if len(writing) >= most:
             writing.sort(key=attrgetter("wrote_at"))
-            for store in writing[: 1 + len(writing) - most]:
-                store.stop_if_idle()
+            for writer in writing[: 1 + len(writing) - most]:
+                writer.stop_if_idle()
 
-    def maintain(self, store: Store) -> None:
+    def maintain(self, writer: Writer) -> None:
         """See that the store is looked after. The thread is a daemon and ends when nothing is owed."""
-        if store.replica.is_remote:
+        if writer.replica.is_remote:
             self._close_early()
         with self._tend_lock:
-            self._tended.add(store)
+            self._tended.add(writer)
             if self._thread is None and not self._is_ending:
                 self._thread = threading.Thread(target=self._tend_all, name="checkpoint-tend", daemon=True)
                 self._thread.start()
@@ -122,11 +122,11 @@ class Registry:
         while True:
             if self._wake.wait(_EVERY):
                 return
-            for store in list(self._tended):
-                if not store.tend():
+            for writer in list(self._tended):
+                if not writer.tend():
                     with self._tend_lock:
-                        if not store.writing:
-                            self._tended.discard(store)
+                        if not writer.writing:
+                            self._tended.discard(writer)
             with self._tend_lock:
                 if not self._tended:
                     self._thread = None
@@ -156,7 +156,7 @@ class Registry:
 
     def _close_mirrored(self) -> None:
         for opened in list(self._opened.values()):
-            if opened.store.replica.is_remote and not opened.store.in_pass:
+            if opened.store.replica.is_remote and not opened.store.writer.in_pass:
                 _close(opened)
 
     def _end_tending(self) -> None:

@@ -58,7 +58,7 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
     held = _told(*_counts_of(checkpoint, version, keys))
     if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
         return _declined(arguments)
-    with checkpoint.store.alone():
+    with checkpoint.store.writer.alone():
         runner.records.open()
         if runner.records.version != version or not all(_is_there(checkpoint, version, key) for key in keys):
             raise CheckpointError(f"checkpoint {arguments.name!r} was written meanwhile; nothing was forgotten")

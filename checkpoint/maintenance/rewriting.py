@@ -36,7 +36,7 @@ def alone_with(name: str, directory: Path, shard: Shard, *, repairs: bool = Fals
     detach = open_checkpoint(name, directory, user, shard)
     try:
         store = user.checkpoint.store
-        with store.all_as_they_are() if repairs else store.alone():
+        with store.all_as_they_are() if repairs else store.writer.alone():
             yield store
     finally:
         detach()

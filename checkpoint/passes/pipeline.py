@@ -595,7 +595,7 @@ class Pass:
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
         """What `_admit` comes to for items that are all to be run, and of which nothing is known; else None."""
         checkpoint, running = self._checkpoint, self._running
-        if self._redo or not (checkpoint.store.writing and self._retry_failed and checkpoint.unsaved.is_empty):
+        if self._redo or not (checkpoint.store.writer.writing and self._retry_failed and checkpoint.unsaved.is_empty):
             return None
         if len(set(keys)) < len(keys) or not (self._failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
             return None
@@ -687,7 +687,7 @@ class Pass:
         if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest, redo):
             self._stands(item, key)
             return None
-        if not checkpoint.store.writing:
+        if not checkpoint.store.writer.writing:
             self._begin_writing()
             found = checkpoint.results.find(self._version, key)
             if found is not None and not redo:
@@ -745,7 +745,7 @@ class Pass:
 
     def _begin_writing(self) -> None:
         """Take the lock; from here on nobody else saves anything."""
-        self._store.begin_writing()
+        self._store.writer.begin()
         if self.records.power:
             self._checkpoint.confirm()
         self._recount()

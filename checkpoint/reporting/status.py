@@ -577,7 +577,7 @@ def _total_of(checkpoint: Checkpoint, meta: dict[str, Any]) -> int | None:
     """How many items the last pass had: this process's own, or as the writer last noted it."""
     total = (
         checkpoint.store.meta.total
-        if checkpoint.store.writing
+        if checkpoint.store.writer.writing
         else checkpoint.whole_total()
         if checkpoint.shards
         else meta.get("total_items")
