@@ -22,7 +22,7 @@ from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
 from checkpoint import CheckpointedRunner
-from checkpoint.catalog import checkpoint as checkpoints
+from checkpoint.catalog import siblings
 from checkpoint.catalog.paths import resolve_directory
 from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
@@ -1058,9 +1058,9 @@ def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkey
     def hang(*_: Any) -> Any:
         raise AssertionError("the store was asked")
 
-    monkeypatch.setattr(checkpoints, "names_under", hang)
+    monkeypatch.setattr(siblings, "names_under", hang)
     monkeypatch.setattr(local_copy.LocalCopy, "look", hang)
-    monkeypatch.setattr(checkpoints, "_ASK_EVERY", 0.0)
+    monkeypatch.setattr(siblings, "_ASK_EVERY", 0.0)
     assert runner.is_completed(3)
     assert len(runner.get_all_results()) == 7
 

@@ -29,7 +29,7 @@ from checkpoint import (
     checkpointed,
     clock,
 )
-from checkpoint.catalog import checkpoint as checkpoints
+from checkpoint.catalog import siblings
 from checkpoint.catalog.shards import ALL, Shard, hash_of, shard_of, shards_in, split_prefix
 from checkpoint.cli import main
 from checkpoint.errors import FunctionChanged, InvalidKey, InvalidName, InvalidOption, StoreError
@@ -686,7 +686,7 @@ def test_an_unsharded_checkpoint_is_looked_at_once_more_at_most(
         listed.append(directory)
         return set()
 
-    monkeypatch.setattr(checkpoints, "shards_in", found)
+    monkeypatch.setattr(siblings, "shards_in", found)
     with CheckpointedRunner("j", tmp_path) as runner:
         for _ in range(5):
             assert runner.is_completed(1)

@@ -10,24 +10,21 @@ those that can hold keys of its own shard.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from checkpoint import clock
-from checkpoint.catalog.merged_log import MergedLog, allow_files
+from checkpoint.catalog.merged_log import MergedLog
 from checkpoint.catalog.paths import lost_journal
-from checkpoint.catalog.shards import ALL, Shard, hash_of, shards_in, split_prefix
+from checkpoint.catalog.shards import ALL, Shard
+from checkpoint.catalog.siblings import Siblings
 from checkpoint.errors import StoreError, StoreForked, quote
-from checkpoint.remote.objects import names_under
 from checkpoint.remote.replication import replica_of
 from checkpoint.storage.journals import Journals
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import INSTEAD
-from checkpoint.storage.meta import Summary, count_or_none, meta_in
+from checkpoint.storage.meta import Summary, meta_in
 from checkpoint.storage.record import Record
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource, count_failed, is_retired, latest_of
@@ -41,9 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Owner"]
 
 log = logging.getLogger("checkpoint")
-
-_ASK_EVERY = 5.0
-_TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
 
 
 class Owner(Protocol):
@@ -91,10 +85,6 @@ class Checkpoint:
         self.users = 0
         self.shards: list[Shard] = []
         self._owner = owner
-        self._members: dict[Shard, Journals] = {}
-        self._looked = 0  # when the directory was modified last, as of the last look for shards
-        self._asked_at = -inf  # monotonic; when the store behind a URL was asked for shards
-        self._has_their_meta = False
         self.store = Store(
             shard.prefix(name),
             directory,
@@ -104,21 +94,17 @@ class Checkpoint:
             instead=INSTEAD if shard == ALL else "give each task a shard of its own",
             share=shard.of,
         )
-        self.results: RecordSource = self.store.results
-        self.errors: RecordSource = self.store.errors
-        self.unsaved: RecordSource = self.store.unsaved
+        self._siblings = Siblings(name, shard, self.store, self.replicate)
+        self.results, self.errors, self.unsaved = self._siblings.sources
         try:
-            self._look_for_shards()
-            for journals in self._all():
-                journals.examine()
+            self._siblings.look()
+            self._take_sources()
+            self.store.own.examine()
+            self._siblings.examine()
         except BaseException:
-            for journals in self._all():
+            for journals in self._siblings.all():
                 journals.close()  # nobody will, and who is told that too many are open must not keep them
             raise
-
-    def _all(self) -> list[Journals]:
-        """The journals of each shard that is read, its own first."""
-        return [self.store.own, *self._members.values()]
 
     # what the store asks of it
 
@@ -141,25 +127,21 @@ class Checkpoint:
 
     def start_anew(self) -> None:
         """As `Host.start_anew`."""
-        for journals in self._members.values():
+        for journals in self._siblings.members.values():
             journals.reopen()
 
     def refuse(self) -> None:
         """As `Host.refuse`."""
-        for journals in self._all():
+        is_sound = self.store.own.fault is None and not self._siblings.is_faulty
+        for journals in self._siblings.all() if not is_sound else ():
             if journals.fault is not None:
                 raise lost_journal(*journals.fault, self.name, self.directory)
 
     def summary(self) -> Summary:
         """What one shard holds is told of its own journals; the whole, of all that are merged."""
-        version = self.latest
-        counted = self if self.shard == ALL else self.store
-        return Summary(
-            counted.results.count(version),
-            count_failed(self.results, counted.errors, version),
-            self.versions,
-            self.details,
-        )
+        version, counted = self.latest, self if self.shard == ALL else self.store
+        failed = count_failed(self.results, counted.errors, version)
+        return Summary(counted.results.count(version), failed, self.versions, self.details)
 
     # reading
 
@@ -176,8 +158,7 @@ class Checkpoint:
         if store.writer.writing and (store.writer.in_pass or store.replica.is_remote):
             return
         with store.lock:
-            if any(journals.fault is not None for journals in self._all()):
-                self._forget_faults()
+            self._siblings.forget_faults()
             if not store.writer.writing:
                 store.replica.look()
                 store.own.refresh()
@@ -186,82 +167,24 @@ class Checkpoint:
                 store.own.examine()
             store.writer.refuse()
 
-    def _forget_faults(self) -> None:
-        for journals in self._all():
-            journals.forget_fault()
-
     def _refresh_theirs(self, *keys: Key) -> None:
-        """Of one key, the journals that can hold it are enough: looking at those of a thousand shards takes a while."""
         with self.store.lock:
-            self._look_for_shards()
-            for journals in self._members.values():
-                journals.replica.look()
-            hashes = [hash_of(key) for key in keys]
-            for shard, journals in self._members.items():
-                can_hold = not keys or any(hashed % shard.of == shard.number for hashed in hashes)
-                if can_hold or any(each.has_loose for each in journals):
-                    journals.refresh()
-                    journals.examine()
+            try:
+                self._siblings.refresh(*keys)
+            finally:
+                self._take_sources()
+
+    def _take_sources(self) -> None:
+        if self.results is not self._siblings.sources[0]:
+            self.shards = list(self._siblings.members)
+            self.results, self.errors, self.unsaved = self._siblings.sources
 
     @property
     def parts(self) -> list[tuple[KeyedLog, KeyedLog]]:
         """(results, errors) of each shard that is read, its own first."""
-        return [(journals.results, journals.errors) for journals in self._all()]
+        return [(journals.results, journals.errors) for journals in self._siblings.all()]
 
     # other shards
-
-    def _look_for_shards(self) -> None:
-        """Join the journals of shards that came into the directory: it is listed once it was modified."""
-        found = self._shards_in_store()
-        try:
-            modified = os.stat(self.directory).st_mtime_ns
-            if modified == self._looked and not found:
-                return
-            found |= shards_in(self.directory, self.name)
-            self._looked = modified if clock.now() - modified / 1e9 > _TICK else 0
-        except OSError:
-            pass  # no directory yet; or one that cannot be read, which opening a file in it tells
-        if self.shard != ALL:
-            found = found - {self.shard} | {ALL}
-        # Shards of one count share no key: a task need not open the journals of its thousand siblings.
-        others = {shard for shard in found if self.shard == ALL or shard.of != self.shard.of}
-        if missing := sorted(shard for shard in others - self._members.keys() if shard.meets(self.shard)):
-            self._join(missing)
-
-    def _shards_in_store(self) -> set[Shard]:
-        """Those that the store has which the directory mirrors; it is asked every few seconds."""
-        now = clock.monotonic()
-        if not self.store.replica.is_remote or now - self._asked_at < _ASK_EVERY:
-            return set()
-        self._asked_at = now
-        try:
-            prefixes = names_under(self.directory)
-        except StoreError as error:
-            log.debug("%s", error)
-            return set()
-        return {shard for name, shard in map(split_prefix, prefixes) if name == self.name} - {self.shard}
-
-    def _join(self, shards: list[Shard]) -> None:
-        own = self.store.own
-        allow_files(6 * len(shards))
-        for shard in shards:
-            journals = Journals(shard.prefix(self.name), self.directory, self.store.lock)
-            if self.store.replica.is_remote:
-                journals.replica = self.replicate(journals)
-                journals.replica.look()
-            journals.reopen()
-            self._members[shard] = journals
-        for journals in self._all():
-            journals.is_counted_alone = False
-        self.shards = list(self._members)
-        of = {self.shard: own, **self._members}
-        self.results = MergedLog({shard: journals.results for shard, journals in of.items()})
-        self.errors = MergedLog({shard: journals.errors for shard, journals in of.items()})
-        self.unsaved = MergedLog({shard: journals.unsaved for shard, journals in of.items()})
-        for shard in shards:
-            meta = meta_in(self._members[shard].meta_path)
-            self._has_their_meta = self._has_their_meta or bool(meta)
-            self.store.meta.note(meta)
 
     @property
     def uploader(self) -> Uploader | None:
@@ -270,30 +193,13 @@ class Checkpoint:
 
     def writer_elsewhere(self, shard: Shard) -> dict[str, Any] | None:
         """Who writes a shard from another machine (pid, host, since), as far as can be told."""
-        journals = self.store.own if shard == self.shard else self._members.get(shard)
+        journals = self.store.own if shard == self.shard else self._siblings.members.get(shard)
         uploader = None if journals is None else _uploader(journals)
         return None if uploader is None else uploader.writer_there()
 
     def whole_total(self) -> int | None:
-        """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
-
-        The last pass is the one that began last, as the meta files say.
-        """
-        if self.store.writer.writing or not self._members:
-            return self.store.meta.total
-        totals: dict[int, list[int]] = {}
-        moments: dict[int, str] = {}
-        for shard, journals in zip((self.shard, *self._members), self._all(), strict=True):
-            meta = meta_in(journals.meta_path)
-            total = count_or_none(meta.get("total_items"))
-            if total is not None:
-                totals.setdefault(shard.of, []).append(total)
-                moment = str(meta.get("last_pass") or meta.get("last_updated", ""))
-                moments[shard.of] = max(moments.get(shard.of, ""), moment)
-        if not totals:
-            return None
-        last = max(moments, key=lambda of: (moments[of], of))
-        return sum(totals[last]) if len(totals[last]) == last else None
+        """As `Siblings.total`."""
+        return self._siblings.total()
 
     # what is written to several stores
 
@@ -333,7 +239,7 @@ class Checkpoint:
 
     def _that_know(self, version: str, keys: list[Key]) -> list[Shard]:
         with self.store.lock:
-            return [shard for shard, journals in self._members.items() if journals.knows(version, keys)]
+            return [shard for shard, journals in self._siblings.members.items() if journals.knows(version, keys)]
 
     @contextmanager
     def _others(self, shards: Iterable[Shard]) -> Iterator[list[Store]]:
@@ -380,7 +286,7 @@ class Checkpoint:
             CheckpointLocked: another process writes one of the journals; nothing was forgotten.
         """
         self._refresh_theirs()
-        with self._others(list(self._members)) as others:
+        with self._others(list(self._siblings.members)) as others:
             stores = [self.store, *others]
             with _all_or_none(stores):
                 for store in stores:
@@ -388,7 +294,8 @@ class Checkpoint:
             for store in stores:
                 store.clear()
         self._refresh_theirs()
-        for journals in self._all():
+        self._siblings.is_faulty = False
+        for journals in self._siblings.all():
             journals.fault = None
 
     @contextmanager
@@ -398,7 +305,7 @@ class Checkpoint:
         Raises:
             CheckpointLocked, StoreError: as `Writer.alone`.
         """
-        with self._others(list(self._members)) as others, ExitStack() as held:
+        with self._others(list(self._siblings.members)) as others, ExitStack() as held:
             for store in (self.store, *others):
                 if to_clear:
                     held.enter_context(store.writer.going_on())
@@ -478,7 +385,7 @@ class Checkpoint:
         """
         self._refresh_theirs()
         with self.store.lock:
-            shards = [shard for shard, journals in self._members.items() if journals.results.count(old)]
+            shards = [shard for shard, journals in self._siblings.members.items() if journals.results.count(old)]
             is_own = bool(self.store.results.count(old))
         with self._others(shards) as others:
             stores = [self.store, *others] if is_own else others
@@ -502,11 +409,11 @@ class Checkpoint:
     @property
     def has_meta(self) -> bool:
         """Whether meta was sound, or has been written since; of shards, that of any."""
-        return bool(self.store.meta.said) or self._has_their_meta
+        return bool(self.store.meta.said) or self._siblings.has_meta
 
     def learn_meta(self) -> None:
         """Learn what other processes noted."""
-        for journals in self._all():
+        for journals in self._siblings.all():
             self.store.meta.note(meta_in(journals.meta_path))
 
     def schemas_of(self, version: str) -> dict[str, Any]:
@@ -542,17 +449,12 @@ class Checkpoint:
             try:
                 self.store.close()
             finally:
-                for journals in self._members.values():
-                    journals.close()
+                self._siblings.close()
 
     def after_fork(self) -> None:
         """In a forked child: drop the parent's lock, never write."""
         self.store.after_fork()
-        for journals in self._members.values():
-            journals.after_fork(self.store.lock)
-        for source in (self.results, self.errors, self.unsaved):
-            if isinstance(source, MergedLog):
-                source.lock = self.store.lock
+        self._siblings.after_fork()
 
 
 def _uploader(journals: Journals) -> Uploader | None:
