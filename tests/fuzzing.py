@@ -391,7 +391,7 @@ def runners(directory: Path) -> Iterator[tuple[CheckpointedRunner, CheckpointedR
 def check_counts(runner: CheckpointedRunner, found: check_module.Soundness) -> None:
     """What `check` counts is what the store does."""
     store, whole = runner.records.store, runner.records.checkpoint
-    if store.results.index.has_loose or store.errors.index.has_loose:
+    if store.own.results.index.has_loose or store.own.errors.index.has_loose:
         return
     for told in found.versions:
         there = whole.results.count(told.version), whole.failed_count(told.version)
@@ -421,7 +421,7 @@ def read_all(runner: CheckpointedRunner, *, judged: bool = True) -> None:
     require(len(runner.unsaved) == len(list(runner.unsaved)), "the number of values kept aside")
     results, done = runner.get_all_results(), runner.progress()[0]
     require(len(results) <= done <= before, f"{len(results)} results, {done} counted, {before} before")
-    if not runner.records.store.results.index.has_loose:  # one is counted beside the record that wins over it
+    if not runner.records.store.own.results.index.has_loose:  # one is counted beside the record that wins over it
         require(len(results) == done, f"{len(results)} results, {done} counted")
     for key, value in list(results.items())[:4]:
         require(runner.is_completed(key), f"{key!r} is read, and not done")

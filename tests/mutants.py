@@ -393,7 +393,7 @@ def errors_make_done(breaker: Breaker) -> None:
     """An item that failed is not run again."""
 
     def make(real: Function) -> Function:
-        return lambda self, key: real(self, key) or self.store.errors.find(self.version, key) is not None
+        return lambda self, key: real(self, key) or self.checkpoint.errors.find(self.version, key) is not None
 
     breaker.replace(VersionView, "is_done", make)
 
@@ -408,9 +408,9 @@ def meta_believed(breaker: Breaker) -> None:
     def make(real: Function) -> Function:
         def init(self: Store, name: str, directory: Path, **named: Any) -> None:
             real(self, name, directory, **named)
-            said, end, count = self.meta.said.get("completed_items"), self.results.index.end, self.results.count
-            vars(self.results)["count"] = lambda version: (
-                said if type(said) is int and self.results.index.end == end else count(version)
+            said, end, count = self.meta.said.get("completed_items"), self.own.results.index.end, self.own.results.count
+            vars(self.own.results)["count"] = lambda version: (
+                said if type(said) is int and self.own.results.index.end == end else count(version)
             )
 
         return init

@@ -64,7 +64,7 @@ def test_items_whose_short_digests_are_one_are_told_apart(here: Path, lost: tupl
     assert item_digest(items[0]) >> 64 == item_digest(others[0]) >> 64 == 5
     with pytest.raises(InputChanged, match="50 items differ"):
         f.map(others, progress=False)
-    f.runner.records.store.results.write_index()
+    f.runner.records.store.own.results.write_index()
     f.runner.close()
     for name in lost:
         (here / "checkpoints" / name).unlink()

@@ -390,7 +390,7 @@ def by_hand(stage: Stage, **options: Any) -> None:
     stage.tend()
     stage.ticker.tick(1.5)
     stage.save(3)
-    stage.runner.records.store.results.write_index()
+    stage.runner.records.store.own.results.write_index()
     stage.read()
     stage.save(4)
     stage.close()
@@ -483,7 +483,7 @@ def housekeeping(stage: Stage) -> None:
         stage.save(f"turn {turn}")
         stage.ticker.tick(31)
         own.writer.tend()
-        for shelf in (own.results, own.errors):
+        for shelf in (own.own.results, own.own.errors):
             shelf.write_index()
         stage.read()
     with stage.noting({}):
@@ -598,7 +598,7 @@ def prepared(keys: tuple[Any, ...], errors: tuple[Any, ...], aside: bool, indexe
                 with suppress(UnencodableValue):
                     runner.save_result("odd", object())
             if indexed:
-                for shelf in (runner.records.store.results, runner.records.store.errors):
+                for shelf in (runner.records.store.own.results, runner.records.store.own.errors):
                     shelf.write_index()
         return {file.name: file.read_bytes() for file in Path(directory).iterdir()}
 

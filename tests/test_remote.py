@@ -222,7 +222,7 @@ def test_a_reader_elsewhere_sees_what_is_uploaded_meanwhile(machine: Machine, ha
     until(lambda: reader.get_all_results() == {1: "one"})
     writer.save_result(2, "two")
     until(lambda: reader.get_all_results() == {1: "one", 2: "two"})
-    lines = reader.records.store.results.journal.path.read_bytes().splitlines()
+    lines = reader.records.store.own.results.journal.path.read_bytes().splitlines()
     assert len(lines) == len(set(lines)) == 2
 
 
@@ -244,7 +244,7 @@ def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyP
         for number in range(300):
             runner.save_result(number, number)
         runner.save_result("large", "x" * 50_000)
-        path = runner.records.store.results.journal.path
+        path = runner.records.store.own.results.journal.path
     parts = [data for name, data in objects_of().items() if name.startswith("results-")]
     assert len(parts) > 10
     assert b"".join(parts) == path.read_bytes()
@@ -252,7 +252,7 @@ def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyP
     assert max(len(part) for part in parts[:-2]) < 3000
     second = machine("second")
     assert second.get_result("large") == "x" * 50_000
-    assert second.records.store.results.journal.path.read_bytes() == path.read_bytes()
+    assert second.records.store.own.results.journal.path.read_bytes() == path.read_bytes()
 
 
 # --- who writes ------------------------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_compaction_and_clearing_reach_every_machine(machine: Machine) -> None:
     assert [name for name in objects_of() if name.startswith("results")] == ["results-00000003-whole-00000000.jsonl"]
     second = machine("second")
     assert second.get_all_results() == expected
-    assert len(second.records.store.results.journal.path.read_bytes().splitlines()) == 5
+    assert len(second.records.store.own.results.journal.path.read_bytes().splitlines()) == 5
     second.save_result("more", 1)
     second.clear()
     assert lines_of() == []
@@ -515,7 +515,7 @@ def test_a_lost_state_loses_nothing(damage: str, machine: Machine, tmp_path: Pat
     with CheckpointedRunner("k", tmp_path / "elsewhere") as plain:
         plain.save_result(4, 4)
     journal = directory / "j_results.jsonl"
-    own = plain.records.store.results.journal.path.read_bytes()
+    own = plain.records.store.own.results.journal.path.read_bytes()
     journal.write_bytes(own + journal.read_bytes() if damage == "of another journal" else journal.read_bytes() + own)
     if damage == "deleted":
         state.unlink()
@@ -663,7 +663,7 @@ def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
     assert compact("j", "memory://bucket/prefix").lines == 1
     with machine("first") as again:
         assert again.get_all_results() == {1: "new", 2: "late"}
-        assert len(again.records.store.results.journal.path.read_bytes().splitlines()) == 2
+        assert len(again.records.store.own.results.journal.path.read_bytes().splitlines()) == 2
         again.save_result(3, 3)
     assert machine("third").get_all_results() == {1: "new", 2: "late", 3: 3}
 
@@ -948,7 +948,7 @@ def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: M
         for number in range(3000):
             runner.save_result(number, number)
         runner.save_result("large", "x" * 20_000_000)
-        size = runner.records.store.results.journal.path.stat().st_size
+        size = runner.records.store.own.results.journal.path.stat().st_size
     assert server.sent - before < size + 3 * uploader._SEALED
     second = machine("second", bucket)
     assert len(second.get_all_results()) == 3001

@@ -414,7 +414,7 @@ def test_what_is_known_stays_so_until_something_is_learned(squares: Squares) -> 
     """Looking again at journals that did not change, or are not there, makes no reader count or find anew."""
     squares.array(range(30), 3)
     store = squares.face.runner.records.open()
-    before, reader = store.results.state, store.results.reader
+    before, reader = store.results.state, store.own.results.reader
     store.refresh()
     assert store.results.state == before
     assert store.results.reader is reader
@@ -639,7 +639,7 @@ def test_a_million_results_in_a_hundred_shards_open_without_their_values_being_r
         own = keys[i] if len(keys[i]) > share else range(share + 1)  # as many as make an index file worth it
         store.writer.begin()
         lines = [(key, seal(b'{"key":%d,"result":"%b"' % (key, b"x" * 40))) for key in own]
-        store.append(store.results, [Entry("", key, 0, line) for key, line in lines])
+        store.append(store.own.results, [Entry("", key, 0, line) for key, line in lines])
         store.close()
     scanned: list[int] = []
     real = Index.scan

@@ -237,7 +237,7 @@ def test_the_keys_at_risk_include_those_that_only_the_index_file_holds(
     runner = make()
     for key in range(100):
         runner.save_result(key, key)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     runner = make()
     runner.save_result("x", 1)
@@ -289,7 +289,7 @@ def test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second(
     directory = tmp_path / "checkpoints"
     runner = make(directory=directory)
     runner.save_result("a", 1)
-    reader = runner.records.store.results.journal.reader
+    reader = runner.records.store.own.results.journal.reader
     assert reader is not None
     change(journal_of(directory))
     size = reader.size()
@@ -420,7 +420,7 @@ def test_an_ordinary_name_names_the_files(make: Opener, tmp_path: Path, name: st
     runner = make(name)
     runner.save_result(1, 1)
     runner.save_error(2, "failed")
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     assert {file.name.lstrip(".")[: len(name)] for file in tmp_path.iterdir()} == {name}
     assert make(name).get_result(1) == 1
@@ -473,7 +473,7 @@ with CheckpointedRunner("j", sys.argv[1]) as runner:
         runner.save_result(3, object())
     except TypeError:
         pass
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
 with open(os.path.join(sys.argv[1], "j_results.jsonl"), "ab") as file:
     file.write(b"torn")
 with CheckpointedRunner("j", sys.argv[1]) as runner:

@@ -406,7 +406,7 @@ def _summary(running: Pass, failed: int) -> str:
     parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
     if running.verdict:
         parts.append(f"the pass was ended early, since {running.verdict}")
-    path = running.records.store.results.journal.path
+    path = running.records.store.own.results.journal.path
     done = plural(running.completed, "item")
     parts.append(f"{done} {'is' if running.completed == 1 else 'are'} done, in {path}")
     unwritten = len(running.kept_aside) + running.errors.by_type["UnencodableValue"]

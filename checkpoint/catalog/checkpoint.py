@@ -139,7 +139,7 @@ class Checkpoint:
 
     def summary(self) -> Summary:
         """What one shard holds is told of its own journals; the whole, of all that are merged."""
-        version, counted = self.latest, self if self.shard == ALL else self.store
+        version, counted = self.latest, self if self.shard == ALL else self.store.own
         failed = count_failed(self.results, counted.errors, version)
         return Summary(counted.results.count(version), failed, self.versions, self.details)
 
@@ -386,7 +386,7 @@ class Checkpoint:
         self._refresh_theirs()
         with self.store.lock:
             shards = [shard for shard, journals in self._siblings.members.items() if journals.results.count(old)]
-            is_own = bool(self.store.results.count(old))
+            is_own = bool(self.store.own.results.count(old))
         with self._others(shards) as others:
             stores = [self.store, *others] if is_own else others
             with _all_or_none(stores):

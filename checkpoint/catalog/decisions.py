@@ -291,7 +291,7 @@ _codec = Codec()
 def _append_all(checkpoint: Checkpoint, entries: Iterator[Entry]) -> int:
     count = 0
     while together := list(islice(entries, _TOGETHER)):
-        checkpoint.store.append(checkpoint.store.results, together)
+        checkpoint.store.append(checkpoint.store.own.results, together)
         count += len(together)
     return count
 

@@ -49,7 +49,11 @@ class Siblings:
 
     def __init__(self, name: str, shard: Shard, store: Store, replicate: Callable[[Journals], Replica]) -> None:
         self.members: dict[Shard, Journals] = {}
-        self.sources: tuple[RecordSource, RecordSource, RecordSource] = (store.results, store.errors, store.unsaved)
+        self.sources: tuple[RecordSource, RecordSource, RecordSource] = (
+            store.own.results,
+            store.own.errors,
+            store.own.unsaved,
+        )
         self.has_meta = False
         self.is_faulty = False
         self._name = name

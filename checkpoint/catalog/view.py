@@ -226,7 +226,7 @@ class VersionView:
             except UnencodableValue as error:
                 raise self.keep_aside(key, value, digest, error) from None
             line = self.result_line(key, raw, digest)
-            self.store.append_one(self.store.results, self.version, key, digest, line, durable=self.power)
+            self.store.append_one(self.store.own.results, self.version, key, digest, line, durable=self.power)
             self._follows = False
         except StoreError as error:
             error.unsaved = {key: value}
@@ -236,7 +236,7 @@ class VersionView:
         """The failure is on disk for the key when this returns."""
         self.open()
         entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
-        self.store.append(self.store.errors, [entry], durable=self.power)
+        self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False
 
     def result_line(
@@ -305,8 +305,8 @@ class VersionView:
         entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
         try:
             self.open()
-            self.store.append(self.store.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
-            self.store.append(self.store.errors, entries, durable=self.power)
+            self.store.append(self.store.own.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
+            self.store.append(self.store.own.errors, entries, durable=self.power)
             self._follows = False
         except StoreError as failed:
             failed.unsaved = {key: value}

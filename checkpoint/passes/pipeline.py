@@ -841,7 +841,7 @@ class Pass:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
         try:
-            self._store.append_one(self._store.results, self._version, key, digest, line, durable=records.power)
+            self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = {key: value}
@@ -859,7 +859,7 @@ class Pass:
         if ends[0].refused is not None:
             self._settled(ends, self._kept_aside(ends[0]))
             return
-        shelf = self._store.errors if ends[0].raw is None else self._store.results
+        shelf = self._store.own.errors if ends[0].raw is None else self._store.own.results
         self._store.append(shelf, ends, durable=self.records.power)
         self._settled(ends)
 

@@ -68,8 +68,7 @@ class Store:
         share: how many such stores are opened together: they leave as much to be read anew as one.
 
     Attributes:
-        own: the journals.
-        results, errors, unsaved: the logs of these.
+        own: the journals: what is appended to, and what is read where only these count.
         meta: what the meta file says.
         replica: what keeps the journals elsewhere too.
         writer: who writes them in this process.
@@ -90,7 +89,6 @@ class Store:
         self.directory = directory
         self.lock = threading.RLock()
         self.own = Journals(name, directory, self.lock)
-        self.results, self.errors, self.unsaved = self.own
         self.meta = Meta(self.own.meta_path, set() if told is None else told)
         self._host = Unattended(self.own, self.meta) if host is None else host
         self.replica = self.own.replica = self._host.replicate(self.own)
@@ -172,10 +170,10 @@ class Store:
         """Append results without checksum, which stand for any key of equal str()."""
         with self.lock:
             self.writer.begin()
-            if not self.results.journal.writable:
-                self.results.open_to_write()
-            self._write(self.results, b"".join(lines))
-            self._learn_foreign(self.results)
+            if not self.own.results.journal.writable:
+                self.own.results.open_to_write()
+            self._write(self.own.results, b"".join(lines))
+            self._learn_foreign(self.own.results)
 
     def _write(self, shelf: KeyedLog, lines: bytes) -> int:
         journal = shelf.journal
@@ -237,7 +235,7 @@ class Store:
         Raises:
             StoreError: that was not noted.
         """
-        results = self.results
+        results = self.own.results
         if not results.journal.writable:
             results.open_to_write()
         offset = self._write(results, accepting(old, new))
@@ -256,7 +254,7 @@ class Store:
         with self.lock:
             self.writer.begin()
             self.accept(old, new)
-            self.writer.sync(self.results.journal)
+            self.writer.sync(self.own.results.journal)
 
     def begin_computing(self, version: str, code: str, detail: Any) -> None:
         """Records of the version are computed by this code from here on: the first one in each journal says so."""
