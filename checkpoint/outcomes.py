@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["NOT_RUN", "Done", "Failure", "Outcome", "Success", "Unit", "describe_exception"]
+__all__ = ["NOT_RUN", "Done", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
 
 
 R = TypeVar("R")
@@ -123,3 +123,17 @@ def describe_exception(
 
 NOT_RUN: Final = -(1 << 63)
 """The place of an item that was not run, since the pass was ended early."""
+
+
+class Uploaded(NamedTuple):
+    """How far the store is behind.
+
+    Attributes:
+        bytes: how many are in the local journals only.
+        seconds: how long the first of them has been waiting; 0 where none does.
+        failing: why the last upload failed, or "".
+    """
+
+    bytes: int
+    seconds: float
+    failing: str

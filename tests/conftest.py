@@ -16,7 +16,7 @@ import pytest
 from promises import NAMES
 
 from checkpoint import CheckpointedRunner, clock
-from checkpoint.storage import store
+from checkpoint.catalog.registry import REGISTRY
 
 Opener = Callable[..., CheckpointedRunner]
 
@@ -118,7 +118,7 @@ def ticker(monkeypatch: pytest.MonkeyPatch) -> Ticker:
     """Time for the store; its thread is left out, so that a test tends the store itself."""
     ticker = Ticker()
     monkeypatch.setattr(clock, "monotonic", ticker)
-    monkeypatch.setattr(store, "_tend", lambda _: None)
+    monkeypatch.setattr(REGISTRY, "maintain", lambda _: None)
     return ticker
 
 

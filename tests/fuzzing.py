@@ -48,13 +48,14 @@ if "--atheris" in sys.argv:
         from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
         from checkpoint.maintenance import check as check_module
         from checkpoint.maintenance import compact, repair
-        from checkpoint.storage import index, store
+        from checkpoint.storage import index
 else:
     from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
     from checkpoint.maintenance import check as check_module
     from checkpoint.maintenance import compact, repair
-    from checkpoint.storage import index, store
+    from checkpoint.storage import index
 
+from checkpoint.catalog.registry import REGISTRY
 from checkpoint.storage.files import index_path
 from checkpoint.storage.journal import Reader
 
@@ -389,11 +390,11 @@ def runners(directory: Path) -> Iterator[tuple[CheckpointedRunner, CheckpointedR
 
 def check_counts(runner: CheckpointedRunner, found: check_module.Soundness) -> None:
     """What `check` counts is what the store does."""
-    store = runner.records.store
-    if store.results.index.has_loose or store.errors.index.has_loose:
+    store, whole = runner.records.store, runner.records.checkpoint
+    if store.own.results.index.has_loose or store.own.errors.index.has_loose:
         return
     for told in found.versions:
-        there = store.results.count(told.version), store.failed_count(told.version)
+        there = whole.results.count(told.version), whole.failed_count(told.version)
         require(there == (told.results, told.errors), f"`check` counts {told}, the store {there}")
 
 
@@ -420,7 +421,7 @@ def read_all(runner: CheckpointedRunner, *, judged: bool = True) -> None:
     require(len(runner.unsaved) == len(list(runner.unsaved)), "the number of values kept aside")
     results, done = runner.get_all_results(), runner.progress()[0]
     require(len(results) <= done <= before, f"{len(results)} results, {done} counted, {before} before")
-    if not runner.records.store.results.index.has_loose:  # one is counted beside the record that wins over it
+    if not runner.records.store.own.results.index.has_loose:  # one is counted beside the record that wins over it
         require(len(results) == done, f"{len(results)} results, {done} counted")
     for key, value in list(results.items())[:4]:
         require(runner.is_completed(key), f"{key!r} is read, and not done")
@@ -588,7 +589,7 @@ def place() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="checkpoint-fuzzing-", dir=memory))
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        for of, names in ((os, ("fsync", "fdatasync")), (store, ("_tend",))):
+        for of, names in ((os, ("fsync", "fdatasync")), (REGISTRY, ("maintain",))):
             for name in filter(partial(hasattr, of), names):
                 undo.enter_context(mock.patch.object(of, name, _nothing))
         # Nobody else writes, and /proc/locks is slow.

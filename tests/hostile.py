@@ -93,7 +93,7 @@ def build(directory: Path) -> None:
             runner.save_result(key, {"text": f"value of {key}", "n": key})
         for bad in ("bad", "worse"):
             runner.save_error(bad, ValueError(f"{bad} failed"))
-        for shelf in (runner.records.store.results, runner.records.store.errors):
+        for shelf in (runner.records.store.own.results, runner.records.store.own.errors):
             shelf.write_index()
     kept = base64.b64encode(pickle.dumps(Bomb())).decode()
     (directory / ".j_unsaved.jsonl").write_bytes(sealed(key="odd", pickle=kept, repr="odd"))

@@ -34,6 +34,7 @@ from checkpoint.storage.journal import Journal, Reader
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import CRC_SIZE
 from checkpoint.storage.store import Store
+from checkpoint.storage.writer import Writer
 
 __all__ = ["MUTANTS", "Breaker", "Mutant", "Run"]
 
@@ -214,7 +215,7 @@ def failed_write_acknowledged(breaker: Breaker) -> None:
 )
 def goes_on_after_eio(breaker: Breaker) -> None:
     """The save fails, and the next one is tried as if nothing had been."""
-    breaker.replace(Store, "_fail", lambda real: lambda self, error: error)
+    breaker.replace(Writer, "fail", lambda real: lambda self, error: error)
 
 
 @caught_by("test_journal.py::test_eio_on_read_is_an_error_and_never_an_empty_checkpoint")
@@ -256,13 +257,13 @@ def unsynced(real: Function) -> Function:
 @caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
 def no_sync_on_close(breaker: Breaker) -> None:
     """Whoever lets go of the lock syncs nothing."""
-    breaker.replace(Store, "_stop_writing", while_it_runs(_sync=nothing))
+    breaker.replace(Writer, "stop", while_it_runs(sync=nothing))
 
 
 @caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
 def no_sync_once_a_second(breaker: Breaker) -> None:
     """Everything waits for the end of the pass."""
-    breaker.replace(Store, "_sync_aside", lambda real: nothing)
+    breaker.replace(Writer, "_sync_aside", lambda real: nothing)
 
 
 @caught_by("test_store.py::test_what_a_killed_writer_left_unsynced_is_synced_by_the_next_one")
@@ -392,7 +393,7 @@ def errors_make_done(breaker: Breaker) -> None:
     """An item that failed is not run again."""
 
     def make(real: Function) -> Function:
-        return lambda self, key: real(self, key) or self.store.errors.find(self.version, key) is not None
+        return lambda self, key: real(self, key) or self.checkpoint.errors.find(self.version, key) is not None
 
     breaker.replace(VersionView, "is_done", make)
 
@@ -405,11 +406,11 @@ def meta_believed(breaker: Breaker) -> None:
     """As long as nothing is appended, meta says how many results there are."""
 
     def make(real: Function) -> Function:
-        def init(self: Store, name: str, directory: Path, *shard: Any) -> None:
-            real(self, name, directory, *shard)
-            said, end, count = self._meta.get("completed_items"), self.results.index.end, self.results.count
-            vars(self.results)["count"] = lambda version: (
-                said if type(said) is int and self.results.index.end == end else count(version)
+        def init(self: Store, name: str, directory: Path, **named: Any) -> None:
+            real(self, name, directory, **named)
+            said, end, count = self.meta.said.get("completed_items"), self.own.results.index.end, self.own.results.count
+            vars(self.own.results)["count"] = lambda version: (
+                said if type(said) is int and self.own.results.index.end == end else count(version)
             )
 
         return init

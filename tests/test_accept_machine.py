@@ -23,7 +23,6 @@ from checkpoint import FunctionChanged, checkpointed
 from checkpoint.catalog.view import VersionView
 from checkpoint.clock import Stamper
 from checkpoint.maintenance.compact import compact
-from checkpoint.storage.store import Store
 
 VERSIONS = ["", "one", "two"]
 PROMPTS = ["a", "b", "c"]
@@ -235,7 +234,7 @@ class Deciding(RuleBasedStateMachine):
             assert plan.stale == sum(
                 (found := self.find(version, key)) is not None and found.prompt in open_ for key in KEYS
             )
-        store: Store = self.settled().store
+        store = self.settled().checkpoint
         if self.latest is not None and not store.shards:  # of several journals, timestamps decide
             assert store.versions.get(store.latest, "") == self.latest
 

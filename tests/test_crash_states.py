@@ -36,9 +36,10 @@ import pytest
 from crash_states import Disk, Event, Note, Recorder, Tree, Write, materialize, torn_sizes
 
 from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, UnencodableValue, checkpointed, clock
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
-from checkpoint.storage import files, index_file, journal, store
+from checkpoint.storage import files, index_file, journal, meta, store, writer
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import is_whole, seal
@@ -165,7 +166,7 @@ class Work:
 
     def sync(self, runner: CheckpointedRunner) -> None:
         """What the store's own thread does within a second."""
-        runner.records.store.tend()
+        runner.records.store.writer.tend()
         self.note(Said("synced"))
 
     # passes
@@ -366,8 +367,8 @@ def counting(work: Work) -> None:
             work.sync(runner)
             for key in FIRST:
                 work.save(runner, "one", key, f"{key} {place} " + "y" * 3000)
-            runner.records.store._write_meta()
-            runner.records.store._settle_names()
+            runner.records.store.writer.write_meta()
+            runner.records.store.writer._settle_names()
     work.note(Said("synced"))
 
 
@@ -739,18 +740,18 @@ def no_sync(patch: pytest.MonkeyPatch) -> None:
 
 def no_directory_sync(patch: pytest.MonkeyPatch) -> None:
     """No directory is ever synced."""
-    for room in (store, journal):
+    for room in (store, writer, meta, journal):
         patch.setattr(room, "fsync_directory", lambda path: None)
 
 
 def no_directory_sync_after_a_kill(patch: pytest.MonkeyPatch) -> None:
     """A name that is there counts as durable."""
-    patch.setattr(store.Store, "_settle_names", lambda self: None)
+    patch.setattr(writer.Writer, "_settle_names", lambda self: None)
 
 
 def no_sync_of_what_was_found(patch: pytest.MonkeyPatch) -> None:
     """A record that is there counts as durable."""
-    patch.setattr(store.Store, "confirm", lambda self: None)
+    patch.setattr(Checkpoint, "confirm", lambda self: None)
 
 
 def no_sync_of_what_forgets(patch: pytest.MonkeyPatch) -> None:
@@ -806,16 +807,16 @@ def clears_meta_last(patch: pytest.MonkeyPatch) -> None:
         self.journal.path.unlink(missing_ok=True)
         files.fsync_directory(self.journal.path.parent)
 
-    really = store.Store._clear_here
+    really = store.Store.clear
 
     def clear_here(self: store.Store) -> None:
-        with self.lock, self._going_on():
-            self.begin_writing()
+        with self.lock, self.writer.going_on():
+            self.writer.begin()
             for shelf in self.own:
                 unlink(shelf)
         really(self)
 
-    patch.setattr(store.Store, "_clear_here", clear_here)
+    patch.setattr(store.Store, "clear", clear_here)
 
 
 def meta_counts_what_is_not_synced(patch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_items_whose_short_digests_are_one_are_told_apart(here: Path, lost: tupl
     assert item_digest(items[0]) >> 64 == item_digest(others[0]) >> 64 == 5
     with pytest.raises(InputChanged, match="50 items differ"):
         f.map(others, progress=False)
-    f.runner.records.store.results.write_index()
+    f.runner.records.store.own.results.write_index()
     f.runner.close()
     for name in lost:
         (here / "checkpoints" / name).unlink()
@@ -144,7 +144,7 @@ def test_an_old_name_of_a_version_is_believed_where_its_value_is_that(
     """The journal has the value, and it is compared in full."""
     job = old["jobs"](tmp_path / "checkpoints")[1]
     short = keys.earlier_digests({"prompt": "Say it", "model": "small"})
-    monkeypatch.setattr("checkpoint.storage.store.earlier_digests", lambda _: short)
+    monkeypatch.setattr("checkpoint.catalog.checkpoint.earlier_digests", lambda _: short)
     assert job.plan(old["ITEMS"]).done == 4
     assert job.options(version={"prompt": "Say it not", "model": "small"}).plan(old["ITEMS"]).done == 0
 

@@ -30,9 +30,9 @@ import pytest
 from conftest import Ticker
 
 from checkpoint import CheckpointedRunner, CheckpointError, ItemsFailed, StoreError, checkpointed, clock
+from checkpoint.catalog.registry import REGISTRY
 from checkpoint.errors import UnencodableValue
 from checkpoint.maintenance import compact, repair
-from checkpoint.storage import store
 from checkpoint.storage.lock import Lock
 from checkpoint.storage.record import parse
 
@@ -364,7 +364,7 @@ class Stage:
         """What the thread that tends does: it never raises."""
         assert self.runner is not None
         self.ticker.tick(0.6)
-        self.runner.records.store.tend()
+        self.runner.records.store.writer.tend()
 
 
 def forget_frames(error: BaseException | None) -> None:
@@ -390,7 +390,7 @@ def by_hand(stage: Stage, **options: Any) -> None:
     stage.tend()
     stage.ticker.tick(1.5)
     stage.save(3)
-    stage.runner.records.store.results.write_index()
+    stage.runner.records.store.own.results.write_index()
     stage.read()
     stage.save(4)
     stage.close()
@@ -482,8 +482,8 @@ def housekeeping(stage: Stage) -> None:
     for turn in range(2):
         stage.save(f"turn {turn}")
         stage.ticker.tick(31)
-        own.tend()
-        for shelf in (own.results, own.errors):
+        own.writer.tend()
+        for shelf in (own.own.results, own.own.errors):
             shelf.write_index()
         stage.read()
     with stage.noting({}):
@@ -598,7 +598,7 @@ def prepared(keys: tuple[Any, ...], errors: tuple[Any, ...], aside: bool, indexe
                 with suppress(UnencodableValue):
                     runner.save_result("odd", object())
             if indexed:
-                for shelf in (runner.records.store.results, runner.records.store.errors):
+                for shelf in (runner.records.store.own.results, runner.records.store.own.errors):
                     shelf.write_index()
         return {file.name: file.read_bytes() for file in Path(directory).iterdir()}
 
@@ -640,7 +640,7 @@ def play(scene: str, root: Path, fault: Fault | None = None, nth: int = 0) -> Sy
     with pytest.MonkeyPatch.context() as patch:
         ticker = Ticker()
         patch.setattr(clock, "monotonic", ticker)
-        patch.setattr(store, "_tend", lambda _: None)
+        patch.setattr(REGISTRY, "maintain", lambda _: None)
         patch.setattr(logging.getLogger("checkpoint"), "propagate", False)  # who keeps records keeps descriptors
         system = System(root, patch)
         stage = Stage(root / "checkpoints", ticker, system, lambda: system.begin(fault, nth))
@@ -716,7 +716,7 @@ def check_let_go(stage: Stage, system: System) -> None:
         time.sleep(0.001)  # a worker thread that ends holds what it was called with
         gc.collect()
     assert system.open == {}
-    assert (str(stage.directory), "j") not in store._stores
+    assert (str(stage.directory), "j") not in REGISTRY
     check_lock_is_free(stage)
 
 

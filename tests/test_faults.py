@@ -431,7 +431,7 @@ sys.stdin.readline()  # the winner keeps the lock until all have tried
 
 def crowd(directory: Path, names: list[str]) -> list[tuple[int, int, int, set[int]]]:
     """(pid, saved, refused, by whom) of one process of sixteen threads for each name, all of them at once."""
-    hold = "from checkpoint.storage import store; store._SECOND = 600.0\n"  # a slow machine lets nobody in later
+    hold = "from checkpoint.storage import writer; writer._SECOND = 600.0\n"  # a slow machine lets nobody in later
     started = [
         subprocess.Popen(
             [sys.executable, "-c", hold + CROWD, str(directory), name, ""],
@@ -556,8 +556,8 @@ def test_the_order_in_the_file_decides_whatever_the_clock_says(
     runner.save_error("late", "last")
     for indexed in (False, True):
         if indexed:
-            runner.records.store.results.write_index()
-            runner.records.store.errors.write_index()
+            runner.records.store.own.results.write_index()
+            runner.records.store.own.errors.write_index()
         runner.close()
         runner = make()
         assert runner.get_all_results() == {"a": 3, "b": 3, "bad": "good at last"}
@@ -747,7 +747,11 @@ def test_no_file_of_ours_is_written_through_a_link(tmp_path: Path, name: str, ex
             runner.save_error("bad", "failed again")
             with suppress(UnencodableValue):
                 runner.save_result("odd", object())
-        for shelf in (runner.records.store.results, runner.records.store.errors, runner.records.store.unsaved):
+        for shelf in (
+            runner.records.store.own.results,
+            runner.records.store.own.errors,
+            runner.records.store.own.unsaved,
+        ):
             shelf.write_index()
         assert runner.get_result(1) == 1
     from checkpoint.maintenance.check import check
@@ -780,7 +784,7 @@ for turn in range(2):
             runner.save_result(3, object())
         except TypeError:
             pass
-        for shelf in (runner.records.store.results, runner.records.store.errors, runner.records.store.unsaved):
+        for shelf in runner.records.store.own:
             shelf.write_index()
     with open(os.path.join(sys.argv[1], "j_results.jsonl"), "ab") as file:
         file.write(b"torn")
@@ -865,7 +869,7 @@ def test_caches_of_something_else_change_no_result(
                 runner.save_result(key, value)
             for key in range(100, 130):
                 runner.save_error(key, f"{name} failed")
-            for shelf in (runner.records.store.results, runner.records.store.errors):
+            for shelf in (runner.records.store.own.results, runner.records.store.own.errors):
                 shelf.write_index()
     change(tmp_path)
     for _ in range(2):
@@ -876,7 +880,7 @@ def test_caches_of_something_else_change_no_result(
             assert runner.get_all_results() == values[name]
             assert runner.get_all_errors() == dict.fromkeys(range(100, 130), f"{name} failed")
             assert runner.progress()[0] == 50
-            runner.records.store.results.write_index()
+            runner.records.store.own.results.write_index()
             runner.close()
 
 
@@ -982,7 +986,7 @@ def test_a_journal_that_is_edited_in_place_while_it_is_open_is_read_anew(tmp_pat
     runner = make()
     for key in range(10):
         runner.save_result(key, f"v{key}")
-    with runner.records.store.alone():
+    with runner.records.store.writer.alone():
         pass  # so that nobody writes
     path = tmp_path / "j_results.jsonl"
     first, *rest = path.read_bytes().splitlines(keepends=True)
@@ -1056,7 +1060,7 @@ def test_versions_may_be_opened_while_meta_is_written(tmp_path: Path, make: Open
     opener.start()
     try:
         for _ in range(100):
-            runner.records.store._write_meta()
+            runner.records.store.writer.write_meta()
     finally:
         stop.set()
         opener.join()
@@ -1071,7 +1075,7 @@ def test_an_index_of_a_journal_whose_lines_were_swapped_is_not_believed(tmp_path
         return n * n
 
     square.map(range(10, 20), progress=False)
-    square.runner.records.store.results.write_index()
+    square.runner.records.store.own.results.write_index()
     square.runner.close()
     path = tmp_path / "j_results.jsonl"
     state, lines = path.stat(), path.read_bytes().splitlines(keepends=True)

@@ -41,7 +41,7 @@ def fill(directory: Path, values: dict[Any, Any] = VALUES, **options: Any) -> No
     with CheckpointedRunner("j", directory, **options) as runner:
         for key, value in values.items():
             runner.save_result(key, value)
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
     assert index_of(directory).exists()
 
 
@@ -134,7 +134,7 @@ def test_whatever_becomes_of_an_index_changes_no_result(
     assert read_all(tmp_path) == VALUES
     with CheckpointedRunner("j", tmp_path) as runner:
         runner.save_result("more", 1)
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
         assert runner.is_completed("more")
         runner.clear(["more"])
     assert read_all(tmp_path) == VALUES
@@ -221,10 +221,10 @@ def test_the_index_is_replaced_whole_and_never_through_a_link(make: Opener, tmp_
     runner.save_result("a", 1)
     link = tmp_path / f".j_results.index.{os.getpid()}.tmp"
     link.symlink_to(target)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     assert target.read_text() == "precious"
     link.unlink(missing_ok=True)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     assert index_of(tmp_path).exists()
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
 
@@ -235,7 +235,7 @@ def test_an_index_that_cannot_be_written_is_no_error(make: Opener, tmp_path: Pat
         with CheckpointedRunner("j", tmp_path, version=version) as runner:
             runner.save_result("a", version)
     runner = make(version=7)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     assert runner.get_all_results() == {"a": 7}
     runner.close()
     assert make(version=199).get_all_results() == {"a": 199}
@@ -260,7 +260,7 @@ def test_threads_that_write_an_index_at_once_leave_a_sound_one(make: Opener, tmp
     runner = make()
     for key, value in VALUES.items():
         runner.save_result(key, value)
-    shelf = runner.records.store.results
+    shelf = runner.records.store.own.results
 
     def write() -> None:
         for _ in range(10):
@@ -436,7 +436,7 @@ def file_away(index: Index, file: Path, reader: Reader) -> None:
 def test_the_index_of_a_long_run_is_not_written_again_and_again(make: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written once it lacks half of what it holds: the work that goes into it is in proportion to the run's."""
     runner = make()
-    shelf = runner.records.store.results
+    shelf = runner.records.store.own.results
     written: list[int] = []
     write = shelf.write_index
 
@@ -453,7 +453,7 @@ def test_the_index_of_a_long_run_is_not_written_again_and_again(make: Opener, mo
     size = shelf.index.end
     runner.close()
     runner = make()
-    shelf = runner.records.store.results
+    shelf = runner.records.store.own.results
     assert shelf.index.filed[1] == written[-1] <= size
     assert [runner.get_result(key) for key in range(500)] == list(range(500))
 
@@ -462,7 +462,7 @@ def test_who_ends_a_pass_does_not_wait_for_another_that_writes_the_index(make: O
     """It holds the store's lock, which the other one needs before it is through."""
     runner = make()
     runner.save_result(1, 1)
-    shelf = runner.records.store.results
+    shelf = runner.records.store.own.results
     with shelf._filing:
         shelf.write_index()
         assert not (tmp_path / ".j_results.index").exists()
@@ -480,7 +480,7 @@ def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_pat
         file.write('{"key": "1", "result": "by hand"}\n')
     runner = make()
     assert runner.get_result(1) == "by hand"
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     assert make().get_result(1) == "by hand"
 
@@ -488,7 +488,7 @@ def test_a_hand_written_line_behind_a_forgotten_key_counts(make: Opener, tmp_pat
 def test_a_file_that_was_damaged_is_not_built_upon(make: Opener, tmp_path: Path) -> None:
     """The next one is made from what is known, and is sound."""
     runner = make()
-    shelf = runner.records.store.results
+    shelf = runner.records.store.own.results
     for key in range(50):
         runner.save_result(key, key)
     shelf.write_index()
@@ -502,14 +502,14 @@ def test_a_file_that_was_damaged_is_not_built_upon(make: Opener, tmp_path: Path)
     assert file_state(index_of(tmp_path), shelf.reader) == "sound"
     runner.close()
     with CheckpointedRunner("j", tmp_path) as runner:
-        assert -1 not in runner.records.store.results.find_all("", list(range(100)))[0]
-        assert runner.records.store.results.index.filed[0] == 100
+        assert -1 not in runner.records.store.own.results.find_all("", list(range(100)))[0]
+        assert runner.records.store.own.results.index.filed[0] == 100
 
 
 def test_runs_that_shrink_or_are_short_become_one(make: Opener, tmp_path: Path) -> None:
     """However often the file is written, reading it takes as long as it has keys."""
     runner = make()
-    shelf = runner.records.store.results
+    shelf = runner.records.store.own.results
     for value in range(30):
         for key in range(10):
             runner.save_result(key, value)
@@ -525,12 +525,12 @@ def test_a_version_of_any_text_has_an_index(tmp_path: Path) -> None:
     version = "v" * 100
     journal_of(tmp_path).write_bytes(b"".join(line_of(version, key, "result", 7, 10) for key in range(20)))
     with CheckpointedRunner("j", tmp_path) as runner:
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
     assert index_of(tmp_path).exists()
     with CheckpointedRunner("j", tmp_path) as runner:
-        assert runner.records.store.results.index.reads_file
-        assert -1 not in runner.records.store.results.find_all(version, list(range(20)))[0]
-        assert runner.records.store.results.find(version, 3) is not None
+        assert runner.records.store.own.results.index.reads_file
+        assert -1 not in runner.records.store.own.results.find_all(version, list(range(20)))[0]
+        assert runner.records.store.own.results.find(version, 3) is not None
 
 
 def test_any_number_of_versions_has_an_index(tmp_path: Path) -> None:
@@ -539,13 +539,13 @@ def test_any_number_of_versions_has_an_index(tmp_path: Path) -> None:
         b"".join(line_of(f"{number:016x}", key, "result", number, 10) for number in range(400) for key in range(3))
     )
     with CheckpointedRunner("j", tmp_path) as runner:
-        shelf = runner.records.store.results
+        shelf = runner.records.store.own.results
         shelf.write_index()
         assert file_state(index_of(tmp_path), shelf.reader) == "sound"
     data = bytearray(index_of(tmp_path).read_bytes())
     assert data.index(b"\n") > 4 * 4096
     with CheckpointedRunner("j", tmp_path) as runner:
-        shelf = runner.records.store.results
+        shelf = runner.records.store.own.results
         assert shelf.index.reads_file
         for number in (0, 1, 199, 399):
             version = f"{number:016x}"
@@ -556,7 +556,7 @@ def test_any_number_of_versions_has_an_index(tmp_path: Path) -> None:
     data[3 * 4096 + 5] ^= 1
     index_of(tmp_path).write_bytes(data)
     with CheckpointedRunner("j", tmp_path) as runner:
-        shelf = runner.records.store.results
+        shelf = runner.records.store.own.results
         assert not shelf.index.reads_file
         assert file_state(index_of(tmp_path), shelf.reader) == "damaged"
 
@@ -572,7 +572,7 @@ def test_a_run_that_is_hidden_by_a_flipped_bit_is_missed(tmp_path: Path) -> None
     changed[keys - 6] ^= 1
     index_of(tmp_path).write_bytes(changed)
     with CheckpointedRunner("j", tmp_path, version="this") as runner:
-        shelf = runner.records.store.results
+        shelf = runner.records.store.own.results
         assert shelf.index.reads_file
         assert -1 not in shelf.find_all(runner.records.version, KEYS)[0]
         assert not shelf.index.reads_file, "it was read anew"
@@ -593,7 +593,7 @@ def test_finding_many_at_once_is_finding_each(tmp_path: Path, written_by_hand: b
         with journal_of(tmp_path).open("ab") as journal:
             journal.write(b'{"key": "2", "result": 1}\n{"key": "0", "result": 1}\n{"key": "77", "result": 1}\n')
     with CheckpointedRunner("j", tmp_path) as runner:
-        shelf = runner.records.store.results
+        shelf = runner.records.store.own.results
         asked: list[Any] = [*KEYS, 100, "new", "0", "2", 77, "77", 2.0, True, "absent", 1, "a"]
         offsets, digests = shelf.find_all("", asked)
         found = [shelf.find("", key) for key in asked]
@@ -609,7 +609,7 @@ def test_a_damaged_page_is_noticed_when_many_are_found_at_once(tmp_path: Path) -
     data[-20] ^= 0xFF
     index_of(tmp_path).write_bytes(data)
     with CheckpointedRunner("j", tmp_path) as runner:
-        offsets, _ = runner.records.store.results.find_all("", [*KEYS, "absent"])
+        offsets, _ = runner.records.store.own.results.find_all("", [*KEYS, "absent"])
         assert [offset >= 0 for offset in offsets] == [True] * len(KEYS) + [False]
         assert not index_of(tmp_path).exists()
 
@@ -623,7 +623,7 @@ def test_pages_of_the_index_before_are_not_believed(make: Opener, tmp_path: Path
         runner = make()
         for key in keys:
             runner.save_result(key, key)
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
         held.append(path.read_bytes())
         runner.close()
     old, new = held

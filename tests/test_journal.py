@@ -573,7 +573,7 @@ def test_a_failed_background_sync_is_told_at_the_next_save(make: Opener, disk: D
     runner = make()
     runner.save_result("first", 1)
     disk.errors["fdatasync"] = errno.EIO
-    runner.records.store.tend()
+    runner.records.store.writer.tend()
     disk.calls.clear()
     with pytest.raises(StoreError) as failed:
         runner.save_result("second", 2)
@@ -587,7 +587,7 @@ def test_eio_on_read_is_an_error_and_never_an_empty_checkpoint(make: Opener, dis
     """Opening fails, and so does each read, as often as it is tried; what was written is there when it works again."""
     runner = make()
     runner.save_result("first", 1)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     disk.errors["pread"] = errno.EIO
     for _ in range(3):
         with pytest.raises(StoreError) as failed:
@@ -609,7 +609,7 @@ def test_eio_while_an_index_is_rebuilt_never_empties_a_writer(make: Opener, disk
     runner = make()
     for key in range(40):
         runner.save_result(key, key)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     index = tmp_path / ".j_results.index"
     runner = make()

@@ -35,19 +35,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {*BELOW_API, "api"},
     "testing": {*BELOW_API, "api"},
 }
-DEBTS: set[tuple[str, str]] = {
-    # The store joins the journals of shards, and knows who uploads what it writes.
-    ("storage.store", "catalog.merged_log"),
-    ("storage.store", "catalog.paths"),
-    ("storage.store", "catalog.shards"),
-    ("storage.store", "remote.objects"),
-    ("storage.store", "remote.replica"),
-    ("storage.store", "remote.uploader"),
-    ("storage.store", "remote.urls"),
-    # URLs are shown instead of the directories that mirror them; and whether somebody uploads.
-    ("maintenance.check", "remote.urls"),
-    ("reporting.status", "remote.uploader"),
-}
 DOORS = {"__init__", "__main__", "cli.__init__", "testing.__init__"}
 SHIMS = {"calls", "clusters"}  # names that are in files on disk, or that users import
 PACKAGE = Path(checkpoint.__file__).parent
@@ -99,7 +86,7 @@ def test_every_folder_has_its_row() -> None:
 
 @pytest.mark.parametrize("room", [room for room in INSIDE if folder_of(room)])
 def test_rooms_import_what_their_folder_may(room: str) -> None:
-    """The words at the top, their own folder, and what its row names; what is not so yet stands among the debts."""
+    """The words at the top, their own folder, and what its row names."""
     may = MAY_IMPORT[folder_of(room)] | {folder_of(room), ""}
     strays = {
         (room, other)
@@ -108,12 +95,7 @@ def test_rooms_import_what_their_folder_may(room: str) -> None:
     }
     if folder_of(room) == "cli":  # what shows usage to people may go by the door
         strays -= {(room, other) for other in ("__init__",)}
-    assert strays <= DEBTS
-
-
-def test_debts_are_real() -> None:
-    """One that is paid is struck out."""
-    assert {(room, other) for room, other in DEBTS if other not in neighbours(room)} == set()
+    assert not strays
 
 
 def test_the_words_import_words_only() -> None:
@@ -135,13 +117,12 @@ def test_no_room_goes_out_by_the_door(room: str) -> None:
 
 
 def test_imports_make_no_circle() -> None:
-    """Rooms run in a straight line, inside a folder too; and so do folders, but for the debts."""
+    """Rooms run in a straight line, inside a folder too; and so do folders."""
     graph = {room: neighbours(room) - {"__init__"} for room in ROOMS}
     assert list(TopologicalSorter(graph).static_order())
     folders: dict[str, set[str]] = {}
     for room in INSIDE:
-        others = {other for other in neighbours(room) if (room, other) not in DEBTS}
-        folders.setdefault(folder_of(room), set()).update(map(folder_of, others))
+        folders.setdefault(folder_of(room), set()).update(map(folder_of, neighbours(room)))
     folders = {folder: others - {folder, ""} for folder, others in folders.items() if folder}
     assert list(TopologicalSorter(folders).static_order())
 

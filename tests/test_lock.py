@@ -132,7 +132,7 @@ def test_a_reader_sees_what_is_saved_while_it_reads(make: Opener, child: Child) 
         assert reader.get_all_results() == dict.fromkeys(range(count + 1), "theirs")
         assert reader.is_completed(count)
         assert reader.progress()[0] == count + 1
-    assert not reader.records.store.writing
+    assert not reader.records.store.writer.writing
 
 
 def test_a_reader_follows_a_clear_by_another_process(make: Opener, child: Child) -> None:
@@ -242,18 +242,18 @@ def test_the_lock_is_let_go_a_second_after_the_last_write_outside_a_pass(
     store = runner.records.store
     runner.save_result(1, 1)
     ticker.tick(0.9)
-    assert store.tend()
+    assert store.writer.tend()
     runner.save_result(2, 2)
     ticker.tick(0.9)
-    assert store.tend()
+    assert store.writer.tend()
     assert held_elsewhere(tmp_path)
     ticker.tick(0.2)
-    assert not store.tend(), "nothing is owed any more"
+    assert not store.writer.tend(), "nothing is owed any more"
     assert not held_elsewhere(tmp_path)
     running = runner.iterate([3])
     next(running)
     ticker.tick(3600)
-    assert store.tend()
+    assert store.writer.tend()
     assert held_elsewhere(tmp_path)
     runner.save_result(3, 3)
     assert list(running) == []
@@ -266,15 +266,15 @@ def test_an_unreachable_runner_is_let_go_of_in_the_middle_of_opening_another(
     """A collection may finalize a runner at any moment, also inside the registry of stores: it never deadlocks."""
     import gc
 
-    from checkpoint.storage import store as store_module
+    from checkpoint.catalog import registry
 
-    real = store_module.Store
+    real = vars(registry)["Checkpoint"]
 
     def collect_first(*arguments: Any) -> Any:
         gc.collect()
         return real(*arguments)
 
-    monkeypatch.setattr(store_module, "Store", collect_first)
+    monkeypatch.setattr(registry, "Checkpoint", collect_first)
     first = CheckpointedRunner("gone", tmp_path)
     first.save_result(1, 1)
     first.itself = first  # type: ignore[attr-defined]  # only a collection finds it

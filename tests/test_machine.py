@@ -116,7 +116,7 @@ class Checkpoint(RuleBasedStateMachine):
     @rule()
     def write_index(self) -> None:
         store = self.runners[0].records.store
-        for shelf in (store.results, store.errors):
+        for shelf in (store.own.results, store.own.errors):
             shelf.write_index()
 
     @rule()

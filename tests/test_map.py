@@ -52,6 +52,7 @@ from checkpoint import (
     checkpointed,
 )
 from checkpoint.storage.store import Store
+from checkpoint.storage.writer import Writer
 from checkpoint.values.inputs import Loans
 from checkpoint.values.keys import item_digest
 
@@ -1649,16 +1650,16 @@ def test_what_another_process_finishes_before_this_one_writes_is_not_run_again()
     f = checkpointed("other")(square)
     calls: list[int] = []
     script = "from checkpoint import checkpointed; checkpointed('other')(lambda n: n * n).map([1, 2, 3])"
-    begin = Store.begin_writing
+    begin = Writer.begin
 
-    def late(self: Store) -> None:
+    def late(self: Writer) -> None:
         if not calls:
             calls.append(1)
             subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=_environment())
         begin(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Store, "begin_writing", late)
+        patch.setattr(Writer, "begin", late)
         outcomes = list(f.stream([1, 2, 3], progress=False))
     assert [(outcome.value, outcome.source) for outcome in outcomes] == [(n * n, "resumed") for n in (1, 2, 3)]
     assert f.runner.progress() == (3, 3)

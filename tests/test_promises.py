@@ -374,7 +374,7 @@ def test_power_loss_kernel_crash(
                 runner.save_result(key, value)
                 recorder.note(key + 1)
                 if key in (2, 5):
-                    runner.records.store.tend()  # as the store's thread does within a second
+                    runner.records.store.writer.tend()  # as the store's thread does within a second
                     recorder.note("synced")
         recorder.note("synced")
     left = recorder.base.copy()
@@ -659,7 +659,7 @@ def test_read_only_directory_or_file(tmp_path: Path, prepare: Callable[[Path], N
         for key in range(30):
             runner.save_result(key, "x")
         runner.save_error("bad", "failed")
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
     for file in directory.iterdir():
         file.chmod(0o444)
     prepare(directory)
@@ -805,7 +805,7 @@ def test_journal_deleted_replaced_or_truncated_while_open(
     runner, path = make(), tmp_path / "j_results.jsonl"
     for key in "ab":
         runner.save_result(key, key)
-    opened = runner.records.store.results.journal.reader
+    opened = runner.records.store.own.results.journal.reader
     assert opened is not None
     change(path)
     ticker.tick(later)
@@ -985,7 +985,7 @@ def test_symlinks_permissions(tmp_path: Path) -> None:
         with CheckpointedRunner("j", directory) as runner:
             runner.save_result(1, 1)
             runner.save_error("bad", "failed")
-            runner.records.store.results.write_index()
+            runner.records.store.own.results.write_index()
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
         assert modes.pop(".j.lock") == 0o600
         assert set(modes.values()) == {0o640}
@@ -1008,7 +1008,7 @@ def test_symlinks_permissions(tmp_path: Path) -> None:
         with CheckpointedRunner("j", directory) as runner:
             with suppress(StoreError):  # the lock, and what is set aside, are not to be had
                 runner.save_result(2, 2)
-            runner.records.store.results.write_index()
+            runner.records.store.own.results.write_index()
             assert runner.get_result(1) == 1
         assert precious.read_text() == '{"precious": 1}'
 
@@ -1048,14 +1048,14 @@ def test_meta_or_index_missing_empty_garbage_stale(make: Opener, tmp_path: Path,
     runner = make(version="v")
     for key in runner.iterate(range(20)):
         runner.save_result(key, "old")
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     stale = (tmp_path / name).read_bytes()
     runner = make(version="v")
     for key in range(30):
         runner.save_result(key, f"{key}")
     runner.clear([29])
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     change = {"empty": b"", "garbage": random.Random(7).randbytes(9000), "stale": stale}
     (tmp_path / name).unlink() if fate == "missing" else (tmp_path / name).write_bytes(change[fate])
@@ -1066,7 +1066,7 @@ def test_meta_or_index_missing_empty_garbage_stale(make: Opener, tmp_path: Path,
         assert {key: runner.get_result(key) for key in range(30)} == {**runner.get_all_results(), 29: None}
         assert runner.records.count()[0] == 29
         runner.save_result(0, "0")
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
         runner.close()
     assert json.loads((tmp_path / "j_meta.json").read_bytes())["completed_items"] == 29
     assert check("j", tmp_path).results.index == "sound"
@@ -1312,7 +1312,7 @@ def test_a_record_with_its_exact_key_wins_over_an_old_line(make: Opener, old: Pa
         assert len(found) == 9 == runner.progress()[0]
         assert runner.get_result(1) == "new"
         assert runner.get_all_errors() == {"3": "new error", "x": "kaputt: ü"}
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
         runner.close()
         runner = make()
     before = (old / "j_results.jsonl").read_bytes()

@@ -22,15 +22,15 @@ from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
 from checkpoint import CheckpointedRunner
+from checkpoint.catalog import siblings
 from checkpoint.catalog.paths import resolve_directory
 from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
 from checkpoint.maintenance.compact import compact
+from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
-from checkpoint.remote import replica, uploader, urls
 from checkpoint.reporting.status import list_checkpoints
-from checkpoint.storage import store as stores
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 Machine = Callable[..., CheckpointedRunner]
@@ -58,7 +58,7 @@ def url() -> Iterator[str]:
 def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
     opened: list[CheckpointedRunner] = []
-    monkeypatch.setattr(replica, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(local_copy, "_LOOK_EVERY", 0.0)
 
     def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
         monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
@@ -222,7 +222,7 @@ def test_a_reader_elsewhere_sees_what_is_uploaded_meanwhile(machine: Machine, ha
     until(lambda: reader.get_all_results() == {1: "one"})
     writer.save_result(2, "two")
     until(lambda: reader.get_all_results() == {1: "one", 2: "two"})
-    lines = reader.records.store.results.journal.path.read_bytes().splitlines()
+    lines = reader.records.store.own.results.journal.path.read_bytes().splitlines()
     assert len(lines) == len(set(lines)) == 2
 
 
@@ -244,7 +244,7 @@ def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyP
         for number in range(300):
             runner.save_result(number, number)
         runner.save_result("large", "x" * 50_000)
-        path = runner.records.store.results.journal.path
+        path = runner.records.store.own.results.journal.path
     parts = [data for name, data in objects_of().items() if name.startswith("results-")]
     assert len(parts) > 10
     assert b"".join(parts) == path.read_bytes()
@@ -252,7 +252,7 @@ def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyP
     assert max(len(part) for part in parts[:-2]) < 3000
     second = machine("second")
     assert second.get_result("large") == "x" * 50_000
-    assert second.records.store.results.journal.path.read_bytes() == path.read_bytes()
+    assert second.records.store.own.results.journal.path.read_bytes() == path.read_bytes()
 
 
 # --- who writes ------------------------------------------------------------------------------------------------------
@@ -281,8 +281,8 @@ def test_a_dead_machine_is_taken_over_and_may_come_back(
     first = machine("first")
     first.save_result("early", 1)
     until(lambda: first.uploaded == (0, 0.0, ""))
-    uploading = first.records.store.uploads
-    assert uploading is not None
+    uploading = first.records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
     assert uploading._session is not None
     uploading._session._work.acquire()  # the machine hangs
     first.save_result("late", 2)
@@ -315,10 +315,10 @@ def test_who_died_here_is_not_waited_for(machine: Machine, haste: None) -> None:
     """The local lock tells that the session of this very directory is over."""
     first = machine("first")
     first.save_result(1, 1)
-    owned = first.records.store.uploads
-    assert owned is not None
+    owned = first.records.store.replica
+    assert isinstance(owned, uploader.Uploader)
     until(lambda: owned.uploaded().bytes == 0)
-    first.records.store._let_go()  # as a kill would: nothing is said to the store
+    first.records.store.writer.let_go()  # as a kill would: nothing is said to the store
     first.save_result(2, 2)
     first.close()
     assert machine("second").get_all_results() == {1: 1, 2: 2}
@@ -357,7 +357,7 @@ def test_compaction_and_clearing_reach_every_machine(machine: Machine) -> None:
     assert [name for name in objects_of() if name.startswith("results")] == ["results-00000003-whole-00000000.jsonl"]
     second = machine("second")
     assert second.get_all_results() == expected
-    assert len(second.records.store.results.journal.path.read_bytes().splitlines()) == 5
+    assert len(second.records.store.own.results.journal.path.read_bytes().splitlines()) == 5
     second.save_result("more", 1)
     second.clear()
     assert lines_of() == []
@@ -374,7 +374,7 @@ from pathlib import Path
 from fsspec import register_implementation
 from fsspec.implementations.local import LocalFileSystem
 import checkpoint
-from checkpoint.remote import replica as mirror
+from checkpoint.remote import local_copy as mirror
 from checkpoint.remote import urls as remote
 from checkpoint.maintenance import compact as upkeep
 from checkpoint.remote import uploader as uploads
@@ -431,7 +431,7 @@ def fill():
 def act():
     with runner("first") as opened:
         opened.save_result("before", 1)
-        opened.records.store.uploads.drain()
+        opened.records.store.replica.drain()
         Disk.most = kill_at
         Disk.calls = 0
         if verb == "clear":
@@ -515,7 +515,7 @@ def test_a_lost_state_loses_nothing(damage: str, machine: Machine, tmp_path: Pat
     with CheckpointedRunner("k", tmp_path / "elsewhere") as plain:
         plain.save_result(4, 4)
     journal = directory / "j_results.jsonl"
-    own = plain.records.store.results.journal.path.read_bytes()
+    own = plain.records.store.own.results.journal.path.read_bytes()
     journal.write_bytes(own + journal.read_bytes() if damage == "of another journal" else journal.read_bytes() + own)
     if damage == "deleted":
         state.unlink()
@@ -620,7 +620,7 @@ from checkpoint import CheckpointedRunner
 from checkpoint.errors import StoreForked
 runner = CheckpointedRunner("j", "memory://bucket/prefix")
 runner.save_result(1, 1)
-uploads = runner.records.store.uploads
+uploads = runner.records.store.replica
 pid = os.fork()
 if not pid:
     assert uploads._session is None
@@ -663,7 +663,7 @@ def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
     assert compact("j", "memory://bucket/prefix").lines == 1
     with machine("first") as again:
         assert again.get_all_results() == {1: "new", 2: "late"}
-        assert len(again.records.store.results.journal.path.read_bytes().splitlines()) == 2
+        assert len(again.records.store.own.results.journal.path.read_bytes().splitlines()) == 2
         again.save_result(3, 3)
     assert machine("third").get_all_results() == {1: "new", 2: "late", 3: 3}
 
@@ -748,8 +748,8 @@ def test_a_delay_stands_beside_the_bar(
     told: Any, beside: str, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once it is longer than half a minute."""
-    uploading = machine("first").records.store.uploads
-    assert uploading is not None
+    uploading = machine("first").records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
     monkeypatch.setattr(uploader.Uploader, "uploaded", lambda _: uploader.Uploaded(*told))
     assert uploading.beside() == beside
 
@@ -882,7 +882,7 @@ from checkpoint import CheckpointedRunner
 from checkpoint.remote import uploader as uploads
 runner = CheckpointedRunner("j", sys.argv[1])
 runner.save_result(1, 1)
-assert runner.records.store.uploads.drain()
+assert runner.records.store.replica.drain()
 runner.save_result(2, 2)
 print("saved", flush=True)
 sys.stdin.readline()
@@ -948,7 +948,7 @@ def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: M
         for number in range(3000):
             runner.save_result(number, number)
         runner.save_result("large", "x" * 20_000_000)
-        size = runner.records.store.results.journal.path.stat().st_size
+        size = runner.records.store.own.results.journal.path.stat().st_size
     assert server.sent - before < size + 3 * uploader._SEALED
     second = machine("second", bucket)
     assert len(second.get_all_results()) == 3001
@@ -1010,8 +1010,8 @@ def test_every_machine_has_one_order(machine: Machine, monkeypatch: pytest.Monke
     """What one has not uploaded comes after what another did meanwhile, there as everywhere."""
     first = machine("first")
     first.save_result("k", 0)
-    uploading = first.records.store.uploads
-    assert uploading is not None
+    uploading = first.records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
     assert uploading._session is not None
     until(lambda: first.uploaded == (0, 0.0, ""))
     uploading._session._work.acquire()  # the machine is cut off
@@ -1058,9 +1058,9 @@ def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkey
     def hang(*_: Any) -> Any:
         raise AssertionError("the store was asked")
 
-    monkeypatch.setattr(stores, "names_under", hang)
-    monkeypatch.setattr(replica.Replica, "look", hang)
-    monkeypatch.setattr(stores, "_ASK_EVERY", 0.0)
+    monkeypatch.setattr(siblings, "names_under", hang)
+    monkeypatch.setattr(local_copy.LocalCopy, "look", hang)
+    monkeypatch.setattr(siblings, "_ASK_EVERY", 0.0)
     assert runner.is_completed(3)
     assert len(runner.get_all_results()) == 7
 
@@ -1113,9 +1113,9 @@ def test_a_wait_that_is_interrupted_tells_what_is_only_here(
 
     monkeypatch.setattr(uploader._Session, "finish", interrupt)
     store = runner.records.store
-    assert store.uploads is not None
+    assert store.replica.is_remote
     with pytest.raises(KeyboardInterrupt):
-        store.uploads.finish()
+        store.replica.finish()
     assert "1 result" in caplog.text
     assert "the next opening here uploads them" in caplog.text
 

@@ -335,7 +335,7 @@ def test_an_abandoned_pass_lets_go_of_the_lock(make: Callable[..., Any], how: st
 
     with pytest.raises(ZeroDivisionError) if how == "raise" else _nothing():
         loop()
-    assert not runner.records.store.writing
+    assert not runner.records.store.writer.writing
     assert list(runner.iterate(list("abc"))) == ["b", "c"]
 
 

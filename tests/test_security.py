@@ -295,8 +295,8 @@ def test_no_temporary_file_has_a_name_that_can_be_guessed(tmp_path: Path, monkey
     with CheckpointedRunner("j", tmp_path) as runner:
         for key in range(2):
             runner.save_result(key, key)
-            runner.records.store.results.write_index()
-            runner.records.store._write_meta()
+            runner.records.store.own.results.write_index()
+            runner.records.store.writer.write_meta()
     assert len(set(made)) == len(made) >= 4
 
 

@@ -29,6 +29,7 @@ from checkpoint import (
     checkpointed,
     clock,
 )
+from checkpoint.catalog import siblings
 from checkpoint.catalog.shards import ALL, Shard, hash_of, shard_of, shards_in, split_prefix
 from checkpoint.cli import main
 from checkpoint.errors import FunctionChanged, InvalidKey, InvalidName, InvalidOption, StoreError
@@ -36,10 +37,10 @@ from checkpoint.maintenance.check import check
 from checkpoint.maintenance.compact import compact
 from checkpoint.reporting.history import gather
 from checkpoint.reporting.status import list_checkpoints, survey
-from checkpoint.storage import store as stores
 from checkpoint.storage.index import Index
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.record import seal
+from checkpoint.storage.store import Entry, Store
 from checkpoint.values.keys import Key, key_json
 
 DEADLINE = 60.0
@@ -413,7 +414,7 @@ def test_what_is_known_stays_so_until_something_is_learned(squares: Squares) -> 
     """Looking again at journals that did not change, or are not there, makes no reader count or find anew."""
     squares.array(range(30), 3)
     store = squares.face.runner.records.open()
-    before, reader = store.results.state, store.results.reader
+    before, reader = store.results.state, store.own.results.reader
     store.refresh()
     assert store.results.state == before
     assert store.results.reader is reader
@@ -636,9 +637,9 @@ def test_a_million_results_in_a_hundred_shards_open_without_their_values_being_r
         face = checkpointed("m", checkpoint_dir=tmp_path, version=1)(_text)
         store = face._runner_of(Shard(i, n)).records.store
         own = keys[i] if len(keys[i]) > share else range(share + 1)  # as many as make an index file worth it
-        store.begin_writing()
+        store.writer.begin()
         lines = [(key, seal(b'{"key":%d,"result":"%b"' % (key, b"x" * 40))) for key in own]
-        store.append(store.results, [stores.Entry("", key, 0, line) for key, line in lines])
+        store.append(store.own.results, [Entry("", key, 0, line) for key, line in lines])
         store.close()
     scanned: list[int] = []
     real = Index.scan
@@ -649,7 +650,7 @@ def test_a_million_results_in_a_hundred_shards_open_without_their_values_being_r
 
     monkeypatch.setattr(Index, "scan", scan)
     with CheckpointedRunner("m", tmp_path, version=None) as runner:
-        assert len(runner.records.store.shards) == n
+        assert len(runner.records.checkpoint.shards) == n
         assert runner.is_completed(keys[5][0])
         assert runner.get_result(keys[99][0]) == "x" * 40
     assert sum(scanned) == 0
@@ -685,12 +686,12 @@ def test_an_unsharded_checkpoint_is_looked_at_once_more_at_most(
         listed.append(directory)
         return set()
 
-    monkeypatch.setattr(stores, "shards_in", found)
+    monkeypatch.setattr(siblings, "shards_in", found)
     with CheckpointedRunner("j", tmp_path) as runner:
         for _ in range(5):
             assert runner.is_completed(1)
         assert len(listed) == 1
-        assert type(runner.records.store.results).__name__ == "KeyedLog"
+        assert type(runner.records.checkpoint.results).__name__ == "KeyedLog"
 
 
 # --- what one journal would say --------------------------------------------------------------------------------------
@@ -725,15 +726,15 @@ def told_by(directory: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for version in (checkpoint.LATEST, None):
         with CheckpointedRunner("j", directory, version=version) as runner:
-            records, store = runner.records, runner.records.store
+            records, whole = runner.records, runner.records.checkpoint
             told[f"{version}"] = [
                 records.version,
                 list(runner.get_all_results().items()),
                 list(runner.get_all_errors().items()),
                 records.count(),
                 [(runner.get_result(key), runner.is_completed(key)) for key in KEYS],
-                [offset >= 0 for offset in store.results.find_all(records.version, list(KEYS))[0]],
-                store.results.count("00000000000000aa"),
+                [offset >= 0 for offset in whole.results.find_all(records.version, list(KEYS))[0]],
+                whole.results.count("00000000000000aa"),
             ]
             story = gather(records)
             told[f"story {version}"] = (story.done, story.failed, story.damaged)
@@ -757,7 +758,7 @@ def test_joined_journals_say_what_one_with_all_records_would(
         return  # nothing but keys forgotten that never were
     if index:
         for shard in (ALL, *shards_in(many, "j")):
-            store = stores.Store("j", many, shard)
+            store = Store(shard.prefix("j"), many)
             for shelf in store.own:
                 shelf.write_index()
             store.close()

@@ -244,7 +244,7 @@ directory, total, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 with CheckpointedRunner("j", directory, version=1) as runner:
     for key in runner.iterate(range(total)):
         runner.save_result(key, "x" * size)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
 print("{}")
 """
 

@@ -88,7 +88,7 @@ def test_meta_tells_people_how_far_it_is(make: Opener, tmp_path: Path, ticker: A
     runner.save_result(0, 0)
     runner.save_error(1, "failed")
     ticker.tick(31)
-    runner.records.store.tend()
+    runner.records.store.writer.tend()
     told = json.loads(meta.read_bytes())
     assert (told["completed_items"], told["failed_items"]) == (1, 1)
     assert list(told["versions"].values()) == [{"model": "m"}]
@@ -119,7 +119,7 @@ def test_a_reader_of_meta_never_sees_half_of_it(make: Opener, tmp_path: Path) ->
 
     def write() -> None:
         for _ in range(60):
-            store._write_meta()
+            store.writer.write_meta()
 
     threads = [threading.Thread(target=write) for _ in range(3)]
 
@@ -164,7 +164,7 @@ def test_damaged_errors_stop_nothing(make: Opener, tmp_path: Path) -> None:
     for key in runner.iterate(range(4)):
         if key != 2:
             runner.save_result(key, key)
-    assert runner.records.store.tend() in (True, False)
+    assert runner.records.store.writer.tend() in (True, False)
     runner.close()
     assert json.loads((tmp_path / "j_meta.json").read_bytes())["completed_items"] == 4
     assert make().get_all_results() == {9: 9, 0: 0, 1: 1, 3: 3}
@@ -237,7 +237,7 @@ def test_the_keys_at_risk_include_those_that_only_the_index_file_holds(
     runner = make()
     for key in range(100):
         runner.save_result(key, key)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     runner = make()
     runner.save_result("x", 1)
@@ -289,7 +289,7 @@ def test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second(
     directory = tmp_path / "checkpoints"
     runner = make(directory=directory)
     runner.save_result("a", 1)
-    reader = runner.records.store.results.journal.reader
+    reader = runner.records.store.own.results.journal.reader
     assert reader is not None
     change(journal_of(directory))
     size = reader.size()
@@ -420,7 +420,7 @@ def test_an_ordinary_name_names_the_files(make: Opener, tmp_path: Path, name: st
     runner = make(name)
     runner.save_result(1, 1)
     runner.save_error(2, "failed")
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     assert {file.name.lstrip(".")[: len(name)] for file in tmp_path.iterdir()} == {name}
     assert make(name).get_result(1) == 1
@@ -473,7 +473,7 @@ with CheckpointedRunner("j", sys.argv[1]) as runner:
         runner.save_result(3, object())
     except TypeError:
         pass
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
 with open(os.path.join(sys.argv[1], "j_results.jsonl"), "ab") as file:
     file.write(b"torn")
 with CheckpointedRunner("j", sys.argv[1]) as runner:
@@ -796,10 +796,10 @@ def test_with_durability_process_everything_is_synced_once_a_second_and_on_close
         assert syncs.calls == calls
         assert not syncs.covers(journal_of(tmp_path))
         ticker.tick(0.5)
-        runner.records.store.tend()
+        runner.records.store.writer.tend()
         assert syncs.covers(journal_of(tmp_path))
         calls = syncs.calls
-        runner.records.store.tend()
+        runner.records.store.writer.tend()
         assert syncs.calls == calls
     runner.save_result(5, 5)
     running.close()  # type: ignore[attr-defined]

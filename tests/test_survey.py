@@ -215,7 +215,7 @@ def test_it_reads_a_bounded_number_of_records(
     write(tmp_path, *(error_line(n, at=n / 100) for n in range(19_000, 23_000)), kind="errors")
     if indexed:
         with CheckpointedRunner("j", tmp_path) as runner:
-            for shelf in (runner.records.store.results, runner.records.store.errors):
+            for shelf in (runner.records.store.own.results, runner.records.store.own.errors):
                 shelf.write_index()
     reads.clear()
     with Observer("j", tmp_path) as observer:

@@ -31,6 +31,7 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import Record, parse, seal, with_fields
+from checkpoint.storage.source import latest_of
 from checkpoint.storage.store import Store
 from checkpoint.values.keys import Key, version_digest
 from checkpoint.values.plain_json import decode_foreign
@@ -205,7 +206,7 @@ def test_every_flipped_byte_is_found_and_can_be_repaired(tmp_path: Path, free_sy
         with CheckpointedRunner("j", tmp_path, version=version) as runner:
             for key in ("a", "b", "c", "d", *damage.keys):
                 try:
-                    runner.records.store.results.read(runner.records.version, key)
+                    runner.records.store.own.results.read(runner.records.version, key)
                 except DamagedRecord:
                     assert key in found.lost, at
         if at > start + len(b'{"key":"b",') and at < stop - 1:
@@ -313,7 +314,7 @@ def read(directory: Path, version: str, keys: tuple[Key, ...]) -> Iterator[tuple
     """(key, parsed result) of those that are there."""
     store = Store("j", directory)
     for key in keys:
-        found = store.results.read(version, key)
+        found = store.own.results.read(version, key)
         if found is not None:
             yield key, json.loads(bytes(found[2].result))
     store.close()
@@ -440,7 +441,7 @@ def test_the_index_file_is_judged_and_is_never_damage(
     runner = make()
     for key in range(100):
         runner.save_result(key, key)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     path = tmp_path / ".j_results.index"
     change(path, path.read_bytes())
@@ -508,7 +509,7 @@ def test_a_repair_never_brings_an_older_value_back(tmp_path: Path) -> None:
     fill(tmp_path, ("a", "old"), ("b", 1), ("a", "new"), ("c", 2))
     journal_of(tmp_path).write_bytes(journal_of(tmp_path).read_bytes().replace(b'"new"', b'"nEw"'))
     with CheckpointedRunner("j", tmp_path) as runner, pytest.raises(DamagedRecord):
-        runner.records.store.results.read("", "a")
+        runner.records.store.own.results.read("", "a")
     assert check("j", tmp_path).lost == ("a",)
     intact = lines_of(tmp_path)
     done = repair("j", tmp_path)
@@ -806,7 +807,7 @@ def test_an_index_file_that_was_being_written_meanwhile_is_not_left_behind(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", slow)
-    writing = threading.Thread(target=runner.records.store.results.write_index)
+    writing = threading.Thread(target=runner.records.store.own.results.write_index)
     writing.start()
     assert ready.wait(30)
     compact("j", tmp_path)
@@ -823,7 +824,7 @@ def test_an_index_file_is_gone_before_its_journal_is(
     runner = make()
     for key in (1, 2, 1):
         runner.save_result(key, key)
-    runner.records.store.results.write_index()
+    runner.records.store.own.results.write_index()
     runner.close()
     calls: list[str] = []
     kept = {name: getattr(os, name) for name in ("replace", "unlink", "fsync")}
@@ -928,7 +929,7 @@ FULL = """
 import errno, resource, sys
 from pathlib import Path
 from checkpoint import CheckpointedRunner, StoreError
-from checkpoint.upkeep import {work} as work
+from checkpoint.maintenance.{work} import {work} as work
 directory = Path(sys.argv[1])
 with CheckpointedRunner("j", directory) as runner:
     expected = runner.get_all_results()
@@ -1036,7 +1037,7 @@ def test_a_kill_at_any_step_loses_nothing_and_it_can_be_run_again(
         runner.save_error("e", "boom")
         runner.save_error("e", "boom again")
         runner.clear(["a"])
-        runner.records.store.results.write_index()
+        runner.records.store.own.results.write_index()
     with journal_of(original).open("ab") as file:
         file.write(b"damaged\n" + record("b", 9, version_digest("one", "")).replace(b"9", b"8") + b"\ntorn")
     with journal_of(original, "errors").open("ab") as file:
@@ -1104,8 +1105,12 @@ VERSIONS = (None, "one", {"two": 2})
 
 def seen_in(store: Store) -> dict[str, Any]:
     """All that a reader can find, by journal and version: the sound records in order, and what a look-up gives."""
-    found: dict[str, Any] = {"latest": store.latest}
-    shelves: dict[str, KeyedLog] = {"results": store.results, "errors": store.errors, "unsaved": store.unsaved}
+    found: dict[str, Any] = {"latest": latest_of(store.own.results, store.own.errors)}
+    shelves: dict[str, KeyedLog] = {
+        "results": store.own.results,
+        "errors": store.own.errors,
+        "unsaved": store.own.unsaved,
+    }
     for kind, shelf in shelves.items():
         found[f"{kind} latest"] = shelf.index.latest
         for version in ("", *[version_digest(version, "") for version in VERSIONS if version is not None]):
@@ -1210,8 +1215,9 @@ class Upkeep(RuleBasedStateMachine):
 
     @rule()
     def write_index(self) -> None:
-        store = self.runners[0].records.open()
-        for shelf in (store.results, store.errors):
+        self.runners[0].records.open()
+        store = self.runners[0].records.store
+        for shelf in (store.own.results, store.own.errors):
             shelf.write_index()
 
     @rule()
@@ -1220,11 +1226,11 @@ class Upkeep(RuleBasedStateMachine):
             return
         store = self.runners[0].records.store
         told = check("j", self.directory)
-        store.begin_writing()  # what ends in a torn line is repaired here, and not by what is tested
+        store.writer.begin()  # what ends in a torn line is repaired here, and not by what is tested
         before, here = seen(self.directory), seen_in(store)
         assert here == before
         done = compact("j", self.directory)
-        store.refresh()
+        self.runners[0].records.checkpoint.refresh()
         assert seen(self.directory) == before
         assert seen_in(store) == before
         assert done.lines == sum(journal.superseded[0] for journal in told.journals)
@@ -1241,7 +1247,7 @@ class Upkeep(RuleBasedStateMachine):
         if not any(self.directory.iterdir()):
             return
         store = self.runners[0].records.store
-        store.begin_writing()
+        store.writer.begin()
         told, before = check("j", self.directory), seen(self.directory)
         repair("j", self.directory)
         after = seen(self.directory)

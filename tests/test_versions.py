@@ -18,7 +18,7 @@ from conftest import Opener
 
 import checkpoint
 from checkpoint import CheckpointedRunner, FunctionChanged, ItemsFailed, checkpointed
-from checkpoint.storage.store import Store
+from checkpoint.storage.writer import Writer
 
 SOURCE = Path(checkpoint.__file__).parent.parent
 RESULTS = Path("checkpoints/n_results.jsonl")
@@ -450,13 +450,13 @@ def test_a_runner_by_hand_has_no_fingerprint() -> None:
 def test_the_field_costs_nothing_per_item(monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta is written once for a fingerprint, however many items there are."""
     written: list[int] = []
-    write = Store._write_meta
+    write = Writer.write_meta
 
-    def counted(self: Store) -> None:
+    def counted(self: Writer) -> None:
         written.append(1)
         write(self)
 
-    monkeypatch.setattr(Store, "_write_meta", counted)
+    monkeypatch.setattr(Writer, "write_meta", counted)
     f = by_value("a")
     f.map(range(50), progress=False)
     few = len(written)

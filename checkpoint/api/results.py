@@ -146,15 +146,15 @@ class Results(_Rows, Sequence[R]):
 
     def __init__(self, running: Pass) -> None:
         self._records = running.records
-        store = running.records.store
-        with store.lock:
+        checkpoint = running.records.checkpoint
+        with checkpoint.store.lock:
             self._places: array[int] = running.places()
-            self._results, self._errors = store.results.reader, store.errors.reader
-            has_errors = not store.errors.is_empty and any(NOT_RUN < place < 0 for place in self._places)
+            self._results, self._errors = checkpoint.results.reader, checkpoint.errors.reader
+            has_errors = not checkpoint.errors.is_empty and any(NOT_RUN < place < 0 for place in self._places)
             readers = (self._results, self._errors if has_errors else None)
             self._held = [reader.hold() for reader in readers if reader is not None]
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
-            loose = store.results.has_loose or store.errors.has_loose
+            loose = checkpoint.results.has_loose or checkpoint.errors.has_loose
             told = not loose and NOT_RUN not in self._places
         self._keys = None if told else list(running.keys)
         self._index = running.index
@@ -406,7 +406,7 @@ def _summary(running: Pass, failed: int) -> str:
     parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
     if running.verdict:
         parts.append(f"the pass was ended early, since {running.verdict}")
-    path = running.records.store.results.journal.path
+    path = running.records.store.own.results.journal.path
     done = plural(running.completed, "item")
     parts.append(f"{done} {'is' if running.completed == 1 else 'are'} done, in {path}")
     unwritten = len(running.kept_aside) + running.errors.by_type["UnencodableValue"]

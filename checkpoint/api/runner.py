@@ -18,7 +18,7 @@ from checkpoint.passes.pipeline import Pass
 from checkpoint.values.keys import KeyFunction, key_function, plain_key
 
 if TYPE_CHECKING:
-    from checkpoint.remote.uploader import Uploaded
+    from checkpoint.outcomes import Uploaded
 
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
@@ -77,7 +77,7 @@ class CheckpointedRunner:
     _shard = ALL
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {str(self.records.store.directory)!r})"
+        return f"{type(self).__name__}({self.name!r}, {str(self.records.checkpoint.directory)!r})"
 
     # saving
 
@@ -158,8 +158,8 @@ class CheckpointedRunner:
             return self._pass.completed, self._pass.total
         if self._last is not None:
             return self._last
-        store = self.records.open()
-        return store.results.count(self.records.version), store.whole_total()
+        checkpoint = self.records.open()
+        return checkpoint.results.count(self.records.version), checkpoint.whole_total()
 
     @property
     def uploaded(self) -> Uploaded | None:
@@ -169,8 +169,8 @@ class CheckpointedRunner:
             >>> print(CheckpointedRunner("my_experiment").uploaded)
             None
         """
-        uploads = self.records.open().uploads
-        return None if uploads is None else uploads.uploaded()
+        uploader = self.records.open().uploader
+        return None if uploader is None else uploader.uploaded()
 
     # forgetting
 

@@ -3,6 +3,6 @@
 The promise: what is loaded is the same as what was saved, or an error that names the line; the journals of all shards
 read as one.
 
-Interface: `view.VersionView`, `locate.locate`, `shards.Shard`, `paths.resolve_directory`, `decisions`.
+Interface: `registry.open_checkpoint`, `view.VersionView`, `locate.locate`, `shards.Shard`, `paths`, `decisions`.
 May import: values, storage, remote.
 """

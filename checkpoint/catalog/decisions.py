@@ -15,12 +15,13 @@ from typing import Any
 
 import msgspec
 
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.schemas import fits, spell
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.record import CRC_SIZE, Record, seal, with_fields
-from checkpoint.storage.store import Entry, Store
+from checkpoint.storage.store import Entry
 from checkpoint.values.codec import Codec
 from checkpoint.values.digests import are_alike, digest_from
 from checkpoint.values.keys import Key, KeyFunction, item_digest
@@ -46,21 +47,23 @@ _TOGETHER = 100  # records that are written at once
 # --- for other code --------------------------------------------------------------------------------------------------
 
 
-def question_of(store: Store, version: str, code: str) -> str:
+def question_of(checkpoint: Checkpoint, version: str, code: str) -> str:
     """The digest that stands for accepting, for this code, what any other code has computed of the version.
 
     It is that of the code, with a checksum of the fingerprints that the journal names: one that is mistyped is found
     out, and so is one that was printed before other code computed results.
     """
-    others = sorted({*store.results.codes.get(version, ())} - {code})
+    others = sorted({*checkpoint.results.codes.get(version, ())} - {code})
     told = "\n".join([version, code, *others]).encode("utf-8", "surrogatepass")
     return f"{code}-{blake2b(told, digest_size=4).hexdigest()}"
 
 
-def meant_by(store: Store, question: str) -> list[tuple[str, str]]:
+def meant_by(checkpoint: Checkpoint, question: str) -> list[tuple[str, str]]:
     """(version, code) that a digest which `question_of` gave stands for; none where it is another checkpoint's."""
     code = question.rpartition("-")[0]
-    return [(version, code) for version in store.results.codes if question_of(store, version, code) == question]
+    return [
+        (version, code) for version in checkpoint.results.codes if question_of(checkpoint, version, code) == question
+    ]
 
 
 def accept_code(records: VersionView, code: str) -> dict[str, int]:
@@ -70,14 +73,16 @@ def accept_code(records: VersionView, code: str) -> dict[str, int]:
         CheckpointLocked: another process writes, or a pass of this one is running.
         StoreError: it could not be written.
     """
-    store = records.open()
-    decided = store.accepted
-    others = {old for old in store.results.codes.get(records.version, ()) if old != code and (old, code) not in decided}
-    places = store.results.places_by_code(records.version) if others else {}
+    checkpoint = records.open()
+    decided = checkpoint.accepted
+    others = {
+        old for old in checkpoint.results.codes.get(records.version, ()) if old != code and (old, code) not in decided
+    }
+    places = checkpoint.results.places_by_code(records.version) if others else {}
     counts = {old: len(found) for old, found in places.items() if old in others}
     if counts:
-        with store.alone():
-            store.accept_codes(counts, code)
+        with checkpoint.store.writer.alone():
+            checkpoint.accept_codes(counts, code)
     return counts
 
 
@@ -87,11 +92,11 @@ def accept_version(records: VersionView, old: str) -> int:
     Raises:
         CheckpointLocked, StoreError: as `accept_code`.
     """
-    store, version = records.open(), records.version
-    before = store.results.count(version)
-    with store.alone():
-        store.accept_version(old, version)
-    return store.results.count(version) - before
+    checkpoint, version = records.open(), records.version
+    before = checkpoint.results.count(version)
+    with checkpoint.store.writer.alone():
+        checkpoint.accept_version(old, version)
+    return checkpoint.results.count(version) - before
 
 
 def accepted_in(records: VersionView, code: str | None) -> frozenset[int]:
@@ -101,17 +106,17 @@ def accepted_in(records: VersionView, code: str | None) -> frozenset[int]:
         records: their store is up to date.
         code: the fingerprint for which other ones may have been accepted.
     """
-    store, version = records.store, records.version
-    old = {accepted for accepted, new in store.accepted if new == code}
+    checkpoint, version = records.checkpoint, records.version
+    old = {accepted for accepted, new in checkpoint.accepted if new == code}
     found: set[int] = set()
-    if old.intersection(store.results.codes.get(version, ())):
+    if old.intersection(checkpoint.results.codes.get(version, ())):
         found.update(
-            at for name, places in store.results.places_by_code(version).items() if name in old for at in places
+            at for name, places in checkpoint.results.places_by_code(version).items() if name in old for at in places
         )
-    for line in store.results.notes().accepted:
+    for line in checkpoint.results.notes().accepted:
         if not line.is_of_code and line.of == version:
-            theirs = set(store.results.offsets(line.accepts)[1])
-            found.update(theirs.intersection(store.results.offsets(version)[1]))
+            theirs = set(checkpoint.results.offsets(line.accepts)[1])
+            found.update(theirs.intersection(checkpoint.results.offsets(version)[1]))
     return frozenset(found)
 
 
@@ -138,7 +143,7 @@ class Undecided:
         return f"{about}{plural(self.count, 'result')} precede{one} a change of the function, and nobody has decided"
 
 
-def undecided_of(store: Store, version: str, most: int) -> Undecided | None:
+def undecided_of(checkpoint: Checkpoint, version: str, most: int) -> Undecided | None:
     """What nobody has decided of a version; None where there is nothing.
 
     Args:
@@ -146,12 +151,12 @@ def undecided_of(store: Store, version: str, most: int) -> Undecided | None:
         version: its digest.
         most: how many records are looked at.
     """
-    *earlier, last = store.results.codes.get(version, ()) or [""]
-    decided = store.accepted if earlier else set()
+    *earlier, last = checkpoint.results.codes.get(version, ()) or [""]
+    decided = checkpoint.accepted if earlier else set()
     others = {code for code in earlier if (code, last) not in decided}
     if not others:
         return None
-    reader, offsets = store.results.sample(version, most)
+    reader, offsets = checkpoint.results.sample(version, most)
     found = 0
     for offset in offsets if reader is not None else ():
         try:
@@ -160,17 +165,17 @@ def undecided_of(store: Store, version: str, most: int) -> Undecided | None:
             continue  # `check` tells of it
     if not found:
         return None
-    count = store.results.count(version)
+    count = checkpoint.results.count(version)
     is_exact = len(offsets) >= count
     return Undecided(
-        found if is_exact else round(found * count / len(offsets)), is_exact, question_of(store, version, last)
+        found if is_exact else round(found * count / len(offsets)), is_exact, question_of(checkpoint, version, last)
     )
 
 
-def decided_of(store: Store, version: str) -> list[str]:
+def decided_of(checkpoint: Checkpoint, version: str) -> list[str]:
     """What was accepted for a version, and of the code that computed it, in words."""
-    codes, labels, told = store.results.codes.get(version, ()), store.versions, {}
-    for line in store.results.notes().accepted:
+    codes, labels, told = checkpoint.results.codes.get(version, ()), checkpoint.versions, {}
+    for line in checkpoint.results.notes().accepted:
         day = line.timestamp[:10]
         if line.is_of_code and line.accepts in codes:
             told[line.accepts] = f"results of code {line.accepts} for {line.of}, on {day}"
@@ -189,15 +194,15 @@ def check_version(records: VersionView, version: str, label: Any) -> None:
     Raises:
         InvalidOption: saying what there is.
     """
-    store = records.store
+    checkpoint = records.checkpoint
     if version == records.version:
         raise InvalidOption(
             f"checkpoint {records.name!r}: version {quoted(label, 60)} is the one that is current: its results count. "
             "Name another one, or give the function a version= of its own first"
         )
-    if not store.results.count(version):
-        labels = store.versions
-        there = [quote(labels.get(held, held) if held else None, 60) for held in sorted(store.results.versions)]
+    if not checkpoint.results.count(version):
+        labels = checkpoint.versions
+        there = [quote(labels.get(held, held) if held else None, 60) for held in sorted(checkpoint.results.versions)]
         raise InvalidOption(
             f"checkpoint {records.name!r} has no results of version {quoted(label, 60)}; it has some of: "
             f"{', '.join(there) or 'none'}"
@@ -219,12 +224,12 @@ def convert_version(records: VersionView, old: str, convert: Callable[[Any], Any
         UnencodableValue: the function returned what cannot be stored; those before it are written.
         InvalidOption: the function returned plain JSON where the annotation names a class.
     """
-    store, version = records.open(), records.version
+    checkpoint, version = records.open(), records.version
     loose: list[bytes] = []  # lines without checksum, which stand for any key of equal str(), as the old ones do
 
     def lines() -> Iterator[Entry]:
-        for reader, offset, key, record in list(store.results.sound_places(old, lambda: None)):
-            if _is_there(store, version, key, record):
+        for reader, offset, key, record in list(checkpoint.results.sound_places(old, lambda: None)):
+            if _is_there(checkpoint, version, key, record):
                 continue
             value = _plain_value(reader, offset, record)
             try:
@@ -240,10 +245,10 @@ def convert_version(records: VersionView, old: str, convert: Callable[[Any], Any
             else:
                 loose.append(line[: -1 - CRC_SIZE] + b"}\n")
 
-    with store.alone():
-        count = _append_all(store, lines())
+    with checkpoint.store.writer.alone():
+        count = _append_all(checkpoint, lines())
         if loose:
-            store.append_loose(loose)
+            checkpoint.store.append_loose(loose)
         return count + len(loose)
 
 
@@ -265,11 +270,11 @@ def _refuse_plain(records: VersionView, key: Key, made: Any) -> None:
     )
 
 
-def _is_there(store: Store, version: str, key: Key, record: Record) -> bool:
+def _is_there(checkpoint: Checkpoint, version: str, key: Key, record: Record) -> bool:
     """Whether a version has a result for the key of a record of another version."""
-    if store.results.find(version, key) is not None:
+    if checkpoint.results.find(version, key) is not None:
         return True
-    return not record.crc and any(str(held) == key for held, _ in store.results.sound(version))
+    return not record.crc and any(str(held) == key for held, _ in checkpoint.results.sound(version))
 
 
 def _plain_value(reader: Reader, offset: int, record: Record) -> Any:
@@ -283,10 +288,10 @@ def _plain_value(reader: Reader, offset: int, record: Record) -> Any:
 _codec = Codec()
 
 
-def _append_all(store: Store, entries: Iterator[Entry]) -> int:
+def _append_all(checkpoint: Checkpoint, entries: Iterator[Entry]) -> int:
     count = 0
     while together := list(islice(entries, _TOGETHER)):
-        store.append(store.results, together)
+        checkpoint.store.append(checkpoint.store.own.results, together)
         count += len(together)
     return count
 
@@ -314,18 +319,18 @@ def accept_items(
         InvalidKey: as a pass.
         CheckpointLocked, StoreError: as `accept_code`.
     """
-    store, version = records.open(), records.version
+    checkpoint, version = records.open(), records.version
 
     def lines() -> Iterator[Entry]:
         seen: set[Key] = set()
         for item in items:
             key, digest = key_of(item), digest_of(item)
-            place = None if key in seen else store.results.find(version, key)
+            place = None if key in seen else checkpoint.results.find(version, key)
             seen.add(key)
             if place is None or not digest or not place.digest or are_alike(place.digest, digest):
                 continue
             try:
-                found = store.results.read(version, key)
+                found = checkpoint.results.read(version, key)
             except DamagedRecord:
                 continue  # it is computed anew
             if found is not None:
@@ -333,8 +338,8 @@ def accept_items(
                 line = _copied(reader.line_at(offset), digest, records.stamp_for(key), version)
                 yield Entry(version, key, digest, line)
 
-    with store.alone():
-        return _append_all(store, lines())
+    with checkpoint.store.writer.alone():
+        return _append_all(checkpoint, lines())
 
 
 def _copied(line: bytes, digest: int, stamp: bytes, version: str) -> bytes:

@@ -13,7 +13,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.paths import check_name, command_line, resolve_directory
+from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.shards import ALL, Shard, shards_in, split_prefix
 from checkpoint.errors import InvalidName, StoreError, plural
 from checkpoint.remote.objects import names_under
@@ -21,7 +23,6 @@ from checkpoint.remote.urls import url_at
 from checkpoint.storage.files import store_error
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.lock import Lock
-from checkpoint.storage.store import Store, open_store
 
 __all__ = [
     "aside_name",
@@ -74,7 +75,7 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
     directory = resolve_directory(checkpoint_dir)
     check_name(name)
     if url_at(directory) is not None:
-        open_store(name, directory, _User())()
+        open_checkpoint(name, directory, _User())()
     try:
         if any(_is_there(path) for path in (*paths_of(name, directory), directory / f"{name}_meta.json")):
             return directory
@@ -98,9 +99,9 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
 
 
 class _User:
-    """Who opens a store, which brings what it mirrors."""
+    """Who opens a checkpoint, which brings what it mirrors."""
 
-    store: Store
+    checkpoint: Checkpoint
 
 
 def _is_there(path: Path) -> bool:

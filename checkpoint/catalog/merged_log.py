@@ -2,7 +2,7 @@
 
 The promise: what is found is what one journal with all records would give, where of several records of one key the one
 with the latest timestamp counts, and of two with the same, that of the later file name; a line with a checksum wins
-over one without. Only the own journal is ever written through it.
+over one without. Nothing is written through it.
 
 An offset is `number << 40 | offset` of the journal with that number; the own one is number 0, so that its offsets are
 what they were before there were others, and a number is never given twice. A key is looked for where it can be: in one
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from checkpoint import clock
 from checkpoint.catalog.shards import Shard, hash_of
 from checkpoint.errors import DamagedRecord
-from checkpoint.storage.index import Index, Place
+from checkpoint.storage.index import Place
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.notes import Notes
@@ -114,8 +114,8 @@ class _Known(NamedTuple):
     keys: int
 
 
-class MergedLog(KeyedLog):
-    """Several journals read as one; what is written goes to the own one.
+class MergedLog:
+    """Several journals read as one: a `RecordSource`.
 
     Args:
         shelves: by shard, the own one first; their order is that of their numbers.
@@ -124,24 +124,13 @@ class MergedLog(KeyedLog):
     def __init__(self, shelves: Mapping[Shard, KeyedLog]) -> None:
         self._shelves = list(shelves.values())
         self._shards = list(shelves)
-        self._own = self._shelves[0]
-        self.journal, self.lock = self._own.journal, self._own.lock
+        self.lock = self._shelves[0].lock
         self._numbers: dict[int, dict[int, int]] = {}  # by how many there are, and its own number
         for number, shard in enumerate(shelves):
             self._numbers.setdefault(shard.of, {})[shard.number] = number
         self._reader = JoinedReader({})
         self._known: dict[str, _Known] = {}
         self._all_notes: tuple[tuple[object, int] | None, Notes] = (None, Notes())
-
-    @property
-    def index(self) -> Index:  # type: ignore[override]  # the own shelf replaces its index
-        """That of the own journal, for who writes."""
-        return self._own.index
-
-    @property
-    def settled(self) -> set[str]:  # type: ignore[override]
-        """Those of the own journal."""
-        return self._own.settled
 
     # what it is at
 
@@ -243,22 +232,7 @@ class MergedLog(KeyedLog):
         self._at(offset).index.forget(version, key)
         self._known.clear()
 
-    # writing, which is the own journal's
-
-    def open_to_write(self) -> None:
-        """As `KeyedLog.open_to_write`."""
-        self._own.open_to_write()
-
-    def settle_doubt(self) -> None:
-        """As `KeyedLog.settle_doubt`."""
-        self._own.settle_doubt()
-
     # looking up
-
-    def refresh(self) -> None:
-        """Learn what others wrote since."""
-        for shelf in self._shelves:
-            shelf.refresh()
 
     def _homes(self, key: Key) -> list[int]:
         """The journals that can have a record of the key."""
@@ -428,6 +402,11 @@ class MergedLog(KeyedLog):
         with self.lock:
             parts = list(self._parts(version))
             return self.reader, [number << _SHIFT | offset for number, offsets in parts for offset in offsets]
+
+    def sample(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
+        """The reader, and where records of the version begin: at most so many, spread evenly over all journals."""
+        reader, offsets = self.offsets(version)
+        return reader, offsets[:: -(-len(offsets) // most) or 1]
 
     def last_offsets(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where the last records of each journal begin: of all together at most so many."""

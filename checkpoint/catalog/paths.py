@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.errors import InvalidName, InvalidOption, JournalLost, quote
-from checkpoint.remote.urls import note_url, place_of
+from checkpoint.remote.urls import note_url, place_of, url_at
 from checkpoint.storage.condition import Fault
 
-__all__ = ["Directory", "check_name", "command_line", "lost_journal", "resolve_directory"]
+__all__ = ["Directory", "check_name", "command_line", "is_mirror", "lost_journal", "resolve_directory"]
 
 
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9 ._\-]*")
@@ -52,6 +52,11 @@ def resolve_directory(checkpoint_dir: str | os.PathLike[str] | None) -> Path:
     if url is not None:
         note_url(directory, url)
     return directory
+
+
+def is_mirror(directory: Path) -> bool:
+    """Whether the directory mirrors a URL."""
+    return url_at(directory) is not None
 
 
 def command_line(verb: str, name: str, directory: str) -> str:

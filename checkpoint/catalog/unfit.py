@@ -45,28 +45,28 @@ def find_unfit(records: VersionView, *, only_look: bool = False) -> Unfit | None
         records: their store is up to date.
         only_look: whether nothing is to be written: else meta notes that results fit, and they are not read again.
     """
-    schema, store, version = records.schema, records.store, records.version
-    if schema is None or not store.results.count(version):
+    schema, checkpoint, version = records.schema, records.checkpoint, records.version
+    if schema is None or not checkpoint.results.count(version):
         return None
-    noted = store.schemas_of(version)
-    last = store.results.last_schema(version)
-    trusted = store.has_meta and bool(noted) and (last is None or last in noted)
+    noted = checkpoint.schemas_of(version)
+    last = checkpoint.results.last_schema(version)
+    trusted = checkpoint.has_meta and bool(noted) and (last is None or last in noted)
     if not trusted or any(not _fits_already(schema, *one) for one in noted.items()):
-        store.learn_meta()
-        noted = store.schemas_of(version)
-        trusted = trusted or (store.has_meta and bool(noted) and (last is None or last in noted))
+        checkpoint.learn_meta()
+        noted = checkpoint.schemas_of(version)
+        trusted = trusted or (checkpoint.has_meta and bool(noted) and (last is None or last in noted))
     doubtful = {digest for digest, one in noted.items() if not _fits_already(schema, digest, one)}
     if trusted and not doubtful:
         return None
     search = _Search(schema, noted)
-    for _, _, key, record in store.results.sound_places(version, lambda: None):
+    for _, _, key, record in checkpoint.results.sound_places(version, lambda: None):
         if record.crc or record.session:
             search.look(key, record.schema, bytes(record.result))
     unfit = search.unfit(records)
     if unfit is None:
         with suppress(CheckpointError):  # where it cannot be noted, the results are read again next time
             if not (only_look or records.only_reads):
-                store.note_fit(version, {digest: noted.get(digest) for digest in search.seen}, schema.digest)
+                checkpoint.note_fit(version, {digest: noted.get(digest) for digest in search.seen}, schema.digest)
     return unfit
 
 
@@ -182,7 +182,7 @@ class _Search:
         counts = Counter(reason.partition(", and ")[0] if ", a " in reason else reason for reason, *_ in found.values())
         first = next(iter(found))
         reason, cls, field = found[first]
-        before = records.store.versions.get(records.version)
+        before = records.checkpoint.versions.get(records.version)
         spelled = quote(before, 60) if before is not None or not records.version else "…"  # a secret is not noted
         named = spell(self._schema.annotation)
         made = f"{named}(**old, …)" if named.isidentifier() else "…"

@@ -21,6 +21,8 @@ from typing import Any, Final
 import msgspec
 
 from checkpoint import clock
+from checkpoint.catalog.checkpoint import Checkpoint
+from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import (
@@ -35,9 +37,10 @@ from checkpoint.errors import (
 )
 from checkpoint.outcomes import Failure
 from checkpoint.storage.journal import Reader
-from checkpoint.storage.keyed_log import KeyedLog, key_of
+from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.record import Record, seal
-from checkpoint.storage.store import Entry, Store, open_store
+from checkpoint.storage.source import RecordSource
+from checkpoint.storage.store import Entry, Store
 from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
@@ -76,13 +79,15 @@ class VersionView:
         shard: whose journals are written.
 
     Attributes:
-        store: shared with everyone in the process who names the same files.
+        checkpoint: what is read; shared with everyone in the process who names the same files.
+        store: what is written.
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
         schema: of the classes that `result_type` names, or None.
         only_reads: whether nothing is to be written, not even that a record is damaged.
     """
 
+    checkpoint: Checkpoint
     store: Store
     only_reads = False
 
@@ -104,10 +109,11 @@ class VersionView:
         self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
         if not self._follows:
             version_digest(version, "version", name)  # it is refused before any file is opened
-        self._detach: Callable[[], None] | None = open_store(name, directory, self, shard)
-        digest = "" if self._follows else self.store.digest_of_version(version)
+        self._detach: Callable[[], None] | None = open_checkpoint(name, directory, self, shard)
+        self.store = self.checkpoint.store
+        digest = "" if self._follows else self.checkpoint.digest_of_version(version)
         if digest:
-            self.store.name_version(digest, version)
+            self.store.meta.name_version(digest, version)
         self._set_version(digest)
         self._follow()
 
@@ -138,11 +144,11 @@ class VersionView:
 
     def tell_unannotated(self) -> None:
         """Say, once a process, that results were objects of classes that the annotation named, and are plain JSON."""
-        digest = self.store.results.last_schema(self.version)
-        if not digest or ("unannotated", digest) in self.store.told:
+        digest = self.checkpoint.results.last_schema(self.version)
+        if not digest or ("unannotated", digest) in self.store.meta.told:
             return
-        self.store.told.add(("unannotated", digest))
-        noted = self.store.schemas_of(self.version).get(digest, {}).get("classes") or {}
+        self.store.meta.told.add(("unannotated", digest))
+        noted = self.checkpoint.schemas_of(self.version).get(digest, {}).get("classes") or {}
         names = [name for name in noted if name]
         if names:
             log.warning(
@@ -154,7 +160,7 @@ class VersionView:
     def note_schema(self) -> None:
         """Results may follow: meta says what their schema stands for before one is there."""
         if self.schema is not None:
-            self.store.note_schema(self.version, self.schema.digest, self.schema.classes)
+            self.checkpoint.note_schema(self.version, self.schema.digest, self.schema.classes)
 
     def pin(self) -> None:
         """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
@@ -168,25 +174,25 @@ class VersionView:
 
     def _follow(self) -> None:
         """Where no version was named: go over to that of the last record, and say so; until something is saved."""
-        latest = self.store.latest
+        latest = self.checkpoint.latest
         if not self._follows or latest == self.version:
             return
         self._set_version(latest)
-        known = self.store.versions
+        known = self.checkpoint.versions
         shown = quote(known[latest]) if latest in known else latest or "None"
         log.info("checkpoint %r: reading version %s, that of the last record", self.name, shown)
 
-    def open(self, *keys: Key) -> Store:
-        """The store, up to date with what others wrote.
+    def open(self, *keys: Key) -> Checkpoint:
+        """The checkpoint, up to date with what others wrote.
 
         Raises:
             StoreClosed: `close` was called.
         """
         self._refuse_if_closed()
-        self.store.refresh(*(() if self._follows else keys))
+        self.checkpoint.refresh(*(() if self._follows else keys))
         if self._follows and not self._pinned:
             self._follow()
-        return self.store
+        return self.checkpoint
 
     def _refuse_if_closed(self) -> None:
         if self._detach is None:
@@ -220,7 +226,7 @@ class VersionView:
             except UnencodableValue as error:
                 raise self.keep_aside(key, value, digest, error) from None
             line = self.result_line(key, raw, digest)
-            self.store.append_one(self.store.results, self.version, key, digest, line, durable=self.power)
+            self.store.append_one(self.store.own.results, self.version, key, digest, line, durable=self.power)
             self._follows = False
         except StoreError as error:
             error.unsaved = {key: value}
@@ -228,9 +234,9 @@ class VersionView:
 
     def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
         """The failure is on disk for the key when this returns."""
-        store = self.open()
+        self.open()
         entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
-        store.append(store.errors, [entry], durable=self.power)
+        self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False
 
     def result_line(
@@ -246,12 +252,12 @@ class VersionView:
 
     def stamp(self) -> bytes:
         """Now, where that is the timestamp of whatever is saved now; else b"": it is another for each key."""
-        return b"" if self.store.shards else self._stamp()
+        return b"" if self.checkpoint.shards else self._stamp()
 
     def stamp_for(self, key: Key) -> bytes:
         """Now; or later, where the record of the key in another shard is of a clock that is ahead."""
         stamp = self._stamp()
-        return max(stamp, self.store.results.moment_after(self.version, key)) if self.store.shards else stamp
+        return max(stamp, self.checkpoint.results.moment_after(self.version, key)) if self.checkpoint.shards else stamp
 
     def _bare_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None, now: bytes
@@ -298,8 +304,9 @@ class VersionView:
         failure = Failure(str(located), "UnencodableValue")
         entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
         try:
-            self.open().append(self.store.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
-            self.store.append(self.store.errors, entries, durable=self.power)
+            self.open()
+            self.store.append(self.store.own.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
+            self.store.append(self.store.own.errors, entries, durable=self.power)
             self._follows = False
         except StoreError as failed:
             failed.unsaved = {key: value}
@@ -338,7 +345,7 @@ class VersionView:
 
     def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
         """(key, decoded result) at a place that a pass found."""
-        shelf = self.store.results
+        shelf = self.checkpoint.results
         with self.noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
@@ -346,7 +353,7 @@ class VersionView:
 
     def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
         """(key, failure) at a place that a pass found."""
-        shelf = self.store.errors
+        shelf = self.checkpoint.errors
         with self.noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
@@ -359,21 +366,21 @@ class VersionView:
             KeyError: there is none.
             DamagedRecord: its bytes are not those that were written.
         """
-        store = self.open()
-        with self.noting_damage(store.errors):
-            found = store.errors.read(self.version, key)
-        if found is None or store.is_retired(self.version, key, found[2]):
+        checkpoint = self.open()
+        with self.noting_damage(checkpoint.errors):
+            found = checkpoint.errors.read(self.version, key)
+        if found is None or checkpoint.is_retired(self.version, key, found[2]):
             raise KeyError(key)
         return item_error(key, found[2])
 
     @contextmanager
-    def noting_damage(self, shelf: KeyedLog, reader: Reader | None = None) -> Iterator[None]:
+    def noting_damage(self, shelf: RecordSource, reader: Reader | None = None) -> Iterator[None]:
         """A record that proves damaged is not done from then on; one in a file that was replaced is past that."""
         try:
             yield
         except DamagedRecord as error:
             if not self.only_reads and (reader is None or shelf.holds(reader, error.offset)):
-                self.store.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
+                self.checkpoint.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
             raise
 
     def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
@@ -406,29 +413,29 @@ class VersionView:
 
     def iter_errors(self) -> Iterator[ItemError]:
         """The failure of every key of this version that has no result."""
-        store = self.open()
-        with self.noting_damage(store.errors):
-            for _, _, key, record in store.errors.records(self.version):
-                if not store.is_retired(self.version, key, record):
+        checkpoint = self.open()
+        with self.noting_damage(checkpoint.errors):
+            for _, _, key, record in checkpoint.errors.records(self.version):
+                if not checkpoint.is_retired(self.version, key, record):
                     yield item_error(key, record)
 
     def is_done(self, key: Key) -> bool:
         """Whether the key has a result; the store as it was last seen."""
-        return self.store.results.find(self.version, key) is not None
+        return self.checkpoint.results.find(self.version, key) is not None
 
     def has_error(self, key: Key) -> bool:
         """Whether the key has an error and no result; the store as it was last seen."""
-        return self.store.errors.find(self.version, key) is not None and not self.is_done(key)
+        return self.checkpoint.errors.find(self.version, key) is not None and not self.is_done(key)
 
     def count(self) -> tuple[int, int]:
         """(done, failed): how many keys have a result, and how many an error and no result."""
-        store = self.open()
-        return store.results.count(self.version), store.failed_count(self.version)
+        checkpoint = self.open()
+        return checkpoint.results.count(self.version), checkpoint.failed_count(self.version)
 
     def clear(self) -> None:
         """Forget everything, all versions and files included; also where a journal is none."""
         self._refuse_if_closed()
-        self.store.clear()
+        self.checkpoint.clear()
         if self._latest:
             self._follows = True
             self._set_version("")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.api.runner import CheckpointedRunner
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.locate import locate, parts_of, writer_of
 from checkpoint.catalog.paths import command_line
 from checkpoint.cli.arguments import add_command, both_ways, json_or_text
 from checkpoint.cli.terminal import encodable, print_json, print_line
 from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, printable, quote
-from checkpoint.storage.store import Store
 from checkpoint.values.keys import Key, identity, key_from_json, plain_json, plain_key
 
 __all__ = ["add_clear"]
@@ -44,7 +44,7 @@ def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
         if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
-            with runner.records.store.all_alone(to_clear=True):
+            with runner.records.checkpoint.all_alone(to_clear=True):
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
             return _clear_keys(arguments, runner)
@@ -52,42 +52,42 @@ def _clear(arguments: argparse.Namespace) -> int:
 
 
 def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
-    store, version = runner.records.open(), runner.records.version
-    found = {identity(key): key for key in (_key_meant(store, version, text) for text in arguments.key)}
+    checkpoint, version = runner.records.open(), runner.records.version
+    found = {identity(key): key for key in (_key_meant(checkpoint, version, text) for text in arguments.key)}
     keys = list(found.values())
-    held = _told(*_counts_of(store, version, keys))
+    held = _told(*_counts_of(checkpoint, version, keys))
     if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
         return _declined(arguments)
-    with store.alone():
+    with checkpoint.store.writer.alone():
         runner.records.open()
-        if runner.records.version != version or not all(_is_there(store, version, key) for key in keys):
+        if runner.records.version != version or not all(_is_there(checkpoint, version, key) for key in keys):
             raise CheckpointError(f"checkpoint {arguments.name!r} was written meanwhile; nothing was forgotten")
-        results, errors, aside = _counts_of(store, version, keys)
+        results, errors, aside = _counts_of(checkpoint, version, keys)
         runner.clear(keys)
     if arguments.json:
-        told = {"name": runner.name, "directory": str(store.directory), "keys": [plain_json(key) for key in keys]}
+        told = {"name": runner.name, "directory": str(checkpoint.directory), "keys": [plain_json(key) for key in keys]}
         print_json({**told, "results": results, "errors": errors, "aside": aside, "deleted": []})
         return 0
     print_line(f"forgot {held} of {arguments.name!r}: the next run of the job computes them anew")
-    command = command_line("compact", arguments.name, str(store.directory))
+    command = command_line("compact", arguments.name, str(checkpoint.directory))
     print_line(f"the old lines stay in the files until: {command}")
     return 0
 
 
 def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
-    store, directory = runner.records.store, runner.records.store.directory
+    checkpoint, directory = runner.records.checkpoint, runner.records.checkpoint.directory
     try:
         runner.records.open()
     except JournalLost as error:  # of which this is a way out
         if not arguments.json:
             print_line(str(error))
-    counts = [store.results, store.errors, store.unsaved]
+    counts = [checkpoint.results, checkpoint.errors, checkpoint.unsaved]
     results, errors, aside = (sum(map(shelf.count, shelf.versions)) for shelf in counts)
     held = _told(results, errors, aside)
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
     prefixes = parts_of(arguments.name, directory).values()
-    with store.all_alone(to_clear=True):
+    with checkpoint.all_alone(to_clear=True):
         before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
         runner.clear()
     kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]
@@ -118,23 +118,23 @@ def _told(results: int, errors: int, aside: int) -> str:
     return " and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]} and {parts[2]}"
 
 
-def _places(store: Store, version: str, key: Key) -> tuple[int, ...]:
+def _places(checkpoint: Checkpoint, version: str, key: Key) -> tuple[int, ...]:
     """Where the key's records are, in results, errors and values kept aside."""
-    shelves = (store.results, store.errors, store.unsaved)
+    shelves = (checkpoint.results, checkpoint.errors, checkpoint.unsaved)
     return tuple(place.offset if (place := shelf.find(version, key)) is not None else -1 for shelf in shelves)
 
 
-def _is_there(store: Store, version: str, key: Key) -> bool:
-    return max(_places(store, version, key)) >= 0
+def _is_there(checkpoint: Checkpoint, version: str, key: Key) -> bool:
+    return max(_places(checkpoint, version, key)) >= 0
 
 
-def _counts_of(store: Store, version: str, keys: Iterable[Key]) -> tuple[int, int, int]:
-    places = [_places(store, version, key) for key in keys]
+def _counts_of(checkpoint: Checkpoint, version: str, keys: Iterable[Key]) -> tuple[int, int, int]:
+    places = [_places(checkpoint, version, key) for key in keys]
     results, errors, aside = (sum(held[part] >= 0 for held in places) for part in range(3))
     return results, errors, aside
 
 
-def _key_meant(store: Store, version: str, text: str) -> Key:
+def _key_meant(checkpoint: Checkpoint, version: str, text: str) -> Key:
     """The key that is written so and is there: as JSON, or as the text itself.
 
     Raises:
@@ -142,26 +142,27 @@ def _key_meant(store: Store, version: str, text: str) -> Key:
         CheckpointError: there is none.
     """
     keys = _keys_written(text)
-    there = [key for key in keys if _is_there(store, version, key)]
-    if len({_places(store, version, key) for key in there}) > 1:
+    there = [key for key in keys if _is_there(checkpoint, version, key)]
+    if len({_places(checkpoint, version, key) for key in there}) > 1:
         raise InvalidOption(
             f"the keys {quote(there[0])} and {quote(there[1])} are both there; {both_ways(keys[0], text)}"
         )
     if there:
         return there[-1]
-    others = [other for other in store.results.versions - {version} if _is_there_as(store, other, keys)]
-    of = f"; it is there under {_labels(store, others)}, which is not the version written last" if others else ""
+    others = [other for other in checkpoint.results.versions - {version} if _is_there_as(checkpoint, other, keys)]
+    of = f"; it is there under {_labels(checkpoint, others)}, which is not the version written last" if others else ""
     raise CheckpointError(
-        f"key {quote(keys[0])} is not in checkpoint {store.name!r} in {store.directory}{of}; nothing was forgotten"
+        f"key {quote(keys[0])} is not in checkpoint {checkpoint.store.name!r} in {checkpoint.directory}{of}; "
+        "nothing was forgotten"
     )
 
 
-def _is_there_as(store: Store, version: str, keys: Iterable[Key]) -> bool:
-    return any(_is_there(store, version, key) for key in keys)
+def _is_there_as(checkpoint: Checkpoint, version: str, keys: Iterable[Key]) -> bool:
+    return any(_is_there(checkpoint, version, key) for key in keys)
 
 
-def _labels(store: Store, versions: Iterable[str]) -> str:
-    told = [quote(store.versions.get(version, version), 60) if version else "no version" for version in versions]
+def _labels(checkpoint: Checkpoint, versions: Iterable[str]) -> str:
+    told = [quote(checkpoint.versions.get(version, version), 60) if version else "no version" for version in versions]
     return ", ".join(sorted(told)[:3])
 
 

@@ -16,11 +16,10 @@ import msgspec
 
 from checkpoint.catalog.locate import aside_name, locate, parts_of, paths_of, size_in_words, size_of, writer_of
 from checkpoint.catalog.merged_log import allow_files
-from checkpoint.catalog.paths import command_line, lost_journal
+from checkpoint.catalog.paths import command_line, is_mirror, lost_journal
 from checkpoint.catalog.view import VersionCount
 from checkpoint.errors import plural, printable, quote
 from checkpoint.maintenance.audit import Audit, Damage, lines_at
-from checkpoint.remote.urls import url_at
 from checkpoint.storage.condition import SYNCED, fault_of, held_records, is_most, loss_of, synced_bytes
 from checkpoint.storage.files import index_path, read_object
 from checkpoint.storage.index_file import file_state
@@ -306,7 +305,7 @@ def _check_one(name: str, prefix: str, directory: Path, *, is_whole: bool) -> _C
     readers = [Reader.open(path) for path in paths]
     ledgers = [_ledger(reader, decode=path is paths[0]) for path, reader in zip(paths, readers, strict=True)]
     states = [_state_of(path, reader, ledger) for path, reader, ledger in zip(paths, readers, ledgers, strict=True)]
-    if meta_in(meta_path) != before or url_at(directory) is not None:
+    if meta_in(meta_path) != before or is_mirror(directory):
         before = {}  # it was written meanwhile, or the rest is elsewhere: it says nothing of what was read
     elif SYNCED not in before and not is_whole:
         before = {}  # it counts the results of shards too

@@ -105,7 +105,7 @@ def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
     with alone_with(name, directory, shard) as store:
         leftovers = discard_leftovers(prefix, directory)
         for shelf, reader in own_logs(store):
-            before, ledger = reader.size(), Audit(reader, decode=shelf is store.own[0])
+            before, ledger = reader.size(), Audit(reader, decode=shelf is store.own.results)
             kept = kept_lines(ledger)
             if kept is not None:
                 store.replace(shelf, explained_lines(lines_at(reader, kept, ledger.end), ledger, reader, kept))

@@ -113,7 +113,7 @@ def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
         discard_leftovers(prefix, directory)
         for shelf, reader in own_logs(store):
             fault = fault_of(reader)
-            ledger = Audit(reader, decode=shelf is store.own[0])
+            ledger = Audit(reader, decode=shelf is store.own.results)
             if not ledger.damage:
                 continue
             bare = _unsealed(ledger, reader) if fault is not None and fault.is_altered else {}

@@ -11,30 +11,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from checkpoint.catalog.checkpoint import Checkpoint
+from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.shards import Shard
 from checkpoint.maintenance.check import leftovers_of
 from checkpoint.storage.files import store_error
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
-from checkpoint.storage.store import Store, open_store
+from checkpoint.storage.store import Store
 
 __all__ = ["alone_with", "discard_leftovers", "own_logs"]
 
 
 class _User:
-    """Who uses the store meanwhile."""
+    """Who uses the checkpoint meanwhile."""
 
-    store: Store
+    checkpoint: Checkpoint
 
 
 @contextmanager
 def alone_with(name: str, directory: Path, shard: Shard, *, repairs: bool = False) -> Iterator[Store]:
     """The store that this process has of it, under the writer's lock."""
     user = _User()
-    detach = open_store(name, directory, user, shard)
+    detach = open_checkpoint(name, directory, user, shard)
     try:
-        with user.store.all_as_they_are() if repairs else user.store.alone():
-            yield user.store
+        store = user.checkpoint.store
+        with store.all_as_they_are() if repairs else store.writer.alone():
+            yield store
     finally:
         detach()
 

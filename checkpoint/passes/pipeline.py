@@ -40,7 +40,7 @@ from checkpoint.execution.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.outcomes import NOT_RUN, Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.progress import Bar
 from checkpoint.storage.index import Place
-from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry
 from checkpoint.values.digests import Digests, are_alike
 from checkpoint.values.inputs import Loans, index_of, is_one_shot, items_of, length_of, refuse_groups
@@ -117,7 +117,7 @@ class Pass:
         self.records = records
         self._lineage = lineage
         self.name = records.name
-        self._store = records.store
+        self._checkpoint, self._store = records.checkpoint, records.store
         self._shard = records.shard
         self._lock = threading.Lock()
         self._version = records.version
@@ -201,7 +201,7 @@ class Pass:
         if (unfit := self.find_unfit()) is not None:
             raise unfit.error
         self.look()
-        self._store.total = self.total
+        self._store.meta.total = self.total
         self.records.open()  # keying may have taken a while
         self._recount()
         self._tell_resumed()
@@ -209,7 +209,7 @@ class Pass:
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         else:
             if self.records.power:
-                self._store.confirm()
+                self._checkpoint.confirm()
             if self._shard != ALL:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
@@ -219,12 +219,12 @@ class Pass:
             self.items = self._undone_items()
         elif self._earlier and not self._one_shot:
             self.items = self._items_failed_last(self.items)
-        beside = None if self._store.uploads is None else self._store.uploads.beside
+        beside = self._store.replica.beside if self._store.replica.is_remote else None
         self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
 
     def _note_earlier(self) -> None:
         """Which of the items that were keyed first failed earlier, and are run again."""
-        errors = self._store.errors
+        errors = self._checkpoint.errors
         self._had_errors = self._retry_failed and not errors.is_empty
         if self._had_errors:
             keys = [self.keys[place] for place in self._undone()]
@@ -272,7 +272,7 @@ class Pass:
         Raises:
             InvalidKey, DuplicateKey, InputChanged, KeyChanged: naming the items.
         """
-        self._known = self._store.results.count(self._version)
+        self._known = self._checkpoint.results.count(self._version)
         if self._steady and self._share is not None:
             self.items = list(self._share)
         if not self._one_shot:
@@ -290,7 +290,7 @@ class Pass:
 
     def foresee(self) -> Iterator[tuple[Key, Fate]]:
         """(key, what becomes of it) for each key of items that were keyed, as `admit` decides it; nothing is done."""
-        store, version = self._store, self._version
+        checkpoint, version = self._checkpoint, self._version
         for place, item in enumerate(self.items):
             key = self.keys[place]
             if self._seen[key] != place:
@@ -303,14 +303,14 @@ class Pass:
             elif redo:
                 yield key, "redone"
             else:
-                yield key, "new" if store.errors.find(version, key) is None else "failed"
+                yield key, "new" if checkpoint.errors.find(version, key) is None else "failed"
 
     def _would_run(self, key: Key) -> bool:
         """Whether an item that was keyed first will be run, as far as can be told without its content."""
         if key not in self._redo and self.records.is_done(key):
             return False
-        stands = not self._retry_failed and self._store.errors.find(self._version, key) is not None
-        return not stands and self._store.unsaved.find(self._version, key) is None
+        stands = not self._retry_failed and self._checkpoint.errors.find(self._version, key) is not None
+        return not stands and self._checkpoint.unsaved.find(self._version, key) is None
 
     def _key_all(self) -> None:
         if self._steady and self._on_change in (None, "keep"):
@@ -340,7 +340,7 @@ class Pass:
     def _find_keyed(self) -> Digests:
         """Where their results are; returns the digests of what these were computed from."""
         self._counted = self._index_now()
-        self._found, digests = self._store.results.find_all(self._version, self.keys[: self._keyed])
+        self._found, digests = self._checkpoint.results.find_all(self._version, self.keys[: self._keyed])
         return digests
 
     def _note_changes(self, digests: Digests) -> None:
@@ -486,7 +486,7 @@ class Pass:
 
     def _knows(self, keys: list[Key]) -> bool:
         """Whether one of the keys has a record that was there before this pass."""
-        shelves = (self._store.results, self._store.errors)
+        shelves = (self._checkpoint.results, self._checkpoint.errors)
         before = [key for key in keys if key not in self._made]
         return any(shelf.find(self._version, key) is not None for key in before for shelf in shelves)
 
@@ -497,7 +497,7 @@ class Pass:
             KeyChanged: most of them are, or most of the results on disk are of them.
         """
         places = {digest: place for place, digest in reversed(list(enumerate(digests))) if digest}
-        found = self._store.results.keys_of_inputs(self._version, set(places))
+        found = self._checkpoint.results.keys_of_inputs(self._version, set(places))
         known = {places[digest]: key for digest, key in found.items() if key not in self._seen}
         parts = any(digest & PART for digest in places)  # a part of an item may well be that of another
         enough = min(len(places), max(self._known, _FEW))
@@ -524,7 +524,7 @@ class Pass:
         if self._one_shot:
             done, failed = self.records.count()
         else:
-            keys = set() if self._store.errors.is_empty else {self.keys[place] for place in self._undone()}
+            keys = set() if self._checkpoint.errors.is_empty else {self.keys[place] for place in self._undone()}
             done, failed = self.completed, sum(self.records.has_error(key) for key in keys)
         if not (self._known or done or failed):
             return
@@ -594,14 +594,14 @@ class Pass:
 
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
         """What `_admit` comes to for items that are all to be run, and of which nothing is known; else None."""
-        store, running = self._store, self._running
-        if self._redo or not (store.writing and self._retry_failed and store.unsaved.is_empty):
+        checkpoint, running = self._checkpoint, self._running
+        if self._redo or not (checkpoint.store.writer.writing and self._retry_failed and checkpoint.unsaved.is_empty):
             return None
         if len(set(keys)) < len(keys) or not (self._failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
             return None
         if not self._earlier.keys().isdisjoint(keys):
             return None
-        if max(store.results.find_all(self._version, keys)[0]) >= 0:
+        if max(checkpoint.results.find_all(self._version, keys)[0]) >= 0:
             return None  # somebody saved one of them just now
         whole = self._digest_of is item_digest
         digests = item_digests(items) if whole else list(map(self._digest_of, items))
@@ -616,7 +616,7 @@ class Pass:
             self._waiting.setdefault(key, []).append(item)
             self._crowd += 1
             return None
-        found = self._store.results.find(self._version, key)
+        found = self._checkpoint.results.find(self._version, key)
         if found is None or key in self._redo:
             return self._to_run(item, key)
         return self._resumed(item, key, found)
@@ -682,14 +682,14 @@ class Pass:
             self._bar.skip(count)
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
-        store, redo = self._store, key in self._redo
+        checkpoint, redo = self._checkpoint, key in self._redo
         digest = self._digest_of(item)
-        if not (self._retry_failed and store.unsaved.is_empty) and self._failed_before(key, digest, redo):
+        if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest, redo):
             self._stands(item, key)
             return None
-        if not store.writing:
+        if not checkpoint.store.writer.writing:
             self._begin_writing()
-            found = store.results.find(self._version, key)
+            found = checkpoint.results.find(self._version, key)
             if found is not None and not redo:
                 return self._resumed(item, key, found)  # another process finished it just now
             if self._failed_before(key, digest, redo):
@@ -704,32 +704,36 @@ class Pass:
 
     def _note_type(self, key: Key) -> None:
         """How an item failed earlier that is run again: the record is hidden by that of the next failure."""
-        if self._store.errors.find(self._version, key) is not None:
+        if self._checkpoint.errors.find(self._version, key) is not None:
             self._earlier[key] = self.error_of(key).type
 
     def _failed_before(self, key: Key, digest: int, redo: bool) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
-        store = self._store
-        failed = None if self._retry_failed else store.errors.find(self._version, key)
-        if failed is not None and (not redo or are_alike(failed.digest, digest)) and self._counts(store.errors, key):
+        checkpoint = self._checkpoint
+        failed = None if self._retry_failed else checkpoint.errors.find(self._version, key)
+        if (
+            failed is not None
+            and (not redo or are_alike(failed.digest, digest))
+            and self._counts(checkpoint.errors, key)
+        ):
             return True
         aside = self._is_aside(key, digest, redo)
         if aside is None:
             return False
-        if store.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
+        if checkpoint.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
             self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
         self.kept_aside.append(key)
         return True
 
     def _is_aside(self, key: Key, digest: int, redo: bool) -> Place | None:
         """Where the item's value is kept aside, which is not paid for again by itself."""
-        aside = self._store.unsaved
+        aside = self._checkpoint.unsaved
         found = None if aside.is_empty else aside.find(self._version, key)
         if found is None or (redo and not are_alike(found.digest, digest)) or not self._counts(aside, key):
             return None
         return found
 
-    def _counts(self, shelf: KeyedLog, key: Key) -> bool:
+    def _counts(self, shelf: RecordSource, key: Key) -> bool:
         """Whether a failure still tells something: that of a function that has changed since does not."""
         if self._lineage is None or key not in self._outdated:
             return True
@@ -741,16 +745,16 @@ class Pass:
 
     def _begin_writing(self) -> None:
         """Take the lock; from here on nobody else saves anything."""
-        self._store.begin_writing()
+        self._store.writer.begin()
         if self.records.power:
-            self._store.confirm()
+            self._checkpoint.confirm()
         self._recount()
         if self._lineage is not None:
             self._lineage.note(self.records)
         self.records.note_schema()
 
     def _index_now(self) -> tuple[object, int]:
-        return self._store.results.state
+        return self._checkpoint.results.state
 
     def _recount(self) -> None:
         """What another process saved since the items were keyed is done."""
@@ -775,7 +779,7 @@ class Pass:
     def error_of(self, key: Key) -> ItemError:
         """The failure that is recorded for the key, as far as it can be read."""
         try:
-            found = self._store.errors.read(self._version, key)
+            found = self._checkpoint.errors.read(self._version, key)
         except DamagedRecord as error:
             log.warning("%s", error)
             found = None
@@ -837,7 +841,7 @@ class Pass:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
         try:
-            self._store.append_one(self._store.results, self._version, key, digest, line, durable=records.power)
+            self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = {key: value}
@@ -855,7 +859,7 @@ class Pass:
         if ends[0].refused is not None:
             self._settled(ends, self._kept_aside(ends[0]))
             return
-        shelf = self._store.errors if ends[0].raw is None else self._store.results
+        shelf = self._store.own.errors if ends[0].raw is None else self._store.own.results
         self._store.append(shelf, ends, durable=self.records.power)
         self._settled(ends)
 
@@ -1051,7 +1055,7 @@ class Pass:
 
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
-        version, results, errors = self._version, self._store.results, self._store.errors
+        version, results, errors = self._version, self._checkpoint.results, self._checkpoint.errors
         keys, made, failed = self.keys, self._made, self._failed
         if self._index_now()[0] == self._counted[0] and len(self._found) == len(keys):
             places, todo = self._found[:], []
@@ -1071,10 +1075,10 @@ class Pass:
 
     async def uploaded(self) -> None:
         """Wait for uploads here, where an event loop goes on meanwhile, and not at the end of the pass."""
-        if self._store.uploads is not None:
+        if self._store.replica.is_remote:
             import asyncio
 
-            while not self._store.uploads.has_drained():
+            while not self._store.replica.has_drained():
                 await asyncio.sleep(0.05)
 
     def tell_interrupted(self, error: BaseException) -> None:

@@ -27,7 +27,7 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.policies import Rate
 from checkpoint.passes.pipeline import Pass
-from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, KeyFunction, item_digest
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _causes(records: VersionView, keys: list[Key]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for key in keys:
         try:
-            found = records.store.errors.read(records.version, key)
+            found = records.checkpoint.errors.read(records.version, key)
         except DamagedRecord:
             found = None
         counts[(found[2].type if found is not None else None) or "error"] += 1
@@ -290,22 +290,27 @@ def _count_in(records: VersionView, offsets: frozenset[int], keys: list[Key]) ->
     """How many of the keys have their record at one of these offsets."""
     if not offsets:
         return 0
-    places, _ = records.store.results.find_all(records.version, keys)
+    places, _ = records.checkpoint.results.find_all(records.version, keys)
     return sum(offset in offsets for offset in places)
 
 
 def _elsewhere(records: VersionView, keys: list[Key]) -> dict[str, int]:
     """How many of the keys have a result under each other version; of the twenty versions that have most."""
-    store = records.store
-    others = [version for version in store.results.versions if version != records.version]
+    checkpoint = records.checkpoint
+    others = [version for version in checkpoint.results.versions if version != records.version]
     if not keys or not others:
         return {}
-    others.sort(key=store.results.count, reverse=True)
+    others.sort(key=checkpoint.results.count, reverse=True)
     counts = {
-        version: sum(store.results.find(version, key) is not None for key in keys) for version in others[:_VERSIONS]
+        version: sum(checkpoint.results.find(version, key) is not None for key in keys)
+        for version in others[:_VERSIONS]
     }
     return {
-        "no version" if not version else quote(store.versions[version], 60) if version in store.versions else version: n
+        "no version"
+        if not version
+        else quote(checkpoint.versions[version], 60)
+        if version in checkpoint.versions
+        else version: n
         for version, n in sorted(counts.items(), key=lambda pair: -pair[1])
         if n
     }
@@ -316,7 +321,7 @@ def _elsewhere(records: VersionView, keys: list[Key]) -> dict[str, int]:
 
 def _durations(records: VersionView) -> list[float]:
     """How long calls took: a sample of the results, or of the failures, or of the version that has most results."""
-    results, errors = records.store.results, records.store.errors
+    results, errors = records.checkpoint.results, records.checkpoint.errors
     for shelf in (results, errors):
         if found := _durations_on(shelf, records.version):
             return found
@@ -324,7 +329,7 @@ def _durations(records: VersionView) -> list[float]:
     return _durations_on(results, others[0]) if others else []
 
 
-def _durations_on(shelf: KeyedLog, version: str) -> list[float]:
+def _durations_on(shelf: RecordSource, version: str) -> list[float]:
     reader, offsets = shelf.sample(version, _SAMPLE)
     found = []
     for offset in offsets:

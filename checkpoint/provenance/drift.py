@@ -70,9 +70,9 @@ def drift_of(records: VersionView, code: Fingerprint) -> Drift | None:
         records: their store is up to date.
         code: of the function as it is.
     """
-    store, version = records.store, records.version
-    known = {old: detail for old, detail in store.codes_of(version).items() if old != code.digest}
-    open_ = known.keys() - {old for old, new in store.accepted if new == code.digest} if known else set()
+    checkpoint, version = records.checkpoint, records.version
+    known = {old: detail for old, detail in checkpoint.codes_of(version).items() if old != code.digest}
+    open_ = known.keys() - {old for old, new in checkpoint.accepted if new == code.digest} if known else set()
     compared: dict[str, Changes | None] = {}
     for old, detail in known.items():
         if old in open_:
@@ -81,7 +81,7 @@ def drift_of(records: VersionView, code: Fingerprint) -> Drift | None:
                 compared[old] = found
     if not compared:
         return None
-    places = store.results.places_by_code(version)
+    places = checkpoint.results.places_by_code(version)
     live = [old for old in compared if old in places]
     if not live:
         return None
@@ -93,7 +93,7 @@ def drift_of(records: VersionView, code: Fingerprint) -> Drift | None:
         tuple(shown.names) if shown else (),
         frozenset(offset for old, _ in differ for offset in places[old]),
         frozenset(offset for old in live if compared[old] is None for offset in places[old]),
-        question_of(store, version, code.digest),
+        question_of(checkpoint, version, code.digest),
     )
 
 
@@ -114,14 +114,14 @@ def takeover_of(records: VersionView, code: Fingerprint) -> Takeover | None:
     They do where each part of the version is a value that the function reads, and where the function is what computed
     all of them. Where they do not, that is said of the first version of a function only.
     """
-    store, version = records.store, records.version
-    results = store.results
+    checkpoint, version = records.checkpoint, records.version
+    results = checkpoint.results
     if not version or version in results.versions or not (count := results.count("")):
         return None
-    label = store.versions.get(version)  # None: one that holds a secret
+    label = checkpoint.versions.get(version)  # None: one that holds a secret
     counts = False
     if label is not None and all(reads(code, part) for _, part in parts_of(label)):
-        mine = {code.digest, code.unsealed, *(old for old, new in store.accepted if new == code.digest)}
+        mine = {code.digest, code.unsealed, *(old for old, new in checkpoint.accepted if new == code.digest)}
         counts = count == sum(len(places) for name, places in results.places_by_code("").items() if name in mine)
     is_first = not any(results.count(other) for other in results.versions - {"", version})
     return Takeover(count, counts) if counts or is_first else None
@@ -218,17 +218,21 @@ class Lineage:
 
     def _accept_unsealed(self, records: VersionView) -> None:
         """What an earlier version of this library noted by a plain digest of the same secrets counts everywhere."""
-        store, old, new = records.store, self.code.unsealed, self.code.digest
-        if old == new or old not in store.results.codes.get(records.version, ()) or (old, new) in store.accepted:
+        checkpoint, old, new = records.checkpoint, self.code.unsealed, self.code.digest
+        if (
+            old == new
+            or old not in checkpoint.results.codes.get(records.version, ())
+            or (old, new) in checkpoint.accepted
+        ):
             return
         with suppress(CheckpointLocked, StoreError):  # it counts here all the same
-            store.accept_codes([old], new)
+            checkpoint.accept_codes([old], new)
 
     def _is_news(self, records: VersionView, what: str) -> bool:
         """Whether this process has not told it yet."""
         told = (f"{what} {records.version}", self.code.digest)
-        is_news = told not in records.store.told
-        records.store.told.add(told)
+        is_news = told not in records.store.meta.told
+        records.store.meta.told.add(told)
         return is_news
 
     def _begin_version(self, records: VersionView) -> None:
@@ -238,7 +242,7 @@ class Lineage:
         if takeover is None:
             return
         if takeover.counts:
-            records.store.accept_version("", records.version)
+            records.checkpoint.accept_version("", records.version)
             log.info("checkpoint %r: %s", records.name, self.taken_over(takeover))
         elif self._is_news(records, "first version"):
             log.warning("checkpoint %r: %s", records.name, self.left_aside(records, takeover))
@@ -252,12 +256,12 @@ class Lineage:
         """What the version says that the function does not do; "" where nothing is known of it."""
         if self._label is None:
             return ""
-        store = records.store
-        known = store.versions
+        checkpoint = records.checkpoint
+        known = checkpoint.versions
         mine = {self.code.digest, self.code.unsealed}
         others = [
             known[version]
-            for version, codes in store.results.codes.items()
+            for version, codes in checkpoint.results.codes.items()
             if version in known and version != records.version and not mine.isdisjoint(codes)
         ]
         told = mislabelled(self.code, self._label, [*([] if self._base is None else [self._base]), *others])
@@ -278,7 +282,7 @@ class Lineage:
 
     def left_aside(self, records: VersionView, takeover: Takeover) -> str:
         """That results of no version do not count for the first one, and how to take them."""
-        label = records.store.versions.get(records.version, self._label)
+        label = records.checkpoint.versions.get(records.version, self._label)
         return (
             f"{plural(takeover.count, 'result')} of no version {'is' if takeover.count == 1 else 'are'} left aside, "
             f"since {self.code.name} has a version now, {quoted(label, 60)}: its items are computed anew. If the "
@@ -324,7 +328,7 @@ class Lineage:
 
     def choices(self, records: VersionView, drift: Drift) -> str:
         """The lines to copy, one for each way to decide."""
-        directory = str(records.store.directory)
+        directory = str(records.checkpoint.directory)
         command = f"{command_line('accept', records.name, directory)} {drift.question}"
         rows = [(command, f"the old results are still right; in Python: {self._short}.accept()")]
         if self._label is None:
@@ -382,7 +386,7 @@ class Lineage:
 
 def _unused_label(records: VersionView) -> str:
     """A text, as it is written, that no version of the checkpoint has."""
-    taken = [str(label) for label in records.store.versions.values()]
+    taken = [str(label) for label in records.checkpoint.versions.values()]
     return f'"{next(number for number in itertools.count(2) if str(number) not in taken)}"'
 
 

@@ -2,6 +2,6 @@
 
 The promise: saving never waits for the store; nobody overwrites what another session wrote; no line is lost.
 
-Interface: `urls.place_of`, `replica.Replica`, `uploader.Uploader`.
+Interface: `replication.replica_of`, `urls.place_of`, `local_copy.LocalCopy`, `uploader.Uploader`.
 May import: storage.
 """

@@ -26,15 +26,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.errors import CheckpointError, StoreError, quote_error
 from checkpoint.remote.urls import EXTRAS, hide_secrets, url_at
+from checkpoint.storage.journal import KINDS
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["KINDS", "Listing", "Objects", "Part", "names_under"]
+__all__ = ["Listing", "Objects", "Part", "names_under"]
 
 
-KINDS = ("results", "errors", "unsaved")
-"""The journals."""
 log = logging.getLogger("checkpoint")
 _AT_ONCE = 8
 _PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")

@@ -16,13 +16,14 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from checkpoint import clock
 from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
+from checkpoint.outcomes import Uploaded
+from checkpoint.remote.local_copy import Held, LocalCopy, State, mark_of
 from checkpoint.remote.objects import Part
-from checkpoint.remote.replica import Held, Replica, State, mark_of
 from checkpoint.remote.urls import remember
 from checkpoint.storage.journal import Journal, Reader
 
@@ -47,36 +48,38 @@ _STALLED = 180.0  # the same without a failure being told: a large part over a s
 _CANDIDATES = 5
 
 
-class Uploaded(NamedTuple):
-    """How far the store is behind.
-
-    Attributes:
-        bytes: how many are in the local journals only.
-        seconds: how long the first of them has been waiting; 0 where none does.
-        failing: why the last upload failed, or "".
-    """
-
-    bytes: int
-    seconds: float
-    failing: str
-
-
 class Uploader:
-    """The store's side of one checkpoint that is mirrored here.
+    """The store's side of one checkpoint that is mirrored here: the `Replica` of its journals.
 
     Args:
         mirror: the local side.
         journals: by kind, as the local store has them open.
     """
 
-    def __init__(self, mirror: Replica, journals: Mapping[str, Journal]) -> None:
+    def __init__(self, mirror: LocalCopy, journals: Mapping[str, Journal]) -> None:
         self.mirror = mirror
         self._journals = journals
         self._session: _Session | None = None
         self._epoch = 0
         self._owner: dict[str, Any] = {}
 
+    is_remote = True
+
+    # whoever reads
+
+    def look(self) -> None:
+        """As `LocalCopy.look`."""
+        self.mirror.look()
+
     # taking it
+
+    def take_turn(self) -> None:
+        """As `LocalCopy.take_turn`."""
+        self.mirror.take_turn()
+
+    def end_turn(self) -> None:
+        """As `LocalCopy.end_turn`."""
+        self.mirror.end_turn()
 
     def begin(self) -> None:
         """Begin a session, and bring what others uploaded before; call it in turn and under the local lock.
@@ -185,6 +188,10 @@ class Uploader:
             return self._session.uploaded()
         return waiting(self.mirror)
 
+    def writer_there(self) -> dict[str, Any] | None:
+        """As the function `writer_there`."""
+        return writer_there(self.mirror)
+
     def beside(self) -> str:
         """What stands beside a bar: nothing while uploads keep up."""
         told = self.uploaded()
@@ -269,7 +276,7 @@ class _Session:
         ended_by: what has ended the session, or None.
     """
 
-    def __init__(self, mirror: Replica, journals: Mapping[str, Journal], epoch: int, owner: dict[str, Any]) -> None:
+    def __init__(self, mirror: LocalCopy, journals: Mapping[str, Journal], epoch: int, owner: dict[str, Any]) -> None:
         self._mirror, self._journals, self._epoch, self._owner = mirror, journals, epoch, owner
         self.failing = ""
         self.ended_by: CheckpointLocked | None = None
@@ -590,7 +597,7 @@ def _runs(reader: Reader | None) -> Iterator[bytes]:
         yield b"".join(lines)
 
 
-def waiting(mirror: Replica) -> Uploaded:
+def waiting(mirror: LocalCopy) -> Uploaded:
     """What is in the journals here, and not in the store, as the files tell."""
     state = mirror.load() or State()
     behind = sum(stop - start for kind in mirror.paths for start, stop in _spans_of(mirror, state, kind))
@@ -598,12 +605,12 @@ def waiting(mirror: Replica) -> Uploaded:
     return Uploaded(behind, seconds, "")
 
 
-def _spans_of(mirror: Replica, state: State, kind: str) -> list[tuple[int, int]]:
+def _spans_of(mirror: LocalCopy, state: State, kind: str) -> list[tuple[int, int]]:
     reader = Reader.open(mirror.paths[kind])
     return [] if reader is None else state.journals.get(kind, Held()).spans(reader.size())
 
 
-def writer_there(mirror: Replica) -> dict[str, Any] | None:
+def writer_there(mirror: LocalCopy) -> dict[str, Any] | None:
     """Who writes from another machine (pid, host, since), as far as can be told by our clock: only to be shown."""
     try:
         owners = mirror.objects.owners()
@@ -616,7 +623,7 @@ def writer_there(mirror: Replica) -> dict[str, Any] | None:
     return {part: owner.get(part) for part in ("pid", "host", "since")}
 
 
-def _results_waiting(mirror: Replica) -> int:
+def _results_waiting(mirror: LocalCopy) -> int:
     reader, state = Reader.open(mirror.paths["results"]), mirror.load() or State()
     if reader is None:
         return 0
@@ -640,7 +647,7 @@ def _said(data: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _take(mirror: Replica, epoch: int, owner: dict[str, Any]) -> dict[str, Any] | None:
+def _take(mirror: LocalCopy, epoch: int, owner: dict[str, Any]) -> dict[str, Any] | None:
     """Take the number; returns who was quicker, or None. An answer that was lost on the way may have been ours."""
     try:
         mirror.objects.create(_owner_name(epoch), _json(owner))

@@ -21,8 +21,8 @@ from checkpoint.errors import ItemError
 from checkpoint.reporting.causes import Cause, causes_of
 from checkpoint.reporting.tables import versions_of
 from checkpoint.storage.journal import Reader
-from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import Record
+from checkpoint.storage.source import RecordSource
 
 __all__ = [
     "EPOCH",
@@ -148,13 +148,13 @@ class RunHistory:
 def gather(records: VersionView) -> RunHistory:
     """What the records of the current version tell."""
     records.pin()  # what is saved meanwhile must not lead to another version halfway
-    store, story = records.open(), RunHistory()
-    if len(store.results.versions | store.errors.versions) > 1:
+    checkpoint, story = records.open(), RunHistory()
+    if len(checkpoint.results.versions | checkpoint.errors.versions) > 1:
         story.versions = versions_of(records)
-    story.total = store.whole_total()
-    story.damaged = store.results.damaged + store.errors.damaged
+    story.total = checkpoint.whole_total()
+    story.damaged = checkpoint.results.damaged + checkpoint.errors.damaged
     story.causes = causes_of(_failures(records, story))
-    for reader, offset, key, record in _sound(store.results, records.version, story):
+    for reader, offset, key, record in _sound(checkpoint.results, records.version, story):
         story.note(key, record, failed=False)
         if len(story.shown) < ROWS:
             story.shown.append((reader, offset))
@@ -163,9 +163,9 @@ def gather(records: VersionView) -> RunHistory:
 
 def _failures(records: VersionView, story: RunHistory) -> Iterator[ItemError]:
     """The failures that are grouped by cause; all of them are counted on the way."""
-    store = records.store
-    for reader, offset, key, record in _sound(store.errors, records.version, story):
-        if store.is_retired(records.version, key, record):
+    checkpoint = records.checkpoint
+    for reader, offset, key, record in _sound(checkpoint.errors, records.version, story):
+        if checkpoint.is_retired(records.version, key, record):
             continue
         story.note(key, record, failed=True)
         if len(story.shown_failed) < ROWS:
@@ -176,7 +176,7 @@ def _failures(records: VersionView, story: RunHistory) -> Iterator[ItemError]:
             story.unexamined += 1
 
 
-def _sound(shelf: KeyedLog, version: str, story: RunHistory) -> Iterator[tuple[Reader, int, Any, Record]]:
+def _sound(shelf: RecordSource, version: str, story: RunHistory) -> Iterator[tuple[Reader, int, Any, Record]]:
     """(reader, offset, key, record) of every key whose record is sound, in the order of the file."""
 
     def damaged() -> None:

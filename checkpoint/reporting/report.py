@@ -132,7 +132,7 @@ def _header(records: VersionView, story: RunHistory, timeline: Timeline | None) 
         first, last = stamp(timeline.start), stamp(timeline.end)
         told.append(f"{first} to {last} UTC" if first != last else f"{last} UTC")
     if records.version:
-        label = records.store.versions.get(records.version, records.version)
+        label = records.checkpoint.versions.get(records.version, records.version)
         told.append(f'version <span class="mono">{shown(shorten(_key_text(label), 120))}</span>')
     if told:
         yield f'<p class="lead">{" · ".join(told)}</p>\n'
@@ -154,15 +154,15 @@ def _header(records: VersionView, story: RunHistory, timeline: Timeline | None) 
 
 def _decisions(records: VersionView) -> Iterator[str]:
     """What nobody has decided of results that other code computed, and what was accepted."""
-    store, version = records.store, records.version
-    open_ = undecided_of(store, version, max(1, store.results.count(version)))
+    checkpoint, version = records.checkpoint, records.version
+    open_ = undecided_of(checkpoint, version, max(1, checkpoint.results.count(version)))
     if open_ is not None:
-        command = f"{command_line('accept', records.name, str(store.directory))} {open_.question}"
+        command = f"{command_line('accept', records.name, str(checkpoint.directory))} {open_.question}"
         yield (
             f'<section class="note"><b>{shown(str(open_))}</b>. Where they are still right: '
             f"<code>{shown(command)}</code></section>\n"
         )
-    if told := decided_of(store, version):
+    if told := decided_of(checkpoint, version):
         yield f'<section class="note"><b>Accepted</b>: {shown("; ".join(told))}</section>\n'
 
 

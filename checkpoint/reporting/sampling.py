@@ -13,11 +13,11 @@ from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.errors import shorten
 from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import Record, parse
-from checkpoint.storage.store import Store
 from checkpoint.values.keys import Key, key_from_json, plain_json
 
 __all__ = ["LOOKS", "MINUTE", "Around", "Durations", "Looks", "Recent", "Tails", "durations_of", "moment_of"]
@@ -89,9 +89,9 @@ class Tails:
         sessions: all that are seen.
     """
 
-    def __init__(self, store: Store) -> None:
-        most = max(_TAIL // len(store.parts), _NEAR)
-        self._tails = [_Tail(*part, most) for part in store.parts]
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        most = max(_TAIL // len(checkpoint.parts), _NEAR)
+        self._tails = [_Tail(*part, most) for part in checkpoint.parts]
         held = sorted([(tail.moment, tail.last) for tail in self._tails if tail.moment is not None], key=itemgetter(0))
         self.moment: float | None = held[-1][0] if held else None
         self.last: str | None = held[-1][1] if held else None

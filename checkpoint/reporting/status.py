@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, Self
 
 from checkpoint import clock
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.decisions import Undecided, decided_of, undecided_of
 from checkpoint.catalog.locate import (
     aside_name,
@@ -30,7 +31,7 @@ from checkpoint.catalog.paths import command_line, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, VersionCount, VersionView, item_error
 from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, printable, quote
-from checkpoint.remote.uploader import Uploaded, writer_there
+from checkpoint.outcomes import Uploaded
 from checkpoint.reporting.causes import Cause, causes_of
 from checkpoint.reporting.sampling import (
     LOOKS,
@@ -46,9 +47,9 @@ from checkpoint.reporting.sampling import (
 from checkpoint.reporting.words import ago, ago_if_known, lasted, rate_in_words, span
 from checkpoint.storage.files import index_path, read_object
 from checkpoint.storage.journal import Reader
-from checkpoint.storage.keyed_log import KeyedLog, key_of
+from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.record import Record
-from checkpoint.storage.store import Store
+from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, plain_json
 
 __all__ = ["Failed", "Observer", "Summary", "Survey", "cause_json", "causes", "failures", "list_checkpoints", "survey"]
@@ -466,54 +467,58 @@ class Observer:
 
     def summary(self) -> Summary:
         """The checkpoint in one line."""
-        store = self._records.open()
+        checkpoint = self._records.open()
         version = self._records.version
-        tails = Tails(store)
-        writers = self._writers(store)
-        failed, is_exact = _unresolved(store, store.errors, version)
+        tails = Tails(checkpoint)
+        writers = self._writers(checkpoint)
+        failed, is_exact = _unresolved(checkpoint, checkpoint.errors, version)
         size = sum(_sizes(self.name, self.directory).values())
         return Summary(
             self.name,
             str(self.directory),
-            store.results.count(version),
+            checkpoint.results.count(version),
             failed,
             is_exact,
-            _total_of(store, _meta_of(store)),
+            _total_of(checkpoint, _meta_of(checkpoint)),
             size,
             tails.last,
             _first_writer(writers),
             shards=len(writers) - 1,
             writers=sum(map(bool, writers.values())),
-            undecided=undecided_of(store, version, LOOKS),
-            accepted=tuple(decided_of(store, version)),
+            undecided=undecided_of(checkpoint, version, LOOKS),
+            accepted=tuple(decided_of(checkpoint, version)),
         )
 
     def look(self) -> Survey:
         """The checkpoint at this moment."""
-        store = self._records.open()
-        version, now, tails, meta = self._records.version, self._now(), Tails(store), _meta_of(store)
-        writers = self._writers(store)
+        checkpoint = self._records.open()
+        version, now, tails, meta = self._records.version, self._now(), Tails(checkpoint), _meta_of(checkpoint)
+        writers = self._writers(checkpoint)
         writer = _first_writer(writers)
-        done, (failed, is_exact) = store.results.count(version), _unresolved(store, store.errors, version)
-        causes, read, afresh = self._failures.look(store, version, tails.current)
-        total = _total_of(store, meta)
+        done, (failed, is_exact) = (
+            checkpoint.results.count(version),
+            _unresolved(checkpoint, checkpoint.errors, version),
+        )
+        causes, read, afresh = self._failures.look(checkpoint, version, tails.current)
+        total = _total_of(checkpoint, meta)
         # Items that failed in an earlier session are tried again; of this one's, those that were read tell.
         left = None if total is None else max(0, total - done - (failed if afresh == read else afresh))
         idle = None if tails.moment is None else max(0.0, now - tails.moment)
         is_written = bool(writer) or (writer == {} and idle is not None and idle < MINUTE)
         rate = tails.rate(now if is_written else None)
-        around = self._look_around(store, version)
+        around = self._look_around(checkpoint, version)
+        uploader = checkpoint.uploader
         return Survey(
             name=self.name,
             directory=str(self.directory),
             version=version,
-            versions=tuple(_versions(store, version, (done, failed), meta)),
+            versions=tuple(_versions(checkpoint, version, (done, failed), meta)),
             done=done,
             failed=failed,
             is_exact=is_exact,
             total=total,
             left=left,
-            aside=_unresolved(store, store.unsaved, version)[0],
+            aside=_unresolved(checkpoint, checkpoint.unsaved, version)[0],
             causes=tuple(causes),
             causes_read=read,
             rate=rate,
@@ -527,28 +532,28 @@ class Observer:
             sizes=_sizes(self.name, self.directory),
             recent=tuple(tails.recent()),
             asked_at=now,
-            url=None if store.uploads is None else store.uploads.mirror.url,
-            uploaded=None if store.uploads is None else store.uploads.uploaded(),
-            undecided=undecided_of(store, version, LOOKS),
-            accepted=tuple(decided_of(store, version)),
+            url=None if uploader is None else uploader.mirror.url,
+            uploaded=None if uploader is None else uploader.uploaded(),
+            undecided=undecided_of(checkpoint, version, LOOKS),
+            accepted=tuple(decided_of(checkpoint, version)),
         )
 
-    def _writers(self, store: Store) -> dict[Shard, dict[str, Any] | None]:
+    def _writers(self, checkpoint: Checkpoint) -> dict[Shard, dict[str, Any] | None]:
         """Who is writing its own journals, and those of each shard, here or from another machine."""
         found = {}
         for shard, prefix in parts_of(self.name, self.directory).items():
             found[shard] = writer_of(self.directory, prefix)
-            if found[shard] is None and (mirror := store.mirror_of(shard)) is not None:
-                found[shard] = writer_there(mirror)
+            if found[shard] is None:
+                found[shard] = checkpoint.writer_elsewhere(shard)
         return found
 
-    def _look_around(self, store: Store, version: str) -> Around:
+    def _look_around(self, checkpoint: Checkpoint, version: str) -> Around:
         """How long calls took, and which sessions wrote; looked for again once the file has grown by a tenth."""
-        results, errors = store.results.readers, store.errors.readers
+        results, errors = checkpoint.results.readers, checkpoint.errors.readers
         size = sum(part.size() for part in (*results, *errors))
         known = self._known
         if known is None or known.of != (results, errors, version) or not known.size <= size <= 1.1 * known.size:
-            share = len(store.parts)
+            share = len(checkpoint.parts)
             looks = [Looks(part, share) for part in (*results, *errors)]
             took = [seconds for look in looks[: len(results)] for seconds in look.took(version)]
             sessions = set().union(*[look.sessions() for look in looks])
@@ -561,27 +566,36 @@ def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any]
     return next((writer for writer in writers.values() if writer), {} if {} in writers.values() else None)
 
 
-def _meta_of(store: Store) -> dict[str, Any]:
+def _meta_of(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
-        return read_object(store.meta_path)
+        return read_object(checkpoint.store.meta.path)
     except (OSError, ValueError):
         return {}
 
 
-def _total_of(store: Store, meta: dict[str, Any]) -> int | None:
+def _total_of(checkpoint: Checkpoint, meta: dict[str, Any]) -> int | None:
     """How many items the last pass had: this process's own, or as the writer last noted it."""
-    total = store.total if store.writing else store.whole_total() if store.shards else meta.get("total_items")
+    total = (
+        checkpoint.store.meta.total
+        if checkpoint.store.writer.writing
+        else checkpoint.whole_total()
+        if checkpoint.shards
+        else meta.get("total_items")
+    )
     return total if type(total) is int and total >= 0 else None
 
 
-def _versions(store: Store, current: str, counts: tuple[int, int], meta: dict[str, Any]) -> Iterator[VersionCount]:
+def _versions(
+    checkpoint: Checkpoint, current: str, counts: tuple[int, int], meta: dict[str, Any]
+) -> Iterator[VersionCount]:
     noted = meta.get("versions")
-    labels = {**store.versions, **(noted if isinstance(noted, dict) else {})}
+    labels = {**checkpoint.versions, **(noted if isinstance(noted, dict) else {})}
     if any(counts):
         yield VersionCount(current, labels.get(current), *counts)
-    others = (store.results.versions | store.errors.versions) - {current}
+    others = (checkpoint.results.versions | checkpoint.errors.versions) - {current}
     found = [
-        (store.results.count(version), _unresolved(store, store.errors, version)[0], version) for version in others
+        (checkpoint.results.count(version), _unresolved(checkpoint, checkpoint.errors, version)[0], version)
+        for version in others
     ]
     for done, failed, version in sorted(found, key=lambda part: (-part[0], -part[1], part[2])):
         if done or failed:
@@ -605,26 +619,26 @@ def _sizes(name: str, directory: Path) -> dict[str, int]:
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
-def _unresolved(store: Store, shelf: KeyedLog, version: str) -> tuple[int, bool]:
+def _unresolved(checkpoint: Checkpoint, shelf: RecordSource, version: str) -> tuple[int, bool]:
     """(how many keys have a record there and no result, whether that was counted): by keys, where they are known."""
     count = shelf.count(version)
     if not count:
         return 0, True
-    with store.lock:
+    with checkpoint.store.lock:
         keys = shelf.recent_keys(version)
     if keys is not None:
-        held, done = shelf.find_all(version, keys)[0], store.results.find_all(version, keys)[0]
+        held, done = shelf.find_all(version, keys)[0], checkpoint.results.find_all(version, keys)[0]
         return sum(place >= 0 and at < 0 for place, at in zip(held, done, strict=True)), True
     reader, offsets = shelf.offsets(version)
     if len(offsets) > _COUNTED:  # drawn, since every n-th of them may be alike
         offsets = Random(0).sample(offsets, _COUNTED)
-    open_ones = sum(1 for _ in _open_failures(store, shelf, version, reader, offsets))
+    open_ones = sum(1 for _ in _open_failures(checkpoint, shelf, version, reader, offsets))
     is_all = len(offsets) >= count
     return open_ones if is_all else round(open_ones * count / len(offsets)), is_all
 
 
 def _open_failures(
-    store: Store, shelf: KeyedLog, version: str, reader: Reader | None, offsets: Sequence[int]
+    checkpoint: Checkpoint, shelf: RecordSource, version: str, reader: Reader | None, offsets: Sequence[int]
 ) -> Iterator[tuple[int, Key, Record]]:
     """(offset, key, record) of those that are sound and that no result retires."""
     for offset in offsets if reader is not None else ():
@@ -634,7 +648,7 @@ def _open_failures(
             key = key_of(reader, record, offset)
         except DamagedRecord:
             continue  # `check` tells of it
-        if not store.is_retired(version, key, record):
+        if not checkpoint.is_retired(version, key, record):
             yield offset, key, record
 
 
@@ -647,19 +661,19 @@ class _Failures:
         self._shown: list[int] = []
         self._causes: list[Cause] = []
 
-    def look(self, store: Store, version: str, current: set[str]) -> tuple[list[Cause], int, int]:
+    def look(self, checkpoint: Checkpoint, version: str, current: set[str]) -> tuple[list[Cause], int, int]:
         """(causes, how many failures they are of, how many of these were recorded by the sessions that go on)."""
-        reader, offsets = store.errors.last_offsets(version, _READ)
+        reader, offsets = checkpoint.errors.last_offsets(version, _READ)
         if reader is not self._reader:
             self._reader, self._known, self._shown, self._causes = reader, {}, [], []
         known = {offset: self._known[offset] if offset in self._known else _read(reader, offset) for offset in offsets}
         self._known = known
         held = [(offset, *found) for offset, found in known.items() if found is not None]
-        done, _ = store.results.find_all(version, [key for _, key, _ in held])
+        done, _ = checkpoint.results.find_all(version, [key for _, key, _ in held])
         left = [
             (offset, key, record)
             for place, (offset, key, record) in zip(done, held, strict=True)
-            if place < 0 and (record.crc or not store.is_retired(version, key, record))
+            if place < 0 and (record.crc or not checkpoint.is_retired(version, key, record))
         ]
         shown = [offset for offset, _, _ in left]
         if shown != self._shown:
@@ -698,9 +712,9 @@ def failures(
     directory = locate(name, checkpoint_dir)
     records = VersionView(name, directory, version=LATEST, power=False, result_type=None)
     try:
-        store = records.open()
-        reader, offsets = store.errors.offsets(records.version)
-        for _, key, record in _open_failures(store, store.errors, records.version, reader, offsets):
+        checkpoint = records.open()
+        reader, offsets = checkpoint.errors.offsets(records.version)
+        for _, key, record in _open_failures(checkpoint, checkpoint.errors, records.version, reader, offsets):
             if type is None or _is_of(record.type, type):
                 yield _failed(key, record)
     finally:

@@ -56,8 +56,9 @@ from checkpoint.reporting.columns import (
 )
 from checkpoint.storage.files import fsync, open_safely, store_error
 from checkpoint.storage.journal import Reader
-from checkpoint.storage.keyed_log import KeyedLog, key_of
+from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.record import Record
+from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, plain_key
 from checkpoint.values.plain_json import with_stack
 
@@ -144,16 +145,18 @@ class Table:
         cls, records: VersionView, *, results: bool = True, errors: bool = False, at_most: int | None = None
     ) -> Table:
         """What a checkpoint holds, in the order of its files: results, then failures; or `at_most` so many of each."""
-        store, version = records.open(), records.version
+        checkpoint, version = records.open(), records.version
         failed: dict[Any, int] = {}
         places = array("q")
         error_reader = result_reader = None
-        for reader, offset, key, record in _noting(store.errors.records(version), records.load_error) if errors else ():
+        for reader, offset, key, record in (
+            _noting(checkpoint.errors.records(version), records.load_error) if errors else ()
+        ):
             if len(failed) == at_most:
                 break
-            if not store.is_retired(version, key, record):
+            if not checkpoint.is_retired(version, key, record):
                 failed[key], error_reader = ~offset, reader
-        for reader, offset, key, _ in _noting(store.results.records(version), records.load) if results else ():
+        for reader, offset, key, _ in _noting(checkpoint.results.records(version), records.load) if results else ():
             if len(places) == at_most:
                 break
             places.append(offset)
@@ -175,13 +178,13 @@ class Table:
     def _row(self, place: int) -> _Row:
         if place == NOT_RUN:
             return _Row((None, "it was not run, since the pass was ended early", "NotRun", None, None, None), None, 0)
-        store = self._records.store
+        checkpoint = self._records.checkpoint
         if place < 0:
-            key, record = self._read(store.errors, self._readers[1], ~place, self._records.load_error_at)
+            key, record = self._read(checkpoint.errors, self._readers[1], ~place, self._records.load_error_at)
             told = tidy_text(record.error or ""), record.type and tidy_text(record.type)
             return _Row(_own(key, record, *told), None, 0)
         reader = self._readers[0]
-        key, record = self._read(store.results, reader, place, self._records.load_at)
+        key, record = self._read(checkpoint.results, reader, place, self._records.load_at)
         raw, sealed = bytes(record.result), bool(record.crc or record.session)
         try:
             value = tidy_result(raw, sealed=sealed)
@@ -194,7 +197,7 @@ class Table:
         return _Row(_own(key, record, None, None), value, len(raw))
 
     def _read(
-        self, shelf: KeyedLog, reader: Reader | None, offset: int, load: Callable[[Reader, int], Any]
+        self, shelf: RecordSource, reader: Reader | None, offset: int, load: Callable[[Reader, int], Any]
     ) -> tuple[Key, Record]:
         assert reader is not None
         try:
@@ -555,7 +558,7 @@ def export(
         raise InvalidOption(f"{quote(os.fspath(path))} does not end in {', '.join(writers)}: that tells what to write")
     directory = locate(name, checkpoint_dir)
     with closing(VersionView(name, directory, version=LATEST, power=False, result_type=None)) as records:
-        if records.store.results.is_empty and records.store.errors.is_empty:
+        if records.checkpoint.results.is_empty and records.checkpoint.errors.is_empty:
             raise StoreError(
                 f"checkpoint {name!r} in {directory} holds nothing yet; nothing was written",
                 errno=errno.ENODATA,
@@ -577,18 +580,20 @@ def export(
 
 def versions_of(records: VersionView) -> list[VersionCount]:
     """What is there of each version, in the order in which the first of it that counts was saved."""
-    store = records.open()
+    checkpoint = records.open()
     found = []
-    for version in store.results.versions | store.errors.versions:
-        done = store.results.count(version)
-        failed = sum(not store.is_retired(version, key, record) for key, record in store.errors.sound(version))
+    for version in checkpoint.results.versions | checkpoint.errors.versions:
+        done = checkpoint.results.count(version)
+        failed = sum(
+            not checkpoint.is_retired(version, key, record) for key, record in checkpoint.errors.sound(version)
+        )
         if done or failed:
-            first = min((_first(shelf, version) for shelf in (store.results, store.errors)), default="")
-            found.append((first, VersionCount(version, store.versions.get(version), done, failed)))
+            first = min((_first(shelf, version) for shelf in (checkpoint.results, checkpoint.errors)), default="")
+            found.append((first, VersionCount(version, checkpoint.versions.get(version), done, failed)))
     return [count for _, count in sorted(found, key=lambda pair: (pair[0], pair[1].version))]
 
 
-def _first(shelf: KeyedLog, version: str) -> str:
+def _first(shelf: RecordSource, version: str) -> str:
     return next((record.timestamp for _, record in shelf.sound(version)), "9999")
 
 
@@ -602,12 +607,12 @@ def of_version(records: VersionView, version: Any) -> VersionView:
     Raises:
         InvalidOption: there is nothing of it; it says what there is.
     """
-    store = records.open()
+    checkpoint = records.open()
     known = versions_of(records)
     if isinstance(version, VersionCount):
         digest, label = version.version, version.label
     else:
-        digest, label = store.digest_of_version(version), version
+        digest, label = checkpoint.digest_of_version(version), version
         if type(version) is str and digest not in (listed := [count.version for count in known]) and version in listed:
             digest = version  # as `versions_of` tells it where nothing else is known
     if digest != records.version and digest not in [count.version for count in known]:
@@ -617,6 +622,6 @@ def of_version(records: VersionView, version: Any) -> VersionView:
         raise InvalidOption(
             f"checkpoint {records.name!r} holds nothing of version {quote(label)}; it holds {there or 'nothing'}"
         )
-    other = VersionView(records.name, store.directory, version=None, power=records.power, result_type=None)
+    other = VersionView(records.name, checkpoint.directory, version=None, power=records.power, result_type=None)
     other.decode, other.version = records.decode, digest
     return other

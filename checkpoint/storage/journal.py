@@ -45,6 +45,8 @@ if sys.platform != "win32":
 __all__ = ["LONG_LINE", "Journal", "Reader", "most_idle"]
 
 
+KINDS = ("results", "errors", "unsaved")
+"""The journals of a checkpoint."""
 log = logging.getLogger("checkpoint")
 _BLOCK = 112 << 10  # of 128 KiB and more, malloc asks the system for new memory each time
 _PROBE = 64

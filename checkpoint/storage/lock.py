@@ -20,7 +20,7 @@ from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, StoreError, printable, shorten
 from checkpoint.storage.files import open_safely, store_error
 
-__all__ = ["Lock"]
+__all__ = ["INSTEAD", "Lock"]
 
 _LOOKS = 100
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
@@ -59,6 +59,10 @@ def _plausible(said: dict[str, Any]) -> dict[str, Any]:
     return {part: printable(shorten(value)) if type(value) is str else value for part, value in held.items()}
 
 
+INSTEAD = "use another name or checkpoint_dir"
+"""What whoever finds a checkpoint locked can do."""
+
+
 class Lock:
     """The right to write a checkpoint.
 
@@ -67,9 +71,10 @@ class Lock:
         name: the checkpoint's name, for messages.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, instead: str = INSTEAD) -> None:
         self.path = path
         self._name = name
+        self._instead = instead
         self._fd: int | None = None
 
     @property
@@ -183,10 +188,9 @@ class Lock:
             owner = self.owner()
         pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
         who = f"process {pid} on {host} since {since}" if pid is not None else "another process"
-        else_ = "give each task a shard of its own" if "@" in self._name else "use another name or checkpoint_dir"
         return CheckpointLocked(
             f"checkpoint {self._name!r} in {self.path.parent} is being written by {who}; wait for it or stop it, "
-            f"or {else_}. Reading needs no lock",
+            f"or {self._instead}. Reading needs no lock",
             errno=errno.EWOULDBLOCK,
             strerror="locked",
             filename=str(self.path),

@@ -1,4 +1,4 @@
-"""What is done, and with what: three journals under one lock, shared by everyone in the process who names them.
+"""What is done, and with what: three journals under one lock.
 
 The promise: what `append` has returned for is there at the next opening, and is found by its key; who only reads never
 waits; whoever writes holds the lock. Opening reads the index files and the journals' tails.
@@ -7,67 +7,39 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
     NAME_errors.jsonl    what failed             .NAME.lock       who writes
     NAME_meta.json       counts, for people      .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
 
-Each shard of a checkpoint is a store of its own, whose files begin with NAME@3-of-100. A store reads its own journals
-joined with those of the shards that can hold its keys, and writes its own only.
-Where the directory mirrors a URL, `replica` and `uploader` bring the journals from there and back.
+A store knows its own journals only. What else is read beside them, and who looks after it, its `Host` knows; where the
+journals are kept elsewhere too, a `Replica` brings them from there and back.
 """
 
 from __future__ import annotations
 
-import atexit
 import errno
-import json
-import logging
-import os
-import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from copy import copy
-from math import inf
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from checkpoint import clock
-from checkpoint.catalog.merged_log import MergedLog, allow_files
-from checkpoint.catalog.paths import lost_journal
-from checkpoint.catalog.shards import ALL, Shard, hash_of, shards_in, split_prefix
-from checkpoint.errors import CheckpointLocked, JournalLost, StoreClosed, StoreError, StoreForked, quote
-from checkpoint.remote.objects import KINDS, names_under
-from checkpoint.remote.urls import has_sign, tell_sign, url_at
-from checkpoint.storage.condition import SYNCED, Fault, fault_of, held_records, loss_of, synced_bytes
-from checkpoint.storage.files import fsync, fsync_directory, replacing, store_error
-from checkpoint.storage.index import Index
+from checkpoint.errors import JournalLost, StoreError
+from checkpoint.storage.annotator import Annotator
+from checkpoint.storage.condition import synced_bytes
+from checkpoint.storage.files import fsync_directory, store_error
+from checkpoint.storage.host import Host, Unattended
 from checkpoint.storage.index_file import IndexDamaged
-from checkpoint.storage.journal import Journal, most_idle
+from checkpoint.storage.journal import Reader
+from checkpoint.storage.journals import Journals, at_risk, size_of
 from checkpoint.storage.keyed_log import KeyedLog
-from checkpoint.storage.lock import Lock
-from checkpoint.storage.meta import SCHEMA_VERSION, count_or_none, meta_in
-from checkpoint.storage.notes import accepting, detail_field, value_field
-from checkpoint.storage.record import Record, seal, with_fields
-from checkpoint.values.keys import Key, earlier_digests, is_same_version, key_json, version_digest
-from checkpoint.values.secrets import is_secret
+from checkpoint.storage.lock import INSTEAD
+from checkpoint.storage.meta import Meta
+from checkpoint.storage.notes import accepting
+from checkpoint.storage.record import seal
+from checkpoint.storage.writer import Writer
+from checkpoint.values.keys import Key, key_json
 
-if TYPE_CHECKING:
-    from checkpoint.remote.replica import Replica
-    from checkpoint.remote.uploader import Uploader
-
-__all__ = ["Entry", "Store", "forgetting", "open_store"]
-
-
-log = logging.getLogger("checkpoint")
-_NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
-_SECOND = 1.0
-_ASK_EVERY = 5.0
-_IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
-_META_EVERY = 30.0
-_MOST_CODES = 100  # that meta explains
-_FILES_OF_A_WRITER = 12  # it has half as many open, and others stay open beside it
-_TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
+__all__ = ["Entry", "Store", "Tombstone", "forgetting"]
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -83,491 +55,63 @@ class Tombstone(Entry, frozen=True, gc=False):
     """A record that the key has none any more."""
 
 
-class _Running:
-    """A pass, for as long as its frame holds this."""
-
-    __slots__ = ("__weakref__",)
-
-
 class Store:
-    """One checkpoint on disk. Get it by `open_store`: there is one for each path in a process.
+    """Three journals on disk, and what is appended to them.
 
     Args:
-        name: a safe file-name component.
+        name: what the files begin with.
         directory: absolute.
-        shard: whose journals are written.
+        experiment: what meta calls it; default `name`.
+        host: what it is part of.
+        told: (version, code) of changes that this process has told.
+        instead: what else whoever finds it locked can do; default to use another name or directory.
+        share: how many such stores are opened together: they leave as much to be read anew as one.
 
     Attributes:
-        results, errors, unsaved: the journals with their indexes; joined with those of shards, where there are any.
-        name: what the files begin with.
-        shards: those that are read besides its own journals.
-        wrote_at: when it was written last; monotonic.
-        total: how many items the last pass over its own journals had, where it knew.
-        schemas: what digests of schemas stand for: the classes of results, the versions whose results they may be of,
-            and which later schemas all of them fit.
-        told: (version, code) of changes that this process has told.
-        uploads: what brings the journals to the store that the directory mirrors; None for an ordinary directory.
+        own: the journals: what is appended to, and what is read where only these count.
+        meta: what the meta file says.
+        replica: what keeps the journals elsewhere too.
+        writer: who writes them in this process.
     """
 
-    def __init__(self, name: str, directory: Path, shard: Shard = ALL) -> None:
-        self._base = name
-        self._shard = shard
-        self.name = name = shard.prefix(name)
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        *,
+        experiment: str = "",
+        host: Host | None = None,
+        told: set[tuple[str, str]] | None = None,
+        instead: str = INSTEAD,
+        share: int = 1,
+    ) -> None:
+        self.name = name
         self.directory = directory
         self.lock = threading.RLock()
-        self.shards: list[Shard] = []  # those that are read besides its own journals
-        self._shelves = self._make_shelves(name)
-        self.results, self.errors, self.unsaved = self._shelves
-        self._members: dict[Shard, tuple[KeyedLog, KeyedLog, KeyedLog]] = {}
-        self._mirrors: dict[Shard, Replica] = {}  # of these, where the directory mirrors a URL
-        self._asked_at = -inf  # monotonic; when the store behind it was asked for shards
-        self._has_their_meta = False
-        self._looked = 0  # when the directory was modified last, as of the last look for shards
-        self.meta_path = directory / f"{name}_meta.json"
-        self.users = 0
-        self._writer = Lock(directory / f".{name}.lock", name)
-        self._running: weakref.ref[_Running] | None = None
-        self._pass_since = ""
-        self._writing = False
-        self._forked = False
-        self._failure: StoreError | None = None
-        self._check_at = 0.0  # monotonic; until then a save need not look whether its file is still there
-        self.wrote_at = 0.0
-        self._meta_at = 0.0
-        self._meta_owed = False
-        self._faults: dict[Shard, Fault] = {}  # of journals that are none, and
-        self._faulty: dict[Shard, Path] = {}  # which these are
-        self._goes_on = False  # whether it is cleared or repaired all the same
-        self._synced: dict[str, int] = {}  # bytes of its own journals that are on the medium
-        self._meta = self._read_meta()
-        self.total: int | None = count_or_none(self._meta.get("total_items"))
-        self._labels: dict[str, Any] = {}  # of versions and
-        self._details: dict[str, Any] = {}  # of code: as this process and meta files say; journals say it too
-        self.schemas: dict[str, dict[str, Any]] = {}
-        self._computing: dict[str, tuple[str, bytes]] = {}  # by version: a pass's code, and the field of its detail
-        self.told = _told.setdefault((os.path.realpath(directory), name), set())
-        self._learn_meta(self._meta)
-        self.uploads = self._mirrored()
-        if self.uploads is not None:
-            self.uploads.mirror.look()
-        try:
-            for shelf in self._shelves:
-                shelf.reopen()
-            self._look_for_shards()
-            for shard in (self._shard, *self._members):
-                self._examine(shard)
-        except BaseException:
-            for shelf in (*self._shelves, *self._theirs()):
-                shelf.close()  # nobody will, and who is told that too many are open must not keep them
-            raise
-
-    def _make_shelves(self, prefix: str) -> tuple[KeyedLog, KeyedLog, KeyedLog]:
-        paths = (f"{prefix}_results.jsonl", f"{prefix}_errors.jsonl", f".{prefix}_unsaved.jsonl")
-        results, errors, unsaved = (KeyedLog(self.directory / path, self.lock) for path in paths)
-        return results, errors, unsaved
-
-    def _mirrored(self) -> Uploader | None:
-        url = url_at(self.directory)
-        if url is None:
-            self._tell_sign()
-            return None
-        from checkpoint.remote.uploader import Uploader
-
-        journals = {kind: shelf.journal for kind, shelf in zip(KINDS, self._shelves, strict=True)}
-        return Uploader(self._mirror(url, self.name, self._shelves), journals)
-
-    def _tell_sign(self, *, begins: bool = False) -> None:
-        """Say that nothing is uploaded, where something is owed to a URL that only a file in the directory names.
-
-        Args:
-            begins: whether something is going to be written.
-        """
-        if has_sign(self.directory) and (begins or self._mirror("", self.name, self._shelves).is_behind()):
-            tell_sign(self.directory)
-
-    def _mirror(self, url: str, prefix: str, shelves: Iterable[KeyedLog]) -> Replica:
-        from checkpoint.remote.replica import Replica
-
-        paths = {kind: shelf.journal.path for kind, shelf in zip(KINDS, shelves, strict=True)}
-        return Replica(prefix, self.directory, url, paths)
-
-    def mirror_of(self, shard: Shard) -> Replica | None:
-        """What brings a shard's journals here, where the directory mirrors a URL."""
-        if self.uploads is not None and shard == self._shard:
-            return self.uploads.mirror
-        return self._mirrors.get(shard)
-
-    # reading
-
-    def refresh(self, *keys: Key) -> None:
-        """See what other processes wrote since the last look. The writer need not look: nobody else writes.
-
-        But for those who write shards; of these a pass that writes knows what it found when it began, and so does who
-        writes to a URL: what looks there may wait for it.
-
-        Raises:
-            JournalLost: what is in a journal's place is none, or it has lost what was on the medium.
-        """
-        if self._writing and (self._in_pass or self.uploads is not None):
-            return
-        with self.lock:
-            if self._faults:
-                self._forget_faults()
-            if not self._writing:
-                if self.uploads is not None:
-                    self.uploads.mirror.look()
-                for shelf in self._shelves:
-                    shelf.refresh()
-            self._refresh_theirs(*keys)
-            if not self._writing:
-                self._examine(self._shard)
-            self._refuse_faults()
-
-    # whether the journals are what they should be
-
-    def _examine(self, shard: Shard) -> None:
-        """Look whether the files of a shard are its journals, where they were opened anew since the last look.
-
-        Another process may clear or compact meanwhile. It takes what meta says back first: what the same meta says
-        before and after the journals are looked at holds of them.
-        """
-        shelves = self._shelves if shard is self._shard else self._members[shard]
-        one, two, three = shelves
-        if one.index is one.examined and two.index is two.examined and three.index is three.examined:
-            return
-        path = self.directory / f"{shard.prefix(self._base)}_meta.json"
-        said: dict[str, Any] | None = None
-        while (found := self._first_fault(shelves, meta := meta_in(path))) is not None and meta != said:
-            said = meta
-            for shelf in shelves:
-                shelf.refresh()
-        self._faults.pop(shard, None)
-        if found is not None:
-            self._faulty[shard], self._faults[shard] = found
-        elif shard == self._shard:
-            self._synced = {kind: min(synced_bytes(meta, kind), _size(shelf)) for kind, shelf in _by_kind(shelves)}
-        for shelf in shelves:
-            shelf.examined = shelf.index
-
-    def _first_fault(self, shelves: Iterable[KeyedLog], meta: dict[str, Any]) -> tuple[Path, Fault] | None:
-        """The first journal that is none, or has lost what was on the medium; errors that are lost are only told."""
-        is_old = SYNCED not in meta and bool(self._members)  # then it counts those of shards too
-        for kind, shelf in _by_kind(shelves):
-            path, reader = shelf.journal.path, shelf.journal.reader
-            says = {} if is_old or self.uploads is not None else meta
-            synced = synced_bytes(says, kind)
-            fault = None if reader is None else fault_of(reader, held_records=held_records(says, kind))
-            if fault is None and synced:
-                size = _size(shelf)
-                fault = loss_of(reader, synced, meta.get("completed_items"))
-                is_short = fault is not None or size + 1 < synced  # without its last newline a file is whole
-                if is_short and (fault is None or kind == "errors"):
-                    log.warning(
-                        "%s has %d bytes, and %d were on disk when meta was written: lines were deleted, or the file "
-                        "is an older copy; what they held is not known any more", path, size, synced,
-                    )  # fmt: skip
-                    fault = None
-            if fault is not None:
-                return path, fault
-        return None
-
-    def _forget_faults(self) -> None:
-        """Look again the next time."""
-        self._faults.clear()
-        for shelf in (*self._shelves, *self._theirs()):
-            shelf.examined = None
-
-    def _refuse_faults(self) -> None:
-        if self._faults and not self._goes_on:
-            shard = next(iter(self._faults))
-            raise lost_journal(self._faulty[shard], self._faults[shard], self._base, self.directory)
-
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """Clear or repair what else would be refused."""
-        before, self._goes_on = self._goes_on, True
-        try:
-            yield
-        finally:
-            self._goes_on = before
-
-    @contextmanager
-    def all_as_they_are(self) -> Iterator[None]:
-        """`alone`, whatever is in the journals' places; a journal that still holds records is repaired.
-
-        What is there at the end is what meta says.
-
-        Raises:
-            JournalLost: another kind of file is in a journal's place, or it is gone.
-            CheckpointLocked, StoreError: as `alone`.
-        """
-        with self.lock, self._going_on(), self.alone():
-            fault = self._faults.get(self._shard)
-            if fault is not None and not (fault.is_altered or fault.has_rest):
-                raise lost_journal(self._faulty[self._shard], fault, self._base, self.directory)
-            yield
-            if fault is not None:
-                self._forget_faults()
-                self._synced, self._meta_owed = {}, True
-            for kind, shelf in _by_kind(self._shelves):  # one whose torn end was its only line is shorter now
-                if self._synced.get(kind, 0) > _size(shelf):
-                    self._synced[kind], self._meta_owed = _size(shelf), True
-
-    @property
-    def own(self) -> tuple[KeyedLog, KeyedLog, KeyedLog]:
-        """Its own journals of results, errors and values kept aside: those that it writes."""
-        return self._shelves
-
-    @property
-    def parts(self) -> list[tuple[KeyedLog, KeyedLog]]:
-        """(results, errors) of each shard that is read, its own first."""
-        return [shelves[:2] for shelves in (self._shelves, *self._members.values())]
-
-    def _look_for_shards(self) -> None:
-        """Join the journals of shards that came into the directory: it is listed once it was modified."""
-        found = self._shards_in_store()
-        try:
-            modified = os.stat(self.directory).st_mtime_ns
-            if modified == self._looked and not found:
-                return
-            found |= shards_in(self.directory, self._base)
-            self._looked = modified if clock.now() - modified / 1e9 > _TICK else 0
-        except OSError:
-            pass  # no directory yet; or one that cannot be read, which opening a file in it tells
-        if self._shard != ALL:
-            found = found - {self._shard} | {ALL}
-        # Shards of one count share no key: a task need not open the journals of its thousand siblings.
-        others = {shard for shard in found if self._shard == ALL or shard.of != self._shard.of}
-        if missing := sorted(shard for shard in others - self._members.keys() if shard.meets(self._shard)):
-            self._join(missing)
-
-    def _shards_in_store(self) -> set[Shard]:
-        """Those that the store has which the directory mirrors; it is asked every few seconds."""
-        now = clock.monotonic()
-        if self.uploads is None or now - self._asked_at < _ASK_EVERY:
-            return set()
-        self._asked_at = now
-        try:
-            prefixes = names_under(self.directory)
-        except StoreError as error:
-            log.debug("%s", error)
-            return set()
-        return {shard for name, shard in map(split_prefix, prefixes) if name == self._base} - {self._shard}
-
-    def _join(self, shards: list[Shard]) -> None:
-        allow_files(6 * len(shards))
-        for shard in shards:
-            prefix = shard.prefix(self._base)
-            shelves = self._make_shelves(prefix)
-            if self.uploads is not None:
-                mirror = self._mirrors[shard] = self._mirror(self.uploads.mirror.url, prefix, shelves)
-                mirror.look()
-            for shelf in shelves:
-                shelf.reopen()
-            self._members[shard] = shelves
-        self.shards = list(self._members)
-        kinds = [
-            MergedLog({self._shard: own, **{shard: shelves[kind] for shard, shelves in self._members.items()}})
-            for kind, own in enumerate(self._shelves)
-        ]
-        self.results, self.errors, self.unsaved = kinds
-        for shard in shards:
-            meta = meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
-            self._has_their_meta = self._has_their_meta or bool(meta)
-            self._learn_meta(meta)
-
-    def whole_total(self) -> int | None:
-        """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
-
-        The last pass is the one that began last, as the meta files say.
-        """
-        if self._writing or not self._members:
-            return self.total
-        totals: dict[int, list[int]] = {}
-        moments: dict[int, str] = {}
-        for shard in (self._shard, *self._members):
-            meta = meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json")
-            total = count_or_none(meta.get("total_items"))
-            if total is not None:
-                totals.setdefault(shard.of, []).append(total)
-                moment = str(meta.get("last_pass") or meta.get("last_updated", ""))
-                moments[shard.of] = max(moments.get(shard.of, ""), moment)
-        if not totals:
-            return None
-        last = max(moments, key=lambda of: (moments[of], of))
-        return sum(totals[last]) if len(totals[last]) == last else None
-
-    @property
-    def latest(self) -> str:
-        """The version of the last record, results before errors; "" is none."""
-        return (self.errors if self.results.is_empty else self.results).latest
-
-    # writing
-
-    @property
-    def writing(self) -> bool:
-        """Whether this process holds the lock."""
-        return self._writing
-
-    def begin_writing(self) -> None:
-        """Hold the lock, be up to date, and be able to append: at once where that is so already.
-
-        Raises:
-            CheckpointLocked: another process writes.
-            StoreError: naming what is not writable, or why this store refuses.
-        """
-        if self._writing and clock.monotonic() < self._check_at:
-            return
-        with self.lock:
-            self._refuse_if_unfit()
-            if not self._writing:
-                self._take_lock()
-            self._check_places()
-
-    def _refuse_if_unfit(self) -> None:
-        if self._forked:
-            raise StoreForked(
-                f"checkpoint {self.name!r} was opened by the parent of this forked process and cannot be written here; "
-                "make a new runner in the child, under another name, or send the results to the parent"
-            )
-        if self._failure is not None:
-            failure = copy(self._failure)
-            failure.unsaved = {}  # each carries its own
-            raise failure
-
-    def _take_lock(self) -> None:
-        _let_go_of_writers()
-        try:
-            _make_directory(self.directory, is_new=self.results.is_empty and self.errors.is_empty)
-        except OSError as error:
-            raise store_error(error, "cannot make the directory", self.directory) from error
-        if self.uploads is None:
-            self._tell_sign(begins=True)
-            self._open_to_write()
-        else:
-            self.uploads.mirror.take_turn()
-            try:
-                self._open_to_write()
-            finally:
-                self.uploads.mirror.end_turn()
-            _close_early()
-        try:
-            self._refresh_theirs()
-            self._refuse_faults()
-        except BaseException:
-            self._let_go()
-            raise
-        if not self._in_pass:  # what the last pass said, wherever it ran
-            self._meta = self._read_meta() or self._meta
-            self.total = count_or_none(self._meta.get("total_items"))
-            self._pass_since = ""
-        self._writing = True
-        self._check_at = clock.monotonic() + _SECOND
-        self.wrote_at = self._meta_at = clock.monotonic()
-        _tend(self)
-        if self._read_meta().get("total_items", -1) != self.total:  # who looks on sees how much this pass has to do
-            self._write_meta()
-
-    def _theirs(self) -> list[KeyedLog]:
-        """The journals of other shards."""
-        return [shelf for shelves in self._members.values() for shelf in shelves]
-
-    def _refresh_theirs(self, *keys: Key) -> None:
-        """Of one key, the journals that can hold it are enough: looking at those of a thousand shards takes a while."""
-        with self.lock:
-            self._look_for_shards()
-            for mirror in self._mirrors.values():
-                mirror.look()
-            hashes = [hash_of(key) for key in keys]
-            for shard, shelves in self._members.items():
-                can_hold = not keys or any(hashed % shard.of == shard.number for hashed in hashes)
-                if can_hold or any(shelf.has_loose for shelf in shelves):
-                    for shelf in shelves:
-                        shelf.refresh()
-                    self._examine(shard)
-
-    def _open_to_write(self) -> None:
-        self._writer.acquire()
-        try:
-            if self.uploads is not None:
-                self.uploads.begin()
-            for shelf in self._shelves:
-                shelf.refresh()
-            self._examine(self._shard)
-            self._refuse_faults()  # before the end of one is repaired
-            for shelf in self._shelves[:2] if not self._faults else ():
-                shelf.open_to_write()
-            self._settle_names()
-            self._shelves[2].refresh()
-            if self.uploads is not None:
-                self.uploads.start()
-        except BaseException:
-            self._let_go()
-            raise
-
-    def _settle_names(self) -> None:
-        """Who made or replaced a journal may have been killed before its name was on the medium."""
-        try:
-            fsync_directory(self.directory)
-        except PermissionError:
-            pass  # it may be written in, and not be opened
-        except OSError as error:
-            raise store_error(error, "cannot sync", self.directory) from error
-
-    def _check_places(self, *, at_once: bool = False) -> None:
-        """Notice a journal that was cut, deleted or replaced, and a lock: once a second, and before writing ends."""
-        if clock.monotonic() < self._check_at and not at_once:
-            return
-        if self.uploads is not None:
-            try:
-                self.uploads.check()
-            except CheckpointLocked as error:
-                raise self._fail(error) from None
-        for shelf in self._shelves:
-            try:
-                shelf.journal.check_place()
-            except JournalLost as error:
-                raise self._fail(self._first_lost() or self._at_risk(shelf, error)) from None
-        try:
-            self._writer.check()
-        except StoreError as error:
-            raise self._fail(error) from error.__cause__
-        self._check_at = clock.monotonic() + _SECOND
-
-    def _first_lost(self) -> JournalLost | None:
-        """Files that go together do not go at one moment: results are told before errors."""
-        for shelf in self._shelves:
-            try:
-                shelf.journal.check_place()
-            except JournalLost as error:
-                return self._at_risk(shelf, error)
-        return None
-
-    def _at_risk(self, shelf: KeyedLog, error: JournalLost) -> JournalLost:
-        reader = shelf.journal.reader
-        assert reader is not None
-        if reader.is_current():
-            keys = shelf.index.keys_from(min(error.intact, reader.tail()[0]))
-        else:
-            lost = Index()
-            lost.scan(reader)  # the open descriptor still reads the file that has no name any more
-            keys = lost.keys_from(0)
-        shown = ", ".join([quote(key, 60) for key in keys[:10]]) + (", …" if len(keys) > 10 else "")
-        return JournalLost(
-            f"{error}; {len(keys):,} keys are at risk: {shown or 'none'}. Nothing more is written to it: put the file "
-            "back and run the same line again, which tells what else can be done",
-            errno=error.errno,
-            strerror=error.strerror,
-            filename=error.filename,
-            intact=error.intact,
-            keys=keys,
+        self.own = Journals(name, directory, self.lock)
+        self.meta = Meta(self.own.meta_path, set() if told is None else told)
+        self._host = Unattended(self.own, self.meta) if host is None else host
+        self.replica = self.own.replica = self._host.replicate(self.own)
+        self.writer = Writer(
+            name,
+            directory,
+            self.lock,
+            self.own,
+            self.meta,
+            self._host,
+            experiment=experiment or name,
+            instead=instead,
+            share=share,
         )
+        self._annotator = Annotator(self.own, self.meta)
+        self.replica.look()
+        try:
+            self.own.reopen()
+        except BaseException:
+            self.own.close()  # nobody will, and who is told that too many are open must not keep them
+            raise
 
-    def _fail(self, error: StoreError) -> StoreError:
-        """Refuse every later write: what is known of the files no longer holds. The next pass opens them anew."""
-        self._failure = error
-        self._check_at = -inf  # the next write looks, and finds it
-        return error
+    # appending
 
     def append(self, shelf: KeyedLog, entries: Sequence[Entry], *, durable: bool = False) -> None:
         """Append records of one version, all of them to be found or to be forgotten: one write; a sync where `durable`.
@@ -576,9 +120,10 @@ class Store:
             StoreError: none of them is on disk.
         """
         with self.lock:
-            now = self.wrote_at = clock.monotonic()
-            if not self._writing or now >= self._check_at:
-                self.begin_writing()
+            writer = self.writer
+            now = writer.wrote_at = clock.monotonic()
+            if not writer.writing or now >= writer.check_at:
+                writer.begin()
             journal, index = shelf.journal, shelf.index
             if not journal.writable:
                 shelf.open_to_write()
@@ -587,7 +132,7 @@ class Store:
             keys, version = [entry.key for entry in entries], entries[0].version
             forgets = type(entries[0]) is Tombstone
             owed = version not in shelf.settled and not forgets
-            noted = self._explain(shelf, version, lines) if owed else -1
+            noted = self._annotator.annotate(shelf, version, lines) if owed else -1
             offset = self._write(shelf, lines[0] if len(lines) == 1 else b"".join(lines))
             if forgets:
                 for key in keys:
@@ -596,19 +141,20 @@ class Store:
                 sizes = list(map(len, lines))
                 index.add_all(version, keys, offset, sizes, [entry.digest for entry in entries])
                 if owed:
-                    self._settle(shelf, version, lines, offset + sum(sizes[:noted]) if noted >= 0 else -1)
+                    self._annotator.wrote(shelf, version, lines, offset + sum(sizes[:noted]) if noted >= 0 else -1)
             index.end = journal.end
             if durable:
-                self._sync(journal)
+                self.writer.sync(journal)
 
     def append_one(
         self, shelf: KeyedLog, version: str, key: Key, digest: int, line: bytes, *, durable: bool = False
     ) -> None:
         """`append` for one record that forgets nothing: the per-item path, told flat because it is hot."""
         with self.lock:
-            now = self.wrote_at = clock.monotonic()
-            if not self._writing or now >= self._check_at:
-                self.begin_writing()
+            writer = self.writer
+            now = writer.wrote_at = clock.monotonic()
+            if not writer.writing or now >= writer.check_at:
+                writer.begin()
             if version not in shelf.settled:
                 entry = Entry(version, key, digest, line)
                 self.append(shelf, [entry], durable=durable)
@@ -618,45 +164,16 @@ class Store:
             index.add(version, key, offset, digest)
             index.end = shelf.journal.end
             if durable:
-                self._sync(shelf.journal)
+                self.writer.sync(shelf.journal)
 
     def append_loose(self, lines: list[bytes]) -> None:
         """Append results without checksum, which stand for any key of equal str()."""
         with self.lock:
-            self.begin_writing()
-            shelf = self._shelves[0]
-            if not shelf.journal.writable:
-                shelf.open_to_write()
-            self._write(shelf, b"".join(lines))
-            self._learn_foreign(shelf)
-
-    def _explain(self, shelf: KeyedLog, version: str, lines: list[bytes]) -> int:
-        """Add to one of the lines what the journal does not say yet of its version and code; which one, or -1."""
-        own = next(own for own in self._shelves if own.journal is shelf.journal)
-        if own is self._shelves[2]:
-            return -1
-        notes = own.notes()
-        code, detail = self._computing.get(version, ("", b""))
-        place = next((place for place, line in enumerate(lines) if _names(line, code)), -1) if code else -1
-        fields = b"" if place < 0 or code in notes.details else detail
-        if version and version not in notes.labels and version in self._labels:
-            fields += value_field(self._labels[version])
-        if not fields:
-            return -1
-        place = max(place, 0)
-        lines[place] = with_fields(lines[place], fields)
-        return place
-
-    def _settle(self, shelf: KeyedLog, version: str, lines: list[bytes], noted: int) -> None:
-        """Lines of the version are written; the one at the offset `noted` (-1: none) says what digests stand for."""
-        if noted >= 0:
-            shelf.index.notes.append(noted)
-        code, _ = self._computing.get(version, ("", b""))
-        is_named = any(_names(line, code) for line in lines) if code else True
-        if code and is_named:
-            shelf.index.note_codes(version, [code])
-        if is_named:
-            shelf.settled.add(version)
+            self.writer.begin()
+            if not self.own.results.journal.writable:
+                self.own.results.open_to_write()
+            self._write(self.own.results, b"".join(lines))
+            self._learn_foreign(self.own.results)
 
     def _write(self, shelf: KeyedLog, lines: bytes) -> int:
         journal = shelf.journal
@@ -669,692 +186,166 @@ class Store:
             raise self._unwritten(shelf, error) from error.__cause__
         if offset != known:
             self._learn_foreign(shelf)
-        self._meta_owed = True
+        self.meta.owed = True
         return offset
 
     def _unwritten(self, shelf: KeyedLog, error: StoreError) -> StoreError:
         """A full disk passes; a file that was cut, or an I/O error, means that nobody knows what is on the medium."""
         if isinstance(error, JournalLost):
-            return self._fail(self._at_risk(shelf, error))
-        return self._fail(error) if error.errno == errno.EIO else error
+            return self.writer.fail(at_risk(shelf, error))
+        return self.writer.fail(error) if error.errno == errno.EIO else error
 
     def _learn_foreign(self, shelf: KeyedLog) -> None:
         """Another program appended lines before ours: they count too."""
         if shelf.journal.reader is not None:
             shelf.index.scan(shelf.journal.reader)
 
-    def _sync(self, journal: Journal) -> None:
-        try:
-            journal.sync()
-        except StoreError as error:
-            raise self._fail(error) from error.__cause__
-
-    def confirm(self) -> None:
+    def confirm(self, readers: Iterable[Reader]) -> None:
         """What was found is on the medium when this returns: its writer may have been killed before it synced it."""
-        if any(shelf.journal.is_doubtful for shelf in self._shelves):
-            self.begin_writing()  # which writes it again
-        for reader in (*self.results.readers, *self.errors.readers):
+        if any(each.journal.is_doubtful for each in self.own):
+            self.writer.begin()  # which writes it again
+        for reader in readers:
             try:
                 reader.sync()
             except StoreError as error:
-                raise self._fail(error) from error.__cause__
+                raise self.writer.fail(error) from error.__cause__
 
-    def forget(self, version: str, keys: Iterable[Key], session: bytes, *, durable: bool = False) -> int:
-        """Append what forgets the keys' records under the version, where they are; returns how many keys had one.
-
-        Raises:
-            CheckpointLocked: another process writes one of the journals that know them; nothing was forgotten.
-        """
-        keys = list(keys)
-        self._refresh_theirs()
-        with self._others(self._that_know(version, keys)) as others:
-            stores = [self, *others] if not others or _knows(self._shelves, version, keys) else others
-            with self._all_or_none(stores):
-                for store in stores:
-                    store.begin_writing()
-            forgotten = [store._forget_here(version, keys, session, durable=durable) for store in stores]
-        self._refresh_theirs()
-        return len(set().union(*forgotten))
-
-    def _that_know(self, version: str, keys: list[Key]) -> list[Shard]:
-        with self.lock:
-            return [shard for shard, shelves in self._members.items() if _knows(shelves, version, keys)]
-
-    @contextmanager
-    def _others(self, shards: Iterable[Shard]) -> Iterator[list[Store]]:
-        """The stores of other shards, to be written. Two of them may want each other's: hold no store's lock here."""
-        with ExitStack() as opened:
-            users = [_User() for _ in shards]
-            for user, shard in zip(users, shards, strict=True):
-                opened.callback(open_store(self._base, self.directory, user, shard))
-            yield [user.store for user in users]
-
-    @contextmanager
-    def _all_or_none(self, stores: Iterable[Store]) -> Iterator[None]:
-        """Where one of the locks cannot be had, those that were taken for it are let go at once."""
-        idle = [store for store in stores if not store.writing]
-        try:
-            yield
-        except BaseException:
-            for store in idle:
-                with store.lock, suppress(StoreError):
-                    if not store._in_pass:
-                        store._stop_writing()
-            raise
-
-    def _forget_here(self, version: str, keys: list[Key], session: bytes, *, durable: bool) -> set[int]:
-        """The places of those keys that had a record in the own journals."""
+    def forget(self, version: str, keys: list[Key], session: bytes, *, durable: bool = False) -> set[int]:
+        """Append what forgets the keys' records; returns the places of those keys that had one."""
         forgotten: set[int] = set()
         with self.lock:
-            for shelf in self._shelves:
-                known = [(place, key) for place, key in enumerate(keys) if shelf.find(version, key) is not None]
+            for each in self.own:
+                known = [(place, key) for place, key in enumerate(keys) if each.find(version, key) is not None]
                 forgotten.update(place for place, _ in known)
                 if known:
-                    self.append(shelf, [forgetting(version, key, session) for _, key in known], durable=durable)
+                    self.append(each, [forgetting(version, key, session) for _, key in known], durable=durable)
         return forgotten
 
-    def discard(self, shelf: KeyedLog, version: str, key: Key, offset: int, session: bytes) -> None:
-        """The key's record proved damaged: it is not done from now on, and on disk too where that can be said.
-
-        A later record of the key, or a file that is no longer the current one, is another matter.
-        """
-        with self.lock:
-            place = shelf.find(version, key)
-            if place is None or place.offset != offset:
-                return
-            shard, own, local = shelf.shard_at(offset) if isinstance(shelf, MergedLog) else (self._shard, shelf, offset)
-            if shard == self._shard:
-                try:
-                    self.append(own, [forgetting(version, key, session)])
-                except (StoreError, StoreForked) as error:
-                    log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
-                    own.index.forget(version, key)
-                return
-            assert isinstance(shelf, MergedLog)
-            shelf.forget_at(offset, version, key)
-        try:
-            with self._others([shard]) as (other,):
-                other.discard_at(own.journal.path, version, key, local, session)
-        except (StoreError, StoreForked) as error:
-            log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
-
     def discard_at(self, path: Path, version: str, key: Key, offset: int, session: bytes) -> None:
-        """`discard` of a record at an offset in that one of the own journals."""
-        (shelf,) = (shelf for shelf in self._shelves if shelf.journal.path == path)
+        """Forget the key's record, if it is the one at this offset of that one of the journals."""
+        (each,) = (each for each in self.own if each.journal.path == path)
         with self.lock:
-            place = shelf.find(version, key)
+            place = each.find(version, key)
             if place is not None and place.offset == offset:
-                self.append(shelf, [forgetting(version, key, session)])
+                self.append(each, [forgetting(version, key, session)])
 
-    def clear(self) -> None:
-        """Forget everything: unlink the journals, indexes and meta. Lock files and bytes set aside stay.
-
-        Raises:
-            CheckpointLocked: another process writes one of the journals; nothing was forgotten.
-        """
-        self._refresh_theirs()
-        with self._others(list(self._members)) as others:
-            with self._all_or_none((self, *others)):
-                for store in (self, *others):
-                    store._begin_anew()
-            for store in (self, *others):
-                store._clear_here()
-        self._refresh_theirs()
-        self._faults.clear()
-
-    def _begin_anew(self) -> None:
-        with self.lock:
-            if self._failure is not None:
-                self._start_anew()
-            with self._going_on():
-                self.begin_writing()
-            if self.uploads is not None:
-                self.uploads.suspend()
-
-    def _clear_here(self) -> None:
-        with self.lock, self._going_on():
-            self.begin_writing()
-            if self.uploads is not None:
-                self.uploads.clear()
-            try:
-                self.meta_path.unlink(missing_ok=True)
-                fsync_directory(self.directory)  # it says what is in the journals: it is gone before they are
-                for shelf in self._shelves:
-                    shelf.unlink()
-                fsync_directory(self.directory)
-            except OSError as error:
-                self._let_go()  # what is left is opened anew
-                raise store_error(error, "cannot delete", self.directory) from error
-            self.total, self._meta, self._meta_owed = None, {}, False
-            self._details, self.schemas, self._synced = {}, {}, {}
-            self.told.clear()
-            self._faults.clear()
-            self._stop_writing()
-
-    def replace(self, shelf: KeyedLog, chunks: Iterable[bytes]) -> None:
-        """A journal of these lines takes the place of the shelf's; call it inside of `alone`.
+    def accept(self, old: str, new: str) -> None:
+        """The results of one code or version count for another one from now on; call it while writing, under the lock.
 
         Raises:
-            StoreError: as `KeyedLog.replace`.
+            StoreError: that was not noted.
         """
-        if self.uploads is not None:
-            self.uploads.suspend()
-        kind = next(kind for kind, own in _by_kind(self._shelves) if own is shelf)
-        self._take_back(kind, shelf)
-        self._meta_owed = True
-        shelf.replace(chunks)
-        self._synced[kind] = _size(shelf)
-
-    def _take_back(self, kind: str, shelf: KeyedLog) -> None:
-        """Meta says nothing of the size of the journal, for good: it is about to become shorter."""
-        shelf.journal.stop_writing()  # what this opening has synced counts no more
-        self._synced.pop(kind, None)
-        if not synced_bytes(self._read_meta(), kind):
-            return
-        try:
-            self._replace_meta(json.dumps(self._compose_meta(), indent=1) + "\n", durable=True)
-        except OSError as error:
-            raise store_error(error, "cannot replace", self.meta_path) from error
-
-    # passes
-
-    @contextmanager
-    def a_pass(self) -> Iterator[None]:
-        """One pass at a time on one checkpoint; the lock is let go when it ends.
-
-        Raises:
-            CheckpointLocked: another pass of this process is running.
-        """
-        with self.lock:
-            if self._in_pass:
-                raise self._pass_running()
-            if self._failure is not None:
-                self._start_anew()
-            self._pass_since = clock.Stamper()().decode()
-            running = _Running()
-            self._running = weakref.ref(running)
-        values_on_error = False
-        try:
-            self.refresh()
-            if self._writing:  # what was saved by hand just now: then `refresh` leaves it at that
-                self._refresh_theirs()
-            yield
-        except StoreError:
-            values_on_error = True
-            raise
-        finally:
-            try:
-                if self.uploads is not None:
-                    self.uploads.drain()  # here, and not under the lock that others wait for to save
-            finally:
-                self._end_pass(values_on_error=values_on_error)
-
-    def _end_pass(self, *, values_on_error: bool) -> None:
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            # A garbage collection, in the middle of an append of this thread, dropped a stream: who tends lets go.
-            self._running = None
-            return
-        with self.lock:
-            self._running = None
-            try:
-                self._stop_writing()
-            except StoreError as error:
-                if not values_on_error:
-                    raise
-                log.error("%s", error)  # the one that is raised holds values that are nowhere else
-
-    @property
-    def _in_pass(self) -> bool:
-        """A pass is over when its frame is: Ctrl-C between any two lines never leaves one that nobody ends."""
-        return self._running is not None and self._running() is not None
-
-    def _pass_running(self) -> CheckpointLocked:
-        return CheckpointLocked(
-            f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
-            f"{self._pass_since}); finish or close it first, or use another name",
-            errno=errno.EWOULDBLOCK,
-            strerror="locked",
-            filename=str(self.results.journal.path),
-            pid=os.getpid(),
-            since=self._pass_since,
-        )
-
-    def _start_anew(self) -> None:
-        self._failure = None
-        self._let_go()
-        for shelf in (*self._shelves, *self._theirs()):
-            shelf.reopen()
-
-    @contextmanager
-    def all_alone(self, *, to_clear: bool = False) -> Iterator[None]:
-        """`alone`, with every shard; to clear them, whatever is in the journals' places.
-
-        Raises:
-            CheckpointLocked, StoreError: as `alone`.
-        """
-        with self._others(list(self._members)) as others, ExitStack() as held:
-            for store in (self, *others):
-                if to_clear:
-                    held.enter_context(store._going_on())
-                held.enter_context(store.alone())
-            yield
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the lock while no pass runs and no thread of this process writes; it is let go at the end.
-
-        Raises:
-            CheckpointLocked: a pass of this process is running, or another process writes.
-            StoreError: as `begin_writing`.
-        """
-        with self.lock:
-            if self._in_pass:
-                raise self._pass_running()
-            if self._failure is not None:
-                self._start_anew()
-            self.begin_writing()
-            try:
-                self._check_places(at_once=True)
-                yield
-            finally:
-                self._stop_writing()
-
-    # letting go
-
-    def _stop_writing(self) -> None:
-        """Everything on the medium, meta and index up to date, the lock let go."""
-        if not self._writing:
-            return
-        try:
-            if self._failure is None:
-                self._check_places(at_once=True)
-                for shelf in self._shelves:
-                    self._sync(shelf.journal)
-                    # Who opens the checkpoint opens all shards: together they leave as much to be read anew as one.
-                    of = self._shard.of
-                    shelf.write_index_if_worth(growth=0.5, rows=100_000 // of, size=(32 << 20) // of)
-                if self._meta_owed:
-                    self._write_meta()
-        finally:
-            try:
-                if self.uploads is not None:
-                    self.uploads.finish()
-            finally:
-                self._let_go()
-
-    def _let_go(self) -> None:
-        self._writing = False
-        if self.uploads is not None:
-            self.uploads.let_go()
-        for shelf in self._shelves:
-            shelf.journal.stop_writing()
-        self._writer.release()
-
-    def close(self) -> None:
-        """Let go of the lock and every descriptor."""
-        with self.lock:
-            try:
-                self._stop_writing()
-            finally:
-                for shelf in (*self._shelves, *self._theirs()):
-                    shelf.close()
-
-    # housekeeping, by a thread that lives while something is owed
-
-    def tend(self) -> bool:
-        """Sync what was written, keep meta and index from falling far behind; False once nothing is owed."""
-        try:
-            self._sync_aside()
-            with self.lock:
-                if self._writing and self._failure is None:
-                    self._check_places()
-        except StoreError as error:
-            log.error("%s", error)
-        with self.lock:
-            if not self._writing:
-                return False
-            if not self._in_pass and self._is_idle():
-                try:
-                    self._stop_writing()
-                except StoreError as error:
-                    log.error("%s", error)
-                return False
-            owed = self._meta_owed and clock.monotonic() - self._meta_at >= _META_EVERY
-        if owed:
-            self._write_meta()
-        for shelf in self._shelves:
-            # It is for whoever opens what a kill leaves behind: so much is read in the time that writing it would take.
-            shelf.write_index_if_worth(growth=0.5, rows=500_000, size=256 << 20)
-        return True
-
-    def _is_idle(self) -> bool:
-        """Whether nothing was written for a while; where uploads lag behind, letting go would wait for them."""
-        idle = clock.monotonic() - self.wrote_at
-        if self.uploads is None:
-            return idle >= _SECOND
-        return idle >= _IDLE and self.uploads.is_settled
-
-    def stop_if_idle(self) -> None:
-        """Stop writing at once, where no pass runs and no thread is at it."""
-        if not self.lock.acquire(blocking=False):
-            return
-        try:
-            if not self._in_pass and self.uploads is None:
-                self._stop_writing()
-        except StoreError as error:
-            log.error("%s", error)
-        finally:
-            self.lock.release()
-
-    def _sync_aside(self) -> None:
-        for shelf in self._shelves:
-            try:
-                with self.lock:
-                    sync = shelf.journal.lend() if self._writing else None
-                if sync is not None:
-                    sync()
-            except StoreError as error:
-                with self.lock:
-                    raise self._fail(error) from error.__cause__
-
-    # meta
-
-    def _read_meta(self) -> dict[str, Any]:
-        return meta_in(self.meta_path)
-
-    def _write_meta(self) -> None:
-        """Replace the file atomically. It tells people and is rebuildable: failing to write it is not an error."""
-        with self.lock:
-            self._meta_owed = False
-            self._meta_at = clock.monotonic()
-            try:
-                self._replace_meta(json.dumps(self._compose_meta(), indent=1) + "\n")
-            except OSError as error:
-                log.debug("%s was not written: %s", self.meta_path, error)
-
-    def _replace_meta(self, text: str, *, durable: bool = False) -> None:
-        with replacing(self.meta_path, f"{self.name}_meta") as file:
-            file.write(text.encode())
-            if durable:
-                file.flush()
-                fsync(file.fileno())
-        if durable:
-            fsync_directory(self.directory)
-
-    def _compose_meta(self) -> dict[str, Any]:
-        """What one shard holds is told of its own journals; the whole, of all that are joined."""
-        version, now = self.latest, clock.Stamper()().decode()
-        results, errors, _ = (self.results, self.errors, None) if self._shard == ALL else self._shelves
-        completed = results.count(version)
-        return {
-            "experiment_name": self._base,
-            "started_at": self._meta.setdefault("started_at", now),
-            "last_updated": now,
-            "last_pass": self._pass_since or self._meta.get("last_pass", ""),
-            "total_items": self.total,
-            "completed_items": completed,
-            "failed_items": self._count_failed(errors, version),
-            "schema_version": SCHEMA_VERSION,
-            SYNCED: self._note_synced(),
-            "versions": self.versions,
-            "codes": dict(list(self.details.items())[-_MOST_CODES:]),
-            **({"schemas": self.schemas} if self.schemas else {}),
-        }
-
-    def _note_synced(self) -> dict[str, int]:
-        """Bytes of each journal that are on the medium, which is what is there at least after any crash."""
-        for kind, shelf in _by_kind(self._shelves):
-            synced = max(self._synced.get(kind, 0), shelf.journal.synced)
-            if synced:
-                self._synced[kind] = synced
-        return dict(self._synced)
-
-    # what computed results, and what digests stand for
-
-    @property
-    def versions(self) -> dict[str, Any]:
-        """By digest, the values of versions, as far as they are known."""
-        known = dict(self._labels)  # other threads open versions meanwhile
-        for shelf in (self.errors, self.results):
-            known.update(shelf.notes().labels)
-        return known
-
-    @property
-    def details(self) -> dict[str, Any]:
-        """By fingerprint, what it stands for, as far as that is known."""
-        noted = {**self.errors.notes().details, **self.results.notes().details}
-        return {**{code: told for code, told in self._details.items() if code not in noted}, **noted}
-
-    def codes_of(self, version: str) -> dict[str, Any]:
-        """The fingerprints that results of the version have named, the last one last, and what each stands for.
-
-        Of some of them no result may be left.
-        """
-        details = self.details
-        return {code: details.get(code, {}) for code in self.results.codes.get(version, ())}
-
-    @property
-    def accepted(self) -> set[tuple[str, str]]:
-        """(fingerprint, other one) for each pair of which results of the first were accepted for the other."""
-        return {(line.accepts, line.of) for line in self.results.notes().accepted if line.is_of_code}
-
-    @property
-    def has_meta(self) -> bool:
-        """Whether meta was sound, or has been written since; of shards, that of any."""
-        return bool(self._meta) or self._has_their_meta
-
-    def learn_meta(self) -> None:
-        """Learn what other processes noted."""
-        self._learn_meta(self._read_meta())
-        for shard in self._members:
-            self._learn_meta(meta_in(self.directory / f"{shard.prefix(self._base)}_meta.json"))
-
-    def _learn_meta(self, meta: dict[str, Any]) -> None:
-        """What a meta file says that digests stand for: of old journals, which do not say it."""
-        for kind, known in (("versions", self._labels), ("codes", self._details), ("schemas", self.schemas)):
-            noted = meta.get(kind)
-            for digest, told in noted.items() if isinstance(noted, dict) else ():
-                if kind == "schemas" and not (isinstance(told, dict) and isinstance(told.get("versions"), list)):
-                    continue
-                if not (kind == "versions" and is_secret("", told)):
-                    known.setdefault(digest, told)
-
-    def digest_of_version(self, version: Any, what: str = "version") -> str:
-        """What records call a version: what they called it before, where they have a shorter digest of it; "" for None.
-
-        Where the value is on disk it is compared, too.
-
-        Raises:
-            InvalidOption: the version is not JSON-like.
-        """
-        if version is None:
-            return ""
-        digest = version_digest(version, what, self._base)
-        shelves = (self.results, self.errors, self.unsaved)
-        if not any(digest in shelf.versions for shelf in shelves):
-            labels = self.versions
-            for before in earlier_digests(version):
-                is_there = any(before in shelf.versions for shelf in shelves)
-                if is_there and (before not in labels or is_same_version(labels[before], version)):
-                    return before
-        return digest
-
-    def name_version(self, digest: str, version: Any) -> None:
-        """The digest stands for this version; one that holds a secret is not written down."""
-        if not is_secret("", version):
-            self._labels.setdefault(digest, version)
-
-    def begin_computing(self, version: str, code: str, detail: Any) -> None:
-        """Records of the version are computed by this code from here on: the first one in each journal says so."""
-        with self.lock:
-            self._computing[version] = code, detail_field(detail)
-            for shelf in self._shelves:
-                shelf.settled.discard(version)
-
-    def end_computing(self, version: str) -> None:
-        """What is saved from here on is not known to be computed by any code."""
-        self._computing.pop(version, None)
-
-    def accept_codes(self, codes: Iterable[str], code: str) -> None:
-        """Results of these fingerprints count for another one from now on, here and wherever the journal is read.
-
-        Raises:
-            CheckpointLocked, StoreError: as `alone`.
-        """
-        with self.lock:
-            self.begin_writing()
-            for old in codes:
-                if (old, code) not in self.accepted:
-                    self._accept(old, code)
-
-    def accept_version(self, old: str, new: str) -> None:
-        """The results that a version has at this moment count for another one, where that has none of the key.
-
-        Each journal that has results of it says so for its own.
-
-        Raises:
-            CheckpointLocked: another process writes one of the journals; nothing was accepted.
-            StoreError: as `alone`.
-        """
-        self._refresh_theirs()
-        with self.lock:
-            shards = [shard for shard, (results, *_) in self._members.items() if results.count(old)]
-            is_own = bool(self._shelves[0].count(old))
-        with self._others(shards) as others:
-            stores = [self, *others] if is_own else others
-            with self._all_or_none(stores):
-                for store in stores:
-                    store.begin_writing()
-            for store in stores:
-                store.accept_here(old, new)
-        self._refresh_theirs()
-
-    def accept_here(self, old: str, new: str) -> None:
-        """`accept_version` for the own journals alone."""
-        with self.lock:
-            self.begin_writing()
-            self._accept(old, new)
-            self._sync(self._shelves[0].journal)
-
-    def _accept(self, old: str, new: str) -> None:
-        shelf = self._shelves[0]
-        if not shelf.journal.writable:
-            shelf.open_to_write()
-        offset = self._write(shelf, accepting(old, new))
-        index, reader = shelf.index, shelf.journal.reader
+        results = self.own.results
+        if not results.journal.writable:
+            results.open_to_write()
+        offset = self._write(results, accepting(old, new))
+        index, reader = results.index, results.journal.reader
         index.notes.append(offset)
-        index.end = shelf.journal.end
+        index.end = results.journal.end
         assert reader is not None
         if "-" not in old:
             try:
                 index.accept(old, new, reader)
             except (IndexDamaged, OSError):
-                shelf.learn_anew()
+                results.learn_anew()
 
-    def schemas_of(self, version: str) -> dict[str, Any]:
-        """The schemas that results of the version may have been saved under, by digest; "" for none."""
-        found: dict[str, Any] = {}
-        accepted = [
-            line.accepts for line in self.results.notes().accepted if line.of == version and not line.is_of_code
-        ]
-        for each in (version, *accepted):
-            theirs = {digest: known for digest, known in self.schemas.items() if each in known["versions"]}
-            found.update(theirs or ({} if each == version else {"": {}}))
-        return found
-
-    def note_schema(self, version: str, digest: str, classes: dict[str, Any]) -> None:
-        """Results of the version may be saved under this schema from here on; meta says so when this returns."""
+    def accept_durably(self, old: str, new: str) -> None:
+        """`accept`, and it is on the medium when this returns."""
         with self.lock:
-            known = self.schemas.get(digest)
-            if known is not None and version in known["versions"] and "classes" in known:
-                return
-            self.learn_meta()
-            self._enter_schema(version, digest, {"classes": classes})
-            self._write_meta()
+            self.writer.begin()
+            self.accept(old, new)
+            self.writer.sync(self.own.results.journal)
 
-    def note_fit(self, version: str, digests: Iterable[str], schema: str) -> None:
-        """All results of the version that were saved under these schemas fit another one; meta says so."""
-        self.begin_writing()
+    def begin_computing(self, version: str, code: str, detail: Any) -> None:
+        """Records of the version are computed by this code from here on: the first one in each journal says so."""
         with self.lock:
-            self.learn_meta()
-            for digest in digests:
-                fits = self.schemas.get(digest, {}).get("fits", [])
-                self._enter_schema(
-                    version, digest, {"fits": [*fits, *({schema, digest} - {*fits, digest})][-_MOST_CODES:]}
-                )
-            self._write_meta()
+            self._annotator.begin(version, code, detail)
 
-    def _enter_schema(self, version: str, digest: str, parts: dict[str, Any]) -> None:
-        known = self.schemas.pop(digest, {"versions": []})
-        versions = known["versions"]
-        self.schemas[digest] = {**known, **parts, "versions": [*versions, *([] if version in versions else [version])]}
-        for old in list(self.schemas)[:-_MOST_CODES]:
-            del self.schemas[old]
+    def end_computing(self, version: str) -> None:
+        """What is saved from here on is not known to be computed by any code."""
+        self._annotator.end(version)
 
-    def failed_count(self, version: str) -> int:
-        """How many keys have an error and no result."""
-        return self._count_failed(self.errors, version)
+    # replacing, and the end
 
-    def _count_failed(self, errors: KeyedLog, version: str) -> int:
-        return sum(not self.is_retired(version, key, error) for key, error in errors.sound(version))
+    def clear(self) -> None:
+        """Forget everything: unlink the journals, indexes and meta. Lock files and bytes set aside stay.
 
-    def is_retired(self, version: str, key: Key, error: Record) -> bool:
-        """Whether a result retires the key's error; one without checksum stands for any key of equal str()."""
-        if self.results.find(version, key) is not None:
-            return True
-        return not error.crc and self.results.find(version, _key_spelled(str(key))) is not None
+        Raises:
+            StoreError: what is left is opened anew.
+        """
+        with self.lock, self.writer.going_on():
+            self.writer.begin()
+            self.replica.clear()
+            try:
+                self.meta.path.unlink(missing_ok=True)
+                fsync_directory(self.directory)  # it says what is in the journals: it is gone before they are
+                for each in self.own:
+                    each.unlink()
+                fsync_directory(self.directory)
+            except OSError as error:
+                self.writer.let_go()
+                raise store_error(error, "cannot delete", self.directory) from error
+            self.meta.clear()
+            self.own.synced, self.own.fault = {}, None
+            self.writer.stop()
 
-    # forks
+    def replace(self, shelf: KeyedLog, chunks: Iterable[bytes]) -> None:
+        """A journal of these lines takes the place of the log's; call it inside of `alone`.
+
+        Raises:
+            StoreError: as `KeyedLog.replace`.
+        """
+        self.replica.suspend()
+        kind = next(kind for kind, own in self.own.by_kind() if own is shelf)
+        self._take_back(kind, shelf)
+        self.meta.owed = True
+        shelf.replace(chunks)
+        self.own.synced[kind] = size_of(shelf)
+
+    def _take_back(self, kind: str, shelf: KeyedLog) -> None:
+        """Meta says nothing of the size of the journal, for good: it is about to become shorter."""
+        shelf.journal.stop_writing()  # what this opening has synced counts no more
+        self.own.synced.pop(kind, None)
+        if not synced_bytes(self.meta.read(), kind):
+            return
+        try:
+            self.writer.replace_meta(durable=True)
+        except OSError as error:
+            raise store_error(error, "cannot replace", self.meta.path) from error
+
+    @contextmanager
+    def all_as_they_are(self) -> Iterator[None]:
+        """`alone`, whatever is in the journals' places; a journal that still holds records is repaired.
+
+        What is there at the end is what meta says.
+
+        Raises:
+            JournalLost: another kind of file is in a journal's place, or it is gone.
+            CheckpointLocked, StoreError: as `alone`.
+        """
+        with self.lock, self.writer.going_on(), self.writer.alone():
+            fault = None if self.own.fault is None else self.own.fault[1]
+            if fault is not None and not (fault.is_altered or fault.has_rest):
+                self._host.refuse()
+            yield
+            if fault is not None:
+                self.own.forget_fault()
+                self.own.synced, self.meta.owed = {}, True
+            self.meta.owed = self.own.note_shorter() or self.meta.owed
+
+    def close(self) -> None:
+        """Let go of the lock and every descriptor."""
+        with self.lock:
+            try:
+                self.writer.stop()
+            finally:
+                self.own.close()
 
     def after_fork(self) -> None:
         """In a forked child: drop the parent's lock, never write."""
         self.lock = threading.RLock()
-        for shelf in (*self._shelves, *self._theirs()):
-            shelf.lock = self.lock
-            shelf.index.after_fork()
-        for joined in (self.results, self.errors, self.unsaved):
-            joined.lock = self.lock
-        self._forked = True
-        self._writing = False
-        self._running = None
-        for shelf in self._shelves:
-            shelf.journal.stop_writing()
-        self._writer.drop()
-        if self.uploads is not None:
-            self.uploads.after_fork()
-            for mirror in self._mirrors.values():
-                mirror.after_fork()
-
-
-def _by_kind(shelves: Iterable[KeyedLog]) -> Iterator[tuple[str, KeyedLog]]:
-    return zip(KINDS, shelves, strict=True)
-
-
-def _size(shelf: KeyedLog) -> int:
-    return 0 if shelf.journal.reader is None else shelf.journal.reader.size()
-
-
-def _names(line: bytes, code: str) -> bool:
-    """Whether a record names this code."""
-    return b',"code":"%b"' % code.encode() in line
-
-
-def _knows(shelves: Iterable[KeyedLog], version: str, keys: list[Key]) -> bool:
-    return any(max(shelf.find_all(version, keys)[0], default=-1) >= 0 for shelf in shelves)
-
-
-def _make_directory(path: Path, *, is_new: bool) -> None:
-    """The directory is there, and its name survives a power cut: of a new one also where its maker was just killed."""
-    missing = [new for new in (path, *path.parents) if not new.exists()]
-    if is_new or missing:
-        there = missing[-1].parent if missing else path
-        try:
-            fsync_directory(there.parent)  # each is synced before the next is made: only the deepest may be in doubt
-        except PermissionError:
-            pass  # the user's own, where we cannot look
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        fsync_directory(new.parent)
+        self.own.after_fork(self.lock)
+        self.writer.after_fork(self.lock)
 
 
 def forgetting(version: str, key: Key, session: bytes) -> Tombstone:
@@ -1363,193 +354,3 @@ def forgetting(version: str, key: Key, session: bytes) -> Tombstone:
     if version:
         head += b',"version":"%b"' % version.encode()
     return Tombstone(version, key, 0, seal(head + b',"session":"%b"' % session))
-
-
-def _key_spelled(text: str) -> Key:
-    """The number, bool or None whose str() this is, or else the text."""
-    for read in (int, float, _NAMED.__getitem__):
-        try:
-            key: Key = read(text)
-        except (ValueError, KeyError):
-            continue
-        if str(key) == text:
-            return key
-    return text
-
-
-# --- one store for each path in a process ----------------------------------------------------------------------------
-
-
-class _User:
-    """Who uses a store meanwhile."""
-
-    store: Store
-
-
-_stores: dict[tuple[str, str], Store] = {}
-_told: dict[tuple[str, str], set[tuple[str, str]]] = {}  # by path: stores come and go
-_stores_lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
-
-
-def open_store(name: str, directory: Path, user: object, shard: Shard = ALL) -> Callable[[], None]:
-    """Attach `user` to the store of that path and shard, as its `store`; returns what detaches it, once.
-
-    The store is closed when its last user is detached or collected.
-    """
-    path = (os.path.realpath(directory), shard.prefix(name))
-    with _stores_lock:
-        store = _stores.get(path)
-        if store is None:
-            store = Store(name, directory, shard)
-        store.users += 1
-        _stores[path] = store
-    user.store = store  # type: ignore[attr-defined]
-    return weakref.finalize(user, _detach, path, store)
-
-
-def _detach(path: tuple[str, str], store: Store) -> None:
-    with _stores_lock:
-        store.users -= 1
-        if store.users:
-            return
-    if store.uploads is not None and _is_uploading_thread():
-        # A collection may run anywhere, and closing waits for just this thread.
-        threading.Thread(target=_close_unused, args=(path, store), name="checkpoint-close", daemon=True).start()
-        return
-    _close_unused(path, store)
-
-
-def _is_uploading_thread() -> bool:
-    """Whether this thread is one that uploads: ours, or that of fsspec's event loop."""
-    asyn = sys.modules.get("fsspec.asyn")
-    loop_thread = asyn.iothread[0] if asyn is not None else None
-    current = threading.current_thread()
-    return current is loop_thread or current.name.startswith("checkpoint-")
-
-
-def _close_unused(path: tuple[str, str], store: Store) -> None:
-    try:
-        # Before it is forgotten, or another one would meet its lock; who attaches meanwhile opens it again.
-        store.close()
-    finally:
-        with _stores_lock:
-            if not store.users and _stores.get(path) is store:
-                del _stores[path]
-
-
-# --- the thread that tends -------------------------------------------------------------------------------------------
-
-
-_tended: set[Store] = set()
-_tending: threading.Thread | None = None
-_tend_lock = threading.Lock()
-_wake = threading.Event()
-_ending = False
-
-
-def _tend(store: Store) -> None:
-    """See that the store is looked after. The thread is a daemon and ends when nothing is owed."""
-    global _tending
-    with _tend_lock:
-        _tended.add(store)
-        if _tending is None and not _ending:
-            _tending = threading.Thread(target=_tend_all, name="checkpoint-tend", daemon=True)
-            _tending.start()
-
-
-def _let_go_of_writers() -> None:
-    """A store that was written just now keeps its lock and files for a second: of very many stores only some do."""
-    most = max(1, most_idle() // _FILES_OF_A_WRITER)
-    with _tend_lock:
-        writing = [store for store in _tended if store.writing] if len(_tended) >= most else []
-    if len(writing) >= most:
-        writing.sort(key=attrgetter("wrote_at"))
-        for store in writing[: 1 + len(writing) - most]:
-            store.stop_if_idle()
-
-
-def _tend_all() -> None:
-    global _tending
-    try:
-        _tend_each()
-    except BaseException:
-        with _tend_lock:
-            _tending = None  # the next write begins another
-        raise
-
-
-def _tend_each() -> None:
-    global _tending
-    while True:
-        if _wake.wait(_SECOND / 2):
-            return
-        for store in list(_tended):
-            if not store.tend():
-                with _tend_lock:
-                    if not store._writing:
-                        _tended.discard(store)
-        with _tend_lock:
-            if not _tended:
-                _tending = None
-                return
-
-
-def _close_all() -> None:
-    for store in list(_stores.values()):
-        try:
-            store.close()
-        except (StoreError, StoreClosed) as error:
-            log.error("%s", error)
-    _end_tending()
-
-
-_closes_early = False
-
-
-def _close_early() -> None:
-    """See that uploads end before executors do: a name is resolved in one, and at exit it takes no more work.
-
-    `threading` has a list for that, which concurrent.futures is on; it has no public name.
-    """
-    global _closes_early
-    if not _closes_early:
-        _closes_early = True
-        import concurrent.futures.thread  # noqa: F401  # the list is called backwards: it comes after us
-
-        try:
-            threading._register_atexit(_close_mirrored)  # type: ignore[attr-defined]
-        except (AttributeError, RuntimeError):
-            pass  # another Python, or one that ends already: what cannot be uploaded at exit is told
-
-
-def _close_mirrored() -> None:
-    for store in list(_stores.values()):
-        if store.uploads is not None and not store._in_pass:
-            try:
-                store.close()
-            except (StoreError, StoreClosed) as error:
-                log.error("%s", error)
-
-
-def _end_tending() -> None:
-    """A thread that the interpreter stops while it holds a store's lock would keep whoever ends a pass after that."""
-    global _ending
-    with _tend_lock:
-        _ending, thread = True, _tending
-    _wake.set()
-    if thread is not None:
-        thread.join()
-
-
-def _after_fork() -> None:
-    global _stores_lock, _tend_lock, _tending
-    _stores_lock, _tend_lock, _tending = threading.RLock(), threading.Lock(), None
-    for store in _stores.values():
-        store.after_fork()
-    _stores.clear()
-    _tended.clear()
-
-
-atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

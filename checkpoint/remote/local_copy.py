@@ -34,7 +34,7 @@ from checkpoint.storage.files import (
 from checkpoint.storage.journal import Journal, Reader
 from checkpoint.storage.lock import Lock
 
-__all__ = ["Held", "Replica", "State", "mark_of"]
+__all__ = ["Held", "LocalCopy", "State", "mark_of"]
 
 log = logging.getLogger("checkpoint")
 
@@ -92,7 +92,7 @@ def mark_of(reader: Reader | None, end: int) -> str:
     return f"{zlib.crc32(reader.pread(size, 0)):08x}{zlib.crc32(reader.pread(size, end - size)):08x}"
 
 
-class Replica:
+class LocalCopy:
     """The local directory of one checkpoint in a store.
 
     Args:
