@@ -38,6 +38,7 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.policies import ErrorCount, ErrorLimit, OnChange
 from checkpoint.outcomes import NOT_RUN, Done, Failure, Outcome, Success, Unit
+from checkpoint.passes.failures import add_note, let_go_of_frames, places_of
 from checkpoint.passes.progress import Bar
 from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import KeyedLog
@@ -876,7 +877,7 @@ class Pass:
                 line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
                 made.append(_End(version, key, digest, line, unit, outcome, raw))
             else:
-                _let_go_of_frames(raw, self._handled)  # they lead back here, and hold the user's data
+                let_go_of_frames(raw, self._handled)  # they lead back here, and hold the user's data
                 others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
         return made, others
 
@@ -954,10 +955,10 @@ class Pass:
         self.errors.fail(kind, again=self._failed_so_before(key, kind), unencodable=unencodable)
         if not isinstance(exception, Exception):
             exception = self.error_of(key)
-        _let_go_of_frames(exception, self._handled)
+        let_go_of_frames(exception, self._handled)
         if len(self.failures) < _FIRST:
             if failure.traceback and all(exception is not other for other in self.failures):
-                _add_note(exception, f"item {quote(key)}\n{_places_of(failure.traceback)}".rstrip())
+                add_note(exception, f"item {quote(key)}\n{places_of(failure.traceback)}".rstrip())
             self.failures.append(exception)
         return exception
 
@@ -1170,39 +1171,6 @@ def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
         raise InvalidKey(f"the key function raised StopIteration for item {place}, {quote(item)}", key=None) from None
     error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
     raise error
-
-
-def _places_of(traceback: str) -> str:
-    """The frames of a plain traceback, less the message around them, where it is of one exception alone."""
-    first, _, rest = traceback.partition("\n")
-    frames = [line for line in rest.splitlines() if line.startswith("  ")]
-    alone = first.startswith("Traceback") and traceback.count("Traceback (most recent") == 1 and " | " not in traceback
-    return "\n".join(frames) if alone else traceback
-
-
-def _let_go_of_frames(exception: BaseException, handled: BaseException | None) -> None:
-    """Drop the frames of the exception and of all that it leads to: they hold the user's data.
-
-    We do not touch the exception that the caller is handling, which is the context of whatever is raised meanwhile.
-    """
-    seen = {id(handled)}
-    todo: list[BaseException | None] = [exception]
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.with_traceback(None)
-        todo += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            todo += one.exceptions
-
-
-def _add_note(exception: Exception, note: str) -> None:
-    try:
-        exception.add_note(note)
-    except (AttributeError, TypeError):
-        pass  # a frozen dataclass, or __notes__ that are no list
 
 
 class _Gone:
