@@ -15,9 +15,11 @@ from checkpoint.errors import InvalidOption, quote
 from checkpoint.execution.policies import Durability, check_choice
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.passes.pipeline import Pass
+from checkpoint.passes.settings import PassSettings
 from checkpoint.values.keys import KeyFunction, key_function, plain_key
 
 if TYPE_CHECKING:
+    from checkpoint.provenance.drift import Lineage
     from checkpoint.remote.uploader import Uploaded
 
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
@@ -210,7 +212,8 @@ class CheckpointedRunner:
         self, items: Iterable[T], key_fn: str | KeyFunction | None, desc: str | None = None, *, show: bool = False
     ) -> Iterator[tuple[Pass, T]]:
         """(pass, item) for each item to run; `save_result` and `save_error` settle it."""
-        with self.start_pass(items, key_function(key_fn), progress=show, desc=desc) as running:
+        settings = PassSettings(key_function(key_fn), progress=show, desc=desc)
+        with self.start_pass(items, settings) as running:
             for item in running.items:
                 if running.admit(item) is not None:
                     yield running, item
@@ -218,12 +221,14 @@ class CheckpointedRunner:
             running.check_drawn()
 
     @contextmanager
-    def start_pass(self, items: Iterable[Any], key_of: KeyFunction, **options: Any) -> Iterator[Pass]:
-        """One pass over items, from keying them to letting go of the lock; the options are those of `Pass`."""
+    def start_pass(
+        self, items: Iterable[Any], settings: PassSettings, lineage: Lineage | None = None
+    ) -> Iterator[Pass]:
+        """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
         with self.records.open().a_pass():
             self.records.pin()
             try:
-                running = self._pass = Pass(self.records, items, key_of, **options)
+                running = self._pass = Pass(self.records, items, settings, lineage)
             except BaseException:  # what is given for items runs code of the user's
                 self.records.unpin()
                 raise
@@ -308,7 +313,8 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
-        with self.start_pass(items, key_function(key_fn), overlapping=True) as running:
+        settings = PassSettings(key_function(key_fn), overlapping=True)
+        with self.start_pass(items, settings) as running:
             batch: list[T] = []
             for item in running.items:
                 if running.admit(item) is not None:

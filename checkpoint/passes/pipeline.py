@@ -13,7 +13,7 @@ import threading
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from operator import eq
@@ -36,10 +36,11 @@ from checkpoint.errors import (
     plural,
     quote,
 )
-from checkpoint.execution.policies import ErrorCount, ErrorLimit, OnChange
+from checkpoint.execution.policies import ErrorCount
 from checkpoint.outcomes import NOT_RUN, Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.failures import add_note, let_go_of_frames, places_of
 from checkpoint.passes.progress import Bar
+from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.store import Entry
@@ -48,7 +49,6 @@ from checkpoint.values.inputs import Loans, index_of, is_one_shot, items_of, len
 from checkpoint.values.keys import (
     PART,
     Key,
-    KeyFunction,
     add_keys,
     changed_field,
     is_digest_of,
@@ -77,16 +77,7 @@ class Pass:
     Args:
         records: what it reads and writes.
         items: all of them, in order.
-        key_of: what names an item.
-        digest_of: the digest of what an item's result depends on, 0 where it is not known.
-        on_change: what to do where a known key's item has changed: "keep" the result, "recompute" it, or "error"; None
-            is "error" for items whose changes can be told.
-        overlapping: whether an item may be drawn while the call of an earlier one is not done.
-        retry_failed: whether items that failed earlier are run again.
-        limit: when failures end the pass.
-        collect: whether outcomes are wanted by `take`.
-        progress: whether a bar is.
-        desc: what stands before it.
+        settings: how it treats the items.
         lineage: what to do where the function is not what computed earlier results.
 
     Attributes:
@@ -103,19 +94,11 @@ class Pass:
         self,
         records: VersionView,
         items: Iterable[Any],
-        key_of: KeyFunction,
-        *,
-        digest_of: Callable[[Any], int] = item_digest,
-        on_change: OnChange | None = "keep",
-        overlapping: bool = False,
-        retry_failed: bool = True,
-        limit: ErrorLimit | None = None,
-        collect: bool = False,
-        progress: bool = False,
-        desc: str | None = None,
+        settings: PassSettings,
         lineage: Lineage | None = None,
     ) -> None:
         self.records = records
+        self._settings = settings
         self._lineage = lineage
         self.name = records.name
         self._store = records.store
@@ -127,20 +110,19 @@ class Pass:
         # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
         self.items = list(items) if type(items) is list else items
         self._share: Share | None = None
-        self._key_of = key_of
-        self._digest_of = digest_of
-        self._loans: Loans | None = Loans() if overlapping else None
+        self._key_of = settings.key_of
+        self._digest_of = settings.digest_of
+        self._loans: Loans | None = Loans() if settings.overlapping else None
         self._spoilt: set[Key] = set()  # whose items were changed before their calls were done
         self._strays: list[Key] = []  # saved by hand, and not handed out
-        self._on_change = on_change
-        self._retry_failed = retry_failed
-        self._collect = collect
-        self._desc, self._show = desc, progress
+        self._on_change = settings.on_change
+        self._retry_failed = settings.retry_failed
+        self._collect = settings.collect
         self._bar: Bar | None = None
         self.total: int | None = length_of(items) if self._shard == ALL else None
         self.drawn = 0
         self.completed = 0
-        self.errors = ErrorCount(limit or ErrorLimit())
+        self.errors = ErrorCount(settings.limit)
         self.failures: list[Exception] = []
         self._handled = sys.exception()
         self.keys: list[Key] = []
@@ -221,7 +203,7 @@ class Pass:
         elif self._earlier and not self._one_shot:
             self.items = self._items_failed_last(self.items)
         beside = None if self._store.uploads is None else self._store.uploads.beside
-        self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
+        self._bar = Bar(self.total, self.completed, self._settings.desc, show=self._settings.progress, beside=beside)
 
     def _note_earlier(self) -> None:
         """Which of the items that were keyed first failed earlier, and are run again."""
@@ -283,7 +265,7 @@ class Pass:
             if self._known:
                 self._note_changes(digests)
             self.completed = len(self._found) - len(self._undone())
-            if self.changed and self._refuses:
+            if self.changed and self._settings.refuses_changes:
                 raise self._input_changed()
             if self._known and self.keys and not self._knows(self.keys[:_FIRST]):
                 first = map(self._digest_of, islice(self.items, _FIRST))
@@ -439,7 +421,7 @@ class Pass:
         if not (found.digest and self._differs(found.digest, item)):
             return
         self.changed += 1
-        if not self._changed_keys and self._refuses and not found.digest & PART:
+        if not self._changed_keys and self._settings.refuses_changes and not found.digest & PART:
             field, self._changed_how = changed_field(item, found.digest)
             self._others = [name for name in item if name != field] if field else []
         if len(self._changed_keys) < _FIRST:
@@ -457,11 +439,6 @@ class Pass:
         if digest & PART or not are_alike(digest, item_digest(item)):
             self._incomparable += 1
         return False
-
-    @property
-    def _refuses(self) -> bool:
-        """Whether items that changed end the pass."""
-        return self._on_change in (None, "error")
 
     def _input_changed(self) -> InputChanged:
         verb = (
@@ -658,7 +635,7 @@ class Pass:
         made, late = key in self._made, self.drawn > self._keyed
         if late and not made:
             self._note_change(key, item, found)
-            if self._refuses and self.changed:
+            if self._settings.refuses_changes and self.changed:
                 raise self._input_changed()
             if key in self._redo:
                 return self._to_run(item, key)
@@ -1096,7 +1073,7 @@ class Pass:
         if self._bar is not None:
             self._bar.close()
         name = self.records.name
-        if self.changed and not self._refuses:
+        if self.changed and not self._settings.refuses_changes:
             kept = "kept; on_change='recompute' or clear(keys) computes them anew"
             fate = kept if self._on_change == "keep" else "computed anew"
             log.warning(

@@ -27,6 +27,7 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.policies import Rate
 from checkpoint.passes.pipeline import Pass
+from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.values.keys import Key, KeyFunction, item_digest
 
@@ -221,7 +222,7 @@ def make_plan(
         lineage.take(drift)
         refusal = lineage.refusal(records, drift)
         choices = "" if on_change in ("keep", "recompute") else lineage.choices(records, drift)
-    running = Pass(records, items, key_of, digest_of=digest_of, on_change=on_change, lineage=lineage)
+    running = Pass(records, items, PassSettings(key_of, digest_of, on_change), lineage)
     try:
         records.refuse_secrets()
     except UnencodableValue as error:
