@@ -156,8 +156,8 @@ class Results(_Rows, Sequence[R]):
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
             loose = store.results.has_loose or store.errors.has_loose
             told = not loose and NOT_RUN not in self._places
-        self._keys = None if told else list(running.keys)
-        self._index = running.index
+        self._keys = None if told else list(running.input.keys)
+        self._index = running.input.index
 
     def __len__(self) -> int:
         return len(self._places)
@@ -402,7 +402,7 @@ def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> It
 
 def _summary(running: Pass, failed: int) -> str:
     counts = ", ".join([f"{count:,} {name}" for name, count in running.errors.by_type.most_common(8)])
-    of = f" of {running.total:,}" if running.total is not None else ""
+    of = f" of {running.input.total:,}" if running.input.total is not None else ""
     parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
     if running.verdict:
         parts.append(f"the pass was ended early, since {running.verdict}")

@@ -157,7 +157,7 @@ class CheckpointedRunner:
     def progress(self) -> tuple[int, int | None]:
         """(completed, total): of the last pass; before one, all results, and the total that meta knows."""
         if self._pass is not None:
-            return self._pass.completed, self._pass.total
+            return self._pass.completed, self._pass.input.total
         if self._last is not None:
             return self._last
         store = self.records.open()
@@ -239,7 +239,7 @@ class CheckpointedRunner:
                 running.tell_interrupted(error)
                 raise
             finally:
-                self._pass, self._last = None, (running.completed, running.total)
+                self._pass, self._last = None, (running.completed, running.input.total)
                 self.records.unpin()
                 running.close()
 
@@ -299,7 +299,7 @@ class BatchCheckpointedRunner(CheckpointedRunner):
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
         for running, item in self._admitted(items, key_fn, desc, show=True):
-            yield running.drawn, running.total, item
+            yield running.input.drawn, running.input.total, item
 
     def iterate_batches(
         self, items: Iterable[T], key_fn: str | KeyFunction | None = None, batch_size: int = 32

@@ -10,23 +10,20 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import weakref
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from operator import eq
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from checkpoint.catalog.shards import ALL, Share
+from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView, item_error
 from checkpoint.errors import (
     DamagedRecord,
-    DuplicateKey,
     FunctionChanged,
     InputChanged,
-    InvalidKey,
     InvalidOption,
     ItemError,
     KeyChanged,
@@ -39,17 +36,17 @@ from checkpoint.errors import (
 from checkpoint.execution.policies import ErrorCount
 from checkpoint.outcomes import NOT_RUN, Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.failures import add_note, let_go_of_frames, places_of
+from checkpoint.passes.input import Input
 from checkpoint.passes.progress import Bar
 from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.store import Entry
 from checkpoint.values.digests import Digests, are_alike
-from checkpoint.values.inputs import Loans, index_of, is_one_shot, items_of, length_of, refuse_groups
+from checkpoint.values.inputs import Loans, refuse_groups
 from checkpoint.values.keys import (
     PART,
     Key,
-    add_keys,
     changed_field,
     is_digest_of,
     item_digest,
@@ -81,9 +78,8 @@ class Pass:
         lineage: what to do where the function is not what computed earlier results.
 
     Attributes:
-        items: what is to be drawn from.
-        total: how many items there are, or None.
-        drawn: how many have been drawn.
+        input: the items, and the keys of those that were drawn.
+        items: the items that are still to be drawn.
         errors: what has failed, counted.
         failures: the first 100 of this pass, as they were raised.
         changed: how many items were found to differ from what their results were computed from.
@@ -105,40 +101,21 @@ class Pass:
         self._shard = records.shard
         self._lock = threading.Lock()
         self._version = records.version
-        self._index = index_of(items)
-        items = items_of(items)
-        # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
-        self.items = list(items) if type(items) is list else items
-        self._share: Share | None = None
-        self._key_of = settings.key_of
+        self.input = Input(items, settings, records.shard)
+        self.items: Iterable[Any] = ()
         self._digest_of = settings.digest_of
-        self._loans: Loans | None = Loans() if settings.overlapping else None
+        # An object that stands in memory twice has one key.
+        self._loans: Loans | None = Loans() if settings.overlapping and not self.input.in_memory else None
         self._spoilt: set[Key] = set()  # whose items were changed before their calls were done
         self._strays: list[Key] = []  # saved by hand, and not handed out
         self._on_change = settings.on_change
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
         self._bar: Bar | None = None
-        self.total: int | None = length_of(items) if self._shard == ALL else None
-        self.drawn = 0
         self.completed = 0
         self.errors = ErrorCount(settings.limit)
         self.failures: list[Exception] = []
         self._handled = sys.exception()
-        self.keys: list[Key] = []
-        self._one_shot = is_one_shot(items)
-        self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
-        if self._steady:
-            self._loans = None  # an object that stands in it twice has one key
-            for item in self.items[:1]:  # type: ignore[index]
-                refuse_groups(item)
-        if self._shard != ALL:
-            self.items = self._share = Share(self.items, self._key_in_whole, self._shard)
-        self._all: Any = ()  # those in memory, and
-        self._left: Iterator[int] = iter(())  # the places of those that are still to be drawn
-        self._seen: dict[Key, int] = {}  # the first place of each key
-        self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
-        self._keyed = 0  # how many items were keyed before anything ran
         self._known = 0  # how many results there were
         self._counted: tuple[object, int] = (None, 0)  # the index, and its end, when `_found` was
         self._found = array("q")  # where the results of the items that were keyed first are, or -1
@@ -184,11 +161,11 @@ class Pass:
         if (unfit := self.find_unfit()) is not None:
             raise unfit.error
         self.look()
-        self._store.total = self.total
+        self._store.total = self.input.total
         self.records.open()  # keying may have taken a while
         self._recount()
         self._tell_resumed()
-        if any(self._would_run(self.keys[place]) for place in self._undone()):
+        if any(self._would_run(self.input.keys[place]) for place in self._undone()):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         else:
             if self.records.power:
@@ -197,43 +174,31 @@ class Pass:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
         self._note_earlier()
-        if self._steady and not self._collect:
-            self._all, self._left = self.items, self._failed_last(self._undone())
-            self.items = self._undone_items()
-        elif self._earlier and not self._one_shot:
-            self.items = self._items_failed_last(self.items)
+        if self.input.in_memory and not self._collect:
+            self.input.leave_out_all_but(self._failed_last(self._undone()))
+        elif self._earlier and not self.input.is_one_shot:
+            self.input.postpone(self._earlier)
+        self.items = self.input.items
         beside = None if self._store.uploads is None else self._store.uploads.beside
-        self._bar = Bar(self.total, self.completed, self._settings.desc, show=self._settings.progress, beside=beside)
+        self._bar = Bar(
+            self.input.total, self.completed, self._settings.desc, show=self._settings.progress, beside=beside
+        )
 
     def _note_earlier(self) -> None:
         """Which of the items that were keyed first failed earlier, and are run again."""
         errors = self._store.errors
         self._had_errors = self._retry_failed and not errors.is_empty
         if self._had_errors:
-            keys = [self.keys[place] for place in self._undone()]
+            keys = [self.input.keys[place] for place in self._undone()]
             places, _ = errors.find_all(self._version, keys)
             self._earlier = {key: None for key, place in zip(keys, places, strict=True) if place >= 0}
 
-    def _failed_last(self, places: list[int]) -> Iterator[int]:
+    def _failed_last(self, places: list[int]) -> list[int]:
         """The places, those of items that failed earlier behind all that never ran."""
-        earlier, keys = self._earlier, self.keys
+        earlier, keys = self._earlier, self.input.keys
         if not earlier:
-            return iter(places)
-        return iter(sorted(places, key=lambda place: keys[place] in earlier))
-
-    def _items_failed_last(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The same of items that are read twice: what failed earlier is left out the first time, and not kept."""
-        count = 0
-        for place, item in enumerate(items):
-            count = place + 1
-            if place >= self._keyed or self.keys[place] not in self._earlier:
-                self.drawn = place
-                yield item
-        for place, item in enumerate(items):
-            if place < self._keyed and self.keys[place] in self._earlier:
-                self.drawn = place
-                yield item
-        self.drawn = count
+            return places
+        return sorted(places, key=lambda place: keys[place] in earlier)
 
     def find_unfit(self, *, only_look: bool = False) -> Unfit | None:
         """Results that do not fit their class any more; None where there are none, or where they are computed anew."""
@@ -256,27 +221,24 @@ class Pass:
             InvalidKey, DuplicateKey, InputChanged, KeyChanged: naming the items.
         """
         self._known = self._store.results.count(self._version)
-        if self._steady and self._share is not None:
-            self.items = list(self._share)
-        if not self._one_shot:
-            self._key_all()
-            self.total = self._keyed = len(self.keys)
+        if not self.input.is_one_shot:
+            self.input.key_all()
             digests = self._find_keyed()
             if self._known:
                 self._note_changes(digests)
             self.completed = len(self._found) - len(self._undone())
             if self.changed and self._settings.refuses_changes:
                 raise self._input_changed()
-            if self._known and self.keys and not self._knows(self.keys[:_FIRST]):
-                first = map(self._digest_of, islice(self.items, _FIRST))
+            if self._known and self.input.keys and not self._knows(self.input.keys[:_FIRST]):
+                first = map(self._digest_of, islice(self.input.items, _FIRST))
                 self._refuse_other_keys(list(first))
 
     def foresee(self) -> Iterator[tuple[Key, Fate]]:
         """(key, what becomes of it) for each key of items that were keyed, as `admit` decides it; nothing is done."""
         store, version = self._store, self._version
-        for place, item in enumerate(self.items):
-            key = self.keys[place]
-            if self._seen[key] != place:
+        for place, item in enumerate(self.input.items):
+            key = self.input.keys[place]
+            if self.input.first_places[key] != place:
                 continue
             redo = key in self._redo
             if not redo and self._found[place] >= 0:
@@ -295,121 +257,36 @@ class Pass:
         stands = not self._retry_failed and self._store.errors.find(self._version, key) is not None
         return not stands and self._store.unsaved.find(self._version, key) is None
 
-    def _key_all(self) -> None:
-        if self._steady and self._on_change in (None, "keep"):
-            self._key_at_once()
-        else:
-            for place, item in enumerate(self.items):
-                self._meet(self._key(place, item), place, item)
-
-    def _key_at_once(self) -> None:
-        """What the rest of `_key_all` comes to, at C speed: many may be waited for."""
-        items: Any = self.items
-        keys = self.keys = []
-        try:
-            add_keys(keys, self._key_of, items)
-            if len(keys) < len(items):
-                raise StopIteration  # which ends a loop, and is not seen
-        except Exception as error:
-            place = len(keys)
-            _raise_of_key(error, self._in_whole(place), items[place])
-        self._seen = dict(zip(keys, range(len(keys)), strict=True))
-        if len(self._seen) < len(keys):
-            self._seen = {}
-            for place, key in enumerate(keys):
-                if self._seen.setdefault(key, place) != place:
-                    self._refuse_unequal(key, place, items[place])
-
     def _find_keyed(self) -> Digests:
         """Where their results are; returns the digests of what these were computed from."""
         self._counted = self._index_now()
-        self._found, digests = self._store.results.find_all(self._version, self.keys[: self._keyed])
+        self._found, digests = self._store.results.find_all(self._version, self.input.keys[: self.input.keyed])
         return digests
 
     def _note_changes(self, digests: Digests) -> None:
         """Which of the items that were keyed first differ from what their results were computed from."""
         stale = bool(self._unfit) or (self._lineage is not None and bool(self._lineage.stale))
-        if not stale and self._steady and self._are_keys(self.items):
+        if not stale and self.input.in_memory and self._are_keys(self.input.items):
             return
-        for place, (item, offset, digest) in enumerate(zip(self.items, self._found, digests, strict=False)):
-            key = self.keys[place]
+        for place, (item, offset, digest) in enumerate(zip(self.input.items, self._found, digests, strict=False)):
+            key = self.input.keys[place]
             is_key = type(item) in _WORDS and type(item) is type(key) and item == key  # then it cannot have changed
-            if offset >= 0 and (stale or (digest and not is_key)) and self._seen[key] == place:
+            if offset >= 0 and (stale or (digest and not is_key)) and self.input.first_places[key] == place:
                 self._note_change(key, item, Place(offset, digest))
 
     def _are_keys(self, items: Any) -> bool:
         """Whether each item is its own key: then it cannot have changed."""
-        types = {*map(type, items), *map(type, self.keys)}
-        return types <= _WORDS and all(map(eq, items, self.keys))
+        types = {*map(type, items), *map(type, self.input.keys)}
+        return types <= _WORDS and all(map(eq, items, self.input.keys))
 
     def _undone(self) -> list[int]:
         """The places of those items that were keyed first and have no result, or are computed anew."""
-        keys, redo = self.keys, self._redo
+        keys, redo = self.input.keys, self._redo
         if not redo and -1 not in self._found:
             return []
         if redo:
             return [place for place, offset in enumerate(self._found) if offset < 0 or keys[place] in redo]
         return [place for place, offset in enumerate(self._found) if offset < 0]
-
-    def _undone_items(self) -> Iterator[Any]:
-        """What is to be drawn: those that are done need not be looked at one by one."""
-        for place in self._left:
-            self.drawn = place
-            yield self._all[place]
-        self.drawn = self._keyed
-
-    def _meet(self, key: Key, place: int, item: Any) -> None:
-        """Note the key of the item at the place; an equal item may have it too."""
-        if self._on_change in ("recompute", "error") and not self._digest_of(item):
-            raise InvalidOption(
-                f"on_change={self._on_change!r} needs items whose changes can be told, and item "
-                f"{self._in_whole(place)} is {quote(item)}, a {type(item).__name__}, whose content is not known; "
-                "name what counts of it, input=lambda x: …, or leave on_change out"
-            )
-        if self._seen.setdefault(key, place) != place:
-            self._refuse_unequal(key, place, item)
-        elif not self._steady:
-            self._kept[key] = self._comparable(item)
-        self.keys.append(key)
-
-    def _in_whole(self, place: int) -> int:
-        """Where an item is in the input that was given; of a shard, `place` counts its own items only."""
-        return place if self._share is None else self._share.places[place]
-
-    def _key(self, place: int, item: Any) -> Key:
-        return self._key_in_whole(self._in_whole(place), item)
-
-    def _key_in_whole(self, place: int, item: Any) -> Key:
-        try:
-            return self._key_of(item)  # type: ignore[no-any-return]
-        except Exception as error:
-            _raise_of_key(error, place, item)
-
-    def _refuse_unequal(self, key: Key, place: int, item: Any) -> None:
-        """Equal items share one result; unequal ones would get each other's."""
-        first = self._seen[key]
-        if self._steady and self.items[first] is item:  # type: ignore[index]  # a list, a tuple or a range
-            return
-        kept = self._comparable(self._item_at(first)) if self._steady else self._kept[key]
-        if kept == self._digest_of(item) if isinstance(kept, int) else kept is not None and kept() is item:
-            return
-        shown = self._in_whole(first), self._in_whole(place)
-        raise DuplicateKey(
-            f"items {shown[0]} and {shown[1]} have one key, {quote(key)}, and are not known to be equal: "
-            f"{quote(self._item_at(first))} and {quote(item)}; use a key that tells them apart, or drop one",
-            key=key,
-            places=shown,
-        )
-
-    def _comparable(self, item: Any) -> Any:
-        """What is kept of an item to compare a later one with: its digest, else a weak reference, else nothing."""
-        try:
-            return self._digest_of(item) or weakref.ref(item)
-        except TypeError:
-            return None
-
-    def _item_at(self, place: int) -> Any:
-        return _Gone() if self._one_shot else next(islice(self.items, place, None), _Gone())
 
     def _note_change(self, key: Key, item: Any, found: Place) -> None:
         """A known key whose item is another one than its result was computed from."""
@@ -476,16 +353,16 @@ class Pass:
         """
         places = {digest: place for place, digest in reversed(list(enumerate(digests))) if digest}
         found = self._store.results.keys_of_inputs(self._version, set(places))
-        known = {places[digest]: key for digest, key in found.items() if key not in self._seen}
+        known = {places[digest]: key for digest, key in found.items() if key not in self.input.first_places}
         parts = any(digest & PART for digest in places)  # a part of an item may well be that of another
         enough = min(len(places), max(self._known, _FEW))
         if len(known) * 2 < enough or len(known) < (3 if parts else 1):
             return
         shown = sorted(known)
-        now, before = [self.keys[place] for place in shown], [known[place] for place in shown]
+        now, before = [self.input.keys[place] for place in shown], [known[place] for place in shown]
         message = (
             f"checkpoint {self.name!r}: no key of the first {plural(len(digests), 'item')} has a result, and "
-            f"{len(known)} of them are on disk under other keys (item {self._in_whole(shown[0])}: key "
+            f"{len(known)} of them are on disk under other keys (item {self.input.in_whole(shown[0])}: key "
             f"{quote(now[0], 60)} now, {quote(before[0], 60)} before), so key= has changed"
         )
         if self._on_change == "recompute":
@@ -499,14 +376,14 @@ class Pass:
         )
 
     def _tell_resumed(self) -> None:
-        if self._one_shot:
+        if self.input.is_one_shot:
             done, failed = self.records.count()
         else:
-            keys = set() if self._store.errors.is_empty else {self.keys[place] for place in self._undone()}
+            keys = set() if self._store.errors.is_empty else {self.input.keys[place] for place in self._undone()}
             done, failed = self.completed, sum(self.records.has_error(key) for key in keys)
         if not (self._known or done or failed):
             return
-        total = "unknown" if self.total is None else f"{self.total:,}"
+        total = "unknown" if self.input.total is None else f"{self.input.total:,}"
         log.info("resuming %r: %s done, %s failed, %s in total", self.records.name, f"{done:,}", f"{failed:,}", total)
 
     # admit
@@ -519,17 +396,17 @@ class Pass:
             CheckpointLocked, StoreError: it could not be saved, so it is not run.
         """
         with self._lock:
-            place = self.drawn
-            self.drawn = place + 1
-            if place >= len(self.keys):
-                key = self._draw(place, item)
+            if self.input.is_keyed:
+                key = self.input.expect(item)
             else:
-                key = self.keys[place] if self._steady else self._expected(place, item)
+                key = self.input.draw(item)
+                if self._firsts is not None:
+                    self._look_at_first(key, item)
             if self._loans is not None:
-                self._refuse_taken(self._loans, place, item, key)
+                self._refuse_taken(self._loans, item, key)
             return self._admit(item, key)
 
-    def _refuse_taken(self, loans: Loans, place: int, item: Any, key: Key) -> None:
+    def _refuse_taken(self, loans: Loans, item: Any, key: Key) -> None:
         """An object that comes again while a call works on it was changed under that call: its result is not kept.
 
         Raises:
@@ -543,8 +420,9 @@ class Pass:
         self._spoilt.update(spoilt)
         if made := [other for other in spoilt if other in self._made and other not in self._failed]:
             self.records.forget(made)
+        place = self.input.in_whole(self.input.drawn - 1)
         raise InvalidOption(
-            f"item {self._in_whole(place)}, of key {quote(key)}, {'is' if part is item else 'holds'} one object with "
+            f"item {place}, of key {quote(key)}, {'is' if part is item else 'holds'} one object with "
             f"the item of key {quote(spoilt[0])}, a {type(part).__name__}, which was filled again before the call of "
             "that item was done: it would compute from what the object holds next. Give "
             "each item an object of its own: (copy.deepcopy(item) for item in items)"
@@ -558,13 +436,10 @@ class Pass:
         Raises:
             CheckpointLocked, StoreError: as `admit`.
         """
-        places = list(islice(self._left, most))
-        if not places:
-            self.drawn = self._keyed
+        items, keys = self.input.next(most)
+        if not items:
             return None
-        items, keys = [self._all[place] for place in places], [self.keys[place] for place in places]
         with self._lock:
-            self.drawn = places[-1] + 1
             units = self._admit_new(items, keys)
             if units is None:
                 units = [unit for unit in map(self._admit, items, keys) if unit is not None]
@@ -599,16 +474,6 @@ class Pass:
             return self._to_run(item, key)
         return self._resumed(item, key, found)
 
-    def _draw(self, place: int, item: Any) -> Key:
-        """The key of an item that could not be keyed first: unequal items with one key are found at the second one."""
-        key = self._key(place, item)
-        self._meet(key, place, item)
-        if self.total is not None and place >= self.total:
-            self.total = place + 1  # the length lied
-        if self._firsts is not None:
-            self._look_at_first(key, item)
-        return key
-
     def _look_at_first(self, key: Key, item: Any) -> None:
         """What `look` finds out of the keys of all items, of one-shot ones as they come."""
         assert self._firsts is not None
@@ -619,20 +484,8 @@ class Pass:
         if len(self._firsts) in (1, 10, _FIRST):
             self._refuse_other_keys(self._firsts)
 
-    def _expected(self, place: int, item: Any) -> Key:
-        key = self.keys[place]
-        if (again := self._key(place, item)) != key:
-            shown = self._in_whole(place)
-            raise DuplicateKey(
-                f"item {shown} had key {quote(key)} when the items were first read, and {quote(again)} now: they come "
-                "in another order each time they are read, or the key function is not stable; pass list(items)",
-                key=again,
-                places=(shown, shown),
-            )
-        return key
-
     def _resumed(self, item: Any, key: Key, found: Place) -> Unit | None:
-        made, late = key in self._made, self.drawn > self._keyed
+        made, late = key in self._made, self.input.drawn > self.input.keyed
         if late and not made:
             self._note_change(key, item, found)
             if self._settings.refuses_changes and self.changed:
@@ -737,7 +590,7 @@ class Pass:
         self._counted = self._index_now()
         if self._lineage is not None:
             self._lineage.begin(self.records)
-        if self._keyed:
+        if self.input.keyed:
             self._find_keyed()
             self._skipped(len(self._found) - len(self._undone()) - self.completed)
 
@@ -958,7 +811,7 @@ class Pass:
             equals = len(self._waiting.pop(key, ()))
             self._crowd -= equals
             if not handed_out and (failed or key not in self._failed):
-                if key not in self._seen:
+                if key not in self.input.first_places:
                     self._strays.append(key)
                 return
             self._redo.discard(key)
@@ -984,38 +837,27 @@ class Pass:
     # after
 
     def check_drawn(self) -> None:
-        """Every item was drawn that was there when they were keyed.
+        """Check that every item was drawn that was there when they were keyed.
 
         Raises:
             InvalidOption: there were fewer.
         """
-        if self.drawn < self._keyed:
-            raise InvalidOption(
-                f"items gave {self._keyed:,} items when they were first read, and {self.drawn:,} the second time; "
-                "pass list(items)"
-            )
-
-    @property
-    def index(self) -> Any:
-        """The index of the pandas DataFrame or Series whose rows the items are; of other items None."""
-        if self._index is None or self._share is None:
-            return self._index
-        return self._index.take(self._share.places)
+        self.input.check_drawn()
 
     @property
     def in_memory(self) -> bool:
         """Whether the items are all there already."""
-        return self._steady
+        return self.input.in_memory
 
     @property
     def is_watched(self) -> bool:
         """Whether who draws must look each time something was settled: for outcomes, or for equal items."""
-        return self._collect or self._one_shot
+        return self._collect or self.input.is_one_shot
 
     @property
     def is_crowded(self) -> bool:
         """Whether so many items of one-shot input wait for their equals that no more are to be drawn."""
-        return self._one_shot and self._crowd >= _CROWD
+        return self.input.is_one_shot and self._crowd >= _CROWD
 
     @property
     def waits_for_medium(self) -> bool:
@@ -1030,7 +872,7 @@ class Pass:
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
         version, results, errors = self._version, self._store.results, self._store.errors
-        keys, made, failed = self.keys, self._made, self._failed
+        keys, made, failed = self.input.keys, self._made, self._failed
         if self._index_now()[0] == self._counted[0] and len(self._found) == len(keys):
             places, todo = self._found[:], []
             if made or -1 in places:
@@ -1059,7 +901,7 @@ class Pass:
         """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
         if self._bar is not None:
             self._bar.close()  # its last line stays readable
-        total = "" if self.total is None else f" of {self.total:,}"
+        total = "" if self.input.total is None else f" of {self.input.total:,}"
         notes = getattr(error, "__notes__", [])[-1:]
         log.warning(
             "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
@@ -1093,17 +935,13 @@ class Pass:
                 "another one then, so that this cannot be told, and the results are kept; f.accept(items) decides it",
                 name, _were(self._incomparable),
             )  # fmt: skip
-        if self._seen and self.drawn == len(self.keys) and (equal := self.drawn - len(self._seen)) > 0:
-            log.info(
-                "checkpoint %r: %s of %s equal to an earlier one and shared its result; for several samples of one "
-                "item make an item of each: [(item, n) for item in items for n in range(5)]",
-                name, f"{equal:,}", _were(self.drawn, "item"),
-            )  # fmt: skip
+        self.input.tell_equals(name)
         if self.errors.run:
-            log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
-                     f"{self.completed:,}" + (f" of {self.total:,}" if self.total is not None else ""))  # fmt: skip
-        self.items = self._all = ()
-        self._seen, self._kept, self.keys, self._handled = {}, {}, [], None
+            of = "" if self.input.total is None else f" of {self.input.total:,}"
+            log.info("checkpoint %r: %d run, %d of them failed; %s done%s", name, self.errors.run, self.errors.failed,
+                     f"{self.completed:,}", of)  # fmt: skip
+        self.items, self._handled = (), None
+        self.input.close()
 
 
 _WORDS = frozenset({int, str})
@@ -1132,26 +970,3 @@ def _spoil(done: Done) -> Done:
 
 def _were(count: int, noun: str = "result") -> str:
     return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
-
-
-def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
-    """Raise what the key function raised for the item at the place, which it names."""
-    if isinstance(item, ItemError):
-        raise InvalidKey(
-            f"item {place} stands for one that failed in another map ({quote(item)}); leave those out: "
-            "[x for x in results if not isinstance(x, ItemError)]",
-            key=None,
-        ) from None
-    if isinstance(error, InvalidKey):
-        raise InvalidKey(f"item {place}: {error}", key=error.key) from None
-    if isinstance(error, StopIteration):
-        raise InvalidKey(f"the key function raised StopIteration for item {place}, {quote(item)}", key=None) from None
-    error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
-    raise error
-
-
-class _Gone:
-    """Stands for an item of one-shot input that is no longer here."""
-
-    def __repr__(self) -> str:
-        return "one that was drawn earlier"

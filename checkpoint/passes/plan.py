@@ -244,9 +244,9 @@ def make_plan(
     seconds = _expected(_durations(records), calls, workers, rates)
     return Plan(
         records.name,
-        len(running.keys),
+        len(running.input.keys),
         causes=_causes(records, fates["failed"]),
-        duplicates=len(running.keys) - sum(counts.values()),
+        duplicates=len(running.input.keys) - sum(counts.values()),
         changed=running.changed,
         stale=0 if drift is None else _count_in(records, drift.stale, there),
         changes=() if drift is None else (*drift.values, *drift.code),
