@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
 from checkpoint.outcomes import NOT_RUN
+from checkpoint.passes.failures import failure_of
 from checkpoint.passes.pipeline import Pass
 from checkpoint.reporting.causes import Cause, causes_of, summarize
 from checkpoint.values.keys import plain_key
@@ -392,7 +393,7 @@ def raise_verdict(running: Pass) -> None:
 
 
 def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> ItemsFailed:
-    aside = [running.error_of(key) for key in running.kept_aside[:100]]
+    aside = [failure_of(running.records, key) for key in running.kept_aside[:100]]
     members = [*running.failures, *aside][:100]
     failed = running.errors.failed + len(running.kept_aside)
     group = kind(_summary(running, failed), members)

@@ -1,11 +1,19 @@
-"""Helpers for exceptions that a pass keeps: the frames of a traceback as text, and what is dropped or noted.
+"""Helpers for failures: what is recorded of one, the frames of its traceback as text, and what is dropped or noted.
 
 The promise: an exception that is kept holds no frame, and so none of the user's data.
 """
 
 from __future__ import annotations
 
-__all__ = ["add_note", "let_go_of_frames", "places_of"]
+import logging
+
+from checkpoint.catalog.view import VersionView, item_error
+from checkpoint.errors import DamagedRecord, ItemError, quote
+from checkpoint.values.keys import Key
+
+__all__ = ["add_note", "failure_of", "let_go_of_frames", "places_of"]
+
+log = logging.getLogger("checkpoint")
 
 
 def places_of(traceback: str) -> str:
@@ -40,3 +48,16 @@ def add_note(exception: Exception, note: str) -> None:
         exception.add_note(note)
     except (AttributeError, TypeError):
         pass  # a frozen dataclass, or __notes__ that are no list
+
+
+def failure_of(records: VersionView, key: Key) -> ItemError:
+    """The failure that is recorded for the key, as far as it can be read."""
+    try:
+        found = records.store.errors.read(records.version, key)
+    except DamagedRecord as error:
+        log.warning("%s", error)
+        found = None
+    if found is not None:
+        return item_error(key, found[2])
+    message = "it failed earlier, and how is no longer on disk"
+    return ItemError(f"item {quote(key)} failed: {message}", key=key, message=message)

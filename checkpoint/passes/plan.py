@@ -26,7 +26,8 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.execution.policies import Rate
-from checkpoint.passes.pipeline import Pass
+from checkpoint.passes.earlier import Earlier
+from checkpoint.passes.input import Input
 from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.values.keys import Key, KeyFunction, item_digest
@@ -222,20 +223,23 @@ def make_plan(
         lineage.take(drift)
         refusal = lineage.refusal(records, drift)
         choices = "" if on_change in ("keep", "recompute") else lineage.choices(records, drift)
-    running = Pass(records, items, PassSettings(key_of, digest_of, on_change), lineage)
+    settings = PassSettings(key_of, digest_of, on_change)
+    keyed = Input(items, settings, records.shard)
+    earlier = Earlier(records, keyed, settings, lineage)
     try:
         records.refuse_secrets()
     except UnencodableValue as error:
         refusal = refusal or error
-    unfit = running.find_unfit(only_look=True)
+    unfit = earlier.find_unfit(only_look=True)
     if unfit is not None:
         refusal, choices = unfit.error, ""
     try:
-        running.look()
+        earlier.compare()
+        earlier.refuse()
     except (InputChanged, KeyChanged) as error:
         refusal = refusal or error
     fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "failed": [], "new": []}
-    for key, fate in running.foresee():
+    for key, fate in earlier.foresee():
         fates[fate].append(key)
     there = [*fates["done"], *fates["redone"]]
     counts = {fate: len(keys) for fate, keys in fates.items()}
@@ -244,10 +248,10 @@ def make_plan(
     seconds = _expected(_durations(records), calls, workers, rates)
     return Plan(
         records.name,
-        len(running.input.keys),
+        len(keyed.keys),
         causes=_causes(records, fates["failed"]),
-        duplicates=len(running.input.keys) - sum(counts.values()),
-        changed=running.changed,
+        duplicates=len(keyed.keys) - sum(counts.values()),
+        changed=earlier.changes.count,
         stale=0 if drift is None else _count_in(records, drift.stale, there),
         changes=() if drift is None else (*drift.values, *drift.code),
         unknown=0 if drift is None else _count_in(records, drift.unknown, there),
