@@ -157,7 +157,7 @@ class CheckpointedRunner:
     def progress(self) -> tuple[int, int | None]:
         """(completed, total): of the last pass; before one, all results, and the total that meta knows."""
         if self._pass is not None:
-            return self._pass.completed, self._pass.input.total
+            return self._pass.tally.completed, self._pass.input.total
         if self._last is not None:
             return self._last
         store = self.records.open()
@@ -239,7 +239,7 @@ class CheckpointedRunner:
                 running.tell_interrupted(error)
                 raise
             finally:
-                self._pass, self._last = None, (running.completed, running.input.total)
+                self._pass, self._last = None, (running.tally.completed, running.input.total)
                 self.records.unpin()
                 running.close()
 

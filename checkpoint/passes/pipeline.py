@@ -8,10 +8,8 @@ remembered is changed under a lock, which nobody holds while it writes. What fin
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from array import array
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -28,13 +26,12 @@ from checkpoint.errors import (
     plural,
     quote,
 )
-from checkpoint.execution.policies import ErrorCount
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.earlier import Earlier
-from checkpoint.passes.failures import add_note, failure_of, let_go_of_frames, places_of
+from checkpoint.passes.failures import let_go_of_frames
 from checkpoint.passes.input import Input
-from checkpoint.passes.progress import Bar
 from checkpoint.passes.settings import PassSettings
+from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
 from checkpoint.storage.store import Entry
 from checkpoint.values.inputs import Loans, refuse_groups
@@ -53,7 +50,6 @@ __all__ = ["Pass"]
 
 log = logging.getLogger("checkpoint")
 _CROWD = 1000
-_FIRST = 100  # failures that an error shows
 
 
 class Pass:
@@ -69,9 +65,7 @@ class Pass:
         input: the items, and the keys of those that were drawn.
         items: the items that are still to be drawn.
         earlier: the records of earlier passes, as they bear on the items.
-        errors: what has failed, counted.
-        failures: the first 100 of this pass, as they were raised.
-        kept_aside: keys whose values could not be encoded earlier; they stand as failed.
+        tally: what is counted, and the outcomes that nobody has taken.
     """
 
     def __init__(
@@ -92,6 +86,7 @@ class Pass:
         self.input = Input(items, settings, records.shard)
         self.items: Iterable[Any] = ()
         self.earlier = Earlier(records, self.input, settings, lineage)
+        self.tally = Tally(records, settings, self.earlier.failed)
         self._digest_of = settings.digest_of
         # An object that stands in memory twice has one key.
         self._loans: Loans | None = Loans() if settings.overlapping and not self.input.in_memory else None
@@ -99,19 +94,10 @@ class Pass:
         self._strays: list[Key] = []  # saved by hand, and not handed out
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._bar: Bar | None = None
-        self.completed = 0
-        self.errors = ErrorCount(settings.limit)
-        self.failures: list[Exception] = []
-        self._handled = sys.exception()
-        self._failed: set[Key] = set()  # in this pass, or earlier and not run again
-        self.kept_aside: list[Key] = []
-        self._made: set[Key] = set()  # settled in this pass, well or not
         self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
         self._waiting: dict[Key, list[Any]] = {}  # items that wait for their equal, which runs
         self._crowd = 0  # how many these are
         self._owed: list[_End] = []  # what finished and is not on disk yet
-        self._outcomes: deque[Outcome[Any]] = deque()
 
     # before anything is paid for
 
@@ -135,12 +121,12 @@ class Pass:
         if (unfit := self.earlier.find_unfit()) is not None:
             raise unfit.error
         self.earlier.compare()
-        self.completed = self.earlier.done
+        self.tally.completed = self.earlier.done
         self.earlier.refuse()
         self._store.total = self.input.total
         self.records.open()  # keying may have taken a while
         self._recount()
-        self.earlier.tell_resumed(self.completed)
+        self.earlier.tell_resumed(self.tally.completed)
         if self.earlier.is_any_run():
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         else:
@@ -156,9 +142,7 @@ class Pass:
             self.input.postpone(self.earlier.failed)
         self.items = self.input.items
         beside = None if self._store.uploads is None else self._store.uploads.beside
-        self._bar = Bar(
-            self.input.total, self.completed, self._settings.desc, show=self._settings.progress, beside=beside
-        )
+        self.tally.show_bar(self.input.total, beside)
 
     # admit
 
@@ -174,7 +158,7 @@ class Pass:
                 key = self.input.expect(item)
             else:
                 key = self.input.draw(item)
-                self.earlier.look_at_first(key, item, is_fresh=key in self._made)
+                self.earlier.look_at_first(key, item, is_fresh=key in self.tally.made)
             if self._loans is not None:
                 self._refuse_taken(self._loans, item, key)
             return self._admit(item, key)
@@ -191,7 +175,7 @@ class Pass:
             return
         part, spoilt = taken
         self._spoilt.update(spoilt)
-        if made := [other for other in spoilt if other in self._made and other not in self._failed]:
+        if made := [other for other in spoilt if other in self.tally.made and other not in self.tally.failed]:
             self.records.forget(made)
         place = self.input.in_whole(self.input.drawn - 1)
         raise InvalidOption(
@@ -223,7 +207,7 @@ class Pass:
         store, running = self._store, self._running
         if self.earlier.redo or not (store.writing and self._retry_failed and store.unsaved.is_empty):
             return None
-        if len(set(keys)) < len(keys) or not (self._failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
+        if len(set(keys)) < len(keys) or not (self.tally.failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
             return None
         if not self.earlier.failed.keys().isdisjoint(keys):
             return None
@@ -235,8 +219,8 @@ class Pass:
         return list(map(Unit, items, keys, digests))
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
-        if key in self._failed:
-            self._stands(item, key)
+        if key in self.tally.failed:
+            self.tally.stand(item, key)
             return None
         if key in self._running:
             self._waiting.setdefault(key, []).append(item)
@@ -248,34 +232,28 @@ class Pass:
         return self._resumed(item, key, found)
 
     def _resumed(self, item: Any, key: Key, found: Place) -> Unit | None:
-        made, late = key in self._made, self.input.drawn > self.input.keyed
+        made, late = key in self.tally.made, self.input.drawn > self.input.keyed
         if late and not made and self.earlier.is_redone(key, item, found):
             return self._to_run(item, key)
         if late or made:
-            self._skipped(1)
+            self.tally.skip(1)
         if self._collect:
             try:
                 outcome = Outcome(item, key, self.records.load(key), None, "fresh" if made else "resumed")
             except (DamagedRecord, KeyError) as error:
                 log.warning("%s", error)
-                self._skipped(-1)
+                self.tally.skip(-1)
                 return self._to_run(item, key)
             except UnbuildableValue as error:
                 outcome = Outcome(item, key, None, error, "resumed")
-            self._outcomes.append(outcome)
+            self.tally.keep(outcome)
         return None
-
-    def _skipped(self, count: int) -> None:
-        """So many more items prove to be done already."""
-        self.completed += count
-        if self._bar is not None:
-            self._bar.skip(count)
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         store, redo = self._store, key in self.earlier.redo
         digest = self._digest_of(item)
         if not (self._retry_failed and store.unsaved.is_empty) and self._failed_before(key, digest):
-            self._stands(item, key)
+            self.tally.stand(item, key)
             return None
         if not store.writing:
             self._begin_writing()
@@ -283,7 +261,7 @@ class Pass:
             if found is not None and not redo:
                 return self._resumed(item, key, found)  # another process finished it just now
             if self._failed_before(key, digest):
-                self._stands(item, key)
+                self.tally.stand(item, key)
                 return None
         if self.earlier.had_errors:
             self.earlier.note_type(key)
@@ -301,7 +279,7 @@ class Pass:
             return False
         if self._store.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
             self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
-        self.kept_aside.append(key)
+        self.tally.kept_aside.append(key)
         return True
 
     def _begin_writing(self) -> None:
@@ -317,18 +295,7 @@ class Pass:
     def _recount(self) -> None:
         """Count what another process saved since the items were keyed as done."""
         if self.earlier.find_again() and self.input.keyed:
-            self._skipped(self.earlier.done - self.completed)
-
-    def _stands(self, item: Any, key: Key) -> None:
-        """The item has failed, in this pass or earlier, and is not run again by itself."""
-        fresh = key in self._made
-        self._failed.add(key)
-        if self._bar is not None:
-            self._bar.skip(1)
-        if self._collect:
-            self._outcomes.append(
-                Outcome(item, key, None, failure_of(self.records, key), "fresh" if fresh else "resumed")
-            )
+            self.tally.skip(self.earlier.done - self.tally.completed)
 
     # settle
 
@@ -342,7 +309,7 @@ class Pass:
             finished = [_spoil(done) if done.unit.key in self._spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
-        ran = self.errors.run
+        ran = self.tally.errors.run
         made, others = self._encoded(finished)
         if self._owed:
             ends, self._owed = [*self._owed, *made, *others], []
@@ -356,20 +323,7 @@ class Pass:
                 error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
                 raise
         if others:
-            self._note_row(finished, ran)
-
-    def _note_row(self, finished: list[Done], ran: int) -> None:
-        """Have failures in a row counted, in the order in which their calls ended; so many had run before them."""
-        for place, done in enumerate(finished, ran + 1):
-            outcome = done.outcome
-            if type(outcome) is not Success:
-                assert isinstance(outcome, Failure)
-                kind = outcome.type or "error"
-                self.errors.in_a_row(kind, place, again=self._failed_so_before(done.unit.key, kind))
-
-    def _failed_so_before(self, key: Key, kind: str) -> bool:
-        """Whether the item failed with an exception of this type in an earlier pass."""
-        return self.earlier.failed.get(key) == kind
+            self.tally.note_row(finished, ran)
 
     def _settle_one(self, done: Done) -> bool:
         """What `settle` comes to for one result: this is the per-item path."""
@@ -390,8 +344,7 @@ class Pass:
             raise
         with self._lock:
             self._count(unit, outcome, records.decode(raw) if self._collect else None)
-            if self._bar is not None:
-                self._bar.update(1, self.errors.failed)
+            self.tally.advance(1)
         return True
 
     def _save(self, ends: list[_End]) -> None:
@@ -422,7 +375,7 @@ class Pass:
                 line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
                 made.append(_End(version, key, digest, line, unit, outcome, raw))
             else:
-                let_go_of_frames(raw, self._handled)  # they lead back here, and hold the user's data
+                let_go_of_frames(raw, self.tally.handled)  # they lead back here, and hold the user's data
                 others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
         return made, others
 
@@ -444,8 +397,7 @@ class Pass:
                 for end in ends:
                     value = decode(end.raw) if collect and end.raw is not None else None
                     self._count(end.unit, failure or end.outcome, value)
-            if self._bar is not None:
-                self._bar.update(len(ends), self.errors.failed)
+            self.tally.advance(len(ends))
 
     def _count_results(self, ends: list[_End]) -> None:
         """What `_count` does where nobody waits for them."""
@@ -455,63 +407,25 @@ class Pass:
                 self._loans.ended(end.key)
         for key in keys:
             self._running.pop(key, None)
-        self._made.update(keys)
-        self.completed += len(keys)
-        self.errors.run += len(keys)
+        self.tally.count_results(keys)
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         key = unit.key
         self._running.pop(key, None)
-        self._made.add(key)
         if self._loans:
             self._loans.ended(key)
         if self.earlier.redo:
             self.earlier.redo.discard(key)
-        error: Exception | None = None
-        if type(outcome) is Success:
-            self.completed += 1
-            self.errors.run += 1
-        else:
-            assert isinstance(outcome, Failure)
-            error = self._failure(key, outcome)
-        if self._collect:
-            self._outcomes.append(Outcome(unit.item, key, value, error, "fresh"))
+        error = self.tally.count(unit, outcome, value)
         if self._waiting and key in self._waiting:
-            self._count_equals(key, value, error)
-
-    def _count_equals(self, key: Key, value: Any, error: Exception | None) -> None:
-        """What waited for its equal shares its end."""
-        items = self._waiting.pop(key)
-        self._crowd -= len(items)
-        for item in items:
-            if error is None:
-                self._skipped(1)
-            elif self._bar is not None:
-                self._bar.skip(1)
-            if self._collect:
-                self._outcomes.append(Outcome(item, key, value, error, "fresh"))
-
-    def _failure(self, key: Key, failure: Failure) -> Exception:
-        """Count it; the first ones are kept as they were raised, without the frames that hold the user's data."""
-        self._failed.add(key)
-        exception = failure.exception
-        unencodable = isinstance(exception, UnencodableValue) and failure.type == "UnencodableValue"
-        kind = failure.type or "error"
-        self.errors.fail(kind, again=self._failed_so_before(key, kind), unencodable=unencodable)
-        if not isinstance(exception, Exception):
-            exception = failure_of(self.records, key)
-        let_go_of_frames(exception, self._handled)
-        if len(self.failures) < _FIRST:
-            if failure.traceback and all(exception is not other for other in self.failures):
-                add_note(exception, f"item {quote(key)}\n{places_of(failure.traceback)}".rstrip())
-            self.failures.append(exception)
-        return exception
+            items = self._waiting.pop(key)
+            self._crowd -= len(items)
+            for item in items:
+                self.tally.count_equal(item, key, value, error)
 
     def take(self) -> Iterator[Outcome[Any]]:
         """The outcomes that nobody has taken yet, for `stream`."""
-        outcomes = self._outcomes
-        while outcomes:
-            yield outcomes.popleft()
+        return self.tally.take()
 
     # by hand
 
@@ -525,29 +439,18 @@ class Pass:
             handed_out = self._running.pop(key, None) is not None
             equals = len(self._waiting.pop(key, ()))
             self._crowd -= equals
-            if not handed_out and (failed or key not in self._failed):
+            if not handed_out and (failed or key not in self.tally.failed):
                 if key not in self.input.first_places:
                     self._strays.append(key)
                 return
             self.earlier.redo.discard(key)
-            self._made.add(key)
-            if failed:
-                self._failed.add(key)
-                self.errors.fail("error")
-                return
-            self.completed += 1 + equals
-            if key in self._failed:
-                self._failed.discard(key)
-                self.errors.retire("error")
-            else:
-                self.errors.succeeded()
+            self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
         """The next item, or batch, is asked for: the caller is done with what was handed out."""
         if self._loans:
             self._loans.end_all()
-        if self._bar is not None:
-            self._bar.update(1, self.errors.failed)
+        self.tally.advance(1)
 
     # after
 
@@ -582,11 +485,11 @@ class Pass:
     @property
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
-        return self.errors.verdict() if self.errors.failed else None
+        return self.tally.verdict
 
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
-        return self.earlier.places(self._made, self._failed)
+        return self.earlier.places(self.tally.made, self.tally.failed)
 
     async def uploaded(self) -> None:
         """Wait for uploads here, where an event loop goes on meanwhile, and not at the end of the pass."""
@@ -598,21 +501,13 @@ class Pass:
 
     def tell_interrupted(self, error: BaseException) -> None:
         """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
-        if self._bar is not None:
-            self._bar.close()  # its last line stays readable
-        total = "" if self.input.total is None else f" of {self.input.total:,}"
-        notes = getattr(error, "__notes__", [])[-1:]
-        log.warning(
-            "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
-            self.records.name, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", total,
-        )  # fmt: skip
+        self.tally.tell_interrupted(error, self.input.total)
 
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
         if self._lineage is not None:
             self._lineage.end(self.records)
-        if self._bar is not None:
-            self._bar.close()
+        self.tally.close_bar()
         name = self.records.name
         self.earlier.changes.tell()
         if self._strays and self._running:
@@ -624,11 +519,8 @@ class Pass:
             )  # fmt: skip
         self.earlier.changes.tell_incomparable()
         self.input.tell_equals(name)
-        if self.errors.run:
-            of = "" if self.input.total is None else f" of {self.input.total:,}"
-            log.info("checkpoint %r: %d run, %d of them failed; %s done%s", name, self.errors.run, self.errors.failed,
-                     f"{self.completed:,}", of)  # fmt: skip
-        self.items, self._handled = (), None
+        self.tally.tell(self.input.total)
+        self.items, self.tally.handled = (), None
         self.input.close()
 
 
