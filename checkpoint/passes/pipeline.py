@@ -29,14 +29,14 @@ from checkpoint.errors import (
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.failures import let_go_of_frames
+from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
 from checkpoint.storage.store import Entry
-from checkpoint.values.inputs import Loans, refuse_groups
+from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
-    PART,
     Key,
     item_digest,
     item_digests,
@@ -49,7 +49,6 @@ __all__ = ["Pass"]
 
 
 log = logging.getLogger("checkpoint")
-_CROWD = 1000
 
 
 class Pass:
@@ -65,6 +64,7 @@ class Pass:
         input: the items, and the keys of those that were drawn.
         items: the items that are still to be drawn.
         earlier: the records of earlier passes, as they bear on the items.
+        in_flight: the keys whose calls run, and the items that wait for them.
         tally: what is counted, and the outcomes that nobody has taken.
     """
 
@@ -86,17 +86,13 @@ class Pass:
         self.input = Input(items, settings, records.shard)
         self.items: Iterable[Any] = ()
         self.earlier = Earlier(records, self.input, settings, lineage)
+        # An object that stands in memory twice has one key.
+        self.in_flight = InFlight(watches_objects=settings.overlapping and not self.input.in_memory)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._digest_of = settings.digest_of
-        # An object that stands in memory twice has one key.
-        self._loans: Loans | None = Loans() if settings.overlapping and not self.input.in_memory else None
-        self._spoilt: set[Key] = set()  # whose items were changed before their calls were done
         self._strays: list[Key] = []  # saved by hand, and not handed out
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
-        self._waiting: dict[Key, list[Any]] = {}  # items that wait for their equal, which runs
-        self._crowd = 0  # how many these are
         self._owed: list[_End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
@@ -159,22 +155,21 @@ class Pass:
             else:
                 key = self.input.draw(item)
                 self.earlier.look_at_first(key, item, is_fresh=key in self.tally.made)
-            if self._loans is not None:
-                self._refuse_taken(self._loans, item, key)
+            if self.in_flight.watches_objects:
+                self._refuse_shared(item, key)
             return self._admit(item, key)
 
-    def _refuse_taken(self, loans: Loans, item: Any, key: Key) -> None:
-        """An object that comes again while a call works on it was changed under that call: its result is not kept.
+    def _refuse_shared(self, item: Any, key: Key) -> None:
+        """Refuse an object that comes again while a call works on it: it was changed under that call.
 
         Raises:
-            InvalidOption: it is one.
+            InvalidOption: the item is one, or holds one; the result of that call is not kept.
         """
         refuse_groups(item)
-        taken = loans.taken(item, key)
-        if taken is None:
+        shared = self.in_flight.find_shared(item, key)
+        if shared is None:
             return
-        part, spoilt = taken
-        self._spoilt.update(spoilt)
+        part, spoilt = shared
         if made := [other for other in spoilt if other in self.tally.made and other not in self.tally.failed]:
             self.records.forget(made)
         place = self.input.in_whole(self.input.drawn - 1)
@@ -204,10 +199,10 @@ class Pass:
 
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
         """What `_admit` comes to for items that are all to be run, and of which nothing is known; else None."""
-        store, running = self._store, self._running
+        store, running = self._store, self.in_flight.digests.keys()
         if self.earlier.redo or not (store.writing and self._retry_failed and store.unsaved.is_empty):
             return None
-        if len(set(keys)) < len(keys) or not (self.tally.failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
+        if len(set(keys)) < len(keys) or not (self.tally.failed.isdisjoint(keys) and running.isdisjoint(keys)):
             return None
         if not self.earlier.failed.keys().isdisjoint(keys):
             return None
@@ -215,16 +210,15 @@ class Pass:
             return None  # somebody saved one of them just now
         whole = self._digest_of is item_digest
         digests = item_digests(items) if whole else list(map(self._digest_of, items))
-        running.update(zip(keys, digests, strict=True))
+        self.in_flight.start_all(keys, digests)
         return list(map(Unit, items, keys, digests))
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
         if key in self.tally.failed:
             self.tally.stand(item, key)
             return None
-        if key in self._running:
-            self._waiting.setdefault(key, []).append(item)
-            self._crowd += 1
+        if key in self.in_flight.digests:
+            self.in_flight.wait(item, key)
             return None
         found = self._store.results.find(self._version, key)
         if found is None or key in self.earlier.redo:
@@ -265,10 +259,9 @@ class Pass:
                 return None
         if self.earlier.had_errors:
             self.earlier.note_type(key)
-        self._running[key] = digest
-        if self._loans is not None:
-            self._loans.lend(item, key, 0 if digest & PART else digest)
-        return Unit(item, key, digest)
+        unit = Unit(item, key, digest)
+        self.in_flight.start(unit)
+        return unit
 
     def _failed_before(self, key: Key, digest: int) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
@@ -305,8 +298,8 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
-        if self._spoilt:
-            finished = [_spoil(done) if done.unit.key in self._spoilt else done for done in finished]
+        if self.in_flight.spoilt:
+            finished = [_spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
         ran = self.tally.errors.run
@@ -391,36 +384,24 @@ class Pass:
         """They are on disk, as they ended or as that failure: count them, and let those see them who wait."""
         collect, decode = self._collect, self.records.decode
         with self._lock:
-            if ends[0].raw is not None and not (collect or self._waiting or self.earlier.redo):
-                self._count_results(ends)
+            if ends[0].raw is not None and not (collect or self.in_flight.waiting or self.earlier.redo):
+                keys = [end.key for end in ends]
+                self.in_flight.end_all(keys)
+                self.tally.count_results(keys)
             else:
                 for end in ends:
                     value = decode(end.raw) if collect and end.raw is not None else None
                     self._count(end.unit, failure or end.outcome, value)
             self.tally.advance(len(ends))
 
-    def _count_results(self, ends: list[_End]) -> None:
-        """What `_count` does where nobody waits for them."""
-        keys = [end.key for end in ends]
-        if self._loans:
-            for end in ends:
-                self._loans.ended(end.key)
-        for key in keys:
-            self._running.pop(key, None)
-        self.tally.count_results(keys)
-
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         key = unit.key
-        self._running.pop(key, None)
-        if self._loans:
-            self._loans.ended(key)
+        self.in_flight.end(key)
         if self.earlier.redo:
             self.earlier.redo.discard(key)
         error = self.tally.count(unit, outcome, value)
-        if self._waiting and key in self._waiting:
-            items = self._waiting.pop(key)
-            self._crowd -= len(items)
-            for item in items:
+        if self.in_flight.waiting:
+            for item in self.in_flight.release(key):
                 self.tally.count_equal(item, key, value, error)
 
     def take(self) -> Iterator[Outcome[Any]]:
@@ -431,14 +412,12 @@ class Pass:
 
     def digest_for(self, key: Key) -> int:
         """The digest of the item that was handed out under the key."""
-        return self._running.get(key, 0)
+        return self.in_flight.digests.get(key, 0)
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
         """`save_result` or `save_error` was called for the key."""
         with self._lock:
-            handed_out = self._running.pop(key, None) is not None
-            equals = len(self._waiting.pop(key, ()))
-            self._crowd -= equals
+            handed_out, equals = self.in_flight.end_by_hand(key)
             if not handed_out and (failed or key not in self.tally.failed):
                 if key not in self.input.first_places:
                     self._strays.append(key)
@@ -448,8 +427,7 @@ class Pass:
 
     def moved_on(self) -> None:
         """The next item, or batch, is asked for: the caller is done with what was handed out."""
-        if self._loans:
-            self._loans.end_all()
+        self.in_flight.return_objects()
         self.tally.advance(1)
 
     # after
@@ -475,7 +453,7 @@ class Pass:
     @property
     def is_crowded(self) -> bool:
         """Whether so many items of one-shot input wait for their equals that no more are to be drawn."""
-        return self.input.is_one_shot and self._crowd >= _CROWD
+        return self.input.is_one_shot and self.in_flight.is_crowded
 
     @property
     def waits_for_medium(self) -> bool:
@@ -508,20 +486,24 @@ class Pass:
         if self._lineage is not None:
             self._lineage.end(self.records)
         self.tally.close_bar()
-        name = self.records.name
         self.earlier.changes.tell()
-        if self._strays and self._running:
-            log.warning(
-                "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
-                "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
-                name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(self._running), "item"),
-                quote(next(iter(self._running)), 60),
-            )  # fmt: skip
+        self._tell_strays()
         self.earlier.changes.tell_incomparable()
-        self.input.tell_equals(name)
+        self.input.tell_equals(self.name)
         self.tally.tell(self.input.total)
         self.items, self.tally.handled = (), None
         self.input.close()
+
+    def _tell_strays(self) -> None:
+        """Warn of results that the user saved under keys of no item, where others were handed out and never saved."""
+        running = self.in_flight.digests
+        if self._strays and running:
+            log.warning(
+                "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
+                "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
+                self.name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(running), "item"),
+                quote(next(iter(running)), 60),
+            )  # fmt: skip
 
 
 class _End(Entry, frozen=True, gc=True):
