@@ -14,7 +14,7 @@ from operator import eq
 from typing import TYPE_CHECKING, Any, Literal
 
 from checkpoint.catalog.view import VersionView
-from checkpoint.errors import DamagedRecord, KeyChanged, plural, quote
+from checkpoint.errors import DamagedRecord, FunctionChanged, KeyChanged, plural, quote
 from checkpoint.outcomes import NOT_RUN
 from checkpoint.passes.changes import Changes
 from checkpoint.passes.failures import failure_of
@@ -74,6 +74,23 @@ class Earlier:
         self._firsts: list[int] | None = []  # digests of one-shot items, as long as no key of theirs is known
 
     # comparing
+
+    def check_function(self) -> None:
+        """Decide what becomes of results of a function, or of a class, that has changed.
+
+        Raises:
+            FunctionChanged: the function is not what computed earlier results.
+            ResultsUnfit: results on disk do not fit the class that the annotation names.
+        """
+        try:
+            if self._lineage is not None:
+                self._lineage.begin(self._records)
+        except FunctionChanged:
+            if (unfit := self.find_unfit()) is not None:
+                raise unfit.error from None  # whoever accepted the change would meet this error next
+            raise
+        if (unfit := self.find_unfit()) is not None:
+            raise unfit.error
 
     def find_unfit(self, *, only_look: bool = False) -> Unfit | None:
         """Results that do not fit their class any more; None where there are none, or where they are computed again."""

@@ -18,7 +18,6 @@ from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
     DamagedRecord,
-    FunctionChanged,
     InvalidOption,
     StoreError,
     UnbuildableValue,
@@ -107,15 +106,7 @@ class Pass:
             UnencodableValue: the annotation names a secret.
         """
         self.records.refuse_secrets()
-        try:
-            if self._lineage is not None:
-                self._lineage.begin(self.records)
-        except FunctionChanged:
-            if (unfit := self.earlier.find_unfit()) is not None:
-                raise unfit.error from None  # whoever accepted the change would meet this error next
-            raise
-        if (unfit := self.earlier.find_unfit()) is not None:
-            raise unfit.error
+        self.earlier.check_function()
         self.earlier.compare()
         self.tally.completed = self.earlier.done
         self.earlier.refuse()
@@ -433,11 +424,7 @@ class Pass:
     # after
 
     def check_drawn(self) -> None:
-        """Check that every item was drawn that was there when they were keyed.
-
-        Raises:
-            InvalidOption: there were fewer.
-        """
+        """Check that every item was drawn that was there when they were keyed, as `Input` does."""
         self.input.check_drawn()
 
     @property
