@@ -3,6 +3,9 @@
 A pass is one run over items. `admit` decides which of them are run; `settle` saves what finished. Both are plain and
 synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
 remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
+
+A pass asks five objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
+them run, `Tally` counts how they end, and `PassSettings` says what the user wants.
 """
 
 from __future__ import annotations
@@ -189,7 +192,7 @@ class Pass:
         return units
 
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
-        """What `_admit` comes to for items that are all to be run, and of which nothing is known; else None."""
+        """Admit several items at once, where all are to be run and nothing is known of any; else return None."""
         store, running = self._store, self.in_flight.digests.keys()
         if self.earlier.redo or not (store.writing and self._retry_failed and store.unsaved.is_empty):
             return None
@@ -205,6 +208,7 @@ class Pass:
         return list(map(Unit, items, keys, digests))
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
+        """The unit to run for an item, or None, as `admit`; the caller holds the lock."""
         if key in self.tally.failed:
             self.tally.stand(item, key)
             return None
@@ -217,6 +221,7 @@ class Pass:
         return self._resumed(item, key, found)
 
     def _resumed(self, item: Any, key: Key, found: Place) -> Unit | None:
+        """Count an item that has a result as done; the unit to run where it has to be computed again after all."""
         made, late = key in self.tally.made, self.input.drawn > self.input.keyed
         if late and not made and self.earlier.is_redone(key, item, found):
             return self._to_run(item, key)
@@ -235,6 +240,7 @@ class Pass:
         return None
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
+        """The unit to run for an item without a result, or None where an earlier failure stands."""
         store, redo = self._store, key in self.earlier.redo
         digest = self._digest_of(item)
         if not (self._retry_failed and store.unsaved.is_empty) and self._failed_before(key, digest):
@@ -310,7 +316,7 @@ class Pass:
             self.tally.note_row(finished, ran)
 
     def _settle_one(self, done: Done) -> bool:
-        """What `settle` comes to for one result: this is the per-item path."""
+        """Settle one result, on the per-item path; False where it is a failure, or a value that cannot be encoded."""
         unit, outcome = done.unit, done.outcome
         if type(outcome) is not Success:
             return False
@@ -364,7 +370,7 @@ class Pass:
         return made, others
 
     def _kept_aside(self, end: _End) -> Failure:
-        """Its value cannot be encoded: it is put aside, and the item is a failure."""
+        """Put a value aside that cannot be encoded; returns the failure that its item ends with."""
         unit, outcome = end.unit, end.outcome
         assert end.refused is not None
         assert isinstance(outcome, Success)
@@ -372,7 +378,7 @@ class Pass:
         return Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
 
     def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
-        """They are on disk, as they ended or as that failure: count them, and let those see them who wait."""
+        """Count ends that are on disk, as they ended or as that failure, and items that waited for them."""
         collect, decode = self._collect, self.records.decode
         with self._lock:
             if ends[0].raw is not None and not (collect or self.in_flight.waiting or self.earlier.redo):
@@ -386,6 +392,7 @@ class Pass:
             self.tally.advance(len(ends))
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
+        """Count how a unit ended, and the equal items that waited for it."""
         key = unit.key
         self.in_flight.end(key)
         if self.earlier.redo:
@@ -406,7 +413,7 @@ class Pass:
         return self.in_flight.digests.get(key, 0)
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
-        """`save_result` or `save_error` was called for the key."""
+        """Count a key that the user saved by `save_result` or `save_error`."""
         with self._lock:
             handed_out, equals = self.in_flight.end_by_hand(key)
             if not handed_out and (failed or key not in self.tally.failed):
@@ -417,7 +424,7 @@ class Pass:
             self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
-        """The next item, or batch, is asked for: the caller is done with what was handed out."""
+        """Move on to the next item, or batch: the user is done with what was handed out."""
         self.in_flight.return_objects()
         self.tally.advance(1)
 
