@@ -193,11 +193,6 @@ class Input:
 
     # drawing
 
-    @property
-    def is_keyed(self) -> bool:
-        """Whether the next item was keyed already."""
-        return self.drawn < len(self.keys)
-
     def expect(self, item: Any) -> Key:
         """The key of the next item, which was keyed already; the cursor moves on.
 

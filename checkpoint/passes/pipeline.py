@@ -144,10 +144,11 @@ class Pass:
             CheckpointLocked, StoreError: it could not be saved, so it is not run.
         """
         with self._lock:
-            if self.input.is_keyed:
-                key = self.input.expect(item)
+            source = self.input
+            if source.drawn < len(source.keys):
+                key = source.expect(item)
             else:
-                key = self.input.draw(item)
+                key = source.draw(item)
                 self.earlier.look_at_first(key, item, is_fresh=key in self.tally.made)
             if self.in_flight.watches_objects:
                 self._refuse_shared(item, key)
@@ -457,7 +458,8 @@ class Pass:
     @property
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
-        return self.tally.verdict
+        errors = self.tally.errors
+        return errors.verdict() if errors.failed else None
 
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""

@@ -180,11 +180,6 @@ class Tally:
         while outcomes:
             yield outcomes.popleft()
 
-    @property
-    def verdict(self) -> str | None:
-        """Why the pass must end now, or None."""
-        return self.errors.verdict() if self.errors.failed else None
-
     def tell_interrupted(self, error: BaseException, total: int | None) -> None:
         """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
         self.close_bar()
