@@ -59,6 +59,7 @@ from checkpoint.execution.threads import Threads
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.pipeline import Pass
 from checkpoint.passes.plan import Plan, html_table, make_plan
+from checkpoint.passes.settings import PassSettings
 from checkpoint.provenance.syntax import keep_sources
 from checkpoint.provenance.version import moved_attributes, version_of
 from checkpoint.values.inputs import items_of
@@ -333,24 +334,13 @@ class _Face(Generic[R], _Parts):
         refuse_while_importing_main(options.name)
         check_spread(options, given, is_async=is_async)
         shard = _told_shard(options.name, given.get("shard"))
-        desc = given.get("desc")
         function, instance = self._target()
         before = version_of(options.version, function, instance)
         code = self._fingerprint()
         lineage = self._lineage(code)
         try:
             with self._runner_of(shard).start_pass(
-                items,
-                key_function(options.key),
-                digest_of=digest_function(options.input),
-                on_change=options.on_change,
-                overlapping=may_overlap(options, given),
-                retry_failed=given.get("retry_failed", True),
-                limit=ErrorLimit(given.get("max_errors")),
-                collect=collect,
-                progress=given.get("progress", True),
-                desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
-                lineage=lineage,
+                items, self._settings(given, shard, collect=collect), lineage
             ) as running:
                 yield _Work(self, function, running, given)
         finally:
@@ -367,6 +357,21 @@ class _Face(Generic[R], _Parts):
                 "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",
                 options.name, named(function), "; ".join(changed),
             )  # fmt: skip
+
+    def _settings(self, given: PassOptions, shard: Shard, *, collect: bool) -> PassSettings:
+        """The settings of a pass, from the decorator's options and those of the call."""
+        options, desc = self._self_options, given.get("desc")
+        return PassSettings(
+            key_function(options.key),
+            digest_of=digest_function(options.input),
+            on_change=options.on_change,
+            overlapping=may_overlap(options, given),
+            retry_failed=given.get("retry_failed", True),
+            limit=ErrorLimit(given.get("max_errors")),
+            collect=collect,
+            progress=given.get("progress", True),
+            desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
+        )
 
     def _agreement(self) -> Agreement | None:
         """What another process must agree on before it makes calls."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
 from checkpoint.outcomes import NOT_RUN
+from checkpoint.passes.failures import failure_of
 from checkpoint.passes.pipeline import Pass
 from checkpoint.reporting.causes import Cause, causes_of, summarize
 from checkpoint.values.keys import plain_key
@@ -156,8 +157,8 @@ class Results(_Rows, Sequence[R]):
             # Keys are read from the records; but a line without checksum, or none at all, does not tell them.
             loose = checkpoint.results.has_loose or checkpoint.errors.has_loose
             told = not loose and NOT_RUN not in self._places
-        self._keys = None if told else list(running.keys)
-        self._index = running.index
+        self._keys = None if told else list(running.input.keys)
+        self._index = running.input.index
 
     def __len__(self) -> int:
         return len(self._places)
@@ -380,7 +381,7 @@ def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
             "the same line again to compute them anew",
             keys=lost[:100],
         )
-    if return_exceptions or not (running.errors.failed or running.kept_aside):
+    if return_exceptions or not (running.tally.errors.failed or running.tally.kept_aside):
         return results
     raise _failed(ItemsFailed, running, results)
 
@@ -392,24 +393,24 @@ def raise_verdict(running: Pass) -> None:
 
 
 def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> ItemsFailed:
-    aside = [running.error_of(key) for key in running.kept_aside[:100]]
-    members = [*running.failures, *aside][:100]
-    failed = running.errors.failed + len(running.kept_aside)
+    aside = [failure_of(running.records, key) for key in running.tally.kept_aside[:100]]
+    members = [*running.tally.failures, *aside][:100]
+    failed = running.tally.errors.failed + len(running.tally.kept_aside)
     group = kind(_summary(running, failed), members)
     group.results = results
     return group
 
 
 def _summary(running: Pass, failed: int) -> str:
-    counts = ", ".join([f"{count:,} {name}" for name, count in running.errors.by_type.most_common(8)])
-    of = f" of {running.total:,}" if running.total is not None else ""
+    counts = ", ".join([f"{count:,} {name}" for name, count in running.tally.errors.by_type.most_common(8)])
+    of = f" of {running.input.total:,}" if running.input.total is not None else ""
     parts = [f"{failed:,}{of} items failed" + (f" ({counts})" if counts else "")]
     if running.verdict:
         parts.append(f"the pass was ended early, since {running.verdict}")
     path = running.records.store.own.results.journal.path
-    done = plural(running.completed, "item")
-    parts.append(f"{done} {'is' if running.completed == 1 else 'are'} done, in {path}")
-    unwritten = len(running.kept_aside) + running.errors.by_type["UnencodableValue"]
+    done = plural(running.tally.completed, "item")
+    parts.append(f"{done} {'is' if running.tally.completed == 1 else 'are'} done, in {path}")
+    unwritten = len(running.tally.kept_aside) + running.tally.errors.by_type["UnencodableValue"]
     if unwritten < failed or running.verdict:
         parts.append("the same call tries only the rest again")
     if unwritten:

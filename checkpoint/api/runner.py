@@ -15,10 +15,12 @@ from checkpoint.errors import InvalidOption, quote
 from checkpoint.execution.policies import Durability, check_choice
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.passes.pipeline import Pass
+from checkpoint.passes.settings import PassSettings
 from checkpoint.values.keys import KeyFunction, key_function, plain_key
 
 if TYPE_CHECKING:
     from checkpoint.outcomes import Uploaded
+    from checkpoint.provenance.drift import Lineage
 
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
@@ -155,7 +157,7 @@ class CheckpointedRunner:
     def progress(self) -> tuple[int, int | None]:
         """(completed, total): of the last pass; before one, all results, and the total that meta knows."""
         if self._pass is not None:
-            return self._pass.completed, self._pass.total
+            return self._pass.tally.completed, self._pass.input.total
         if self._last is not None:
             return self._last
         checkpoint = self.records.open()
@@ -210,7 +212,8 @@ class CheckpointedRunner:
         self, items: Iterable[T], key_fn: str | KeyFunction | None, desc: str | None = None, *, show: bool = False
     ) -> Iterator[tuple[Pass, T]]:
         """(pass, item) for each item to run; `save_result` and `save_error` settle it."""
-        with self.start_pass(items, key_function(key_fn), progress=show, desc=desc) as running:
+        settings = PassSettings(key_function(key_fn), progress=show, desc=desc)
+        with self.start_pass(items, settings) as running:
             for item in running.items:
                 if running.admit(item) is not None:
                     yield running, item
@@ -218,12 +221,14 @@ class CheckpointedRunner:
             running.check_drawn()
 
     @contextmanager
-    def start_pass(self, items: Iterable[Any], key_of: KeyFunction, **options: Any) -> Iterator[Pass]:
-        """One pass over items, from keying them to letting go of the lock; the options are those of `Pass`."""
+    def start_pass(
+        self, items: Iterable[Any], settings: PassSettings, lineage: Lineage | None = None
+    ) -> Iterator[Pass]:
+        """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
         with self.records.open().a_pass():
             self.records.pin()
             try:
-                running = self._pass = Pass(self.records, items, key_of, **options)
+                running = self._pass = Pass(self.records, items, settings, lineage)
             except BaseException:  # what is given for items runs code of the user's
                 self.records.unpin()
                 raise
@@ -234,7 +239,7 @@ class CheckpointedRunner:
                 running.tell_interrupted(error)
                 raise
             finally:
-                self._pass, self._last = None, (running.completed, running.total)
+                self._pass, self._last = None, (running.tally.completed, running.input.total)
                 self.records.unpin()
                 running.close()
 
@@ -294,7 +299,7 @@ class BatchCheckpointedRunner(CheckpointedRunner):
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
         for running, item in self._admitted(items, key_fn, desc, show=True):
-            yield running.drawn, running.total, item
+            yield running.input.drawn, running.input.total, item
 
     def iterate_batches(
         self, items: Iterable[T], key_fn: str | KeyFunction | None = None, batch_size: int = 32
@@ -308,7 +313,8 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
-        with self.start_pass(items, key_function(key_fn), overlapping=True) as running:
+        settings = PassSettings(key_function(key_fn), overlapping=True)
+        with self.start_pass(items, settings) as running:
             batch: list[T] = []
             for item in running.items:
                 if running.admit(item) is not None:

@@ -2,6 +2,6 @@
 
 The promise: what has a result is not run again; what finished is saved when it finishes.
 
-Interface: `pipeline.Pass`, `plan.make_plan`.
+Interface: `pipeline.Pass`, `settings.PassSettings`, `plan.make_plan`, `failures.failure_of`.
 May import: values, storage, catalog, provenance, execution.policies.
 """

@@ -3,71 +3,54 @@
 A pass is one run over items. `admit` decides which of them are run; `settle` saves what finished. Both are plain and
 synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
 remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
+
+A pass asks five objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
+them run, `Tally` counts how they end, and `PassSettings` says what the user wants.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import threading
-import weakref
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
-from operator import eq
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from checkpoint.catalog.shards import ALL, Share
-from checkpoint.catalog.view import VersionView, item_error
+from checkpoint.catalog.shards import ALL
+from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
     DamagedRecord,
-    DuplicateKey,
-    FunctionChanged,
-    InputChanged,
-    InvalidKey,
     InvalidOption,
-    ItemError,
-    KeyChanged,
     StoreError,
     UnbuildableValue,
     UnencodableValue,
     plural,
     quote,
 )
-from checkpoint.execution.policies import ErrorCount, ErrorLimit, OnChange
-from checkpoint.outcomes import NOT_RUN, Done, Failure, Outcome, Success, Unit
-from checkpoint.passes.progress import Bar
+from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.passes.earlier import Earlier
+from checkpoint.passes.failures import let_go_of_frames
+from checkpoint.passes.in_flight import InFlight
+from checkpoint.passes.input import Input
+from checkpoint.passes.settings import PassSettings
+from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
-from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry
-from checkpoint.values.digests import Digests, are_alike
-from checkpoint.values.inputs import Loans, index_of, is_one_shot, items_of, length_of, refuse_groups
+from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
-    PART,
     Key,
-    KeyFunction,
-    add_keys,
-    changed_field,
-    is_digest_of,
     item_digest,
     item_digests,
 )
 
 if TYPE_CHECKING:
-    from checkpoint.catalog.unfit import Unfit
     from checkpoint.provenance.drift import Lineage
 
-__all__ = ["Fate", "Pass"]
+__all__ = ["Pass"]
 
 
-Fate = Literal["done", "aside", "redone", "failed", "new"]
 log = logging.getLogger("checkpoint")
-_CROWD = 1000
-_MOST_FIELDS = 8  # that a message names
-_FEW = 10  # results that may well be of equal items under other keys
-_FIRST = 100  # keys that tell whether the key function is still the same; failures that an error shows
 
 
 class Pass:
@@ -76,108 +59,43 @@ class Pass:
     Args:
         records: what it reads and writes.
         items: all of them, in order.
-        key_of: what names an item.
-        digest_of: the digest of what an item's result depends on, 0 where it is not known.
-        on_change: what to do where a known key's item has changed: "keep" the result, "recompute" it, or "error"; None
-            is "error" for items whose changes can be told.
-        overlapping: whether an item may be drawn while the call of an earlier one is not done.
-        retry_failed: whether items that failed earlier are run again.
-        limit: when failures end the pass.
-        collect: whether outcomes are wanted by `take`.
-        progress: whether a bar is.
-        desc: what stands before it.
+        settings: how it treats the items.
         lineage: what to do where the function is not what computed earlier results.
 
     Attributes:
-        items: what is to be drawn from.
-        total: how many items there are, or None.
-        drawn: how many have been drawn.
-        errors: what has failed, counted.
-        failures: the first 100 of this pass, as they were raised.
-        changed: how many items were found to differ from what their results were computed from.
-        kept_aside: keys whose values could not be encoded earlier; they stand as failed.
+        input: the items, and the keys of those that were drawn.
+        items: the items that are still to be drawn.
+        earlier: the records of earlier passes, as they bear on the items.
+        in_flight: the keys whose calls run, and the items that wait for them.
+        tally: what is counted, and the outcomes that nobody has taken.
     """
 
     def __init__(
         self,
         records: VersionView,
         items: Iterable[Any],
-        key_of: KeyFunction,
-        *,
-        digest_of: Callable[[Any], int] = item_digest,
-        on_change: OnChange | None = "keep",
-        overlapping: bool = False,
-        retry_failed: bool = True,
-        limit: ErrorLimit | None = None,
-        collect: bool = False,
-        progress: bool = False,
-        desc: str | None = None,
+        settings: PassSettings,
         lineage: Lineage | None = None,
     ) -> None:
         self.records = records
+        self._settings = settings
         self._lineage = lineage
         self.name = records.name
         self._checkpoint, self._store = records.checkpoint, records.store
         self._shard = records.shard
         self._lock = threading.Lock()
         self._version = records.version
-        self._index = index_of(items)
-        items = items_of(items)
-        # A list may be changed by the function that is mapped over it: what it holds now is what is mapped.
-        self.items = list(items) if type(items) is list else items
-        self._share: Share | None = None
-        self._key_of = key_of
-        self._digest_of = digest_of
-        self._loans: Loans | None = Loans() if overlapping else None
-        self._spoilt: set[Key] = set()  # whose items were changed before their calls were done
+        self.input = Input(items, settings, records.shard)
+        self.items: Iterable[Any] = ()
+        self.earlier = Earlier(records, self.input, settings, lineage)
+        # An object that stands in memory twice has one key.
+        self.in_flight = InFlight(watches_objects=settings.overlapping and not self.input.in_memory)
+        self.tally = Tally(records, settings, self.earlier.failed)
+        self._digest_of = settings.digest_of
         self._strays: list[Key] = []  # saved by hand, and not handed out
-        self._on_change = on_change
-        self._retry_failed = retry_failed
-        self._collect = collect
-        self._desc, self._show = desc, progress
-        self._bar: Bar | None = None
-        self.total: int | None = length_of(items) if self._shard == ALL else None
-        self.drawn = 0
-        self.completed = 0
-        self.errors = ErrorCount(limit or ErrorLimit())
-        self.failures: list[Exception] = []
-        self._handled = sys.exception()
-        self.keys: list[Key] = []
-        self._one_shot = is_one_shot(items)
-        self._steady = type(items) in (list, tuple, range)  # the same object at the same place each time
-        if self._steady:
-            self._loans = None  # an object that stands in it twice has one key
-            for item in self.items[:1]:  # type: ignore[index]
-                refuse_groups(item)
-        if self._shard != ALL:
-            self.items = self._share = Share(self.items, self._key_in_whole, self._shard)
-        self._all: Any = ()  # those in memory, and
-        self._left: Iterator[int] = iter(())  # the places of those that are still to be drawn
-        self._seen: dict[Key, int] = {}  # the first place of each key
-        self._kept: dict[Key, Any] = {}  # what tells whether a later item equals it, where the item is not at hand
-        self._keyed = 0  # how many items were keyed before anything ran
-        self._known = 0  # how many results there were
-        self._counted: tuple[object, int] = (None, 0)  # the index, and its end, when `_found` was
-        self._found = array("q")  # where the results of the items that were keyed first are, or -1
-        self._redo: set[Key] = set()  # done, but computed from another item
-        self._outdated: set[Key] = set()  # done, but by a function that has changed
-        self._unfit: frozenset[Key] = frozenset()  # done, but of a class that has changed
-        self.changed = 0
-        self._changed_keys: list[Key] = []
-        self._changed_how = ""  # of the first of them, where that can be told
-        self._others: list[Any] = []  # its fields that did not change
-        self._incomparable = 0  # done, and computed from what another `input=` names
-        self._firsts: list[int] | None = []  # digests of one-shot items, as long as no key of theirs is known
-        self._failed: set[Key] = set()  # in this pass, or earlier and not run again
-        self._earlier: dict[Key, str | None] = {}  # that failed earlier and are run again, with the types of how
-        self._had_errors = False  # whether there were failures when the pass began
-        self.kept_aside: list[Key] = []
-        self._made: set[Key] = set()  # settled in this pass, well or not
-        self._running: dict[Key, int] = {}  # admitted and not settled, with the digests of their items
-        self._waiting: dict[Key, list[Any]] = {}  # items that wait for their equal, which runs
-        self._crowd = 0  # how many these are
+        self._retry_failed = settings.retry_failed
+        self._collect = settings.collect
         self._owed: list[_End] = []  # what finished and is not on disk yet
-        self._outcomes: deque[Outcome[Any]] = deque()
 
     # before anything is paid for
 
@@ -191,21 +109,15 @@ class Pass:
             UnencodableValue: the annotation names a secret.
         """
         self.records.refuse_secrets()
-        try:
-            if self._lineage is not None:
-                self._lineage.begin(self.records)
-        except FunctionChanged:
-            if (unfit := self.find_unfit()) is not None:
-                raise unfit.error from None  # whoever accepted the change would meet this error next
-            raise
-        if (unfit := self.find_unfit()) is not None:
-            raise unfit.error
-        self.look()
-        self._store.meta.total = self.total
+        self.earlier.check_function()
+        self.earlier.compare()
+        self.tally.completed = self.earlier.done
+        self.earlier.refuse()
+        self._store.meta.total = self.input.total
         self.records.open()  # keying may have taken a while
         self._recount()
-        self._tell_resumed()
-        if any(self._would_run(self.keys[place]) for place in self._undone()):
+        self.earlier.tell_resumed(self.tally.completed)
+        if self.earlier.is_any_run():
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         else:
             if self.records.power:
@@ -213,323 +125,14 @@ class Pass:
             if self._shard != ALL:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
-        self._note_earlier()
-        if self._steady and not self._collect:
-            self._all, self._left = self.items, self._failed_last(self._undone())
-            self.items = self._undone_items()
-        elif self._earlier and not self._one_shot:
-            self.items = self._items_failed_last(self.items)
+        self.earlier.note_failed()
+        if self.input.in_memory and not self._collect:
+            self.input.leave_out_all_but(self.earlier.in_order())
+        elif self.earlier.failed and not self.input.is_one_shot:
+            self.input.postpone(self.earlier.failed)
+        self.items = self.input.items
         beside = self._store.replica.beside if self._store.replica.is_remote else None
-        self._bar = Bar(self.total, self.completed, self._desc, show=self._show, beside=beside)
-
-    def _note_earlier(self) -> None:
-        """Which of the items that were keyed first failed earlier, and are run again."""
-        errors = self._checkpoint.errors
-        self._had_errors = self._retry_failed and not errors.is_empty
-        if self._had_errors:
-            keys = [self.keys[place] for place in self._undone()]
-            places, _ = errors.find_all(self._version, keys)
-            self._earlier = {key: None for key, place in zip(keys, places, strict=True) if place >= 0}
-
-    def _failed_last(self, places: list[int]) -> Iterator[int]:
-        """The places, those of items that failed earlier behind all that never ran."""
-        earlier, keys = self._earlier, self.keys
-        if not earlier:
-            return iter(places)
-        return iter(sorted(places, key=lambda place: keys[place] in earlier))
-
-    def _items_failed_last(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The same of items that are read twice: what failed earlier is left out the first time, and not kept."""
-        count = 0
-        for place, item in enumerate(items):
-            count = place + 1
-            if place >= self._keyed or self.keys[place] not in self._earlier:
-                self.drawn = place
-                yield item
-        for place, item in enumerate(items):
-            if place < self._keyed and self.keys[place] in self._earlier:
-                self.drawn = place
-                yield item
-        self.drawn = count
-
-    def find_unfit(self, *, only_look: bool = False) -> Unfit | None:
-        """Results that do not fit their class any more; None where there are none, or where they are computed anew."""
-        if self.records.schema is None:
-            if self._lineage is not None and not only_look:
-                self.records.tell_unannotated()
-            return None
-        from checkpoint.catalog.unfit import find_unfit  # few passes need it
-
-        unfit = find_unfit(self.records, only_look=only_look)
-        if unfit is None or self._on_change != "recompute":
-            return unfit
-        self._unfit = unfit.keys
-        return None
-
-    def look(self) -> None:
-        """The part of `prepare` that reads.
-
-        Raises:
-            InvalidKey, DuplicateKey, InputChanged, KeyChanged: naming the items.
-        """
-        self._known = self._checkpoint.results.count(self._version)
-        if self._steady and self._share is not None:
-            self.items = list(self._share)
-        if not self._one_shot:
-            self._key_all()
-            self.total = self._keyed = len(self.keys)
-            digests = self._find_keyed()
-            if self._known:
-                self._note_changes(digests)
-            self.completed = len(self._found) - len(self._undone())
-            if self.changed and self._refuses:
-                raise self._input_changed()
-            if self._known and self.keys and not self._knows(self.keys[:_FIRST]):
-                first = map(self._digest_of, islice(self.items, _FIRST))
-                self._refuse_other_keys(list(first))
-
-    def foresee(self) -> Iterator[tuple[Key, Fate]]:
-        """(key, what becomes of it) for each key of items that were keyed, as `admit` decides it; nothing is done."""
-        checkpoint, version = self._checkpoint, self._version
-        for place, item in enumerate(self.items):
-            key = self.keys[place]
-            if self._seen[key] != place:
-                continue
-            redo = key in self._redo
-            if not redo and self._found[place] >= 0:
-                yield key, "done"
-            elif self._is_aside(key, self._digest_of(item) if redo else 0, redo) is not None:
-                yield key, "aside"
-            elif redo:
-                yield key, "redone"
-            else:
-                yield key, "new" if checkpoint.errors.find(version, key) is None else "failed"
-
-    def _would_run(self, key: Key) -> bool:
-        """Whether an item that was keyed first will be run, as far as can be told without its content."""
-        if key not in self._redo and self.records.is_done(key):
-            return False
-        stands = not self._retry_failed and self._checkpoint.errors.find(self._version, key) is not None
-        return not stands and self._checkpoint.unsaved.find(self._version, key) is None
-
-    def _key_all(self) -> None:
-        if self._steady and self._on_change in (None, "keep"):
-            self._key_at_once()
-        else:
-            for place, item in enumerate(self.items):
-                self._meet(self._key(place, item), place, item)
-
-    def _key_at_once(self) -> None:
-        """What the rest of `_key_all` comes to, at C speed: many may be waited for."""
-        items: Any = self.items
-        keys = self.keys = []
-        try:
-            add_keys(keys, self._key_of, items)
-            if len(keys) < len(items):
-                raise StopIteration  # which ends a loop, and is not seen
-        except Exception as error:
-            place = len(keys)
-            _raise_of_key(error, self._in_whole(place), items[place])
-        self._seen = dict(zip(keys, range(len(keys)), strict=True))
-        if len(self._seen) < len(keys):
-            self._seen = {}
-            for place, key in enumerate(keys):
-                if self._seen.setdefault(key, place) != place:
-                    self._refuse_unequal(key, place, items[place])
-
-    def _find_keyed(self) -> Digests:
-        """Where their results are; returns the digests of what these were computed from."""
-        self._counted = self._index_now()
-        self._found, digests = self._checkpoint.results.find_all(self._version, self.keys[: self._keyed])
-        return digests
-
-    def _note_changes(self, digests: Digests) -> None:
-        """Which of the items that were keyed first differ from what their results were computed from."""
-        stale = bool(self._unfit) or (self._lineage is not None and bool(self._lineage.stale))
-        if not stale and self._steady and self._are_keys(self.items):
-            return
-        for place, (item, offset, digest) in enumerate(zip(self.items, self._found, digests, strict=False)):
-            key = self.keys[place]
-            is_key = type(item) in _WORDS and type(item) is type(key) and item == key  # then it cannot have changed
-            if offset >= 0 and (stale or (digest and not is_key)) and self._seen[key] == place:
-                self._note_change(key, item, Place(offset, digest))
-
-    def _are_keys(self, items: Any) -> bool:
-        """Whether each item is its own key: then it cannot have changed."""
-        types = {*map(type, items), *map(type, self.keys)}
-        return types <= _WORDS and all(map(eq, items, self.keys))
-
-    def _undone(self) -> list[int]:
-        """The places of those items that were keyed first and have no result, or are computed anew."""
-        keys, redo = self.keys, self._redo
-        if not redo and -1 not in self._found:
-            return []
-        if redo:
-            return [place for place, offset in enumerate(self._found) if offset < 0 or keys[place] in redo]
-        return [place for place, offset in enumerate(self._found) if offset < 0]
-
-    def _undone_items(self) -> Iterator[Any]:
-        """What is to be drawn: those that are done need not be looked at one by one."""
-        for place in self._left:
-            self.drawn = place
-            yield self._all[place]
-        self.drawn = self._keyed
-
-    def _meet(self, key: Key, place: int, item: Any) -> None:
-        """Note the key of the item at the place; an equal item may have it too."""
-        if self._on_change in ("recompute", "error") and not self._digest_of(item):
-            raise InvalidOption(
-                f"on_change={self._on_change!r} needs items whose changes can be told, and item "
-                f"{self._in_whole(place)} is {quote(item)}, a {type(item).__name__}, whose content is not known; "
-                "name what counts of it, input=lambda x: …, or leave on_change out"
-            )
-        if self._seen.setdefault(key, place) != place:
-            self._refuse_unequal(key, place, item)
-        elif not self._steady:
-            self._kept[key] = self._comparable(item)
-        self.keys.append(key)
-
-    def _in_whole(self, place: int) -> int:
-        """Where an item is in the input that was given; of a shard, `place` counts its own items only."""
-        return place if self._share is None else self._share.places[place]
-
-    def _key(self, place: int, item: Any) -> Key:
-        return self._key_in_whole(self._in_whole(place), item)
-
-    def _key_in_whole(self, place: int, item: Any) -> Key:
-        try:
-            return self._key_of(item)  # type: ignore[no-any-return]
-        except Exception as error:
-            _raise_of_key(error, place, item)
-
-    def _refuse_unequal(self, key: Key, place: int, item: Any) -> None:
-        """Equal items share one result; unequal ones would get each other's."""
-        first = self._seen[key]
-        if self._steady and self.items[first] is item:  # type: ignore[index]  # a list, a tuple or a range
-            return
-        kept = self._comparable(self._item_at(first)) if self._steady else self._kept[key]
-        if kept == self._digest_of(item) if isinstance(kept, int) else kept is not None and kept() is item:
-            return
-        shown = self._in_whole(first), self._in_whole(place)
-        raise DuplicateKey(
-            f"items {shown[0]} and {shown[1]} have one key, {quote(key)}, and are not known to be equal: "
-            f"{quote(self._item_at(first))} and {quote(item)}; use a key that tells them apart, or drop one",
-            key=key,
-            places=shown,
-        )
-
-    def _comparable(self, item: Any) -> Any:
-        """What is kept of an item to compare a later one with: its digest, else a weak reference, else nothing."""
-        try:
-            return self._digest_of(item) or weakref.ref(item)
-        except TypeError:
-            return None
-
-    def _item_at(self, place: int) -> Any:
-        return _Gone() if self._one_shot else next(islice(self.items, place, None), _Gone())
-
-    def _note_change(self, key: Key, item: Any, found: Place) -> None:
-        """A known key whose item is another one than its result was computed from."""
-        if self._lineage is not None and found.offset in self._lineage.stale:
-            self._redo.add(key)
-            self._outdated.add(key)
-        if key in self._unfit and key not in self._made:
-            self._redo.add(key)
-        if not (found.digest and self._differs(found.digest, item)):
-            return
-        self.changed += 1
-        if not self._changed_keys and self._refuses and not found.digest & PART:
-            field, self._changed_how = changed_field(item, found.digest)
-            self._others = [name for name in item if name != field] if field else []
-        if len(self._changed_keys) < _FIRST:
-            self._changed_keys.append(key)
-        if self._on_change == "recompute":
-            self._redo.add(key)
-
-    def _differs(self, digest: int, item: Any) -> bool:
-        """Whether the item is another one than that with this digest; False where that cannot be told."""
-        now = self._digest_of(item)
-        if not now or are_alike(digest, now):
-            return False
-        if not (now ^ digest) & PART:
-            return bool(now & PART) or not is_digest_of(digest, item, now)
-        if digest & PART or not are_alike(digest, item_digest(item)):
-            self._incomparable += 1
-        return False
-
-    @property
-    def _refuses(self) -> bool:
-        """Whether items that changed end the pass."""
-        return self._on_change in (None, "error")
-
-    def _input_changed(self) -> InputChanged:
-        verb = (
-            "differs from the one that its result was"
-            if self.changed == 1
-            else "differ from those that their results were"
-        )
-        such = f"{'' if self.changed == 1 else 'such as '}{quote(self._changed_keys[0])}"
-        such += f": {self._changed_how}" if self._changed_how else ""
-        of = self._others if len(self._others) <= _MOST_FIELDS else []
-        fields = repr(of[0] if len(of) == 1 else tuple(of)) if of and all(type(one) is str for one in of) else "…"
-        depend = "results depend on these fields alone" if of else "name the fields that results depend on"
-        return InputChanged(
-            f"checkpoint {self.name!r}: {plural(self.changed, 'item')} {verb} computed from (key {such}). Nothing was "
-            "run; decide:\n"
-            "    f.accept(items)        # the results are right for these items too\n"
-            '    on_change="recompute"  # in the decorator: they are computed anew; or f.clear(keys) for some of them\n'
-            '    on_change="keep"       # in the decorator: results stay, whatever becomes of their items\n'
-            f"    input={fields}  # in the decorator: {depend}, and then f.accept(items)",
-            keys=self._changed_keys,
-            count=self.changed,
-        )
-
-    def _knows(self, keys: list[Key]) -> bool:
-        """Whether one of the keys has a record that was there before this pass."""
-        shelves = (self._checkpoint.results, self._checkpoint.errors)
-        before = [key for key in keys if key not in self._made]
-        return any(shelf.find(self._version, key) is not None for key in before for shelf in shelves)
-
-    def _refuse_other_keys(self, digests: list[int]) -> None:
-        """The first items have no result; that is an error where their inputs are on disk under other keys.
-
-        Raises:
-            KeyChanged: most of them are, or most of the results on disk are of them.
-        """
-        places = {digest: place for place, digest in reversed(list(enumerate(digests))) if digest}
-        found = self._checkpoint.results.keys_of_inputs(self._version, set(places))
-        known = {places[digest]: key for digest, key in found.items() if key not in self._seen}
-        parts = any(digest & PART for digest in places)  # a part of an item may well be that of another
-        enough = min(len(places), max(self._known, _FEW))
-        if len(known) * 2 < enough or len(known) < (3 if parts else 1):
-            return
-        shown = sorted(known)
-        now, before = [self.keys[place] for place in shown], [known[place] for place in shown]
-        message = (
-            f"checkpoint {self.name!r}: no key of the first {plural(len(digests), 'item')} has a result, and "
-            f"{len(known)} of them are on disk under other keys (item {self._in_whole(shown[0])}: key "
-            f"{quote(now[0], 60)} now, {quote(before[0], 60)} before), so key= has changed"
-        )
-        if self._on_change == "recompute":
-            log.warning("%s; they are computed anew", message)
-            return
-        raise KeyChanged(
-            f"{message}, and all would be computed again. To go on, put the key back; or, if these results are to be "
-            'computed anew, clear() the checkpoint first, take another name, or choose on_change="recompute"',
-            keys=now,
-            before=before,
-        )
-
-    def _tell_resumed(self) -> None:
-        if self._one_shot:
-            done, failed = self.records.count()
-        else:
-            keys = set() if self._checkpoint.errors.is_empty else {self.keys[place] for place in self._undone()}
-            done, failed = self.completed, sum(self.records.has_error(key) for key in keys)
-        if not (self._known or done or failed):
-            return
-        total = "unknown" if self.total is None else f"{self.total:,}"
-        log.info("resuming %r: %s done, %s failed, %s in total", self.records.name, f"{done:,}", f"{failed:,}", total)
+        self.tally.show_bar(self.input.total, beside)
 
     # admit
 
@@ -541,32 +144,32 @@ class Pass:
             CheckpointLocked, StoreError: it could not be saved, so it is not run.
         """
         with self._lock:
-            place = self.drawn
-            self.drawn = place + 1
-            if place >= len(self.keys):
-                key = self._draw(place, item)
+            source = self.input
+            if source.drawn < len(source.keys):
+                key = source.expect(item)
             else:
-                key = self.keys[place] if self._steady else self._expected(place, item)
-            if self._loans is not None:
-                self._refuse_taken(self._loans, place, item, key)
+                key = source.draw(item)
+                self.earlier.look_at_first(key, item, is_fresh=key in self.tally.made)
+            if self.in_flight.watches_objects:
+                self._refuse_shared(item, key)
             return self._admit(item, key)
 
-    def _refuse_taken(self, loans: Loans, place: int, item: Any, key: Key) -> None:
-        """An object that comes again while a call works on it was changed under that call: its result is not kept.
+    def _refuse_shared(self, item: Any, key: Key) -> None:
+        """Refuse an object that comes again while a call works on it: it was changed under that call.
 
         Raises:
-            InvalidOption: it is one.
+            InvalidOption: the item is one, or holds one; the result of that call is not kept.
         """
         refuse_groups(item)
-        taken = loans.taken(item, key)
-        if taken is None:
+        shared = self.in_flight.find_shared(item, key)
+        if shared is None:
             return
-        part, spoilt = taken
-        self._spoilt.update(spoilt)
-        if made := [other for other in spoilt if other in self._made and other not in self._failed]:
+        part, spoilt = shared
+        if made := [other for other in spoilt if other in self.tally.made and other not in self.tally.failed]:
             self.records.forget(made)
+        place = self.input.in_whole(self.input.drawn - 1)
         raise InvalidOption(
-            f"item {self._in_whole(place)}, of key {quote(key)}, {'is' if part is item else 'holds'} one object with "
+            f"item {place}, of key {quote(key)}, {'is' if part is item else 'holds'} one object with "
             f"the item of key {quote(spoilt[0])}, a {type(part).__name__}, which was filled again before the call of "
             "that item was done: it would compute from what the object holds next. Give "
             "each item an object of its own: (copy.deepcopy(item) for item in items)"
@@ -580,168 +183,99 @@ class Pass:
         Raises:
             CheckpointLocked, StoreError: as `admit`.
         """
-        places = list(islice(self._left, most))
-        if not places:
-            self.drawn = self._keyed
+        items, keys = self.input.next(most)
+        if not items:
             return None
-        items, keys = [self._all[place] for place in places], [self.keys[place] for place in places]
         with self._lock:
-            self.drawn = places[-1] + 1
             units = self._admit_new(items, keys)
             if units is None:
                 units = [unit for unit in map(self._admit, items, keys) if unit is not None]
         return units
 
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
-        """What `_admit` comes to for items that are all to be run, and of which nothing is known; else None."""
-        checkpoint, running = self._checkpoint, self._running
-        if self._redo or not (checkpoint.store.writer.writing and self._retry_failed and checkpoint.unsaved.is_empty):
+        """Admit several items at once, where all are to be run and nothing is known of any; else return None."""
+        checkpoint, running = self._checkpoint, self.in_flight.digests.keys()
+        if self.earlier.redo or not (
+            checkpoint.store.writer.writing and self._retry_failed and checkpoint.unsaved.is_empty
+        ):
             return None
-        if len(set(keys)) < len(keys) or not (self._failed.isdisjoint(keys) and running.keys().isdisjoint(keys)):
+        if len(set(keys)) < len(keys) or not (self.tally.failed.isdisjoint(keys) and running.isdisjoint(keys)):
             return None
-        if not self._earlier.keys().isdisjoint(keys):
+        if not self.earlier.failed.keys().isdisjoint(keys):
             return None
         if max(checkpoint.results.find_all(self._version, keys)[0]) >= 0:
             return None  # somebody saved one of them just now
         whole = self._digest_of is item_digest
         digests = item_digests(items) if whole else list(map(self._digest_of, items))
-        running.update(zip(keys, digests, strict=True))
+        self.in_flight.start_all(keys, digests)
         return list(map(Unit, items, keys, digests))
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
-        if key in self._failed:
-            self._stands(item, key)
+        """The unit to run for an item, or None, as `admit`; the caller holds the lock."""
+        if key in self.tally.failed:
+            self.tally.stand(item, key)
             return None
-        if key in self._running:
-            self._waiting.setdefault(key, []).append(item)
-            self._crowd += 1
+        if key in self.in_flight.digests:
+            self.in_flight.wait(item, key)
             return None
         found = self._checkpoint.results.find(self._version, key)
-        if found is None or key in self._redo:
+        if found is None or key in self.earlier.redo:
             return self._to_run(item, key)
         return self._resumed(item, key, found)
 
-    def _draw(self, place: int, item: Any) -> Key:
-        """The key of an item that could not be keyed first: unequal items with one key are found at the second one."""
-        key = self._key(place, item)
-        self._meet(key, place, item)
-        if self.total is not None and place >= self.total:
-            self.total = place + 1  # the length lied
-        if self._firsts is not None:
-            self._look_at_first(key, item)
-        return key
-
-    def _look_at_first(self, key: Key, item: Any) -> None:
-        """What `look` finds out of the keys of all items, of one-shot ones as they come."""
-        assert self._firsts is not None
-        if not self._known or len(self._firsts) == _FIRST or self._knows([key]):
-            self._firsts = None
-            return
-        self._firsts.append(self._digest_of(item))
-        if len(self._firsts) in (1, 10, _FIRST):
-            self._refuse_other_keys(self._firsts)
-
-    def _expected(self, place: int, item: Any) -> Key:
-        key = self.keys[place]
-        if (again := self._key(place, item)) != key:
-            shown = self._in_whole(place)
-            raise DuplicateKey(
-                f"item {shown} had key {quote(key)} when the items were first read, and {quote(again)} now: they come "
-                "in another order each time they are read, or the key function is not stable; pass list(items)",
-                key=again,
-                places=(shown, shown),
-            )
-        return key
-
     def _resumed(self, item: Any, key: Key, found: Place) -> Unit | None:
-        made, late = key in self._made, self.drawn > self._keyed
-        if late and not made:
-            self._note_change(key, item, found)
-            if self._refuses and self.changed:
-                raise self._input_changed()
-            if key in self._redo:
-                return self._to_run(item, key)
+        """Count an item that has a result as done; the unit to run where it has to be computed again after all."""
+        made, late = key in self.tally.made, self.input.drawn > self.input.keyed
+        if late and not made and self.earlier.is_redone(key, item, found):
+            return self._to_run(item, key)
         if late or made:
-            self._skipped(1)
+            self.tally.skip(1)
         if self._collect:
             try:
                 outcome = Outcome(item, key, self.records.load(key), None, "fresh" if made else "resumed")
             except (DamagedRecord, KeyError) as error:
                 log.warning("%s", error)
-                self._skipped(-1)
+                self.tally.skip(-1)
                 return self._to_run(item, key)
             except UnbuildableValue as error:
                 outcome = Outcome(item, key, None, error, "resumed")
-            self._outcomes.append(outcome)
+            self.tally.keep(outcome)
         return None
 
-    def _skipped(self, count: int) -> None:
-        """So many more items prove to be done already."""
-        self.completed += count
-        if self._bar is not None:
-            self._bar.skip(count)
-
     def _to_run(self, item: Any, key: Key) -> Unit | None:
-        checkpoint, redo = self._checkpoint, key in self._redo
+        """The unit to run for an item without a result, or None where an earlier failure stands."""
+        checkpoint, redo = self._checkpoint, key in self.earlier.redo
         digest = self._digest_of(item)
-        if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest, redo):
-            self._stands(item, key)
+        if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest):
+            self.tally.stand(item, key)
             return None
         if not checkpoint.store.writer.writing:
             self._begin_writing()
             found = checkpoint.results.find(self._version, key)
             if found is not None and not redo:
                 return self._resumed(item, key, found)  # another process finished it just now
-            if self._failed_before(key, digest, redo):
-                self._stands(item, key)
+            if self._failed_before(key, digest):
+                self.tally.stand(item, key)
                 return None
-        if self._had_errors:
-            self._note_type(key)
-        self._running[key] = digest
-        if self._loans is not None:
-            self._loans.lend(item, key, 0 if digest & PART else digest)
-        return Unit(item, key, digest)
+        if self.earlier.had_errors:
+            self.earlier.note_type(key)
+        unit = Unit(item, key, digest)
+        self.in_flight.start(unit)
+        return unit
 
-    def _note_type(self, key: Key) -> None:
-        """How an item failed earlier that is run again: the record is hidden by that of the next failure."""
-        if self._checkpoint.errors.find(self._version, key) is not None:
-            self._earlier[key] = self.error_of(key).type
-
-    def _failed_before(self, key: Key, digest: int, redo: bool) -> bool:
+    def _failed_before(self, key: Key, digest: int) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
-        checkpoint = self._checkpoint
-        failed = None if self._retry_failed else checkpoint.errors.find(self._version, key)
-        if (
-            failed is not None
-            and (not redo or are_alike(failed.digest, digest))
-            and self._counts(checkpoint.errors, key)
-        ):
+        if self.earlier.failure_stands(key, digest):
             return True
-        aside = self._is_aside(key, digest, redo)
+        aside = self.earlier.find_aside(key, digest)
         if aside is None:
             return False
-        if checkpoint.errors.find(self._version, key) is None:  # somebody deleted the errors: it is one all the same
+        if (
+            self._checkpoint.errors.find(self._version, key) is None
+        ):  # somebody deleted the errors: it is one all the same
             self.records.save_failure(key, Failure("its value could not be stored: see .unsaved"), aside.digest)
-        self.kept_aside.append(key)
+        self.tally.kept_aside.append(key)
         return True
-
-    def _is_aside(self, key: Key, digest: int, redo: bool) -> Place | None:
-        """Where the item's value is kept aside, which is not paid for again by itself."""
-        aside = self._checkpoint.unsaved
-        found = None if aside.is_empty else aside.find(self._version, key)
-        if found is None or (redo and not are_alike(found.digest, digest)) or not self._counts(aside, key):
-            return None
-        return found
-
-    def _counts(self, shelf: RecordSource, key: Key) -> bool:
-        """Whether a failure still tells something: that of a function that has changed since does not."""
-        if self._lineage is None or key not in self._outdated:
-            return True
-        try:
-            found = shelf.read(self._version, key)
-        except DamagedRecord:
-            return False
-        return found is not None and found[2].code in (self._lineage.code.digest, self._lineage.code.unsealed)
 
     def _begin_writing(self) -> None:
         """Take the lock; from here on nobody else saves anything."""
@@ -753,40 +287,10 @@ class Pass:
             self._lineage.note(self.records)
         self.records.note_schema()
 
-    def _index_now(self) -> tuple[object, int]:
-        return self._checkpoint.results.state
-
     def _recount(self) -> None:
-        """What another process saved since the items were keyed is done."""
-        if self._index_now() == self._counted:
-            return
-        self._counted = self._index_now()
-        if self._lineage is not None:
-            self._lineage.begin(self.records)
-        if self._keyed:
-            self._find_keyed()
-            self._skipped(len(self._found) - len(self._undone()) - self.completed)
-
-    def _stands(self, item: Any, key: Key) -> None:
-        """The item has failed, in this pass or earlier, and is not run again by itself."""
-        fresh = key in self._made
-        self._failed.add(key)
-        if self._bar is not None:
-            self._bar.skip(1)
-        if self._collect:
-            self._outcomes.append(Outcome(item, key, None, self.error_of(key), "fresh" if fresh else "resumed"))
-
-    def error_of(self, key: Key) -> ItemError:
-        """The failure that is recorded for the key, as far as it can be read."""
-        try:
-            found = self._checkpoint.errors.read(self._version, key)
-        except DamagedRecord as error:
-            log.warning("%s", error)
-            found = None
-        if found is not None:
-            return item_error(key, found[2])
-        message = "it failed earlier, and how is no longer on disk"
-        return ItemError(f"item {quote(key)} failed: {message}", key=key, message=message)
+        """Count what another process saved since the items were keyed as done."""
+        if self.earlier.find_again() and self.input.keyed:
+            self.tally.skip(self.earlier.done - self.tally.completed)
 
     # settle
 
@@ -796,11 +300,11 @@ class Pass:
         Raises:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
-        if self._spoilt:
-            finished = [_spoil(done) if done.unit.key in self._spoilt else done for done in finished]
+        if self.in_flight.spoilt:
+            finished = [_spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
-        ran = self.errors.run
+        ran = self.tally.errors.run
         made, others = self._encoded(finished)
         if self._owed:
             ends, self._owed = [*self._owed, *made, *others], []
@@ -814,23 +318,10 @@ class Pass:
                 error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
                 raise
         if others:
-            self._note_row(finished, ran)
-
-    def _note_row(self, finished: list[Done], ran: int) -> None:
-        """Have failures in a row counted, in the order in which their calls ended; so many had run before them."""
-        for place, done in enumerate(finished, ran + 1):
-            outcome = done.outcome
-            if type(outcome) is not Success:
-                assert isinstance(outcome, Failure)
-                kind = outcome.type or "error"
-                self.errors.in_a_row(kind, place, again=self._failed_so_before(done.unit.key, kind))
-
-    def _failed_so_before(self, key: Key, kind: str) -> bool:
-        """Whether the item failed with an exception of this type in an earlier pass."""
-        return self._earlier.get(key) == kind
+            self.tally.note_row(finished, ran)
 
     def _settle_one(self, done: Done) -> bool:
-        """What `settle` comes to for one result: this is the per-item path."""
+        """Settle one result, on the per-item path; False where it is a failure, or a value that cannot be encoded."""
         unit, outcome = done.unit, done.outcome
         if type(outcome) is not Success:
             return False
@@ -848,8 +339,7 @@ class Pass:
             raise
         with self._lock:
             self._count(unit, outcome, records.decode(raw) if self._collect else None)
-            if self._bar is not None:
-                self._bar.update(1, self.errors.failed)
+            self.tally.advance(1)
         return True
 
     def _save(self, ends: list[_End]) -> None:
@@ -880,12 +370,12 @@ class Pass:
                 line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
                 made.append(_End(version, key, digest, line, unit, outcome, raw))
             else:
-                _let_go_of_frames(raw, self._handled)  # they lead back here, and hold the user's data
+                let_go_of_frames(raw, self.tally.handled)  # they lead back here, and hold the user's data
                 others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
         return made, others
 
     def _kept_aside(self, end: _End) -> Failure:
-        """Its value cannot be encoded: it is put aside, and the item is a failure."""
+        """Put a value aside that cannot be encoded; returns the failure that its item ends with."""
         unit, outcome = end.unit, end.outcome
         assert end.refused is not None
         assert isinstance(outcome, Success)
@@ -893,155 +383,76 @@ class Pass:
         return Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
 
     def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
-        """They are on disk, as they ended or as that failure: count them, and let those see them who wait."""
+        """Count ends that are on disk, as they ended or as that failure, and items that waited for them."""
         collect, decode = self._collect, self.records.decode
         with self._lock:
-            if ends[0].raw is not None and not (collect or self._waiting or self._redo):
-                self._count_results(ends)
+            if ends[0].raw is not None and not (collect or self.in_flight.waiting or self.earlier.redo):
+                keys = [end.key for end in ends]
+                self.in_flight.end_all(keys)
+                self.tally.count_results(keys)
             else:
                 for end in ends:
                     value = decode(end.raw) if collect and end.raw is not None else None
                     self._count(end.unit, failure or end.outcome, value)
-            if self._bar is not None:
-                self._bar.update(len(ends), self.errors.failed)
-
-    def _count_results(self, ends: list[_End]) -> None:
-        """What `_count` does where nobody waits for them."""
-        keys = [end.key for end in ends]
-        if self._loans:
-            for end in ends:
-                self._loans.ended(end.key)
-        for key in keys:
-            self._running.pop(key, None)
-        self._made.update(keys)
-        self.completed += len(keys)
-        self.errors.run += len(keys)
+            self.tally.advance(len(ends))
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
+        """Count how a unit ended, and the equal items that waited for it."""
         key = unit.key
-        self._running.pop(key, None)
-        self._made.add(key)
-        if self._loans:
-            self._loans.ended(key)
-        if self._redo:
-            self._redo.discard(key)
-        error: Exception | None = None
-        if type(outcome) is Success:
-            self.completed += 1
-            self.errors.run += 1
-        else:
-            assert isinstance(outcome, Failure)
-            error = self._failure(key, outcome)
-        if self._collect:
-            self._outcomes.append(Outcome(unit.item, key, value, error, "fresh"))
-        if self._waiting and key in self._waiting:
-            self._count_equals(key, value, error)
-
-    def _count_equals(self, key: Key, value: Any, error: Exception | None) -> None:
-        """What waited for its equal shares its end."""
-        items = self._waiting.pop(key)
-        self._crowd -= len(items)
-        for item in items:
-            if error is None:
-                self._skipped(1)
-            elif self._bar is not None:
-                self._bar.skip(1)
-            if self._collect:
-                self._outcomes.append(Outcome(item, key, value, error, "fresh"))
-
-    def _failure(self, key: Key, failure: Failure) -> Exception:
-        """Count it; the first ones are kept as they were raised, without the frames that hold the user's data."""
-        self._failed.add(key)
-        exception = failure.exception
-        unencodable = isinstance(exception, UnencodableValue) and failure.type == "UnencodableValue"
-        kind = failure.type or "error"
-        self.errors.fail(kind, again=self._failed_so_before(key, kind), unencodable=unencodable)
-        if not isinstance(exception, Exception):
-            exception = self.error_of(key)
-        _let_go_of_frames(exception, self._handled)
-        if len(self.failures) < _FIRST:
-            if failure.traceback and all(exception is not other for other in self.failures):
-                _add_note(exception, f"item {quote(key)}\n{_places_of(failure.traceback)}".rstrip())
-            self.failures.append(exception)
-        return exception
+        self.in_flight.end(key)
+        if self.earlier.redo:
+            self.earlier.redo.discard(key)
+        error = self.tally.count(unit, outcome, value)
+        if self.in_flight.waiting:
+            for item in self.in_flight.release(key):
+                self.tally.count_equal(item, key, value, error)
 
     def take(self) -> Iterator[Outcome[Any]]:
         """The outcomes that nobody has taken yet, for `stream`."""
-        outcomes = self._outcomes
-        while outcomes:
-            yield outcomes.popleft()
+        return self.tally.take()
 
     # by hand
 
     def digest_for(self, key: Key) -> int:
         """The digest of the item that was handed out under the key."""
-        return self._running.get(key, 0)
+        return self.in_flight.digests.get(key, 0)
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
-        """`save_result` or `save_error` was called for the key."""
+        """Count a key that the user saved by `save_result` or `save_error`."""
         with self._lock:
-            handed_out = self._running.pop(key, None) is not None
-            equals = len(self._waiting.pop(key, ()))
-            self._crowd -= equals
-            if not handed_out and (failed or key not in self._failed):
-                if key not in self._seen:
+            handed_out, equals = self.in_flight.end_by_hand(key)
+            if not handed_out and (failed or key not in self.tally.failed):
+                if key not in self.input.first_places:
                     self._strays.append(key)
                 return
-            self._redo.discard(key)
-            self._made.add(key)
-            if failed:
-                self._failed.add(key)
-                self.errors.fail("error")
-                return
-            self.completed += 1 + equals
-            if key in self._failed:
-                self._failed.discard(key)
-                self.errors.retire("error")
-            else:
-                self.errors.succeeded()
+            self.earlier.redo.discard(key)
+            self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
-        """The next item, or batch, is asked for: the caller is done with what was handed out."""
-        if self._loans:
-            self._loans.end_all()
-        if self._bar is not None:
-            self._bar.update(1, self.errors.failed)
+        """Move on to the next item, or batch: the user is done with what was handed out."""
+        self.in_flight.return_objects()
+        self.tally.advance(1)
 
     # after
 
     def check_drawn(self) -> None:
-        """Every item was drawn that was there when they were keyed.
-
-        Raises:
-            InvalidOption: there were fewer.
-        """
-        if self.drawn < self._keyed:
-            raise InvalidOption(
-                f"items gave {self._keyed:,} items when they were first read, and {self.drawn:,} the second time; "
-                "pass list(items)"
-            )
-
-    @property
-    def index(self) -> Any:
-        """The index of the pandas DataFrame or Series whose rows the items are; of other items None."""
-        if self._index is None or self._share is None:
-            return self._index
-        return self._index.take(self._share.places)
+        """Check that every item was drawn that was there when they were keyed, as `Input` does."""
+        self.input.check_drawn()
 
     @property
     def in_memory(self) -> bool:
         """Whether the items are all there already."""
-        return self._steady
+        return self.input.in_memory
 
     @property
     def is_watched(self) -> bool:
         """Whether who draws must look each time something was settled: for outcomes, or for equal items."""
-        return self._collect or self._one_shot
+        return self._collect or self.input.is_one_shot
 
     @property
     def is_crowded(self) -> bool:
         """Whether so many items of one-shot input wait for their equals that no more are to be drawn."""
-        return self._one_shot and self._crowd >= _CROWD
+        return self.input.is_one_shot and self.in_flight.is_crowded
 
     @property
     def waits_for_medium(self) -> bool:
@@ -1051,27 +462,12 @@ class Pass:
     @property
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
-        return self.errors.verdict() if self.errors.failed else None
+        errors = self.tally.errors
+        return errors.verdict() if errors.failed else None
 
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
-        version, results, errors = self._version, self._checkpoint.results, self._checkpoint.errors
-        keys, made, failed = self.keys, self._made, self._failed
-        if self._index_now()[0] == self._counted[0] and len(self._found) == len(keys):
-            places, todo = self._found[:], []
-            if made or -1 in places:
-                todo = [place for place, offset in enumerate(places) if offset < 0 or keys[place] in made]
-        else:  # one-shot input; or the journal was opened anew
-            places, todo = array("q", [-1]) * len(keys), list(range(len(keys)))
-        offsets, _ = results.find_all(version, [keys[place] for place in todo])
-        for place, offset in zip(todo, offsets, strict=True):
-            places[place] = offset if offset >= 0 else NOT_RUN
-        if failed or self._earlier:  # those that the pass did not come to stand as they failed earlier
-            for place in range(len(keys)):
-                if keys[place] in failed or (places[place] == NOT_RUN and keys[place] in self._earlier):
-                    found = errors.find(version, keys[place])
-                    places[place] = NOT_RUN if found is None else ~found.offset
-        return places
+        return self.earlier.places(self.tally.made, self.tally.failed)
 
     async def uploaded(self) -> None:
         """Wait for uploads here, where an event loop goes on meanwhile, and not at the end of the pass."""
@@ -1083,56 +479,31 @@ class Pass:
 
     def tell_interrupted(self, error: BaseException) -> None:
         """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
-        if self._bar is not None:
-            self._bar.close()  # its last line stays readable
-        total = "" if self.total is None else f" of {self.total:,}"
-        notes = getattr(error, "__notes__", [])[-1:]
-        log.warning(
-            "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
-            self.records.name, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", total,
-        )  # fmt: skip
+        self.tally.tell_interrupted(error, self.input.total)
 
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
         if self._lineage is not None:
             self._lineage.end(self.records)
-        if self._bar is not None:
-            self._bar.close()
-        name = self.records.name
-        if self.changed and not self._refuses:
-            kept = "kept; on_change='recompute' or clear(keys) computes them anew"
-            fate = kept if self._on_change == "keep" else "computed anew"
-            log.warning(
-                "checkpoint %r: %s changed since their results were computed (keys such as %s): the results are %s",
-                name, plural(self.changed, "item"), quote(self._changed_keys[:3]), fate,
-            )  # fmt: skip
-        if self._strays and self._running:
+        self.tally.close_bar()
+        self.earlier.changes.tell()
+        self._tell_strays()
+        self.earlier.changes.tell_incomparable()
+        self.input.tell_equals(self.name)
+        self.tally.tell(self.input.total)
+        self.items, self.tally.handled = (), None
+        self.input.close()
+
+    def _tell_strays(self) -> None:
+        """Warn of results that the user saved under keys of no item, where others were handed out and never saved."""
+        running = self.in_flight.digests
+        if self._strays and running:
             log.warning(
                 "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
                 "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
-                name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(self._running), "item"),
-                quote(next(iter(self._running)), 60),
+                self.name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(running), "item"),
+                quote(next(iter(running)), 60),
             )  # fmt: skip
-        if self._incomparable:
-            log.warning(
-                "checkpoint %r: %s computed from an item that differs in what input= names, or beside it: input= was "
-                "another one then, so that this cannot be told, and the results are kept; f.accept(items) decides it",
-                name, _were(self._incomparable),
-            )  # fmt: skip
-        if self._seen and self.drawn == len(self.keys) and (equal := self.drawn - len(self._seen)) > 0:
-            log.info(
-                "checkpoint %r: %s of %s equal to an earlier one and shared its result; for several samples of one "
-                "item make an item of each: [(item, n) for item in items for n in range(5)]",
-                name, f"{equal:,}", _were(self.drawn, "item"),
-            )  # fmt: skip
-        if self.errors.run:
-            log.info("checkpoint %r: %d run, %d of them failed; %s done", name, self.errors.run, self.errors.failed,
-                     f"{self.completed:,}" + (f" of {self.total:,}" if self.total is not None else ""))  # fmt: skip
-        self.items = self._all = ()
-        self._seen, self._kept, self.keys, self._handled = {}, {}, [], None
-
-
-_WORDS = frozenset({int, str})
 
 
 class _End(Entry, frozen=True, gc=True):
@@ -1158,59 +529,3 @@ def _spoil(done: Done) -> Done:
 
 def _were(count: int, noun: str = "result") -> str:
     return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
-
-
-def _raise_of_key(error: Exception, place: int, item: Any) -> NoReturn:
-    """Raise what the key function raised for the item at the place, which it names."""
-    if isinstance(item, ItemError):
-        raise InvalidKey(
-            f"item {place} stands for one that failed in another map ({quote(item)}); leave those out: "
-            "[x for x in results if not isinstance(x, ItemError)]",
-            key=None,
-        ) from None
-    if isinstance(error, InvalidKey):
-        raise InvalidKey(f"item {place}: {error}", key=error.key) from None
-    if isinstance(error, StopIteration):
-        raise InvalidKey(f"the key function raised StopIteration for item {place}, {quote(item)}", key=None) from None
-    error.add_note(f"while the key of item {place} was asked for: {quote(item)}")
-    raise error
-
-
-def _places_of(traceback: str) -> str:
-    """The frames of a plain traceback, less the message around them, where it is of one exception alone."""
-    first, _, rest = traceback.partition("\n")
-    frames = [line for line in rest.splitlines() if line.startswith("  ")]
-    alone = first.startswith("Traceback") and traceback.count("Traceback (most recent") == 1 and " | " not in traceback
-    return "\n".join(frames) if alone else traceback
-
-
-def _let_go_of_frames(exception: BaseException, handled: BaseException | None) -> None:
-    """Drop the frames of the exception and of all that it leads to: they hold the user's data.
-
-    We do not touch the exception that the caller is handling, which is the context of whatever is raised meanwhile.
-    """
-    seen = {id(handled)}
-    todo: list[BaseException | None] = [exception]
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.with_traceback(None)
-        todo += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            todo += one.exceptions
-
-
-def _add_note(exception: Exception, note: str) -> None:
-    try:
-        exception.add_note(note)
-    except (AttributeError, TypeError):
-        pass  # a frozen dataclass, or __notes__ that are no list
-
-
-class _Gone:
-    """Stands for an item of one-shot input that is no longer here."""
-
-    def __repr__(self) -> str:
-        return "one that was drawn earlier"

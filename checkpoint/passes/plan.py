@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from random import Random
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
@@ -26,12 +26,14 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.execution.policies import Rate
-from checkpoint.passes.pipeline import Pass
+from checkpoint.passes.earlier import Earlier
+from checkpoint.passes.input import Input
+from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, KeyFunction, item_digest
 
 if TYPE_CHECKING:
-    from checkpoint.provenance.drift import Lineage
+    from checkpoint.provenance.drift import Drift, Lineage
 
 __all__ = ["Plan", "html_table", "make_plan"]
 
@@ -201,40 +203,14 @@ def make_plan(
     """
     _refuse_one_shot(items)
     records.open()
-    notes: list[str] = []
-    accepted: frozenset[int] = frozenset()
-    choices, drift = "", None
-    refusal: CheckpointError | None = None
-    if lineage is not None:
-        from checkpoint.catalog.decisions import accepted_in  # these are large
-        from checkpoint.provenance.drift import drift_of
-
-        notes += filter(None, [lineage.mislabelled(records)])
-        if (takeover := lineage.takeover(records)) is not None:
-            notes.append(lineage.taken_over(takeover) if takeover.counts else lineage.left_aside(records, takeover))
-            if takeover.counts:
-                records = copy(records)
-                records.version = ""  # whose results `map` takes before it looks
-        drift = drift_of(records, lineage.code)
-        accepted = accepted_in(records, lineage.code.digest)
-    if drift is not None and lineage is not None:
-        lineage.take(drift)
-        refusal = lineage.refusal(records, drift)
-        choices = "" if on_change in ("keep", "recompute") else lineage.choices(records, drift)
-    running = Pass(records, items, key_of, digest_of=digest_of, on_change=on_change, lineage=lineage)
-    try:
-        records.refuse_secrets()
-    except UnencodableValue as error:
-        refusal = refusal or error
-    unfit = running.find_unfit(only_look=True)
-    if unfit is not None:
-        refusal, choices = unfit.error, ""
-    try:
-        running.look()
-    except (InputChanged, KeyChanged) as error:
-        refusal = refusal or error
+    code = _Code(records) if lineage is None else _code_of(records, lineage, on_change)
+    records, drift = code.records, code.drift
+    settings = PassSettings(key_of, digest_of, on_change)
+    keyed = Input(items, settings, records.shard)
+    earlier = Earlier(records, keyed, settings, lineage)
+    refusal, choices = _refusal_of(records, earlier, code)
     fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "failed": [], "new": []}
-    for key, fate in running.foresee():
+    for key, fate in earlier.foresee():
         fates[fate].append(key)
     there = [*fates["done"], *fates["redone"]]
     counts = {fate: len(keys) for fate, keys in fates.items()}
@@ -243,15 +219,15 @@ def make_plan(
     seconds = _expected(_durations(records), calls, workers, rates)
     return Plan(
         records.name,
-        len(running.keys),
+        len(keyed.keys),
         causes=_causes(records, fates["failed"]),
-        duplicates=len(running.keys) - sum(counts.values()),
-        changed=running.changed,
+        duplicates=len(keyed.keys) - sum(counts.values()),
+        changed=earlier.changes.count,
         stale=0 if drift is None else _count_in(records, drift.stale, there),
         changes=() if drift is None else (*drift.values, *drift.code),
         unknown=0 if drift is None else _count_in(records, drift.unknown, there),
-        accepted=_count_in(records, accepted, there),
-        notes=tuple(notes),
+        accepted=_count_in(records, code.accepted, there),
+        notes=code.notes,
         choices=choices,
         versions=_elsewhere(records, [*fates["failed"], *fates["new"]]),
         workers=workers,
@@ -261,6 +237,55 @@ def make_plan(
         refusal=refusal,
         **counts,
     )
+
+
+class _Code(NamedTuple):
+    """How the function bears on a plan: the version whose results count, what has changed, and what is said of it."""
+
+    records: VersionView
+    drift: Drift | None = None
+    accepted: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+    refusal: CheckpointError | None = None
+    choices: str = ""
+
+
+def _code_of(records: VersionView, lineage: Lineage, on_change: Any) -> _Code:
+    from checkpoint.catalog.decisions import accepted_in  # these are large
+    from checkpoint.provenance.drift import drift_of
+
+    notes = list(filter(None, [lineage.mislabelled(records)]))
+    if (takeover := lineage.takeover(records)) is not None:
+        notes.append(lineage.taken_over(takeover) if takeover.counts else lineage.left_aside(records, takeover))
+        if takeover.counts:
+            records = copy(records)
+            records.version = ""  # whose results `map` takes before it looks
+    drift = drift_of(records, lineage.code)
+    accepted = accepted_in(records, lineage.code.digest)
+    refusal, choices = None, ""
+    if drift is not None:
+        lineage.take(drift)
+        refusal = lineage.refusal(records, drift)
+        choices = "" if on_change in ("keep", "recompute") else lineage.choices(records, drift)
+    return _Code(records, drift, accepted, tuple(notes), refusal, choices)
+
+
+def _refusal_of(records: VersionView, earlier: Earlier, code: _Code) -> tuple[CheckpointError | None, str]:
+    """The error that the pass would raise, or None; and what to do where the function changed."""
+    refusal, choices = code.refusal, code.choices
+    try:
+        records.refuse_secrets()
+    except UnencodableValue as error:
+        refusal = refusal or error
+    unfit = earlier.find_unfit(only_look=True)
+    if unfit is not None:
+        refusal, choices = unfit.error, ""
+    try:
+        earlier.compare()
+        earlier.refuse()
+    except (InputChanged, KeyChanged) as error:
+        refusal = refusal or error
+    return refusal, choices
 
 
 def _refuse_one_shot(items: Any) -> None:

@@ -1,0 +1,48 @@
+"""The settings of one pass.
+
+The promise: they are decided before the pass begins, and nothing changes them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoint.execution.policies import ErrorLimit, OnChange
+from checkpoint.values.keys import KeyFunction, item_digest
+
+__all__ = ["PassSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassSettings:
+    """How one pass treats its items.
+
+    Attributes:
+        key_of: returns the key of an item.
+        digest_of: returns the digest of the part of an item that its result depends on, 0 where it is not known.
+        on_change: what to do where a known key's item has changed: "keep" the result, "recompute" it, or "error"; None
+            is "error" for items whose changes can be told.
+        overlapping: whether an item may be drawn while the call of an earlier one is not done.
+        retry_failed: whether items that failed earlier are run again.
+        limit: when failures end the pass.
+        collect: whether the pass keeps outcomes for `take`.
+        progress: whether the pass shows a bar.
+        desc: the text before the bar.
+    """
+
+    key_of: KeyFunction
+    digest_of: Callable[[Any], int] = item_digest
+    on_change: OnChange | None = "keep"
+    overlapping: bool = False
+    retry_failed: bool = True
+    limit: ErrorLimit = field(default_factory=ErrorLimit)
+    collect: bool = False
+    progress: bool = False
+    desc: str | None = None
+
+    @property
+    def refuses_changes(self) -> bool:
+        """Whether items that changed end the pass."""
+        return self.on_change in (None, "error")

@@ -1,0 +1,198 @@
+"""The tally of one pass: how many items ended and how, the outcomes that nobody has taken yet, and the bar.
+
+The promise: what is counted is on disk. Nothing here is locked: a pass counts under its own lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from checkpoint.catalog.view import VersionView
+from checkpoint.errors import UnencodableValue, quote
+from checkpoint.execution.policies import ErrorCount
+from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.passes.failures import add_note, failure_of, let_go_of_frames, places_of
+from checkpoint.passes.progress import Bar
+from checkpoint.passes.settings import PassSettings
+from checkpoint.values.keys import Key
+
+__all__ = ["Tally"]
+
+log = logging.getLogger("checkpoint")
+_FIRST = 100  # failures that an error shows
+
+
+class Tally:
+    """Counts how items end, keeps outcomes for `take`, and moves the bar.
+
+    Args:
+        records: of the version that the pass works on.
+        settings: of the pass.
+        failed_before: keys that failed in an earlier pass, with the type of the exception where it is known.
+
+    Attributes:
+        completed: how many items are done.
+        errors: the failures, counted.
+        failures: the first 100 of this pass, as they were raised.
+        kept_aside: keys whose values could not be encoded earlier; they stand as failed.
+        made: keys that were settled in this pass, well or not.
+        failed: keys that failed in this pass, or earlier and are not run again.
+        handled: the exception that the caller was handling when the pass began.
+    """
+
+    def __init__(self, records: VersionView, settings: PassSettings, failed_before: Mapping[Key, str | None]) -> None:
+        self._records = records
+        self._settings = settings
+        self._collect = settings.collect
+        self._failed_before = failed_before
+        self.completed = 0
+        self.errors = ErrorCount(settings.limit)
+        self.failures: list[Exception] = []
+        self.kept_aside: list[Key] = []
+        self.made: set[Key] = set()
+        self.failed: set[Key] = set()
+        self.handled = sys.exception()
+        self._bar: Bar | None = None
+        self._outcomes: deque[Outcome[Any]] = deque()
+
+    # the bar
+
+    def show_bar(self, total: int | None, beside: Callable[[], str] | None) -> None:
+        """Show the bar, if one is wanted; `beside` returns what else it says."""
+        settings = self._settings
+        self._bar = Bar(total, self.completed, settings.desc, show=settings.progress, beside=beside)
+
+    def advance(self, count: int) -> None:
+        """Move the bar on by items that were run."""
+        if self._bar is not None:
+            self._bar.update(count, self.errors.failed)
+
+    def close_bar(self) -> None:
+        """Put the bar away; its last line stays readable."""
+        if self._bar is not None:
+            self._bar.close()
+
+    # items that are not run
+
+    def skip(self, count: int) -> None:
+        """Count so many more items as done without a call."""
+        self.completed += count
+        if self._bar is not None:
+            self._bar.skip(count)
+
+    def stand(self, item: Any, key: Key) -> None:
+        """Count an item that has failed, in this pass or earlier, and is not run again by itself."""
+        self.failed.add(key)
+        if self._bar is not None:
+            self._bar.skip(1)
+        if self._collect:
+            fresh = key in self.made
+            self.keep(Outcome(item, key, None, failure_of(self._records, key), "fresh" if fresh else "resumed"))
+
+    def keep(self, outcome: Outcome[Any]) -> None:
+        """Keep an outcome for `take`."""
+        self._outcomes.append(outcome)
+
+    # items that were run
+
+    def count(self, unit: Unit, outcome: Success | Failure, value: Any) -> Exception | None:
+        """Count how a unit ended; returns the exception of a failure."""
+        key = unit.key
+        self.made.add(key)
+        error: Exception | None = None
+        if type(outcome) is Success:
+            self.completed += 1
+            self.errors.run += 1
+        else:
+            assert isinstance(outcome, Failure)
+            error = self._fail(key, outcome)
+        if self._collect:
+            self._outcomes.append(Outcome(unit.item, key, value, error, "fresh"))
+        return error
+
+    def count_results(self, keys: list[Key]) -> None:
+        """Count results as `count` does, many at once, where no outcomes are collected."""
+        self.made.update(keys)
+        self.completed += len(keys)
+        self.errors.run += len(keys)
+
+    def count_equal(self, item: Any, key: Key, value: Any, error: Exception | None) -> None:
+        """Count an item that waited for its equal, and shares its end."""
+        if error is None:
+            self.skip(1)
+        elif self._bar is not None:
+            self._bar.skip(1)
+        if self._collect:
+            self._outcomes.append(Outcome(item, key, value, error, "fresh"))
+
+    def count_by_hand(self, key: Key, equals: int, *, failed: bool) -> None:
+        """Count an item that the user saved, with so many equal ones that waited for it."""
+        self.made.add(key)
+        if failed:
+            self.failed.add(key)
+            self.errors.fail("error")
+            return
+        self.completed += 1 + equals
+        if key in self.failed:
+            self.failed.discard(key)
+            self.errors.retire("error")
+        else:
+            self.errors.succeeded()
+
+    def _fail(self, key: Key, failure: Failure) -> Exception:
+        """Count it; the first ones are kept as they were raised, without the frames that hold the user's data."""
+        self.failed.add(key)
+        exception = failure.exception
+        unencodable = isinstance(exception, UnencodableValue) and failure.type == "UnencodableValue"
+        kind = failure.type or "error"
+        self.errors.fail(kind, again=self._failed_so_before(key, kind), unencodable=unencodable)
+        if not isinstance(exception, Exception):
+            exception = failure_of(self._records, key)
+        let_go_of_frames(exception, self.handled)
+        if len(self.failures) < _FIRST:
+            if failure.traceback and all(exception is not other for other in self.failures):
+                add_note(exception, f"item {quote(key)}\n{places_of(failure.traceback)}".rstrip())
+            self.failures.append(exception)
+        return exception
+
+    def note_row(self, finished: list[Done], ran: int) -> None:
+        """Count failures in a row, in the order in which their calls ended; so many had run before them."""
+        for place, done in enumerate(finished, ran + 1):
+            outcome = done.outcome
+            if type(outcome) is not Success:
+                assert isinstance(outcome, Failure)
+                kind = outcome.type or "error"
+                self.errors.in_a_row(kind, place, again=self._failed_so_before(done.unit.key, kind))
+
+    def _failed_so_before(self, key: Key, kind: str) -> bool:
+        """Whether the item failed with an exception of this type in an earlier pass."""
+        return self._failed_before.get(key) == kind
+
+    # what is asked of it
+
+    def take(self) -> Iterator[Outcome[Any]]:
+        """The outcomes that nobody has taken yet, in order."""
+        outcomes = self._outcomes
+        while outcomes:
+            yield outcomes.popleft()
+
+    def tell_interrupted(self, error: BaseException, total: int | None) -> None:
+        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
+        self.close_bar()
+        of = "" if total is None else f" of {total:,}"
+        notes = getattr(error, "__notes__", [])[-1:]
+        log.warning(
+            "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
+            self._records.name, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", of,
+        )  # fmt: skip
+
+    def tell(self, total: int | None) -> None:
+        """Log how many items were run, how many of them failed, and how many are done."""
+        if self.errors.run:
+            of = "" if total is None else f" of {total:,}"
+            log.info("checkpoint %r: %d run, %d of them failed; %s done%s", self._records.name, self.errors.run,
+                     self.errors.failed, f"{self.completed:,}", of)  # fmt: skip
