@@ -99,6 +99,8 @@ if TYPE_CHECKING:
         _self_base: Any
         _self_runners: dict[Any, CheckpointedRunner]
         _self_annotation: Any
+        _self_checked: Any
+        _self_checked_bound: Any
         _self_parent: Any
         _self_instance: Any
         _self_binding: str
@@ -663,11 +665,14 @@ class _Unbound(_Face[R]):
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         function = self.__wrapped__
+        if function is self._self_checked:  # reading a signature takes as long as reading a result
+            return function, None
         if least_arguments(function) > 1:
             raise InvalidFunction(
                 f"{named(function)} takes more than the item: a method's map and accept are called on an instance "
                 "(Scorer(...).score.map(items)), and @checkpointed stands above @classmethod or @staticmethod"
             )
+        self._self_checked = function
         return function, None
 
     def options(self, **changes: Any) -> Self:
@@ -732,8 +737,12 @@ class _OnInstance(_Face[R]):
                 f"{name} is a method: it works on the item and on its instance; call .map, .plan and .accept on one: "
                 f"{name.rpartition('.')[0].rpartition('.')[2] or 'Scorer'}(...).{name.rpartition('.')[2]}.map(items)"
             )
-        if most_arguments(function) < 1:
-            raise InvalidFunction(f"{name} takes no item; a mapped method takes one besides its instance")
+        parent, inner = self._self_parent, innermost(function)
+        if inner is not parent._self_checked_bound:
+            if most_arguments(function) < 1:
+                raise InvalidFunction(f"{name} takes no item; a mapped method takes one besides its instance")
+            if inner is innermost(parent.__wrapped__):  # what another descriptor makes may hold the instance
+                parent._self_checked_bound = inner
         return function, None if self._self_binding == "staticmethod" else getattr(function, "__self__", None)
 
     def options(self, **changes: Any) -> Self:
@@ -786,6 +795,7 @@ class CheckpointedFunction(_Unbound[R], _SyncFace[R], _Function[P, V], Generic[P
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
         self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
         self._self_base = None  # the version of what it is a copy of
+        self._self_checked = self._self_checked_bound = None  # the function that was found to take an item
 
     if TYPE_CHECKING:
 
@@ -812,6 +822,7 @@ class AsyncCheckpointedFunction(_Unbound[R], _AsyncFace[R], _Function[P, V], Gen
         self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
         self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
         self._self_base = None  # the version of what it is a copy of
+        self._self_checked = self._self_checked_bound = None  # the function that was found to take an item
 
     if TYPE_CHECKING:
 
