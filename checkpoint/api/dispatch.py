@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint.api.options import Options, PassOptions, cpu_count
 from checkpoint.api.signatures import named
-from checkpoint.execution.asynchronous import asynchronous
+from checkpoint.execution.asynchronous import LoopDriver
 from checkpoint.execution.call import Call
-from checkpoint.execution.concurrent import concurrent
+from checkpoint.execution.concurrent import PoolDriver
 from checkpoint.execution.executors import ExecutorWorkers
 from checkpoint.execution.interfaces import Parallelism, Report, Workers
 from checkpoint.execution.policies import rates_of, retry_of
@@ -79,12 +79,13 @@ class Dispatch:
             executor = executor_of(executor)
             workers = workers or getattr(executor, "_max_workers", None) or cpu_count()
             make_workers = partial(ExecutorWorkers, self._call, executor)
-        return concurrent(self.running, self._call, self._schedule, self._parallelism(workers or 1), make_workers)
+        parallelism = self._parallelism(workers or 1)
+        return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
 
     def run_async(self, opened: ExitStack) -> AsyncIterator[None]:
         """Make the calls on tasks of the running event loop."""
         parallelism = self._parallelism(self._given.get("workers") or 1)
-        return asynchronous(self.running, self._call, self._schedule, parallelism, opened)
+        return LoopDriver(self.running, self._call, self._schedule, parallelism, opened).run()
 
     def _parallelism(self, workers: int) -> Parallelism:
         return Parallelism(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))
