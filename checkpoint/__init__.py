@@ -1,7 +1,8 @@
 """Resumable maps: kill the run at any moment, start it again, and only the rest is computed."""
 
 from checkpoint import safe_path  # noqa: F401  # isort: skip  # first
-from checkpoint.api.decorator import AsyncCheckpointedFunction, CheckpointedFunction, checkpointed
+from checkpoint.api.decorator import checkpointed
+from checkpoint.api.proxies import AsyncCheckpointedFunction, CheckpointedFunction
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results
 from checkpoint.api.runner import BatchCheckpointedRunner, CheckpointedRunner
 from checkpoint.catalog.view import LATEST

@@ -29,7 +29,7 @@ from checkpoint.execution.scheduler import Schedule
 from checkpoint.execution.signals import Interrupts
 from checkpoint.outcomes import Unit
 
-__all__ = ["concurrent", "draw_items", "raise_unsaved", "raise_why"]
+__all__ = ["PoolDriver", "draw_items", "raise_unsaved", "raise_why"]
 
 
 log = logging.getLogger("checkpoint")
@@ -102,52 +102,93 @@ def _at_exit() -> bool:
     return not threading.main_thread().is_alive()
 
 
-def concurrent(
-    desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism, hire: Callable[[Report], Workers]
-) -> Iterator[None]:
-    """Draw in this thread, call on workers. A consumer that leaves waits `grace` seconds for what runs."""
-    wakes: SimpleQueue[None] = SimpleQueue()
+class PoolDriver:
+    """Draws items in the thread that runs it, and has them called by workers.
 
-    def wake() -> None:
-        if wakes.empty() and coordinator.wants_drawer:
-            wakes.put(None)
+    The workers call `report`; the coordinator's thread and signal handlers call `wake` and `interrupt`.
 
-    def interrupt() -> None:
-        coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
-        wake()
+    Args:
+        desk: the pass.
+        call: what is called.
+        schedule: when each call may start.
+        spread: how many calls run at once, and how long they may go on once the pass is to end.
+        make_workers: is given `report`, and returns the workers.
+    """
 
-    def report(finished: list[tuple[Task, Any]]) -> None:
-        if workers.settles and coordinator.deal_at_once(finished):
-            wake()
+    __slots__ = ("_coordinator", "_desk", "_grace", "_wakes", "_workers")
+
+    def __init__(
+        self,
+        desk: PassPort,
+        call: Call,
+        schedule: Schedule,
+        spread: Parallelism,
+        make_workers: Callable[[Report], Workers],
+    ) -> None:
+        self._desk, self._grace = desk, spread.grace
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        self._coordinator = Coordinator(desk, call, schedule, spread, self.wake)
+        self._workers = make_workers(self.report)
+
+    def run(self) -> Iterator[None]:
+        """Make the calls; each time that this yields there may be outcomes.
+
+        A consumer that leaves waits at most the grace for what runs.
+
+        Raises:
+            StoreError: results could not be saved.
+            KeyboardInterrupt, SystemExit: a signal asked for the end.
+        """
+        coordinator = self._coordinator
+        with Interrupts(self._desk.name, self._grace, self.interrupt) as interrupts:
+            try:
+                coordinator.begin(self._workers)
+                for waits in draw_items(self._desk, coordinator, interrupts):
+                    if waits:
+                        self.wait(_LOOK_UP)
+                    yield
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # who consumes has left, or the items raised
+                self._let_finish(interrupts)
+                raise
+            finally:
+                try:
+                    coordinator.close()
+                finally:
+                    self._workers.close()
+                raise_unsaved(coordinator)
+            raise_why(coordinator, interrupts)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until `wake` is called, or this many seconds are over."""
+        with suppress(Empty):
+            self._wakes.get(timeout=timeout)
+
+    def wake(self) -> None:
+        """Have the consumer's thread look, where there is something to do for it."""
+        if self._wakes.empty() and self._coordinator.wants_drawer:
+            self._wakes.put(None)
+
+    def interrupt(self) -> None:
+        """The first signal: start nothing more."""
+        self._coordinator.stopped = True  # not `stop`: a handler must not wait for a lock
+        self.wake()
+
+    def report(self, finished: list[tuple[Task, Any]]) -> None:
+        """Take the answers to these tasks, and have them settled: here where that is quick."""
+        if self._workers.settles and self._coordinator.deal_at_once(finished):
+            self.wake()
         else:
             for task, answers in finished:
-                coordinator.report(task, answers)
+                self._coordinator.report(task, answers)
 
-    coordinator = Coordinator(desk, call, schedule, spread, wake)
-    workers = hire(report)
-    with Interrupts(desk.name, spread.grace, interrupt) as interrupts:
-        try:
-            coordinator.begin(workers)
-            for waits in draw_items(desk, coordinator, interrupts):
-                if waits:
-                    with suppress(Empty):
-                        wakes.get(timeout=_LOOK_UP)
-                yield
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # who consumes has left, or the items raised
-            coordinator.stop()
-            end = clock.monotonic() + spread.grace
-            while not (coordinator.is_quiet or coordinator.is_dealing_here or interrupts.over or _at_exit()):
-                if (left := end - clock.monotonic()) <= 0:
-                    break
-                with suppress(Empty):
-                    wakes.get(timeout=min(left, _LOOK_UP))
-            raise
-        finally:
-            try:
-                coordinator.close()
-            finally:
-                workers.close()
-            raise_unsaved(coordinator)
-        raise_why(coordinator, interrupts)
+    def _let_finish(self, interrupts: Interrupts) -> None:
+        """Start nothing more, and wait at most the grace for what runs."""
+        coordinator = self._coordinator
+        coordinator.stop()
+        end = clock.monotonic() + self._grace
+        while not (coordinator.is_quiet or coordinator.is_dealing_here or interrupts.over or _at_exit()):
+            if (left := end - clock.monotonic()) <= 0:
+                break
+            self.wait(min(left, _LOOK_UP))

@@ -1,0 +1,91 @@
+"""Which engine makes the calls of a pass: the caller's thread, threads, processes, an executor, or tasks of a loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.api.options import Options, PassOptions, cpu_count
+from checkpoint.api.signatures import named
+from checkpoint.execution.asynchronous import LoopDriver
+from checkpoint.execution.call import Call
+from checkpoint.execution.concurrent import PoolDriver
+from checkpoint.execution.executors import ExecutorWorkers
+from checkpoint.execution.interfaces import Parallelism, Report, Workers
+from checkpoint.execution.policies import rates_of, retry_of
+from checkpoint.execution.processes import Processes
+from checkpoint.execution.scheduler import Schedule
+from checkpoint.execution.serial import serial
+from checkpoint.execution.threads import Threads
+from checkpoint.passes.pipeline import Pass
+
+if TYPE_CHECKING:
+    from checkpoint.provenance.agreement import Agreement
+
+__all__ = ["Dispatch"]
+
+
+class Dispatch:
+    """The calls of one pass, on the engine that its options name.
+
+    Args:
+        function: is called with an item, or a batch.
+        running: the pass, which admits items and settles answers.
+        options: of the decorator.
+        given: the options of the pass.
+        travels: is pickled in place of the function.
+        agreement: other processes must confirm it before they make calls; None where they need not.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        running: Pass,
+        options: Options,
+        given: PassOptions,
+        *,
+        travels: Any,
+        agreement: Agreement | None,
+    ) -> None:
+        self.running = running
+        self._given = given
+        self._timeout = options.timeout
+        self._call = Call(
+            function,
+            named(function),
+            batch_size=options.batch_size,
+            validate=options.validate,
+            retry=retry_of(options.retry),
+            timeout=options.timeout,
+            travels=travels,
+            agreement=agreement,
+        )
+        self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))
+
+    def run(self) -> Iterator[None]:
+        """Make the calls: here, on threads, on processes, or on an executor."""
+        executor, workers = self._given.get("executor"), self._given.get("workers")
+        if executor is None and workers in (None, 1):
+            return serial(self.running, self._call, self._schedule, self._parallelism(1))
+        make_workers: Callable[[Report], Workers] = partial(Threads, self._call, workers or 1)
+        if executor == "processes":
+            workers = workers or cpu_count()
+            make_workers = partial(Processes, self._call, workers, timeout=self._timeout)
+        elif executor is not None:
+            from checkpoint.execution.clusters import executor_of
+
+            executor = executor_of(executor)
+            workers = workers or getattr(executor, "_max_workers", None) or cpu_count()
+            make_workers = partial(ExecutorWorkers, self._call, executor)
+        parallelism = self._parallelism(workers or 1)
+        return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
+
+    def run_async(self, opened: ExitStack) -> AsyncIterator[None]:
+        """Make the calls on tasks of the running event loop."""
+        parallelism = self._parallelism(self._given.get("workers") or 1)
+        return LoopDriver(self.running, self._call, self._schedule, parallelism, opened).run()
+
+    def _parallelism(self, workers: int) -> Parallelism:
+        return Parallelism(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))

@@ -1,0 +1,553 @@
+"""What a decorated function can do besides being called: its map, stream, results, plan and the rest.
+
+A face is mixed into a proxy, which says what function it stands for; everything that a face does is a pass of a runner.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import logging
+import os
+import weakref
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
+
+from checkpoint.api.dispatch import Dispatch
+from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
+from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
+from checkpoint.api.runner import CheckpointedRunner, ShardRunner
+from checkpoint.api.signatures import element_of, named
+from checkpoint.catalog.paths import Directory
+from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
+from checkpoint.errors import CheckpointError, InvalidOption, ItemError, plural, quote
+from checkpoint.execution.call import is_in_call
+from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
+from checkpoint.execution.processes import refuse_while_importing_main
+from checkpoint.outcomes import Outcome
+from checkpoint.passes.plan import Plan, html_table, make_plan
+from checkpoint.passes.settings import PassSettings
+from checkpoint.provenance.version import moved_attributes, version_of
+from checkpoint.values.inputs import items_of
+from checkpoint.values.keys import digest_function, identity, key_function, plain_key, version_digest
+from checkpoint.values.secrets import quoted
+
+__all__ = ["AsyncFace", "Face", "SyncFace"]
+
+
+R = TypeVar("R")
+T = TypeVar("T")
+log = logging.getLogger("checkpoint")
+_CURRENT: Any = object()  # the version of the function itself
+
+if TYPE_CHECKING:
+    from checkpoint.provenance.agreement import Agreement
+    from checkpoint.provenance.drift import Lineage
+    from checkpoint.provenance.fingerprint import Fingerprint
+
+    class _Parts:
+        __wrapped__: Any
+        _self_options: Options
+        _self_directory: Directory
+        _self_base: Any
+        _self_runners: dict[Any, CheckpointedRunner]
+else:
+    # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
+    _Parts = object
+
+
+def _meant_shard(option: ShardOption | None) -> Shard:
+    """$CHECKPOINT_SHARD splits the work of the program; what one item needs of another map is needed whole."""
+    return ALL if option is None and is_in_call() else shard_of(option)
+
+
+def _told_shard(name: str, option: ShardOption | None) -> Shard:
+    """The shard that is meant, which is told: what a map returns depends on it."""
+    shard = _meant_shard(option)
+    if shard != ALL:
+        whence = "" if option is not None else " (of $CHECKPOINT_SHARD)"
+        log.info("checkpoint %r: running shard %s%s: the items that are of it, and no others", name, shard, whence)
+    return shard
+
+
+class _Inner:
+    """The inner function, on its way to a worker: its own name would lead to what is decorated."""
+
+    def __init__(self, face: Any) -> None:
+        self._face = face
+
+    def __reduce__(self) -> Any:
+        return self._face._reduced_inner()
+
+
+def _tell_unread(name: str, code: Fingerprint) -> None:
+    """Say once a process which values cannot be compared, and which names of `ignore=` no value has."""
+    if code.unread and ("unread", name, code.name) not in _said:
+        _said.add(("unread", name, code.name))
+        listed = ", ".join(f"{one} (a {kind})" for one, kind in list(code.unread.items())[:5])
+        log.info(
+            "checkpoint %r: %s reads %s, which cannot be compared with what earlier runs read: where results depend on "
+            "it, name what matters: @checkpointed(…, depends=[…])",
+            name, code.name, listed + (", …" if len(code.unread) > 5 else ""),
+        )  # fmt: skip
+    if code.unused and ("unused", name, *code.unused) not in _said:
+        _said.add(("unused", name, *code.unused))
+        known = ", ".join(list(code.values)[:8]) or "no values"
+        log.warning(
+            "checkpoint %r: ignore= names %s, which %s does not read; it reads %s",
+            name, ", ".join(map(quote, code.unused)), code.name, known,
+        )  # fmt: skip
+
+
+_said: set[tuple[str, ...]] = set()  # in this process
+
+
+class Face(Generic[R], _Parts):
+    """What every decorated function has, bound or not, of either kind."""
+
+    def _target(self) -> tuple[Callable[[Any], Any], Any]:
+        """(what is called with an item, the instance it is bound to or None)."""
+        raise NotImplementedError
+
+    def _annotation(self) -> Any:
+        """What the function says that it returns, or None."""
+        raise NotImplementedError
+
+    def _reduced_inner(self) -> Any:
+        """How the inner function is pickled, as `__reduce__` returns it."""
+        raise NotImplementedError
+
+    @property
+    def runner(self) -> CheckpointedRunner:
+        """The runner behind it, for this version and directory."""
+        return self._runner_of(ALL)
+
+    def _runner_of(self, shard: Shard) -> CheckpointedRunner:
+        options = self._self_options
+        function, instance = self._target()
+        version = version_of(options.version, function, instance)
+        directory = self._self_directory.find()
+        place = (
+            directory,
+            "" if version is None else version_digest(version, "version", options.name),
+            shard,
+            os.getpid(),
+        )
+        runner = self._self_runners.get(place)
+        if runner is None or runner.closed:
+            result_type = options.result_type if options.result_type is not None else self._returned(options)
+            kind = CheckpointedRunner if shard == ALL else partial(ShardRunner, shard)
+            runner = self._self_runners[place] = kind(
+                options.name, directory, version=version, durability=options.durability, result_type=result_type
+            )
+        return runner
+
+    def _returned(self, options: Options) -> Any:
+        """The annotation of one result."""
+        annotation = self._annotation()
+        return annotation if options.batch_size is None else element_of(annotation)
+
+    @property
+    def results(self) -> KeyedResults[R]:
+        """The results of this version by key, read from disk on demand."""
+        return KeyedResults(self.runner.records)
+
+    @property
+    def errors(self) -> KeyedErrors:
+        """The failures of items that have no result, by key, read from disk on demand.
+
+        `.causes()` groups them by type and place, and ``print(f.errors)`` shows that.
+        """
+        return KeyedErrors(self.runner.records)
+
+    @property
+    def unsaved(self) -> Mapping[Any, Any]:
+        """Values that could not be encoded, by key; opening one unpickles it."""
+        return self.runner.unsaved
+
+    def clear(self, keys: Iterable[Any] | None = None) -> None:
+        """Forget these keys under this version; or, without `keys`, everything, all versions and files included."""
+        self.runner.clear(keys)
+
+    def seed(self, key: Any) -> int:
+        """A 64-bit seed for the key: the same in any order, on any worker, after any resume.
+
+        Example:
+            >>> simulate = checkpointed("simulations")(lambda run: run)
+            >>> simulate.seed(7) == simulate.seed(7.0) != simulate.seed(8)
+            True
+        """
+        name = self._self_options.name.encode()
+        return int.from_bytes(blake2b(name + b"/" + identity(plain_key(key)), digest_size=8).digest(), "big")
+
+    def _repr_html_(self) -> str:
+        return html_table(f"checkpointed {named(self.__wrapped__)}", self._told())
+
+    def _told(self) -> Iterator[tuple[str, str]]:
+        """(what, text) of the function's checkpoint; it reads, and makes nothing."""
+        options = self._self_options
+        yield "checkpoint", f"{options.name} in {self._self_directory.find()}"
+        try:
+            done, failed = self.runner.records.count()
+            yield "holds", f"{plural(done, 'result')}, {plural(failed, 'error')}"
+        except CheckpointError as error:  # whoever only looks is told, and not stopped
+            yield "holds", str(error)
+        for field in fields(options):
+            value = getattr(options, field.name)
+            if field.name not in ("name", "checkpoint_dir") and value != field.default:
+                yield field.name, quoted(value, 200)
+
+    @contextmanager
+    def _pass(
+        self, items: Iterable[Any], given: PassOptions, *, collect: bool = False, is_async: bool = False
+    ) -> Iterator[Dispatch]:
+        """A pass over the items, and what it takes to run it."""
+        options = self._self_options
+        self._check_given(given, is_async=is_async)
+        shard = _told_shard(options.name, given.get("shard"))
+        function, instance = self._target()
+        before = version_of(options.version, function, instance)
+        code = self._fingerprint()
+        lineage = self._lineage(code)
+        try:
+            with self._runner_of(shard).start_pass(
+                items, self._settings(given, shard, collect=collect), lineage
+            ) as running:
+                agreement = None if given.get("executor") is None else self._agreement()
+                yield Dispatch(function, running, options, given, travels=_Inner(self), agreement=agreement)
+        finally:
+            changed = code.moved() if code else []
+        self._tell_moved(moved_attributes(before, options.version, function, instance), changed)
+
+    def _check_given(self, given: PassOptions, *, is_async: bool) -> None:
+        """Refuse the options of a pass that are unknown, or that do not go together."""
+        if unknown := sorted(given.keys() - PassOptions.__annotations__.keys()):
+            known = ", ".join(PassOptions.__annotations__)
+            raise InvalidOption(f"there is no option {quote(unknown[0])} here; the options are {known}")
+        refuse_while_importing_main(self._self_options.name)
+        check_spread(self._self_options, given, is_async=is_async)
+
+    def _tell_moved(self, moved: list[str], changed: list[str]) -> None:
+        """Warn that attributes, or values that the function reads, changed while the pass ran."""
+        options, name = self._self_options, named(self.__wrapped__)
+        if moved:
+            log.warning(
+                "checkpoint %r: %s changes self.%s while it runs, which its results are taken to depend on: the next "
+                "map computes them anew; name what they depend on: @checkpointed(…, version=lambda self: …)",
+                options.name, name, ", self.".join(moved),
+            )  # fmt: skip
+        if changed and options.version is None:
+            log.warning(
+                "checkpoint %r: what %s reads changed while it ran, and its results are taken to depend on it (%s): "
+                "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",
+                options.name, name, "; ".join(changed),
+            )  # fmt: skip
+
+    def _settings(self, given: PassOptions, shard: Shard, *, collect: bool) -> PassSettings:
+        """The settings of a pass, from the decorator's options and those of the call."""
+        options, desc = self._self_options, given.get("desc")
+        return PassSettings(
+            key_function(options.key),
+            digest_of=digest_function(options.input),
+            on_change=options.on_change,
+            overlapping=may_overlap(options, given),
+            retry_failed=given.get("retry_failed", True),
+            limit=ErrorLimit(given.get("max_errors")),
+            collect=collect,
+            progress=given.get("progress", True),
+            desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
+        )
+
+    def _agreement(self) -> Agreement | None:
+        """What another process must agree on before it makes calls."""
+        from checkpoint.provenance.agreement import agreement_of
+        from checkpoint.provenance.fingerprint import fingerprint
+
+        function, instance = self._target()
+        options = self._self_options
+        read = partial(fingerprint, bound=instance is not None, ignore=options.ignore, salt=options.name)
+        return agreement_of(read, function)
+
+    def _fingerprint(self) -> Fingerprint | None:
+        """What tells whether the function has changed; None where it has no code that can be read."""
+        from checkpoint.provenance.fingerprint import fingerprint  # it is large
+
+        function, instance = self._target()
+        options = self._self_options
+        found = fingerprint(
+            function, bound=instance is not None, depends=options.depends, ignore=options.ignore, salt=options.name
+        )
+        if found is not None:
+            _tell_unread(options.name, found)
+        return found
+
+    def _lineage(self, code: Fingerprint | None) -> Lineage | None:
+        """What a pass does where the function has changed."""
+        if code is None:
+            return None
+        from checkpoint.provenance.drift import Lineage
+
+        options = self._self_options
+        label = None if options.version is None else version_of(options.version, *self._target())
+        return Lineage(code, options.on_change, label, self._self_base)
+
+    def accept(
+        self,
+        items: Iterable[Any] | None = None,
+        *,
+        version: Any = _CURRENT,
+        convert: Callable[[Any], Any] | None = None,
+    ) -> int:
+        """Old results count as this function's from now on, in every process and on every machine; returns how many.
+
+        Without arguments: those that earlier code, or code that read other values, computed of this version. Nothing is
+        computed, and old records stay as they are. Call it where no map of the function runs.
+
+        Args:
+            items: the results of these items' keys stand for the items as they are, though they were computed from
+                others. Default: nothing is said of items.
+            version: the results of this version, None for those of no version, count where this one has none of the
+                key. Default: the version stays what it is.
+            convert: a function of an old result, objects of classes as plain JSON, that returns the new one, an object
+                where the annotation names a class; it is written as a record of this version. Without it old results
+                count as they are. What was converted once is not converted again, so that it may be killed and run
+                again.
+
+        Raises:
+            InvalidOption: there is nothing of that version; the message says what there is.
+            CheckpointLocked: another process writes this checkpoint, or a map of this one is running.
+
+        Example:
+            >>> ask = checkpointed("answers")(lambda n: n * 10)
+            >>> _ = ask.map([1, 2], progress=False)
+            >>> named = ask.options(version="tenfold")
+            >>> named.accept(version=None)
+            2
+            >>> named.plan([1, 2]).done
+            2
+        """
+        from checkpoint.catalog.decisions import (
+            accept_code,
+            accept_items,
+            accept_version,
+            check_version,
+            convert_version,
+        )
+
+        records, code = self.runner.records, self._fingerprint()
+        if version is _CURRENT:
+            if convert is not None:
+                raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
+            if items is not None:
+                options = self._self_options
+                digest_of = digest_function(options.input)
+                return accept_items(records, items_of(items), key_function(options.key), digest_of)
+            return 0 if code is None else sum(accept_code(records, code.digest).values())
+        if items is not None:
+            raise InvalidOption("accept takes items or version=, and not both: each decides something else")
+        old = records.open().digest_of_version(version)
+        check_version(records, old, version)
+        if convert is None:
+            count = accept_version(records, old)
+            if code is not None:
+                accept_code(records, code.digest)
+            return count
+        if not callable(convert) or inspect.iscoroutinefunction(convert):
+            raise InvalidOption(f"convert is {quote(convert)}; give a plain function of the old result")
+        lineage = self._lineage(code)
+        try:
+            if lineage is not None and code is not None:
+                records.set_code(code.digest)
+                lineage.note(records)
+            return convert_version(records, old, convert)
+        finally:
+            if lineage is not None:
+                lineage.end(records)
+
+    def plan(self, items: Iterable[Any], *, workers: int | None = None, shard: ShardOption | None = None) -> Plan:
+        """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.
+
+        Args:
+            items: as in `map`, but what can be read twice.
+            workers: as for `map`; it divides the time that is expected.
+            shard: as for `map`.
+
+        Raises:
+            InvalidKey, DuplicateKey: as `map` would.
+            InvalidOption: the items can be read once only; the message has the fix.
+
+        Example:
+            >>> square = checkpointed("squares")(lambda n: n * n)
+            >>> _ = square.map([1, 2], progress=False)
+            >>> plan = square.plan([1, 2, 3, 3])
+            >>> plan.done, plan.new, plan.duplicates
+            (2, 1, 1)
+        """
+        options = self._self_options
+        check_count("workers", workers)
+        return make_plan(
+            self._runner_of(_meant_shard(shard)).records,
+            items,
+            key_function(options.key),
+            digest_of=digest_function(options.input),
+            lineage=self._lineage(self._fingerprint()),
+            on_change=options.on_change,
+            workers=workers,
+            rates=rates_of(options.rate),
+        )
+
+
+class SyncFace(Face[R]):
+    """`.map` and `.stream` of a plain function."""
+
+    @overload
+    def map(
+        self, items: Iterable[Any], *, return_exceptions: Literal[False] = False, **options: Unpack[PassOptions]
+    ) -> Results[R]: ...
+    @overload
+    def map(
+        self, items: Iterable[Any], *, return_exceptions: bool, **options: Unpack[PassOptions]
+    ) -> Results[R | ItemError]: ...
+    def map(
+        self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
+    ) -> Results[Any]:
+        """Run the function on each item that has no result yet; return all results in the order of the items.
+
+        Run the same line again after a kill, and only the rest is computed.
+
+        Args:
+            items: any iterable. What can be read twice is keyed first: keys, duplicates and counts are checked before
+                anything runs. A one-shot iterator is drawn item by item.
+            return_exceptions: whether failures stand in their places, as `ItemError`, instead of being raised.
+            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+
+        Raises:
+            ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
+            TooManyErrors: `max_errors` was exceeded, or without it 100 items in a row failed in one way.
+            InvalidKey, DuplicateKey, InputChanged: naming the items; nothing was run.
+            CheckpointLocked: another process writes this checkpoint, or another pass is running.
+            StoreError: results could not be written; `.unsaved` holds those that are not on disk.
+        """
+        with self._pass(items, options) as work:
+            for _ in work.run():
+                pass
+            return finish(work.running, return_exceptions=return_exceptions)
+
+    def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> Iterator[Outcome[R]]:
+        """Yield an `Outcome` for each item as it completes, resumed ones included; `items` may be endless.
+
+        What is yielded is on disk. An item's failure is its outcome's `.error`, and is not raised.
+
+        Args:
+            items: as in `map`.
+            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+
+        Raises:
+            TooManyErrors: as in `map`.
+        """
+        outcomes = self._outcomes(items, options)
+        _streams.add(outcomes)
+        return outcomes
+
+    def _outcomes(self, items: Iterable[Any], options: PassOptions) -> Generator[Outcome[R], None, None]:
+        with self._pass(items, options, collect=True) as work:
+            running = work.running
+            for _ in work.run():
+                yield from running.take()
+            yield from running.take()
+            raise_verdict(running)
+            running.check_drawn()
+
+
+_streams: weakref.WeakSet[Any] = weakref.WeakSet()  # that may be suspended
+
+
+def _end_streams() -> None:
+    """At exit, while threads still run: later, who lets go of a stream would wait for them for ever."""
+    for stream in list(_streams):
+        try:
+            stream.close()
+        except ValueError:  # another thread is at it
+            pass
+
+
+atexit.register(_end_streams)
+
+
+class _Dropping(AsyncIterator[T]):
+    """An async generator whose resources are let go as soon as its consumer drops it.
+
+    Dropped alone, it would be closed by its event loop, some time later: until then the checkpoint would be locked.
+    """
+
+    def __init__(self, outcomes: AsyncGenerator[T, None], opened: ExitStack) -> None:
+        self._outcomes = outcomes
+        self._opened = opened
+        _streams.add(self)
+
+    async def __anext__(self) -> T:
+        return await anext(self._outcomes)
+
+    async def aclose(self) -> None:
+        """Close the generator."""
+        await self._outcomes.aclose()
+
+    def close(self) -> None:
+        """Let go of all that it holds."""
+        self._opened.close()
+
+    __del__ = close
+
+
+class AsyncFace(Face[R]):
+    """`.map` and `.stream` of a coroutine function: the same, awaited."""
+
+    @overload
+    async def map(
+        self, items: Iterable[Any], *, return_exceptions: Literal[False] = False, **options: Unpack[PassOptions]
+    ) -> Results[R]: ...
+    @overload
+    async def map(
+        self, items: Iterable[Any], *, return_exceptions: bool, **options: Unpack[PassOptions]
+    ) -> Results[R | ItemError]: ...
+    async def map(
+        self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
+    ) -> Results[Any]:
+        """The `map` of a plain function, awaited: ``await f.map(items)``."""
+        with self._pass(items, options, is_async=True) as work, ExitStack() as opened:
+            async for _ in work.run_async(opened):
+                pass
+            await work.running.uploaded()
+            return finish(work.running, return_exceptions=return_exceptions)
+
+    def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
+        """The `stream` of a plain function: ``async for outcome in f.stream(items)``."""
+        opened = ExitStack()
+        return _Dropping(self._outcomes(opened, items, options), opened)
+
+    async def _outcomes(
+        self, opened: ExitStack, items: Iterable[Any], options: PassOptions
+    ) -> AsyncGenerator[Outcome[R], None]:
+        with opened:
+            work = opened.enter_context(self._pass(items, options, collect=True, is_async=True))
+            running = work.running
+            async for _ in work.run_async(opened):
+                for outcome in running.take():
+                    yield outcome
+            for outcome in running.take():
+                yield outcome
+            await running.uploaded()
+            raise_verdict(running)
+            running.check_drawn()

@@ -1,0 +1,306 @@
+"""The proxies that `checkpointed` makes of functions, bound to an instance or not, and how they are pickled.
+
+They are wrapt's: called, inspected and bound as the functions they stand for, with a face besides.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from operator import attrgetter
+from types import FrameType, FunctionType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+
+from checkpoint.api.faces import AsyncFace, Face, SyncFace
+from checkpoint.api.options import Options
+from checkpoint.api.runner import CheckpointedRunner
+from checkpoint.api.signatures import innermost, least_arguments, most_arguments, named, return_annotation
+from checkpoint.catalog.paths import Directory
+from checkpoint.errors import InvalidFunction
+
+__all__ = [
+    "AsyncCheckpointedFunction",
+    "BoundAsyncCheckpointedFunction",
+    "BoundCheckpointedFunction",
+    "CheckpointedFunction",
+]
+
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as _TypeVar
+
+    V = _TypeVar("V", default=R)  # what a call returns: of a function of batches, more than one result
+
+    class _Function(Generic[P, R]):
+        __wrapped__: Callable[P, R]
+
+        def __init__(self, wrapped: Any, wrapper: Any) -> None: ...
+
+    class _Bound(Generic[P, R]):
+        __wrapped__: Callable[P, R]
+
+    class _UnboundParts:
+        _self_annotation: Any
+        _self_checked: Any
+        _self_checked_bound: Any
+
+    class _BoundParts:
+        _self_parent: Any
+        _self_instance: Any
+        _self_binding: str
+else:
+    import wrapt
+
+    V = TypeVar("V")
+
+    class _Function(wrapt.FunctionWrapper):
+        def __class_getitem__(cls, _):
+            return cls
+
+    class _Bound(wrapt.BoundFunctionWrapper):
+        def __class_getitem__(cls, _):
+            return cls
+
+    # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
+    _UnboundParts = _BoundParts = object
+
+
+def _plain(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    return wrapped(*args, **kwargs)
+
+
+class _Unbound(Face[R], _UnboundParts):
+    """What only the decorated function itself has."""
+
+    def _set_up(self, options: Options, annotation: Any, directory: Directory | None) -> None:
+        self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+        self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
+        self._self_base = None  # the version of what it is a copy of
+        self._self_checked = self._self_checked_bound = None  # the function that was found to take an item
+
+    def _target(self) -> tuple[Callable[[Any], Any], Any]:
+        function = self.__wrapped__
+        if function is self._self_checked:  # reading a signature takes as long as reading a result
+            return function, None
+        if least_arguments(function) > 1:
+            raise InvalidFunction(
+                f"{named(function)} takes more than the item: a method's map and accept are called on an instance "
+                "(Scorer(...).score.map(items)), and @checkpointed stands above @classmethod or @staticmethod"
+            )
+        self._self_checked = function
+        return function, None
+
+    def options(self, **changes: Any) -> Self:
+        """A copy with any of the decorator's arguments changed, `name` included."""
+        options = self._self_options.changed(changes)
+        moved = options.checkpoint_dir != self._self_options.checkpoint_dir
+        made = _copied(self, options, None if moved else self._self_directory)
+        made._self_base = self._self_base if self._self_options.version is None else self._self_options.version
+        return made  # type: ignore[no-any-return]
+
+    def _annotation(self) -> Any:
+        if self._self_annotation is None:
+            self._self_annotation = return_annotation(self.__wrapped__, {})
+        return self._self_annotation
+
+    def _reduced_inner(self) -> Any:
+        reduced = _reduced(self)
+        if isinstance(reduced, str):
+            return (attrgetter("__wrapped__"), (self,))
+        if reduced[0] is _copied:
+            return (attrgetter("__wrapped__"), (reduced[1][0],))
+        return (_itself, (self.__wrapped__,))
+
+    # isinstance(f, FunctionType) is False on purpose: cloudpickle would take the proxy apart as a plain function. But
+    # pydantic takes whatever stands in the body of a model and is no function for a field that lacks its annotation.
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        asks = sys._getframe(1).f_globals.get("__name__", "")
+        return FunctionType if asks.startswith("pydantic.") else type(self)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reduced(self)
+
+    def __repr__(self) -> str:
+        return f"<checkpointed {self._self_options.name!r} {named(self.__wrapped__)}>"
+
+    __str__ = __repr__
+
+
+class _OnInstance(Face[R], _BoundParts):
+    """What only its bound twin has."""
+
+    @property
+    def _self_options(self) -> Options:  # type: ignore[override]
+        return self._self_parent._self_options  # type: ignore[no-any-return]
+
+    @property
+    def _self_directory(self) -> Directory:  # type: ignore[override]
+        return self._self_parent._self_directory  # type: ignore[no-any-return]
+
+    @property
+    def _self_base(self) -> Any:
+        return self._self_parent._self_base
+
+    @property
+    def _self_runners(self) -> dict[Any, CheckpointedRunner]:  # type: ignore[override]
+        return self._self_parent._self_runners  # type: ignore[no-any-return]
+
+    def _target(self) -> tuple[Callable[[Any], Any], Any]:
+        function = self.__wrapped__
+        name = named(function)
+        if self._self_instance is None and self._self_binding == "function":
+            raise InvalidFunction(
+                f"{name} is a method: it works on the item and on its instance; call .map, .plan and .accept on one: "
+                f"{name.rpartition('.')[0].rpartition('.')[2] or 'Scorer'}(...).{name.rpartition('.')[2]}.map(items)"
+            )
+        parent, inner = self._self_parent, innermost(function)
+        if inner is not parent._self_checked_bound:
+            if most_arguments(function) < 1:
+                raise InvalidFunction(f"{name} takes no item; a mapped method takes one besides its instance")
+            if inner is innermost(parent.__wrapped__):  # what another descriptor makes may hold the instance
+                parent._self_checked_bound = inner
+        return function, None if self._self_binding == "staticmethod" else getattr(function, "__self__", None)
+
+    def options(self, **changes: Any) -> Self:
+        """A copy, bound to the same instance, with any of the decorator's arguments changed, `name` included."""
+        held = getattr(self.__wrapped__, "__self__", None)
+        owner = held if isinstance(held, type) else type(self._self_instance)
+        return self._self_parent.options(**changes).__get__(self._self_instance, owner)  # type: ignore[no-any-return]
+
+    def _annotation(self) -> Any:
+        return self._self_parent._annotation()
+
+    def _reduced_inner(self) -> Any:
+        return (attrgetter("__wrapped__"), (self,))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Not by the function's name: an attribute of that name may be another, overridden, replaced or mangled.
+        parent, instance = self._self_parent, self._self_instance
+        held = getattr(self.__wrapped__, "__self__", None)
+        owner = held if isinstance(held, type) else getattr(self, "_self_owner", None) or type(instance)
+        for kind in owner.__mro__:
+            for name, value in vars(kind).items():
+                if isinstance(value, _Unbound) and value.__wrapped__ is parent.__wrapped__:
+                    found = (kind, name, self._self_options, self._self_directory)
+                    return (_found_bound, (*found, instance, owner))
+        return (_bound, (parent, instance, owner))
+
+
+class BoundCheckpointedFunction(_OnInstance[R], SyncFace[R], _Bound[P, V], Generic[P, R, V]):
+    """A plain decorated function, bound to an instance."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> V: ...
+
+
+class BoundAsyncCheckpointedFunction(_OnInstance[R], AsyncFace[R], _Bound[P, V], Generic[P, R, V]):
+    """A decorated coroutine function, bound to an instance."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, V]: ...
+
+
+class CheckpointedFunction(_Unbound[R], SyncFace[R], _Function[P, V], Generic[P, R, V]):
+    """What `checkpointed` makes of a function: it is called as ever, and has `.map` and its like."""
+
+    __bound_function_wrapper__ = BoundCheckpointedFunction
+
+    def __init__(
+        self, wrapped: Callable[P, V], options: Options, annotation: Any = None, directory: Directory | None = None
+    ) -> None:
+        super().__init__(wrapped, _plain)
+        self._set_up(options, annotation, directory)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> V: ...
+
+        @overload
+        def __get__(self, instance: None, owner: Any) -> Self: ...
+        @overload
+        def __get__(
+            self: CheckpointedFunction[Concatenate[Any, Q], R, V], instance: object, owner: Any
+        ) -> BoundCheckpointedFunction[Q, R, V]: ...
+        def __get__(self, instance: Any, owner: Any) -> Any: ...
+
+
+class AsyncCheckpointedFunction(_Unbound[R], AsyncFace[R], _Function[P, V], Generic[P, R, V]):
+    """What `checkpointed` makes of a coroutine function: `.map` is awaited."""
+
+    __bound_function_wrapper__ = BoundAsyncCheckpointedFunction
+
+    def __init__(
+        self, wrapped: Callable[P, Any], options: Options, annotation: Any = None, directory: Directory | None = None
+    ) -> None:
+        super().__init__(wrapped, _plain)
+        self._set_up(options, annotation, directory)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, V]: ...
+
+        @overload
+        def __get__(self, instance: None, owner: Any) -> Self: ...
+        @overload
+        def __get__(
+            self: AsyncCheckpointedFunction[Concatenate[Any, Q], R, V], instance: object, owner: Any
+        ) -> BoundAsyncCheckpointedFunction[Q, R, V]: ...
+        def __get__(self, instance: Any, owner: Any) -> Any: ...
+
+
+def _reduced(function: Any) -> Any:
+    """By reference where its name leads back to it; as a copy of its kin where it leads to that; else by parts."""
+    wrapped, options, directory = function.__wrapped__, function._self_options, function._self_directory
+    module, name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", "<locals>")
+    taken_along = module == "__main__" and _is_cloudpickling()
+    found: Any = sys.modules.get(module) if module and not taken_along else None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is function:
+        return name
+    if isinstance(found, _Unbound) and found.__wrapped__ is wrapped:
+        return (_copied, (found, options, directory))
+    return (type(function), (wrapped, options, None, directory))
+
+
+def _itself(function: Any) -> Any:
+    return function
+
+
+def _bound(function: Any, instance: Any, owner: type) -> Any:
+    return function.__get__(instance, owner)
+
+
+def _found_bound(kind: type, name: str, options: Options, directory: Directory, instance: Any, owner: type) -> Any:
+    found = vars(kind)[name]
+    return _bound(found if found._self_options == options else _copied(found, options, directory), instance, owner)
+
+
+def _is_cloudpickling() -> bool:
+    """Whether cloudpickle asks, which takes the functions of __main__ along: where they arrive, they have no name.
+
+    A reducer is not told who asks, so we look at who called.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if "cloudpickle" in frame.f_globals.get("__name__", ""):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _copied(function: Any, options: Options, directory: Directory | None) -> Any:
+    return type(function)(function.__wrapped__, options, function._self_annotation, directory)
