@@ -414,7 +414,7 @@ def test_what_is_known_stays_so_until_something_is_learned(squares: Squares) -> 
     """Looking again at journals that did not change, or are not there, makes no reader count or find anew."""
     squares.array(range(30), 3)
     store = squares.face.runner.records.open()
-    before, reader = store.results.state, store.own.results.reader
+    before, reader = store.results.state, store.results.reader
     store.refresh()
     assert store.results.state == before
     assert store.results.reader is reader

@@ -168,14 +168,14 @@ class Checkpoint:
             store.writer.refuse()
 
     def _refresh_theirs(self, *keys: Key) -> None:
-        with self.store.lock:
-            try:
-                self._siblings.refresh(*keys)
-            finally:
+        try:
+            self._siblings.refresh(*keys)
+        finally:
+            if self.results is not self._siblings.sources[0]:
                 self._take_sources()
 
     def _take_sources(self) -> None:
-        if self.results is not self._siblings.sources[0]:
+        with self.store.lock:
             self.shards = list(self._siblings.members)
             self.results, self.errors, self.unsaved = self._siblings.sources
 

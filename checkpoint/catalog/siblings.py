@@ -128,6 +128,8 @@ class Siblings:
         """
         with self._store.lock:
             self.look()
+            if not self.members:
+                return
             if self._store.replica.is_remote:
                 for journals in self.members.values():
                     journals.replica.look()
