@@ -430,7 +430,7 @@ def test_a_process_that_stops_while_it_sends_holds_nobody_up() -> None:
         assert "stopped" not in them.told
 
         def is_told() -> bool:
-            os.kill(process._process.pid, signal.SIGCONT)  # it may be only about to stop
+            os.kill(process.process._process.pid, signal.SIGCONT)  # it may be only about to stop
             return "stopped" in them.told
 
         until(is_told)
@@ -446,13 +446,13 @@ def test_a_process_that_stops_before_it_has_been_given_all_holds_nobody_up() -> 
         Path("go").touch()
         them.until_told("a", "b")
         stopped = next(iter(them.processes._all))
-        os.kill(stopped._process.pid, signal.SIGSTOP)
+        os.kill(stopped.process._process.pid, signal.SIGSTOP)
         them.start(big=b"x" * 5_000_000, huge=b"x" * 6_000_000)
         until(lambda: them.told and len(them.processes._busy) == 1)
         them.start(**{str(n): n for n in range(20)})
         assert them.until_told(*map(str, range(20))) == [*range(20)]
         assert len(them.told.keys() & {"big", "huge"}) == 1
-        os.kill(stopped._process.pid, signal.SIGCONT)
+        os.kill(stopped.process._process.pid, signal.SIGCONT)
         assert them.until_told("big", "huge") == [5_000_000, 6_000_000]
 
 
@@ -465,7 +465,7 @@ def test_what_is_not_all_there_in_time_is_no_answer(number: int) -> None:
         until(lambda: them.processes._busy)
         (process,) = them.processes._all
         until(lambda: process.pipe._has_size and process.pipe._missing < 50_000_000)
-        os.kill(process._process.pid, number)
+        os.kill(process.process._process.pid, number)
         (told,) = them.until_told("stopped")
         if number == signal.SIGKILL:
             assert told == Died(-signal.SIGKILL)
@@ -485,8 +485,8 @@ def test_what_a_process_says_before_it_ends_counts() -> None:
             them.before_report = lambda: None
             Path("die").touch()
             (dies,) = them.processes._busy
-            until(lambda: wait([dies.sentinel], 0))
-            them.processes._hear_end(dies, pipes_module.READ)
+            until(lambda: wait([dies.process.sentinel], 0))
+            dies.on_exit(pipes_module.READ)
 
         them.before_report = its_end_first
         Path("go").touch()
@@ -604,7 +604,7 @@ def test_no_process_and_no_descriptor_is_left_open() -> None:
             (pid,) = them.until_told("a")
             if timeout is not None:
                 them.until_told("late")
-        processes = [process._process for process in them.processes._all]
+        processes = [process.process._process for process in them.processes._all]
         for process in processes:
             process.join(DEADLINE)
             assert process.exitcode is not None

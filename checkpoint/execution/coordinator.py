@@ -35,6 +35,14 @@ _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the sc
 class Coordinator:
     """A thread that takes what finished, has it settled, and starts what may start.
 
+    Where the store fails, it gets a second try::
+
+        SAVING ─── the store fails ───► WAITING: nothing starts, and what still finishes is kept with what failed
+           ▲                               │
+           │                               │ nothing runs any more, or the pass ends: the second try
+           └────────── it saves ───────────┤
+                                           └─ it fails ─► STOPPED: `failure` holds the values that are not on disk
+
     Args:
         desk: whose `settle` it calls.
         call: what is called.

@@ -1,6 +1,15 @@
 """Workers that are processes of ours: started, given tasks, watched, and ended.
 
-A worker process that dies, whatever of, takes nothing with it but its own task: each has a pipe of its own.
+A worker process that dies, whatever of, takes nothing with it but its own task: each has a pipe of its own. The
+conversation with a worker goes through these states::
+
+    STARTING ──── it has loaded the call ────► IDLE ─── it is given a task ───► BUSY ──┐
+       │                                        ▲ ▲                             │  ▲   │ it cannot load an input:
+       │ it cannot: it is sent                  │ └──────── it answers ─────────┘  └───┘ it is sent them by cloudpickle
+       ▼ the call by cloudpickle                │
+    LOADING ──── it has loaded the call ────────┘
+
+    GONE, from each of them: its process has ended, its time is over, or it says what nobody asked
 """
 
 from __future__ import annotations
@@ -13,8 +22,9 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from importlib.util import find_spec
 from math import inf
 from typing import TYPE_CHECKING, Any, Self
@@ -48,6 +58,11 @@ class Processes:
         call, count: as for threads.
         report: is told, in that thread, all that finished meanwhile.
         timeout: seconds that a task of one call may take before its process is killed.
+
+    Attributes:
+        call, timeout: as given; without a timeout it is infinite.
+        environment: the variables of each process's environment.
+        selector: waits for the pipes and the ends of the processes; `data` is called with the events.
     """
 
     settles = True
@@ -55,18 +70,18 @@ class Processes:
 
     def __init__(self, call: Call, count: int, report: Report, timeout: float | None = None) -> None:
         call.shipped(sets=True)  # what cannot travel is told before anything is started
-        self._call, self._count, self._report = call, count, report
-        self._timeout = inf if timeout is None else timeout
+        self._count, self._report = count, report
+        self.call, self.timeout = call, inf if timeout is None else timeout
         self._tasks: deque[Task] = deque()  # that no process has
         self._finished: list[tuple[Task, Any]] = []  # and not reported yet
-        self._all: set[_Process] = set()
-        self._idle: set[_Process] = set()
-        self._busy: dict[_Process, float] = {}  # and when each is killed, the first one first
+        self._all: set[_Worker] = set()
+        self._idle: set[_Worker] = set()
+        self._busy: dict[_Worker, float] = {}  # and when each is killed, the first one first
         self._thread: threading.Thread | None = None
         self._is_rung = False
         self._over = threading.Event()
         self._owner = os.getpid()
-        self._environment = dict(os.environ)
+        self.environment = dict(os.environ)
         _open.add(self)
 
     def start(self, task: Task) -> None:
@@ -74,8 +89,8 @@ class Processes:
         self._tasks.append(task)
         if self._thread is None:
             self._bell, self._rope = _context().Pipe(duplex=False)
-            self._selector = make_selector()
-            self._selector.register(self._bell, READ, (self._hear_bell, None))
+            self.selector = make_selector()
+            self.selector.register(self._bell, READ, self._hear_bell)
             thread = threading.Thread(target=self._serve, name="checkpoint-processes", daemon=True)
             thread.start()
             self._thread = thread
@@ -87,8 +102,8 @@ class Processes:
         if os.getpid() != self._owner:  # they are those of who forked this process
             return
         self._over.set()
-        for process in self._all.difference(self._idle):
-            process.kill()
+        for worker in self._all.difference(self._idle):
+            worker.kill()
         if self._thread is not None:
             self._ring()
         _open.discard(self)
@@ -99,7 +114,7 @@ class Processes:
             self._is_rung = True
             self._rope.send_bytes(b"")
 
-    def _hear_bell(self, _: None, events: int) -> None:
+    def _hear_bell(self, _: int) -> None:
         self._bell.recv_bytes()
         self._is_rung = False  # before anything is looked at: who comes later rings again
 
@@ -110,44 +125,40 @@ class Processes:
             while not self._over.is_set():
                 self._turn()
         except BaseException as error:  # SystemExit of an item's, or of a hook of the user's: nobody waits for ever
-            at_work = [*self._tasks, *(process.task for process in self._all if process.task)]
+            at_work = [*self._tasks, *(worker.task for worker in self._all if worker.task)]
             self._report([*self._finished, *((task, [Fatal(error, is_of_call=False)]) for task in at_work)])
         finally:
-            for process in self._all:
-                if process not in self._idle:
-                    process.kill()
-                process.close()
-            self._selector.close()
+            for worker in self._all:
+                if worker not in self._idle:
+                    worker.kill()
+                worker.close()
+            self.selector.close()
             del self._report  # it knows who knows us
 
     def _turn(self) -> None:
         """Hand out, wait until something comes, take all that is there, and report it together."""
         self._hand_out()
-        for key, events in self._selector.select(self._patience()):
+        for key, events in self.selector.select(self._patience()):
             if self._over.is_set():  # who was killed for it did not die of its task
                 return
-            hear, process = key.data
-            hear(process, events)
-        self._kill_late()
+            key.data(events)
+        self._end_late()
         if self._finished:
             finished, self._finished = self._finished, []
             self._report(finished)
 
     def _hand_out(self) -> None:
-        """Give out tasks; where some are left begin a process: one, and others are served before the next."""
+        """Give out tasks; where some are left begin a worker: one, and others are served before the next."""
         while self._tasks and self._idle:
-            self._go_on(self._idle.pop(), self._tasks.popleft())
+            self._idle.pop().give(self._tasks.popleft())
         if self._lacks_one:
             try:
-                process = _Process(self._environment)
-                self._selector.register(process.pipe.reader, READ, (self._hear, process))
-                self._selector.register(process.sentinel, READ, (self._hear_end, process))
+                worker = _Worker(self)
             except Exception as error:
-                self._break(_no_start(error))
+                self.report_broken(_no_start(error))
             else:
-                self._all.add(process)
-                process.talk = self._talk(process)
-                self._go_on(process, None)
+                self._all.add(worker)
+                worker.load()
 
     @property
     def _lacks_one(self) -> bool:
@@ -160,130 +171,240 @@ class Processes:
         """Seconds for which nothing is to be done unless something comes."""
         if self._finished or self._lacks_one:
             return 0.0
-        if self._timeout == inf or not self._busy:
+        if self.timeout == inf or not self._busy:
             return None
         return min(max(0.0, next(iter(self._busy.values())) - clock.monotonic()), _LONGEST)
 
-    def _talk(self, process: _Process) -> Generator[bytes | None, Any, None]:
-        """What it is told, and sent in what it answers; or nothing, and sent in its next task.
+    def _end_late(self) -> None:
+        while self.timeout < inf and self._busy:
+            worker, due = next(iter(self._busy.items()))
+            if clock.monotonic() < due:
+                return
+            worker.on_timeout()
+
+    # by the workers, in the thread
+
+    def grant_time(self, worker: _Worker) -> None:
+        """The worker's time begins now."""
+        self._busy.pop(worker, None)
+        self._busy[worker] = clock.monotonic() + self.timeout
+
+    def finish(self, task: Task, answers: Any) -> None:
+        """Report the task with these answers, when all that is there was taken."""
+        self._finished.append((task, answers))
+
+    def note_idle(self, worker: _Worker) -> None:
+        """The worker can be given a task."""
+        self._busy.pop(worker, None)
+        self._idle.add(worker)
+
+    def note_gone(self, worker: _Worker) -> None:
+        """The worker can be given nothing any more."""
+        self._all.discard(worker)
+        self._idle.discard(worker)
+        self._busy.pop(worker, None)
+
+    def report_broken(self, error: BrokenWorkers | FunctionChanged) -> None:
+        """A worker could not be had; report a task that waited for one, unless another has taken it meanwhile."""
+        if self._tasks:
+            self._finished.append((self._tasks.popleft(), Broken(error)))
+
+
+class _State(Enum):
+    """How far the conversation with a worker has come; the module's docstring draws it."""
+
+    STARTING = 1  # it begins, and loads the call that it was sent
+    LOADING = 2  # it could not, and loads the call by cloudpickle
+    IDLE = 3  # it has loaded the call, and waits for a task
+    BUSY = 4  # it is at a task
+    GONE = 5  # its process has ended, or nobody waits for it
+
+
+class _Worker:
+    """One worker process, and the conversation with it, of which each `on_` method is the next step.
+
+    Args:
+        pool: whose it is, and in whose thread everything happens.
+
+    Attributes:
+        state: how far the conversation has come.
+        task: the task that it is at.
+        pipe: our ends of its pipes.
+        process: its process.
+
+    Raises:
+        Exception: it does not start.
+    """
+
+    __slots__ = ("_by_cloudpickle", "_pool", "pipe", "process", "state", "task")
+
+    def __init__(self, pool: Processes) -> None:
+        self._pool = pool
+        self._by_cloudpickle = False  # whether all travels by it: the process has not got the classes
+        self.state = _State.STARTING
+        self.task: Task | None = None
+        self.process = _Process(pool.environment)
+        self.pipe = self.process.pipe
+        pool.selector.register(self.pipe.reader, READ, self.on_event)
+        pool.selector.register(self.process.sentinel, READ, self.on_exit)
+
+    # what it is told
+
+    def load(self) -> None:
+        """Have it load the call."""
+        self._send(self._pool.call.shipped(sets=True))
+
+    def give(self, task: Task) -> None:
+        """Have it make the task's calls."""
+        self.task, self.state = task, _State.BUSY
+        self._send_inputs(task)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """Let go of it; an idle one ends."""
+        self.state = _State.GONE
+        self.process.close()
+        del self._pool  # it knows us
+
+    def _send_inputs(self, task: Task) -> None:
+        try:
+            message = _pickled(inputs_of(task, batch=self._pool.call.batch), whole=self._by_cloudpickle)
+        except Exception as error:  # pickling runs the items' own code
+            self._finish(task, Unsent(error))
+        else:
+            self._send(message)
+
+    def _send(self, message: bytes) -> None:
+        """Send it, or as much as goes: `on_event` sends the rest."""
+        try:
+            self._grant_time()
+            if not self.pipe.send(message):
+                self._pool.selector.register(self.pipe.writer, WRITE, self.on_event)
+        except OSError:
+            self._cut_off()
+
+    def _grant_time(self) -> None:
+        """The call may take so long, not what it is given or gives: its time begins with each part of these."""
+        if self.task is not None:
+            self._pool.grant_time(self)
+
+    # what comes from it
+
+    def on_event(self, events: int) -> None:
+        """Its pipe has something, or takes more."""
+        if self.state is _State.IDLE:  # it has ended, or says what nobody asked
+            self._lose(None)
+        if self.state is _State.GONE:
+            return
+        message = None
+        try:
+            if events & WRITE and self.pipe.flush():
+                self._pool.selector.unregister(self.pipe.writer)
+            if events & READ:
+                message = self.pipe.receive()
+        except (EOFError, OSError):
+            self._cut_off()
+        except Exception as error:  # its answer may still come, and must not be taken for another's
+            self._lose(Unsent(error))
+        else:
+            if message is None:
+                self._grant_time()
+            else:
+                self.on_message(message)
+
+    def on_message(self, message: bytes) -> None:
+        """It says whether it has loaded the call, or answers to its task."""
+        if self.task is not None:
+            self._take_answers(self.task, message)
+            return
+        pool = self._pool
+        try:
+            self._take_loaded(message)
+        except (BrokenWorkers, FunctionChanged) as error:
+            self._lose(None)
+            pool.report_broken(error)
+
+    def on_exit(self, _: int) -> None:
+        """Its process has ended. Its pipe may not tell, since a child may hold the other end; what is in it counts."""
+        if self.state not in (_State.IDLE, _State.GONE):
+            with suppress(Exception):
+                if (message := self.pipe.receive()) is not None:
+                    self.on_message(message)
+        if self.state is _State.GONE:
+            return
+        pool, was_ready = self._pool, self.state in (_State.IDLE, _State.BUSY)
+        exitcode = self.process.exitcode()
+        self._lose(Died(exitcode))
+        if not was_ready:
+            pool.report_broken(_no_start(f"it ended with {exit_in_words(exitcode)} before it was ready"))
+
+    def on_timeout(self) -> None:
+        """Its call has taken longer than it may."""
+        timeout = self._pool.timeout
+        self._lose([self._pool.call.failed(out_of_time(timeout), timeout)])
+
+    def _take_loaded(self, refusal: bytes) -> None:
+        """It has loaded the call; or it cannot, and is sent the call by cloudpickle, once.
 
         Raises:
             BrokenWorkers: it cannot load the call.
             FunctionChanged: the function is another one there.
         """
-        refusal = _agreed((yield self._call.shipped(sets=True)))
-        is_whole = bool(refusal)  # whether all travels by cloudpickle: a worker has not got the classes
-        if refusal:
-            why = f"worker processes cannot load {self._call.name}: "
-            try:
-                whole = self._call.shipped_whole(sets=True)
-            except Exception as error:
-                raise BrokenWorkers(f"{why}{_told(refusal)}; {quote_error(error)}") from error
-            if refusal := _agreed((yield whole)):
-                raise BrokenWorkers(why + _told(refusal))
-        while True:
-            answers = task = process.task = None  # what is settled is let go of
-            self._busy.pop(process, None)
-            self._idle.add(process)
-            task = process.task = yield None
-            while answers is None:
-                try:
-                    answers = yield _pickled(inputs_of(task, batch=self._call.batch), whole=is_whole)
-                except Exception as error:  # pickling runs the items' own code
-                    answers = Unsent(error)
-                else:
-                    if answers[:1] == REFUSED and (is_whole or find_spec("cloudpickle") is None):
-                        told = f"a worker process cannot load the item: {_told(answers)}"
-                        answers = Unsent(pickle.UnpicklingError(told))
-                    elif answers[:1] == REFUSED:
-                        is_whole, answers = True, None
-            self._finished.append((task, answers))
-
-    def _go_on(self, process: _Process, given: Any) -> None:
-        """Tell it what comes after what it has answered, or is given."""
-        try:
-            message = process.talk.send(given)
-            if message is not None:
-                self._grant_time(process)
-                if not process.pipe.send(message):
-                    self._selector.register(process.pipe.writer, WRITE, (self._hear, process))
-        except (BrokenWorkers, FunctionChanged) as error:
-            self._lose(process, None)
-            self._break(error)
-        except OSError:
-            self._cut_off(process)
-
-    def _grant_time(self, process: _Process) -> None:
-        """The call may take so long, not what it is given or gives: its time begins with each part of these."""
-        if process.task is not None:
-            self._busy.pop(process, None)
-            self._busy[process] = clock.monotonic() + self._timeout
-
-    def _hear(self, process: _Process, events: int) -> None:
-        """Its pipe has something, or takes more."""
-        if process in self._idle:  # it has ended, or says what nobody asked
-            self._lose(process, None)
-        if process not in self._all:
+        call = self._pool.call
+        if refusal[:1] == DIFFERS:
+            raise FunctionChanged(_told(refusal))
+        if not refusal:
+            self._rest()
             return
-        message = None
+        why = f"worker processes cannot load {call.name}: "
+        if self.state is _State.LOADING:
+            raise BrokenWorkers(why + _told(refusal))
         try:
-            if events & WRITE and process.pipe.flush():
-                self._selector.unregister(process.pipe.writer)
-            if events & READ:
-                message = process.pipe.receive()
-        except (EOFError, OSError):
-            self._cut_off(process)
-        except Exception as error:  # its answer may still come, and must not be taken for another's
-            self._lose(process, Unsent(error))
+            whole = call.shipped_whole(sets=True)
+        except Exception as error:
+            raise BrokenWorkers(f"{why}{_told(refusal)}; {quote_error(error)}") from error
+        self.state, self._by_cloudpickle = _State.LOADING, True
+        self._send(whole)
+
+    def _take_answers(self, task: Task, answers: bytes) -> None:
+        """It has made the calls; or it cannot load the inputs, and is sent them by cloudpickle, once."""
+        if answers[:1] != REFUSED:
+            self._finish(task, answers)
+        elif self._by_cloudpickle or find_spec("cloudpickle") is None:
+            told = f"a worker process cannot load the item: {_told(answers)}"
+            self._finish(task, Unsent(pickle.UnpicklingError(told)))
         else:
-            if message is None:
-                self._grant_time(process)
-            else:
-                self._go_on(process, message)
+            self._by_cloudpickle = True
+            self._send_inputs(task)
 
-    def _hear_end(self, process: _Process, events: int) -> None:
-        """It is no more. The pipe does not always tell, since a child of its own may hold it; what it has, counts."""
-        if process not in self._all:
-            return
-        if process not in self._idle:
-            with suppress(Exception):
-                if (message := process.pipe.receive()) is not None:
-                    self._go_on(process, message)
-        was_ready = process in self._idle or process.task is not None
-        exitcode = process.exitcode()
-        self._lose(process, Died(exitcode))
-        if not was_ready:
-            self._break(_no_start(f"it ended with {exit_in_words(exitcode)} before it was ready"))
+    def _finish(self, task: Task, answers: Any) -> None:
+        self._pool.finish(task, answers)
+        self._rest()
 
-    def _kill_late(self) -> None:
-        while self._timeout < inf and self._busy:
-            process, due = next(iter(self._busy.items()))
-            if clock.monotonic() < due:
-                return
-            self._lose(process, [self._call.failed(out_of_time(self._timeout), self._timeout)])
+    def _rest(self) -> None:
+        self.task, self.state = None, _State.IDLE
+        self._pool.note_idle(self)
 
-    def _cut_off(self, process: _Process) -> None:
+    # its end
+
+    def _cut_off(self) -> None:
         """Its pipe is gone, and it may not be; what becomes of its task is known when it has ended."""
-        for end in (process.pipe.reader, process.pipe.writer):
+        for end in (self.pipe.reader, self.pipe.writer):
             with suppress(KeyError):
-                self._selector.unregister(end)
-        process.kill()
+                self._pool.selector.unregister(end)
+        self.kill()
 
-    def _lose(self, process: _Process, answers: Any) -> None:
-        """It has ended, or is not waited for; this becomes of its task."""
-        self._cut_off(process)
-        self._selector.unregister(process.sentinel)
-        self._all.discard(process)
-        self._idle.discard(process)
-        self._busy.pop(process, None)
-        if process.task is not None:
-            self._finished.append((process.task, answers))
-        process.close()
-
-    def _break(self, error: BrokenWorkers | FunctionChanged) -> None:
-        """A process could not be had; who waited for one is told, unless another has taken the task meanwhile."""
-        if self._tasks:
-            self._finished.append((self._tasks.popleft(), Broken(error)))
+    def _lose(self, answers: Any) -> None:
+        """It has ended, or is not waited for; these are the answers to its task."""
+        self._cut_off()
+        self._pool.selector.unregister(self.process.sentinel)
+        self._pool.note_gone(self)
+        if self.task is not None:
+            self._pool.finish(self.task, answers)
+        self.close()
 
 
 _open: set[Processes] = set()  # those that a process's end must not wait for
@@ -302,16 +423,9 @@ class _Process:
     Args:
         environment: the variables of its environment, before any module of the program is imported there.
 
-    Attributes:
-        talk: what it is told.
-        task: what it is at.
-
     Raises:
         Exception: it does not start.
     """
-
-    talk: Generator[bytes | None, Any, None]
-    task: Task | None = None
 
     def __init__(self, environment: dict[str, str]) -> None:
         context = _context()
@@ -347,7 +461,6 @@ class _Process:
         with suppress(OSError):
             self.pipe.send(END)
         self.pipe.close()
-        self.talk.close()
 
 
 class _Named(str):
@@ -393,17 +506,6 @@ def _pickled(inputs: list[Any], *, whole: bool) -> bytes:
 
 def _told(refusal: bytes) -> str:
     return refusal[1:].decode()
-
-
-def _agreed(answer: bytes) -> bytes:
-    """The answer of a worker that has loaded the function, or could not.
-
-    Raises:
-        FunctionChanged: it is another one there.
-    """
-    if answer[:1] == DIFFERS:
-        raise FunctionChanged(_told(answer))
-    return answer
 
 
 # --- how processes start and end -------------------------------------------------------------------------------------
