@@ -653,7 +653,7 @@ SHOWN = [
     ("api_key", "abc", "a secret", "a name like a secret's"),
     ("TOKEN", "abc", "a secret", "in capitals"),
     ("password", "abc", "a secret", "another"), ("my_secret", ["a"], "a secret", "more"),
-    ("text", "sk-abc", "a secret", "a text like a secret"),
+    ("text", "sk-proj-abc", "a secret", "a text like a secret"),
     ("text", "9f86d081884c7d659a2feaa0c55ad015", "a str of 32 characters", "hex"),
     ("url", "postgres://me:pw@host/db", "a secret", "a password in an address"),
 ]  # fmt: skip
