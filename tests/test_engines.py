@@ -527,6 +527,15 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str],
     gc.enable()
 
 
+@pytest.fixture
+def handlers_of_before() -> Iterator[None]:
+    """Another thread than the main one cannot put handlers back; tests that follow look at them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Schedule, "succeeded"), (Journal, "append")]
 
 
@@ -535,7 +544,7 @@ WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Sched
     "options", [{"workers": 4}, {"executor": "processes", "workers": 2}], ids=["threads", "processes"]
 )
 def test_a_stream_may_be_collected_by_the_thread_that_settles(
-    options: dict[str, Any], owner: Any, name: str, collecting: Any, tmp_path: Path
+    options: dict[str, Any], owner: Any, name: str, collecting: Any, tmp_path: Path, handlers_of_before: None
 ) -> None:
     """In the middle of anything: its threads end, and the checkpoint can be mapped over again at once."""
     others = threading.enumerate()
