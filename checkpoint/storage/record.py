@@ -354,9 +354,14 @@ _LAST = re.compile(
 )
 
 
+_SHORTEST = len(b'{"key":1}')
+_MOST_LAST = 10_000  # lines that forget keys, or are damaged, at the end of a journal
+
+
 def last_in(tail: bytes) -> tuple[str, str, str] | None:
     """(timestamp, version, schema) of the last record in the last bytes of a journal; its first line may be cut off."""
-    for line in reversed(tail.split(b"\n")):
+    lines = [line for line in tail.split(b"\n") if len(line) >= _SHORTEST]
+    for line in reversed(lines[-_MOST_LAST:]):
         try:
             record = parse(line)
         except NoRecord:
