@@ -353,10 +353,12 @@ class Lineage:
         return "\n".join(lines)
 
     def _version_to_write(self, records: VersionView, drift: Drift) -> str:
-        """The expression of a version that tells apart what differs, as the user may write it beside the function."""
-        parts = list(
-            dict.fromkeys(name if self.code.is_in_reach(name) else _unused_label(records) for name in drift.names)
-        )
+        """The expression of a version that tells apart what differs, as the user may write it beside the function.
+
+        A secret is never a part of it: results do not depend on which one it is, and a version is a name.
+        """
+        told = [name for name in drift.names if f"{name}: {SECRET} that changed" not in drift.values]
+        parts = list(dict.fromkeys(name if self.code.is_in_reach(name) else _unused_label(records) for name in told))
         return f"[{', '.join(parts)}]" if len(parts) > 1 else (*parts, _unused_label(records))[0]
 
     def refusal(self, records: VersionView, drift: Drift) -> FunctionChanged | None:
