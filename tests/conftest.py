@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import re
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,3 +139,17 @@ def frozen() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+AN_OLD_ONE = Path(__file__).parent / "data" / "written_with_short_digests"
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The program of an earlier version, with its checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(AN_OLD_ONE / "journals", tmp_path / "checkpoints")
+    shutil.copy(AN_OLD_ONE / "earlier_job.py", tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "earlier_job", raising=False)
+    return vars(importlib.import_module("earlier_job"))

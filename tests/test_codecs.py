@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -41,6 +42,8 @@ from checkpoint.values import codec as codec_module
 from checkpoint.values import envelopes, plain_json
 from checkpoint.values.canonical import canonical
 from checkpoint.values.codec import Codec
+from checkpoint.values.envelopes import REVIVERS
+from checkpoint.values.limits import FIELDS
 from checkpoint.values.plain_json import MAX_DEPTH, decode_foreign
 
 settings.register_profile("codecs", deadline=None)
@@ -1467,3 +1470,23 @@ def test_a_class_is_told_once_across_threads() -> None:
     for thread in threads:
         thread.join()
     assert sorted(told) == ["Pair", "Point"]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ([re.compile(f"[a-{letter}]x{n}") for n in range(9) for letter in "bcdefghijklmnopqrstuvwxyz"], "at most 200"),
+        ({n * ((1 << 61) - 1) for n in range(1, 2000)}, "one hash"),
+        (Fraction(1, 3**200_000), "at most 200,000 bits"),
+    ],
+    ids=["patterns", "one hash", "fraction"],
+)
+def test_what_could_not_be_read_is_not_written(value: Any, told: str) -> None:
+    """The limits of what is read hold for what is written, and the error says which."""
+    with pytest.raises(UnencodableValue, match=told):
+        Codec().encode(value)
+
+
+def test_each_envelope_has_its_limits() -> None:
+    """One that is added has to say what its fields may hold."""
+    assert set(FIELDS) == set(REVIVERS)

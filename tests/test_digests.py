@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +12,6 @@ from checkpoint import DuplicateKey, InputChanged, KeyChanged, checkpointed
 from checkpoint.values import keys
 from checkpoint.values.digests import Digests, are_alike, digest_from, halves_of
 from checkpoint.values.keys import item_digest, item_digests, wide_digest_of
-
-AN_OLD_ONE = Path(__file__).parent / "data" / "written_with_short_digests"
-
-
-@pytest.fixture
-def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The program of an earlier version, with its checkpoints."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(AN_OLD_ONE / "journals", tmp_path / "checkpoints")
-    shutil.copy(AN_OLD_ONE / "earlier_job.py", tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "earlier_job", raising=False)
-    return vars(importlib.import_module("earlier_job"))
 
 
 def lines(directory: Path, name: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -22,8 +21,6 @@ from checkpoint.provenance.fingerprint import changes, fingerprint
 from checkpoint.provenance.spelling import value_of
 from checkpoint.values.keys import wide_digest_of
 from checkpoint.values.secrets import SECRET, difference, is_secret, sealed
-
-AN_OLD_ONE = Path(__file__).parent / "data" / "written_with_short_digests"
 
 # --- which -----------------------------------------------------------------------------------------------------------
 
@@ -359,17 +356,6 @@ def test_a_function_without_secrets_pays_nothing(monkeypatch: pytest.MonkeyPatch
 # --- checkpoints of earlier versions ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The program of an earlier version, with its checkpoints."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(AN_OLD_ONE / "journals", tmp_path / "checkpoints")
-    shutil.copy(AN_OLD_ONE / "earlier_job.py", tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "earlier_job", raising=False)
-    return vars(importlib.import_module("earlier_job"))
-
-
 def test_what_was_written_with_plain_and_short_digests_counts(
     old: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -428,3 +414,25 @@ def test_a_secret_within_an_attribute_is_slow_to_try(tmp_path: Path) -> None:
     assert b"hunter2" not in written
     assert Client("hunter2").call.plan([1]).done == 1
     assert Client("hunter3").call.plan([1]).done == 0
+
+
+def test_a_secret_is_no_version_that_a_message_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it proposes is to ignore the secret, or a version by another name."""
+    monkeypatch.setitem(globals(), "SERVICE_KEY", "a1")
+    f = checkpointed("j", checkpoint_dir=tmp_path)(asks_a_service)
+    f.map([1], progress=False)
+    monkeypatch.setitem(globals(), "SERVICE_KEY", "b2")
+    with pytest.raises(FunctionChanged) as refused:
+        checkpointed("j", checkpoint_dir=tmp_path)(asks_a_service).map([1], progress=False)
+    message = str(refused.value)
+    assert "SERVICE_KEY: a secret that changed" in message
+    assert "ignore='SERVICE_KEY'" in message
+    assert "version=SERVICE_KEY" not in message
+
+
+SERVICE_KEY = ""
+
+
+def asks_a_service(item: int) -> bool:
+    """Read a secret."""
+    return bool(SERVICE_KEY)

@@ -23,7 +23,7 @@ from typing import Any, Final
 from checkpoint.errors import InvalidOption, VersionNeeded
 from checkpoint.values.canonical import canonical
 from checkpoint.values.keys import wide_digest_of
-from checkpoint.values.secrets import is_secret, mark
+from checkpoint.values.secrets import mark
 
 __all__ = ["moved_attributes", "version_of"]
 
@@ -93,8 +93,7 @@ def _of_bound(function: Any, instance: Any) -> Any:
         )
     told = {name: f"{wide_digest_of(data):032x}" for name, data in encoded.items() if data is not None}
     for name, digest in told.items():
-        if is_secret(name, attributes[name]):
-            mark(digest)
+        mark(name, attributes[name], digest)
     told.update({name: f"of {owner}" for name, owner in _overridden(function, cls, read)})
     return {"instance": told} if told else None
 

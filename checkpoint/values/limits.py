@@ -19,7 +19,6 @@ from checkpoint.errors import quote
 __all__ = [
     "FIELDS",
     "LONGEST_PATTERN",
-    "MOST_CLASSES",
     "Field",
     "checked_dtype",
     "checked_shape",
@@ -29,10 +28,10 @@ __all__ = [
     "refuse_crowd",
 ]
 
-FRACTION_BITS = 200_000  # what is longer takes seconds to reduce
+_FRACTION_BITS = 200_000  # what is longer takes seconds to reduce
 _MOST_DIGITS = 1_000_000  # of a decimal integer: a second
 LONGEST_PATTERN = 10_000  # characters
-MOST_CLASSES = 200  # of characters in a pattern: some milliseconds each
+_MOST_CLASSES = 200  # of characters in a pattern: some milliseconds each
 _MOST_ALIKE = 256  # comparisons, on average, to enter a key or a member
 _EMPTY_ARRAY = 1 << 20  # what an array without bytes may seem to hold
 _DTYPE = re.compile(r"[<>|=]?[A-Za-z?][0-9]{0,9}(?:\[[0-9]{0,9}[a-zA-Z]{1,8}\])?", re.ASCII)
@@ -64,7 +63,7 @@ def hold(env: dict[str, Any], fields: dict[str, Field]) -> None:
             if field.needed:
                 raise ValueError(f"{name} is missing beside {quote(next(iter(env)))}")
         elif not field.holds(part):
-            raise ValueError(f"{name} is {quote(part)}; it holds {field.what}")
+            raise ValueError(f"{name} holds {field.what}, and not {quote(part, 60)}")
 
 
 def refuse_crowd(parts: list[Any]) -> None:
@@ -100,8 +99,8 @@ def hold_patterns(plain: Any) -> None:
             if "$pattern" in part:
                 classes += _text_of_pattern(part["$pattern"]).count("[")
             todo += part.values()
-    if classes > MOST_CLASSES:
-        raise ValueError(f"its patterns have {classes:,} classes of characters; at most {MOST_CLASSES} are compiled")
+    if classes > _MOST_CLASSES:
+        raise ValueError(f"its patterns have {classes:,} classes of characters; at most {_MOST_CLASSES} are compiled")
 
 
 def _text_of_pattern(part: Any) -> str:
@@ -244,9 +243,9 @@ FIELDS: dict[str, dict[str, Field]] = {
     "$int": {"$int": _text()},
     "$float": {"$float": _text(8)},
     "$complex": {"$complex": _NUMBERS},
-    "$range": {"$range": _ints(3, FRACTION_BITS)},
+    "$range": {"$range": _ints(3, _FRACTION_BITS)},
     "$slice": {"$slice": _list(3, 3)},
-    "$fraction": {"$fraction": _ints(2, FRACTION_BITS)},
+    "$fraction": {"$fraction": _ints(2, _FRACTION_BITS)},
     "$decimal": {"$decimal": _text()},
     "$timedelta": {"$timedelta": _ints(3, 64)},
     "$date": {"$date": _text(16)},

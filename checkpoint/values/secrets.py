@@ -280,9 +280,21 @@ def is_secret(name: str, value: Any) -> bool:
 _marked: set[str] = set()
 
 
-def mark(digest: str) -> None:
-    """Let the digest of a secret count as one, wherever it stands: in the version of an instance, for example."""
-    _marked.add(digest)
+_judged: set[tuple[str, str]] = set()
+
+
+def mark(name: str, value: Any, digest: str) -> None:
+    """Let the digest of a value that is a secret count as one, wherever it stands, as in the version of an instance.
+
+    A value is looked at once: the version of an instance is asked for at each access to its results.
+    """
+    if (name, digest) in _judged:
+        return
+    if len(_judged) >= _MOST_SEALED:
+        _judged.clear()
+    _judged.add((name, digest))
+    if is_secret(name, value):
+        _marked.add(digest)
 
 
 # --- what is written and shown ---------------------------------------------------------------------------------------
