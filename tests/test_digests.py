@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from checkpoint import DuplicateKey, InputChanged, KeyChanged, checkpointed
 from checkpoint.values import keys
-from checkpoint.values.digests import Digests, are_alike, digest_from, halves_of
+from checkpoint.values.digests import LOW, Digests, are_alike, are_apart, digest_from, halves_of
 from checkpoint.values.keys import item_digest, item_digests, wide_digest_of
 
 
@@ -179,3 +182,13 @@ def test_many_digests() -> None:
     assert [list(Digests.none(2)), len(Digests.none(3))] == [[0, 0], 3]
     halves = halves_of(b"".join(one.to_bytes(16, "big") for one in several))
     assert list(Digests(*halves)) == several
+
+
+@given(
+    st.lists(st.integers(0, 3).map(lambda n: n * 0x0101010101010101) | st.integers(0, LOW), max_size=20),
+    st.sets(st.integers(0, 3).map(lambda n: n * 0x0101010101010101) | st.integers(0, LOW), max_size=12),
+)
+def test_halves_are_found_as_a_set_finds_them(halves: list[int], wanted: set[int]) -> None:
+    """`are_apart` says what `isdisjoint` says, whichever bytes stand beside each other."""
+    assert are_apart(wanted, array("Q", halves)) is wanted.isdisjoint(halves)
+    assert not are_apart({5}, array("Q", [*halves, 5]))

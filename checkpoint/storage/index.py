@@ -40,7 +40,7 @@ from checkpoint.storage.record import (
     is_whole,
     parse,
 )
-from checkpoint.values.digests import LOW, Digests, are_alike, digest_from, halves_of
+from checkpoint.values.digests import LOW, Digests, are_alike, are_apart, digest_from, halves_of
 from checkpoint.values.keys import Crowd, Key, is_crowded, key_from_json, key_json
 
 __all__ = ["Index", "Place"]
@@ -274,9 +274,10 @@ class Index:
         found: list[tuple[int, int]] = []
         for block in self._packed[:]:
             places = block.places() if block.version == version and block.inputs else array("Q")
-            if not wanted.keys().isdisjoint(places[1::3]):
+            if not are_apart(wanted.keys(), places[1::3]):
                 found += map(partial(_place_in, places), range(block.size))
-        found += [_place_in(self._places, row) for row in self._hashed.get(version, {}).values() if row >= 0]
+        if not are_apart(wanted.keys(), self._places[1::3]):
+            found += [_place_in(self._places, row) for row in self._hashed.get(version, {}).values() if row >= 0]
         is_filed = self._segment is not None and version in self._segment.header.versions
         filed = self._segment.of_inputs(version, wanted.keys()) if self._segment is not None and is_filed else ()
         for offset, known in chain(found, filed):

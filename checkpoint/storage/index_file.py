@@ -27,7 +27,7 @@ import msgspec
 
 from checkpoint.storage.files import open_safely, replacing
 from checkpoint.storage.journal import Reader
-from checkpoint.values.digests import Digests
+from checkpoint.values.digests import Digests, are_apart
 from checkpoint.values.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["Delta", "IndexDamaged", "IndexFile", "file_state", "hash_of", "hashes_of", "loose_hash"]
@@ -256,7 +256,7 @@ class IndexFile:
     def of_inputs(self, version: str, highs: Set[int]) -> Iterator[tuple[int, int]]:
         """(offset, input digest) of each record of a version the upper half of whose digest is one of these."""
         for run in self._runs(self.header.versions.index(version)):
-            if not highs.isdisjoint((found := run.digests()).high):
+            if not are_apart(highs, (found := run.digests()).high):
                 yield from [place for place in zip(run.offsets(), found, strict=True) if place[1] >> 64 in highs]
 
     def records(self) -> Iterator[tuple[str, Key, int]]:
