@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from checkpoint import DuplicateKey, InputChanged, KeyChanged, checkpointed
 from checkpoint.values import keys
 from checkpoint.values.digests import LOW, Digests, are_alike, are_apart, digest_from, halves_of
-from checkpoint.values.keys import item_digest, item_digests, wide_digest_of
+from checkpoint.values.keys import item_digest, item_digests
 
 
 def lines(directory: Path, name: str) -> list[dict[str, Any]]:
@@ -26,8 +26,15 @@ def lines(directory: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     """All contents have one digest of 63 bits, as if somebody had found them."""
-    monkeypatch.setattr(keys, "digest_of", lambda _: 5)
-    monkeypatch.setattr(keys, "_digests_of", lambda several: list(map(wide_digest_of, several)))
+
+    class Same:
+        def update(self, data: bytes) -> None:
+            pass
+
+        def digest(self) -> bytes:
+            return (5 << 1).to_bytes(8, "big")
+
+    monkeypatch.setattr(keys, "_HIGH", Same)
 
 
 @pytest.fixture

@@ -225,7 +225,8 @@ class CheckpointedRunner:
         self, items: Iterable[Any], settings: PassSettings, lineage: Lineage | None = None
     ) -> Iterator[Pass]:
         """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
-        with self.records.open().a_pass():
+        self.records.refuse_if_closed()
+        with self.records.checkpoint.a_pass():  # which brings it up to date
             self.records.pin()
             try:
                 running = self._pass = Pass(self.records, items, settings, lineage)

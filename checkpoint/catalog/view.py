@@ -188,13 +188,14 @@ class VersionView:
         Raises:
             StoreClosed: `close` was called.
         """
-        self._refuse_if_closed()
+        self.refuse_if_closed()
         self.checkpoint.refresh(*(() if self._follows else keys))
         if self._follows and not self._pinned:
             self._follow()
         return self.checkpoint
 
-    def _refuse_if_closed(self) -> None:
+    def refuse_if_closed(self) -> None:
+        """Raise `StoreClosed` if `close` was called."""
         if self._detach is None:
             raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
 
@@ -434,7 +435,7 @@ class VersionView:
 
     def clear(self) -> None:
         """Forget everything, all versions and files included; also where a journal is none."""
-        self._refuse_if_closed()
+        self.refuse_if_closed()
         self.checkpoint.clear()
         if self._latest:
             self._follows = True

@@ -4,8 +4,8 @@ A pass is one run over items. `admit` decides which of them are run; `settle` sa
 synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
 remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
 
-A pass asks five objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
-them run, `Tally` counts how they end, and `PassSettings` says what the user wants.
+A pass asks six objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
+them run, `Recorder` saves how they end, `Tally` counts it, and `PassSettings` says what the user wants.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ from checkpoint.errors import (
 )
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.earlier import Earlier
-from checkpoint.passes.failures import let_go_of_frames
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
+from checkpoint.passes.recorder import End, Recorder, spoil, values_of
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
-from checkpoint.storage.store import Entry
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -91,11 +90,12 @@ class Pass:
         # An object that stands in memory twice has one key.
         self.in_flight = InFlight(watches_objects=settings.overlapping and not self.input.in_memory)
         self.tally = Tally(records, settings, self.earlier.failed)
+        self._recorder = Recorder(records, self.tally.handled)
         self._digest_of = settings.digest_of
         self._strays: list[Key] = []  # saved by hand, and not handed out
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._owed: list[_End] = []  # what finished and is not on disk yet
+        self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
 
@@ -301,23 +301,20 @@ class Pass:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
         if self.in_flight.spoilt:
-            finished = [_spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
+            finished = [spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
         ran = self.tally.errors.run
-        made, others = self._encoded(finished)
-        if self._owed:
-            ends, self._owed = [*self._owed, *made, *others], []
-            made, others = [end for end in ends if end.raw is not None], [end for end in ends if end.raw is None]
-        groups = [made, *_apart(others)] if others else [made]
+        groups, self._owed = self._recorder.groups(finished, self._owed), []
         for done, group in enumerate(groups):
             try:
-                self._save(group)
+                failure = self._recorder.save(group)
             except StoreError as error:
                 self._owed = [end for group in groups[done:] for end in group]
-                error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
+                error.unsaved = values_of(self._owed)
                 raise
-        if others:
+            self._settled(group, failure)
+        if groups and groups[-1][0].raw is None:
             self.tally.note_row(finished, ran)
 
     def _settle_one(self, done: Done) -> bool:
@@ -334,55 +331,19 @@ class Pass:
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
-            self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
+            self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = {key: value}
             raise
         with self._lock:
-            self._count(unit, outcome, records.decode(raw) if self._collect else None)
-            self.tally.advance(1)
+            if not (self._collect or self.in_flight.waiting or self.earlier.redo):
+                self.in_flight.end(key)
+                self.tally.count_result(key)
+            else:
+                self._count(unit, outcome, records.decode(raw) if self._collect else None)
+                self.tally.advance(1)
         return True
 
-    def _save(self, ends: list[_End]) -> None:
-        """Save ends of one kind: results, failures, or one value that was refused."""
-        if not ends:
-            return
-        if ends[0].refused is not None:
-            self._settled(ends, self._kept_aside(ends[0]))
-            return
-        shelf = self._store.own.errors if ends[0].raw is None else self._store.own.results
-        self._store.append(shelf, ends, durable=self.records.power)
-        self._settled(ends)
-
-    def _encoded(self, finished: list[Done]) -> tuple[list[_End], list[_End]]:
-        """The results among them, and the failures and values that were refused."""
-        records, version, now = self.records, self._version, self.records.stamp()
-        made: list[_End] = []
-        others: list[_End] = []
-        raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
-        for done in finished:
-            unit, outcome = done.unit, done.outcome
-            key, digest = unit.key, unit.digest
-            if type(outcome) is not Success:
-                assert isinstance(outcome, Failure)
-                line = records.error_line(key, outcome, digest)
-                others.append(_End(version, key, digest, line, unit, outcome))
-            elif isinstance(raw := next(raws), bytes):
-                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
-                made.append(_End(version, key, digest, line, unit, outcome, raw))
-            else:
-                let_go_of_frames(raw, self.tally.handled)  # they lead back here, and hold the user's data
-                others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
-        return made, others
-
-    def _kept_aside(self, end: _End) -> Failure:
-        """Put a value aside that cannot be encoded; returns the failure that its item ends with."""
-        unit, outcome = end.unit, end.outcome
-        assert end.refused is not None
-        assert isinstance(outcome, Success)
-        refused = self.records.keep_aside(unit.key, outcome.value, unit.digest, end.refused)
-        return Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
-
-    def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
+    def _settled(self, ends: list[End], failure: Failure | None) -> None:
         """Count ends that are on disk, as they ended or as that failure, and items that waited for them."""
         collect, decode = self._collect, self.records.decode
         with self._lock:
@@ -390,10 +351,10 @@ class Pass:
                 keys = [end.key for end in ends]
                 self.in_flight.end_all(keys)
                 self.tally.count_results(keys)
-            else:
-                for end in ends:
-                    value = decode(end.raw) if collect and end.raw is not None else None
-                    self._count(end.unit, failure or end.outcome, value)
+                return
+            for end in ends:
+                value = decode(end.raw) if collect and end.raw is not None else None
+                self._count(end.unit, failure or end.outcome, value)
             self.tally.advance(len(ends))
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
@@ -491,7 +452,7 @@ class Pass:
         self.earlier.changes.tell_incomparable()
         self.input.tell_equals(self.name)
         self.tally.tell(self.input.total)
-        self.items, self.tally.handled = (), None
+        self.items, self.tally.handled, self._recorder.handled = (), None, None
         self.input.close()
 
     def _tell_strays(self) -> None:
@@ -504,27 +465,6 @@ class Pass:
                 self.name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(running), "item"),
                 quote(next(iter(running)), 60),
             )  # fmt: skip
-
-
-class _End(Entry, frozen=True, gc=True):
-    """How a unit ended, and its record on the way to disk; with its encoded value, or why it has none."""
-
-    unit: Unit
-    outcome: Success | Failure
-    raw: bytes | None = None
-    refused: UnencodableValue | None = None
-
-
-def _apart(ends: list[_End]) -> list[list[_End]]:
-    """The failures among them, and each that was refused by itself."""
-    failed = [end for end in ends if end.refused is None]
-    return [failed, *([end] for end in ends if end.refused is not None)]
-
-
-def _spoil(done: Done) -> Done:
-    """What is settled of a call whose item was changed before it was done: whatever it returned is of no item."""
-    message = "its item was changed while its call ran, since a later item is the same object"
-    return Done(done.unit, Failure(message, "ItemChanged"))
 
 
 def _were(count: int, noun: str = "result") -> str:
