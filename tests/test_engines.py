@@ -378,7 +378,7 @@ class Desk:
 
     name = "desk"
     items: Iterable[Any] = ()
-    in_memory = is_watched = is_crowded = waits_for_medium = False
+    in_memory = is_watched = is_crowded = waits_for_medium = is_shared = False
 
     def __init__(self) -> None:
         self.by: list[tuple[str, list[int]]] = []  # which thread settled which keys
@@ -394,6 +394,13 @@ class Desk:
     def admit(self, item: Any) -> None: ...
 
     def admit_next(self, most: int) -> None: ...
+
+    def begin_when_admitted(self) -> None: ...
+
+    def begin(self, units: list[Unit], _: Any) -> tuple[list[Unit], int]:
+        return units, 0
+
+    def put_off(self, units: list[Unit]) -> None: ...
 
     def settle(self, finished: list[Done]) -> None:
         self.by.append((threading.current_thread().name, [done.unit.key for done in finished]))

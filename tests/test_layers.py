@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "provenance": {"values", "storage", "catalog"},
     "maintenance": {"values", "storage", "catalog"},
     "reporting": {"values", "storage", "catalog", "maintenance"},
-    "passes": {"values", "storage", "catalog", "provenance", "execution.policies"},
+    "passes": {"values", "storage", "catalog", "provenance", "execution.policies", "execution.caller"},
     "api": BELOW_API,
     "cli": {*BELOW_API, "api"},
     "testing": {*BELOW_API, "api"},

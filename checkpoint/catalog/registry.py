@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class Registry:
 
     # one checkpoint for each path
 
-    def open(self, name: str, directory: Path, user: object, shard: Shard = ALL) -> Callable[[], None]:
+    def open(self, name: str, directory: Path, user: object, shard: Shard = ALL) -> weakref.finalize[..., object]:
         """Attach `user` to the checkpoint of that path and shard, as its `checkpoint`; returns what detaches it, once.
 
         It is closed when its last user is detached or collected.

@@ -19,7 +19,7 @@ from checkpoint.errors import StoreError
 from checkpoint.execution.answers import Fatal, failed
 from checkpoint.execution.call import Call, ending
 from checkpoint.execution.interfaces import Broken, Died, Parallelism, PassPort, Task, Unsent, Workers
-from checkpoint.execution.judge import AnswerHandler, Batches
+from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
 from checkpoint.execution.transport import unpack
 from checkpoint.outcomes import Done, Success, Unit
@@ -30,6 +30,7 @@ __all__ = ["Coordinator"]
 _AHEAD = 64  # items in memory that are drawn ahead: who draws and who calls take turns less often
 _SWIFT = 0.002  # seconds
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
+_BACK: Final = object()  # in place of answers: the task's key ran in another pass
 
 
 class Coordinator:
@@ -230,12 +231,19 @@ class Coordinator:
         try:
             report = self._inbox.get(timeout=wait)
             while report is not None:
-                if report is not _LOOK:
+                if report[1] is _BACK:
+                    self._take_back(report[0])
+                elif report is not _LOOK:
                     reports.append(report)
                 report = self._inbox.get_nowait()
         except Empty:
             return reports, True
         return reports, False
+
+    def _take_back(self, task: Task) -> None:
+        with self._lock:
+            for attempt in task:
+                self._schedule.at_once(attempt)
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
         """Have settled what finished, and start what may start."""
@@ -284,11 +292,15 @@ class Coordinator:
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         try:
             if type(answers) is list and type(answers[-1]) is tuple:
-                return self._judge.dones(task, answers)
-            return self._dones(task, answers)
+                finished = self._judge.dones(task, answers)
+            else:
+                finished = self._dones(task, answers)
         except Exception as error:  # of a policy of the user's: what else finished is settled all the same
             self._fail(error)
-            return []
+            finished = []
+        if again := unfinished(task, finished):
+            self._desk.put_off(again)
+        return finished
 
     def _dones(self, task: Task, answers: Any) -> list[Done]:
         judge = self._judge
@@ -373,7 +385,19 @@ class Coordinator:
                 continue
             if attempt is None:
                 break
+            if not self._begin(attempt):
+                continue
             task.append(attempt)
             if attempt.alone:
                 break
         return task
+
+    def _begin(self, attempt: Attempt) -> bool:
+        """Begin the attempt's calls; False where other passes make, or have made, all of them."""
+        called, ended = self._desk.begin(attempt.units, self._return)
+        self._under_way -= ended
+        attempt.units = called
+        return bool(called)
+
+    def _return(self, unit: Unit) -> None:
+        self._inbox.put(([Attempt([unit])], _BACK))

@@ -29,6 +29,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
@@ -36,6 +37,7 @@ from checkpoint.passes.recorder import End, Recorder, spoil, values_of
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
+from checkpoint.values.digests import are_alike
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -88,13 +90,16 @@ class Pass:
         self.items: Iterable[Any] = ()
         self.earlier = Earlier(records, self.input, settings, lineage)
         # An object that stands in memory twice has one key.
-        self.in_flight = InFlight(watches_objects=settings.overlapping and not self.input.in_memory)
+        watches_objects = settings.overlapping and not self.input.in_memory
+        claims = claims_of(self._checkpoint)
+        self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._recorder = Recorder(records, self.tally.handled)
         self._digest_of = settings.digest_of
         self._strays: list[Key] = []  # saved by hand, and not handed out
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
+        self._has_begun_writing = False
         self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
@@ -194,10 +199,8 @@ class Pass:
 
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
         """Admit several items at once, where all are to be run and nothing is known of any; else return None."""
-        checkpoint, running = self._checkpoint, self.in_flight.digests.keys()
-        if self.earlier.redo or not (
-            checkpoint.store.writer.writing and self._retry_failed and checkpoint.unsaved.is_empty
-        ):
+        checkpoint, running = self._checkpoint, self.in_flight.units.keys()
+        if self.earlier.redo or not (self._is_writing and self._retry_failed and checkpoint.unsaved.is_empty):
             return None
         if len(set(keys)) < len(keys) or not (self.tally.failed.isdisjoint(keys) and running.isdisjoint(keys)):
             return None
@@ -207,15 +210,16 @@ class Pass:
             return None  # somebody saved one of them just now
         whole = self._digest_of is item_digest
         digests = item_digests(items) if whole else list(map(self._digest_of, items))
-        self.in_flight.start_all(keys, digests)
-        return list(map(Unit, items, keys, digests))
+        units = list(map(Unit, items, keys, digests))
+        self.in_flight.start_all(units)
+        return units
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
         """The unit to run for an item, or None, as `admit`; the caller holds the lock."""
         if key in self.tally.failed:
             self.tally.stand(item, key)
             return None
-        if key in self.in_flight.digests:
+        if key in self.in_flight.units:
             self.in_flight.wait(item, key)
             return None
         found = self._checkpoint.results.find(self._version, key)
@@ -231,16 +235,23 @@ class Pass:
         if late or made:
             self.tally.skip(1)
         if self._collect:
-            try:
-                outcome = Outcome(item, key, self.records.load(key), None, "fresh" if made else "resumed")
-            except (DamagedRecord, KeyError) as error:
-                log.warning("%s", error)
+            outcome = self._outcome_of(item, key)
+            if outcome is None:
                 self.tally.skip(-1)
                 return self._to_run(item, key)
-            except UnbuildableValue as error:
-                outcome = Outcome(item, key, None, error, "resumed")
             self.tally.keep(outcome)
         return None
+
+    def _outcome_of(self, item: Any, key: Key) -> Outcome[Any] | None:
+        """The outcome of an item that has a result; None where that proves damaged."""
+        try:
+            value = self.records.load(key)
+        except (DamagedRecord, KeyError) as error:
+            log.warning("%s", error)
+            return None
+        except UnbuildableValue as error:
+            return Outcome(item, key, None, error, "resumed")
+        return Outcome(item, key, value, None, "fresh" if key in self.tally.made else "resumed")
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         """The unit to run for an item without a result, or None where an earlier failure stands."""
@@ -249,7 +260,7 @@ class Pass:
         if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest):
             self.tally.stand(item, key)
             return None
-        if not checkpoint.store.writer.writing:
+        if not self._is_writing:
             self._begin_writing()
             found = checkpoint.results.find(self._version, key)
             if found is not None and not redo:
@@ -277,9 +288,14 @@ class Pass:
         self.tally.kept_aside.append(key)
         return True
 
+    @property
+    def _is_writing(self) -> bool:
+        return self._has_begun_writing and self._store.writer.writing
+
     def _begin_writing(self) -> None:
-        """Take the lock; from here on nobody else saves anything."""
+        """Take the lock; from here on no other process saves anything."""
         self._store.writer.begin()
+        self._has_begun_writing = True
         if self.records.power:
             self._checkpoint.confirm()
         self._recount()
@@ -291,6 +307,73 @@ class Pass:
         """Count what another process saved since the items were keyed as done."""
         if self.earlier.find_again() and self.input.keyed:
             self.tally.skip(self.earlier.done - self.tally.completed)
+
+    # calls that begin, beside other passes
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other passes of this process work on the checkpoint, or did: what is called must `begin` then."""
+        return self.in_flight.has_company
+
+    def begin_when_admitted(self) -> None:
+        """Have each call count as begun as soon as its unit is admitted, for who calls it at once."""
+        self.in_flight.begin_when_admitted()
+
+    def begin(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
+        """Begin the calls of units; returns those to call, and how many need none, since another pass ended them.
+
+        The rest runs in another pass: `again` is told each, from any thread, when that is over; begin it anew then.
+
+        Raises:
+            CircularCall: who runs the key waits for this pass.
+            InputChanged: another pass ran the key with another item.
+        """
+        self.in_flight.begin(units)
+        if not self.is_shared:
+            return units, 0
+        left = [unit for unit in units if not self._share_failure(unit)]
+        mine = [unit for unit in left if self.in_flight.claim(unit, again)]
+        called = [unit for unit in mine if not self._share_result(unit)]
+        return called, len(units) - len(left) + len(mine) - len(called)
+
+    def put_off(self, units: list[Unit]) -> None:
+        """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
+        self.in_flight.put_off(units)
+
+    def _share_failure(self, unit: Unit) -> bool:
+        """Count a unit as failed that another pass ran and that failed there; False where it did not."""
+        ran, outcome = self.in_flight.ends.get(unit.key, (unit, None))
+        if not isinstance(outcome, Failure):
+            return False
+        del self.in_flight.ends[unit.key]
+        if unit.digest and ran.digest and not are_alike(ran.digest, unit.digest):
+            return False  # another item has that key there
+        with self._lock:
+            self._count(unit, outcome, None)
+        return True
+
+    def _share_result(self, unit: Unit) -> bool:
+        """Count a unit as done that another pass saved meanwhile; False where there is no such result."""
+        item, key = unit.item, unit.key
+        is_told = self.in_flight.ends.pop(key, None) is not None
+        found = self._checkpoint.results.find(self._version, key)
+        if found is None or (key in self.earlier.redo and not is_told):
+            return False
+        with self._lock:
+            self.earlier.redo.discard(key)
+            if self.earlier.is_redone(key, item, found):
+                return False
+            outcome = self._outcome_of(item, key) if self._collect else None
+            if self._collect and outcome is None:
+                return False
+            self.in_flight.end(key)
+            self.tally.skip(1)
+            if outcome is not None:
+                self.tally.keep(outcome)
+            value, error = (None, None) if outcome is None else (outcome.value, outcome.error)
+            for equal in self.in_flight.release(key):
+                self.tally.count_equal(equal, key, value, error)
+        return True
 
     # settle
 
@@ -336,7 +419,7 @@ class Pass:
             raise
         with self._lock:
             if not (self._collect or self.in_flight.waiting or self.earlier.redo):
-                self.in_flight.end(key)
+                self.in_flight.end(key, outcome)
                 self.tally.count_result(key)
             else:
                 self._count(unit, outcome, records.decode(raw) if self._collect else None)
@@ -360,7 +443,7 @@ class Pass:
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         """Count how a unit ended, and the equal items that waited for it."""
         key = unit.key
-        self.in_flight.end(key)
+        self.in_flight.end(key, outcome)
         if self.earlier.redo:
             self.earlier.redo.discard(key)
         error = self.tally.count(unit, outcome, value)
@@ -374,14 +457,24 @@ class Pass:
 
     # by hand
 
+    def hand_out(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
+        """As `begin`, for the user's own loop in this thread: each unit is at work until it is saved, or `moved_on`.
+
+        Raises:
+            CircularCall: another loop of this thread is at one of them.
+        """
+        self.in_flight.hand_out()
+        return self.begin(units, again)
+
     def digest_for(self, key: Key) -> int:
         """The digest of the item that was handed out under the key."""
-        return self.in_flight.digests.get(key, 0)
+        unit = self.in_flight.units.get(key)
+        return 0 if unit is None else unit.digest
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
         """Count a key that the user saved by `save_result` or `save_error`."""
         with self._lock:
-            handed_out, equals = self.in_flight.end_by_hand(key)
+            handed_out, equals = self.in_flight.end_by_hand(key, failed=failed)
             if not handed_out and (failed or key not in self.tally.failed):
                 if key not in self.input.first_places:
                     self._strays.append(key)
@@ -391,7 +484,7 @@ class Pass:
 
     def moved_on(self) -> None:
         """Move on to the next item, or batch: the user is done with what was handed out."""
-        self.in_flight.return_objects()
+        self.in_flight.take_back()
         self.tally.advance(1)
 
     # after
@@ -444,6 +537,7 @@ class Pass:
 
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
+        self.in_flight.claims.leave(self.in_flight)
         if self._lineage is not None:
             self._lineage.end(self.records)
         self.tally.close_bar()
@@ -457,7 +551,7 @@ class Pass:
 
     def _tell_strays(self) -> None:
         """Warn of results that the user saved under keys of no item, where others were handed out and never saved."""
-        running = self.in_flight.digests
+        running = self.in_flight.units
         if self._strays and running:
             log.warning(
                 "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "

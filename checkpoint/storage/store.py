@@ -261,9 +261,9 @@ class Store:
         with self.lock:
             self._annotator.begin(version, code, detail)
 
-    def end_computing(self, version: str) -> None:
-        """What is saved from here on is not known to be computed by any code."""
-        self._annotator.end(version)
+    def end_computing(self, version: str, code: str) -> None:
+        """A pass that computed records of the version by this code is over."""
+        self._annotator.end(version, code)
 
     # replacing, and the end
 
