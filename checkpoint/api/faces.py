@@ -53,6 +53,7 @@ log = logging.getLogger("checkpoint")
 _CURRENT: Any = object()  # the version of the function itself
 
 if TYPE_CHECKING:
+    from checkpoint.catalog.view import VersionView
     from checkpoint.provenance.agreement import Agreement
     from checkpoint.provenance.drift import Lineage
     from checkpoint.provenance.fingerprint import Fingerprint
@@ -338,25 +339,27 @@ class Face(Generic[R], _Parts):
             >>> named.plan([1, 2]).done
             2
         """
-        from checkpoint.catalog.decisions import (
-            accept_code,
-            accept_items,
-            accept_version,
-            check_version,
-            convert_version,
-        )
+        from checkpoint.catalog.decisions import accept_code, accept_items
 
         records, code = self.runner.records, self._fingerprint()
-        if version is _CURRENT:
-            if convert is not None:
-                raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
+        if version is not _CURRENT:
             if items is not None:
-                options = self._self_options
-                digest_of = digest_function(options.input)
-                return accept_items(records, items_of(items), key_function(options.key), digest_of)
-            return 0 if code is None else sum(accept_code(records, code.digest).values())
+                raise InvalidOption("accept takes items or version=, and not both: each decides something else")
+            return self._accept_version(records, code, version, convert)
+        if convert is not None:
+            raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
         if items is not None:
-            raise InvalidOption("accept takes items or version=, and not both: each decides something else")
+            options = self._self_options
+            digest_of = digest_function(options.input)
+            return accept_items(records, items_of(items), key_function(options.key), digest_of)
+        return 0 if code is None else sum(accept_code(records, code.digest).values())
+
+    def _accept_version(
+        self, records: VersionView, code: Fingerprint | None, version: Any, convert: Callable[[Any], Any] | None
+    ) -> int:
+        """The results of another version count for the current one, as they are or converted; how many do."""
+        from checkpoint.catalog.decisions import accept_code, accept_version, check_version, convert_version
+
         old = records.open().digest_of_version(version)
         check_version(records, old, version)
         if convert is None:
@@ -468,7 +471,7 @@ class SyncFace(Face[R]):
                 yield from running.take()
             yield from running.take()
             raise_verdict(running)
-            running.check_drawn()
+            running.input.check_drawn()
 
 
 _streams: weakref.WeakSet[Any] = weakref.WeakSet()  # that may be suspended
@@ -550,4 +553,4 @@ class AsyncFace(Face[R]):
                 yield outcome
             await running.uploaded()
             raise_verdict(running)
-            running.check_drawn()
+            running.input.check_drawn()

@@ -235,7 +235,7 @@ class CheckpointedRunner:
                 if ours:
                     yield running, [unit.item for unit in ours]
                     running.moved_on()
-            running.check_drawn()
+            running.input.check_drawn()
 
     @staticmethod
     def _units(running: Pass) -> Iterator[Unit]:
@@ -262,7 +262,7 @@ class CheckpointedRunner:
                 running.prepare()
                 yield running
             except (KeyboardInterrupt, SystemExit) as error:
-                running.tell_interrupted(error)
+                running.tally.tell_interrupted(error, running.input.total)
                 raise
             finally:
                 if running is self._latest:

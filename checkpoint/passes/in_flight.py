@@ -6,10 +6,12 @@ that runs shares its end. Nothing here is locked: a pass asks under its own lock
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from threading import get_ident
 from typing import Any
 
+from checkpoint.errors import plural, quote
 from checkpoint.execution.caller import SOLE, caller
 from checkpoint.outcomes import Failure, Success, Unit
 from checkpoint.passes.claims import Again, Claims, PassKeys
@@ -18,6 +20,7 @@ from checkpoint.values.keys import PART, Key
 
 __all__ = ["InFlight"]
 
+log = logging.getLogger("checkpoint")
 _CROWD = 1000  # items that wait; more are not drawn
 _SAVED = Success(None)  # the value is on disk
 
@@ -41,6 +44,7 @@ class InFlight:
         thread: where the user's own loop is at the units that have begun; None where calls are made.
         waiting: the items that wait for their equal, by key.
         spoilt: keys whose items were changed before their calls were done.
+        strays: keys that the user saved, and that were not handed out.
         name, version, claims, watches_objects: as they were given.
     """
 
@@ -52,6 +56,7 @@ class InFlight:
         self.ends: dict[Key, tuple[Unit, Success | Failure]] = {}
         self.waiting: dict[Key, list[Any]] = {}
         self.spoilt: set[Key] = set()
+        self.strays: list[Key] = []
         self.watches_objects = watches_objects
         self.has_company = False
         self.thread: int | None = None
@@ -164,3 +169,17 @@ class InFlight:
         if shared is not None:
             self.spoilt.update(shared[1])
         return shared
+
+    def tell_strays(self) -> None:
+        """Warn of results that the user saved under keys of no item, where others were handed out and never saved."""
+        if self.strays and self.units:
+            log.warning(
+                "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
+                "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
+                self.name, _were(len(self.strays)), quote(self.strays[0], 60), _were(len(self.units), "item"),
+                quote(next(iter(self.units)), 60),
+            )  # fmt: skip
+
+
+def _were(count: int, noun: str = "result") -> str:
+    return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"

@@ -25,11 +25,11 @@ from checkpoint.errors import (
     StoreError,
     UnbuildableValue,
     UnencodableValue,
-    plural,
     quote,
 )
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.claims import Again, claims_of
+from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
@@ -37,7 +37,6 @@ from checkpoint.passes.recorder import End, Recorder, spoil, values_of
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
-from checkpoint.values.digests import are_alike
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -95,8 +94,9 @@ class Pass:
         self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._recorder = Recorder(records, self.tally.handled)
+        outcome_of = self._outcome_of if settings.collect else None
+        self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, self._count, outcome_of)
         self._digest_of = settings.digest_of
-        self._strays: list[Key] = []  # saved by hand, and not handed out
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
         self._has_begun_writing = False
@@ -331,49 +331,11 @@ class Pass:
         self.in_flight.begin(units)
         if not self.is_shared:
             return units, 0
-        left = [unit for unit in units if not self._share_failure(unit)]
-        mine = [unit for unit in left if self.in_flight.claim(unit, again)]
-        called = [unit for unit in mine if not self._share_result(unit)]
-        return called, len(units) - len(left) + len(mine) - len(called)
+        return self._company.begin(units, again)
 
     def put_off(self, units: list[Unit]) -> None:
         """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
         self.in_flight.put_off(units)
-
-    def _share_failure(self, unit: Unit) -> bool:
-        """Count a unit as failed that another pass ran and that failed there; False where it did not."""
-        ran, outcome = self.in_flight.ends.get(unit.key, (unit, None))
-        if not isinstance(outcome, Failure):
-            return False
-        del self.in_flight.ends[unit.key]
-        if unit.digest and ran.digest and not are_alike(ran.digest, unit.digest):
-            return False  # another item has that key there
-        with self._lock:
-            self._count(unit, outcome, None)
-        return True
-
-    def _share_result(self, unit: Unit) -> bool:
-        """Count a unit as done that another pass saved meanwhile; False where there is no such result."""
-        item, key = unit.item, unit.key
-        is_told = self.in_flight.ends.pop(key, None) is not None
-        found = self._checkpoint.results.find(self._version, key)
-        if found is None or (key in self.earlier.redo and not is_told):
-            return False
-        with self._lock:
-            self.earlier.redo.discard(key)
-            if self.earlier.is_redone(key, item, found):
-                return False
-            outcome = self._outcome_of(item, key) if self._collect else None
-            if self._collect and outcome is None:
-                return False
-            self.in_flight.end(key)
-            self.tally.skip(1)
-            if outcome is not None:
-                self.tally.keep(outcome)
-            value, error = (None, None) if outcome is None else (outcome.value, outcome.error)
-            for equal in self.in_flight.release(key):
-                self.tally.count_equal(equal, key, value, error)
-        return True
 
     # settle
 
@@ -477,7 +439,7 @@ class Pass:
             handed_out, equals = self.in_flight.end_by_hand(key, failed=failed)
             if not handed_out and (failed or key not in self.tally.failed):
                 if key not in self.input.first_places:
-                    self._strays.append(key)
+                    self.in_flight.strays.append(key)
                 return
             self.earlier.redo.discard(key)
             self.tally.count_by_hand(key, equals, failed=failed)
@@ -488,10 +450,6 @@ class Pass:
         self.tally.advance(1)
 
     # after
-
-    def check_drawn(self) -> None:
-        """Check that every item was drawn that was there when they were keyed, as `Input` does."""
-        self.input.check_drawn()
 
     @property
     def in_memory(self) -> bool:
@@ -531,10 +489,6 @@ class Pass:
             while not self._store.replica.has_drained():
                 await asyncio.sleep(0.05)
 
-    def tell_interrupted(self, error: BaseException) -> None:
-        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
-        self.tally.tell_interrupted(error, self.input.total)
-
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
         self.in_flight.claims.leave(self.in_flight)
@@ -542,24 +496,9 @@ class Pass:
             self._lineage.end(self.records)
         self.tally.close_bar()
         self.earlier.changes.tell()
-        self._tell_strays()
+        self.in_flight.tell_strays()
         self.earlier.changes.tell_incomparable()
         self.input.tell_equals(self.name)
         self.tally.tell(self.input.total)
         self.items, self.tally.handled, self._recorder.handled = (), None, None
         self.input.close()
-
-    def _tell_strays(self) -> None:
-        """Warn of results that the user saved under keys of no item, where others were handed out and never saved."""
-        running = self.in_flight.units
-        if self._strays and running:
-            log.warning(
-                "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
-                "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
-                self.name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(running), "item"),
-                quote(next(iter(running)), 60),
-            )  # fmt: skip
-
-
-def _were(count: int, noun: str = "result") -> str:
-    return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"
