@@ -57,7 +57,7 @@ else:
 
 from checkpoint.catalog.registry import REGISTRY
 from checkpoint.storage.files import index_path
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 
 __all__ = ["DICTIONARY", "RESULTS", "Wrong", "check_input", "mutate", "place", "split"]
 

@@ -30,8 +30,9 @@ from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
 from checkpoint.storage import files, index_file, lock, record
 from checkpoint.storage.index import Index, IndexScan
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE
 from checkpoint.storage.store import Store
 from checkpoint.storage.writer import Writer

@@ -19,7 +19,7 @@ from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.schemas import fits, spell
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, Record, seal, with_fields
 from checkpoint.storage.store import Entry
 from checkpoint.values.codec import Codec

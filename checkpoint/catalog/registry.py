@@ -18,7 +18,7 @@ from pathlib import Path
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import StoreClosed, StoreError
-from checkpoint.storage.journal import most_idle
+from checkpoint.storage.reader import most_idle
 from checkpoint.storage.writer import Writer
 
 __all__ = ["REGISTRY", "Registry", "open_checkpoint"]

@@ -37,8 +37,8 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Failure
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import key_of
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry, Store

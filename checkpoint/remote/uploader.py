@@ -25,7 +25,8 @@ from checkpoint.outcomes import Uploaded
 from checkpoint.remote.local_copy import Held, LocalCopy, State, mark_of
 from checkpoint.remote.objects import Part
 from checkpoint.remote.urls import remember
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
+from checkpoint.storage.reader import Reader
 
 __all__ = ["Uploaded", "Uploader", "writer_there"]
 

@@ -46,8 +46,8 @@ from checkpoint.reporting.sampling import (
 )
 from checkpoint.reporting.words import ago, ago_if_known, lasted, rate_in_words, span
 from checkpoint.storage.files import index_path, read_object
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import key_of
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, plain_json

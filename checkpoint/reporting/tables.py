@@ -55,8 +55,8 @@ from checkpoint.reporting.columns import (
     tidy_text,
 )
 from checkpoint.storage.files import fsync, open_safely, store_error
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import key_of
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, plain_key

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from checkpoint.errors import plural, quote
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, is_whole, unsealed
 
 __all__ = ["SYNCED", "Fault", "fault_of", "held_records", "is_most", "loss_of", "synced_bytes"]

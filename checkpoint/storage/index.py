@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.storage.index_file import Delta, IndexDamaged, IndexFile, hash_of, hashes_of, loose_hash
-from checkpoint.storage.journal import LONG_LINE, Reader
 from checkpoint.storage.packed import Packed, Place, place_in
+from checkpoint.storage.reader import LONG_LINE, Reader
 from checkpoint.storage.record import (
     LONG_KEY,
     LONGEST_LOOSE,

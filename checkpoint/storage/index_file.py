@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from checkpoint.storage.files import open_safely, replacing
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.values.digests import Digests, are_apart
 from checkpoint.values.keys import Key, identity, key_from_json, keys_json
 

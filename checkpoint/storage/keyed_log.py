@@ -18,8 +18,9 @@ from checkpoint.errors import DamagedRecord, printable, quote, shorten
 from checkpoint.storage.files import fsync_directory, index_path
 from checkpoint.storage.index import Index, Place
 from checkpoint.storage.index_file import IndexDamaged
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.notes import Notes
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, codes_in, last_in
 from checkpoint.values.digests import Digests
 from checkpoint.values.keys import Key, key_from_json
