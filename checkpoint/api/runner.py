@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -12,6 +12,7 @@ from checkpoint.catalog.paths import check_name, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, Unsaved, VersionView
 from checkpoint.errors import InvalidOption, quote
+from checkpoint.execution.leaving import Stream, wait_for_left
 from checkpoint.execution.policies import Durability, check_choice
 from checkpoint.outcomes import Failure, describe_exception
 from checkpoint.passes.pipeline import Pass
@@ -205,8 +206,7 @@ class CheckpointedRunner:
             InvalidKey, DuplicateKey: naming the item, before it is yielded.
             CheckpointLocked: another process, or another pass of this one, is at work on it.
         """
-        for _, item in self._admitted(items, key_fn):
-            yield item
+        return Stream(self.records.name, (item for _, item in self._admitted(items, key_fn)))
 
     def _admitted(
         self, items: Iterable[T], key_fn: str | KeyFunction | None, desc: str | None = None, *, show: bool = False
@@ -225,6 +225,7 @@ class CheckpointedRunner:
         self, items: Iterable[Any], settings: PassSettings, lineage: Lineage | None = None
     ) -> Iterator[Pass]:
         """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
+        wait_for_left(self.records.name)
         with self.records.open().a_pass():
             self.records.pin()
             try:
@@ -298,8 +299,9 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         Yields:
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
-        for running, item in self._admitted(items, key_fn, desc, show=True):
-            yield running.input.drawn, running.input.total, item
+        admitted = self._admitted(items, key_fn, desc, show=True)
+        steps = ((running.input.drawn, running.input.total, item) for running, item in admitted)
+        return Stream(self.records.name, steps)
 
     def iterate_batches(
         self, items: Iterable[T], key_fn: str | KeyFunction | None = None, batch_size: int = 32
@@ -313,6 +315,11 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
+        return Stream(self.records.name, self._batches(items, key_fn, batch_size))
+
+    def _batches(
+        self, items: Iterable[T], key_fn: str | KeyFunction | None, batch_size: int
+    ) -> Generator[list[T], None, None]:
         settings = PassSettings(key_function(key_fn), overlapping=True)
         with self.start_pass(items, settings) as running:
             batch: list[T] = []

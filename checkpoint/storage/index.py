@@ -11,7 +11,6 @@ dicts; those that were read are *packed* until somebody asks for many, in a sixt
 from __future__ import annotations
 
 import re
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from checkpoint import locks
 from checkpoint.storage.index_file import Delta, IndexDamaged, IndexFile, hash_of, hashes_of, loose_hash
 from checkpoint.storage.journal import LONG_LINE, Reader
 from checkpoint.storage.record import (
@@ -156,7 +156,7 @@ class Index:
         self._hashed: dict[str, dict[Key, int]] = {}
         self._packed: list[_Packed] = []  # later than what is hashed
         self._searches = 0  # how often these were searched
-        self._hashing = threading.Lock()
+        self._hashing = locks.lock("hashing")
         self._loose: dict[str, dict[str, int]] = {}
         self._places = array("Q")
         self._rest = (0, 0)
@@ -187,7 +187,7 @@ class Index:
 
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
-        self._hashing = threading.Lock()
+        self._hashing = locks.lock("hashing")
 
     # looking up
 

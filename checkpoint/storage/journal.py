@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import weakref
 import zlib
 from collections import deque
@@ -23,6 +22,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from checkpoint import locks
 from checkpoint.clock import Stamper
 from checkpoint.errors import DamagedRecord, JournalLost, StoreError, printable, quote, shorten
 from checkpoint.storage.files import (
@@ -411,7 +411,7 @@ class Journal:
         self.in_doubt = False
         self._probe = b""
         self._sync = sync
-        self._syncing = threading.RLock()  # a garbage collection under it may end a pass, which syncs
+        self._syncing = locks.rlock("syncing")
         self._is_lent = False
         self._unsynced: StoreError | None = None  # why what was appended may not be on the medium
         self._synced = 0  # bytes that are known to be
@@ -752,7 +752,7 @@ def _discard(temporary: Path) -> None:
 if hasattr(os, "pread"):
     _pread = os.pread
 else:  # Windows: positions are per descriptor, so readers of one descriptor take turns
-    _turn = threading.Lock()
+    _turn = locks.lock("reading")
 
     def _pread(fd: int, size: int, offset: int) -> bytes:
         with _turn:

@@ -262,10 +262,6 @@ class Writer:
                 self._end_pass(values_on_error=values_on_error)
 
     def _end_pass(self, *, values_on_error: bool) -> None:
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            # A garbage collection, in the middle of an append of this thread, dropped a stream: who tends lets go.
-            self._running = None
-            return
         with self.lock:
             self._running = None
             try:
