@@ -17,7 +17,7 @@ import pytest
 
 import checkpoint
 
-WORDS = {"errors", "outcomes", "clock"}  # whoever likes may import them
+WORDS = {"errors", "outcomes", "clock", "locks"}  # whoever likes may import them
 BELOW_API = {
     "values", "storage", "remote", "catalog", "provenance", "execution", "passes", "maintenance", "reporting",
 }  # fmt: skip
@@ -223,3 +223,9 @@ def test_examples_in_docstrings_run(room: str, tmp_path: Path, monkeypatch: pyte
     module = importlib.import_module(f"checkpoint.{room}")
     names = {name: getattr(checkpoint, name) for name in checkpoint.__all__}
     assert doctest.testmod(module, extraglobs=names).failed == 0
+
+
+def test_every_lock_stands_in_the_one_order() -> None:
+    """Whoever makes one of `threading` itself makes one that no order holds."""
+    makers = {room for room in INSIDE if re.search(r"threading\.R?Lock\(", ROOMS[room].read_text("utf-8"))}
+    assert makers <= {"locks", "testing.laws", "testing.trial"}

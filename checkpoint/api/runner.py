@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,8 @@ from checkpoint.catalog.paths import check_name, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, Unsaved, VersionView
 from checkpoint.errors import InvalidOption, quote
+from checkpoint.execution.caller import caller
+from checkpoint.execution.leaving import Stream, wait_for_left
 from checkpoint.execution.policies import Durability, check_choice
 from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.passes.pipeline import Pass
@@ -212,10 +214,12 @@ class CheckpointedRunner:
             InvalidKey, DuplicateKey: naming the item, before it is yielded.
             CheckpointLocked: another process is at work on it.
         """
-        for _, batch in self._handed_out(items, PassSettings(key_function(key_fn))):
-            yield from batch
+        batches = self._handed_out(items, PassSettings(key_function(key_fn)))
+        return Stream(self.records.name, (item for _, batch in batches for item in batch))
 
-    def _handed_out(self, items: Iterable[T], settings: PassSettings, size: int = 1) -> Iterator[tuple[Pass, list[T]]]:
+    def _handed_out(
+        self, items: Iterable[T], settings: PassSettings, size: int = 1
+    ) -> Generator[tuple[Pass, list[T]], None, None]:
         """(pass, items to run) for each batch; `save_result` and `save_error` settle them.
 
         What another pass of this process is at comes when that is over, if it has no result then.
@@ -249,6 +253,8 @@ class CheckpointedRunner:
     ) -> Iterator[Pass]:
         """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
         self.records.refuse_if_closed()
+        if caller() is None:  # a call of the pass that ends is waited for by its end
+            wait_for_left(self.records.name)
         with self.records.checkpoint.a_pass():  # which brings it up to date
             self.records.pin()
             try:
@@ -326,9 +332,9 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         Yields:
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
-        settings = PassSettings(key_function(key_fn), progress=True, desc=desc)
-        for running, (item,) in self._handed_out(items, settings):
-            yield running.input.drawn, running.input.total, item
+        handed_out = self._handed_out(items, PassSettings(key_function(key_fn), progress=True, desc=desc))
+        steps = ((running.input.drawn, running.input.total, item) for running, (item,) in handed_out)
+        return Stream(self.records.name, steps)
 
     def iterate_batches(
         self, items: Iterable[T], key_fn: str | KeyFunction | None = None, batch_size: int = 32
@@ -343,5 +349,4 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
         settings = PassSettings(key_function(key_fn), overlapping=True)
-        for _, batch in self._handed_out(items, settings, batch_size):
-            yield batch
+        return Stream(self.records.name, (batch for _, batch in self._handed_out(items, settings, batch_size)))

@@ -111,7 +111,7 @@ class VersionView:
         if not self._follows:
             version_digest(version, "version", name)  # it is refused before any file is opened
         self._whole: VersionView | None = None
-        self._detach = open_checkpoint(name, directory, self, shard)
+        self._attachment = open_checkpoint(name, directory, self, shard)
         self.store = self.checkpoint.store
         digest = "" if self._follows else self.checkpoint.digest_of_version(version)
         if digest:
@@ -209,12 +209,12 @@ class VersionView:
 
     def close(self) -> None:
         """Let go of the store."""
-        self._detach()
+        self._attachment()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return not self._detach.alive
+        return not self._attachment.is_held
 
     # saving
 
@@ -226,7 +226,7 @@ class VersionView:
             StoreError: it is not on disk; `.unsaved` holds it.
         """
         try:
-            if self._follows or not self._detach.alive:
+            if self._follows or not self._attachment.is_held:
                 self.open()
             try:
                 raw = self.encode(value)

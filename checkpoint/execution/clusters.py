@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
+from checkpoint import locks
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, FunctionChanged, WorkerDied, quote_error
 from checkpoint.execution.call import Call, Shipped
 
@@ -100,7 +101,7 @@ class _Cluster(Executor):
     _max_workers: int | None = None
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = locks.lock("cluster")
         self._under_way: dict[Future[Any], Any] = {}  # and the cluster's task for each
         self._inbox: SimpleQueue[Future[Any] | None] = SimpleQueue()  # those whose tasks are done; None: look
         self._whole: WeakKeyDictionary[Call, Shipped] = WeakKeyDictionary()

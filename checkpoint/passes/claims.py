@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
+from checkpoint import locks
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.errors import CircularCall, quote
 from checkpoint.outcomes import Failure, Success, Unit
@@ -25,7 +26,7 @@ __all__ = ["Again", "Claims", "PassKeys", "claims_of"]
 Again = Callable[[Unit], None]
 """Is told, from any thread, that the end has come of a key that ran in another pass."""
 
-_lock = threading.RLock()  # a garbage collection under it may end a pass
+_lock = locks.rlock("claims")
 _running: WeakSet[PassKeys] = WeakSet()
 _by_checkpoint: WeakKeyDictionary[Checkpoint, Claims] = WeakKeyDictionary()
 
@@ -59,7 +60,7 @@ class PassKeys(Protocol):
 def _after_fork() -> None:
     """In a forked child: no pass runs here, and whoever held the lock is not here."""
     global _lock
-    _lock = threading.RLock()
+    _lock = locks.rlock("claims")
     _running.clear()
     _by_checkpoint.clear()
 

@@ -11,12 +11,12 @@ them run, `Recorder` saves how they end, `Tally` counts it, and `PassSettings` s
 from __future__ import annotations
 
 import logging
-import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from checkpoint import locks
 from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
@@ -83,7 +83,7 @@ class Pass:
         self.name = records.name
         self._checkpoint, self._store = records.checkpoint, records.store
         self._shard = records.shard
-        self._lock = threading.Lock()
+        self._lock = locks.lock("pass")
         self._version = records.version
         self.input = Input(items, settings, records.shard)
         self.items: Iterable[Any] = ()

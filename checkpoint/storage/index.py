@@ -12,7 +12,6 @@ journal's lines into an index, and an `IndexSnapshot` of it is what becomes its 
 from __future__ import annotations
 
 import re
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from operator import countOf
 from pathlib import Path
 from typing import Any
 
+from checkpoint import locks
 from checkpoint.storage.index_file import Delta, IndexDamaged, IndexFile, hash_of, hashes_of, loose_hash
 from checkpoint.storage.packed import Packed, Place, place_in
 from checkpoint.storage.reader import LONG_LINE, Reader
@@ -135,7 +135,7 @@ class Index:
         self._hashed: dict[str, dict[Key, int]] = {}
         self._packed: list[Packed] = []  # later than what is hashed
         self._searches = 0  # how often these were searched
-        self._hashing = threading.Lock()
+        self._hashing = locks.lock("hashing")
         self._loose: dict[str, dict[str, int]] = {}
         self._places = array("Q")
         self.rest = (0, 0)
@@ -166,7 +166,7 @@ class Index:
 
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
-        self._hashing = threading.Lock()
+        self._hashing = locks.lock("hashing")
 
     # looking up
 

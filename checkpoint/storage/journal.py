@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
 
+from checkpoint import locks
 from checkpoint.clock import Stamper
 from checkpoint.errors import JournalLost, StoreError
 from checkpoint.storage.files import (
@@ -65,7 +65,7 @@ class Journal:
         self.in_doubt = False
         self._probe = b""
         self._sync = sync
-        self._syncing = threading.RLock()  # a garbage collection under it may end a pass, which syncs
+        self._syncing = locks.rlock("syncing")
         self._is_lent = False
         self._unsynced: StoreError | None = None  # why what was appended may not be on the medium
         self._synced = 0  # bytes that are known to be

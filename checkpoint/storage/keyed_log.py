@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import TypeVar
 
+from checkpoint import locks
 from checkpoint.errors import DamagedRecord, printable, quote, shorten
 from checkpoint.storage.files import fsync_directory, index_path
 from checkpoint.storage.index import Index, Place
@@ -82,7 +83,7 @@ class KeyedLog:
         self.lock = lock
         self.examined: Index | None = None  # what was known when the file was last looked at as a whole
         self._index_path = index_path(path)
-        self._filing = threading.Lock()
+        self._filing = locks.lock("filing")
         self.settled: set[str] = set()
         self._noted: tuple[Index, int, Notes] = (self.index, 0, Notes())  # of which index, how many, what they say
 

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import sys
-import threading
 import weakref
 import zlib
 from collections import deque
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from checkpoint import locks
 from checkpoint.errors import DamagedRecord, JournalLost, printable, quote, shorten
 from checkpoint.storage.files import (
     fsync,
@@ -379,7 +379,7 @@ def most_idle() -> int:
 if hasattr(os, "pread"):
     pread = os.pread
 else:  # Windows: positions are per descriptor, so readers of one descriptor take turns
-    _turn = threading.Lock()
+    _turn = locks.lock("reading")
 
     def pread(fd: int, size: int, offset: int) -> bytes:
         """Read at a place."""

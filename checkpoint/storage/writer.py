@@ -259,10 +259,6 @@ class Writer:
                 self._end_pass(mine, values_on_error=values_on_error)
 
     def _end_pass(self, running: weakref.ref[_Running], *, values_on_error: bool) -> None:
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            # A garbage collection, in the middle of an append of this thread, dropped a stream: who tends lets go.
-            self._forget(running)
-            return
         with self.lock:
             self._forget(running)
             if self.in_pass:
