@@ -32,6 +32,7 @@ from checkpoint.errors import (
     UnbuildableValue,
     UnencodableValue,
     UnguardedMain,
+    UnsendableItem,
     VersionNeeded,
     WorkerDied,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "UnbuildableValue",
     "UnencodableValue",
     "UnguardedMain",
+    "UnsendableItem",
     "VersionNeeded",
     "WorkerDied",
     "checkpointed",

@@ -78,7 +78,7 @@ class Dispatch:
 
             executor = executor_of(executor)
             workers = workers or getattr(executor, "_max_workers", None) or cpu_count()
-            make_workers = partial(ExecutorWorkers, self._call, executor)
+            make_workers = partial(ExecutorWorkers, self._call, executor, workers)
         parallelism = self._parallelism(workers or 1)
         return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
 

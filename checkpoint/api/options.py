@@ -134,13 +134,10 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
         raise InvalidOption(
             f"{what}= is for plain functions; a coroutine function runs on its event loop: use workers="
         )
-    if not (executor in (None, "processes", "ray") or callable(getattr(executor, "submit", None))):
-        raise InvalidOption(
-            f'executor is {quote(executor)}; give "processes", "ray", an object with `submit` as '
-            "concurrent.futures.Executor has, or leave it out for threads (workers=8)"
-        )
-    if getattr(executor, "asynchronous", False) is True:
-        raise InvalidOption(f"executor is {quote(executor)}, which is asynchronous; give a client that is not")
+    if not (executor is None or (isinstance(executor, str) and executor in ("processes", "ray"))):
+        from checkpoint.execution.clusters import refuse_lookalike
+
+        refuse_lookalike(executor)
     if several and options.batch_size is not None:
         raise InvalidOption("chunksize= goes with functions of one item; with batch_size= a batch is handed over whole")
     if several and options.rate is not None:

@@ -1,6 +1,6 @@
 """One call of the user's function, wherever it is made: what comes back is an answer, and never an exception.
 
-A `Call` is what workers are given. Where it arrives by pickle, in another process, it answers in bytes (`transport`).
+A `Call` is what workers are given. Where it arrives in another process (`shipped`), it answers in bytes (`transport`).
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from functools import lru_cache
 from importlib.util import find_spec
 from types import CoroutineType, TracebackType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoint import clock
 from checkpoint.errors import (
-    BrokenWorkers,
     FunctionChanged,
     InvalidFunction,
     InvalidOption,
     RefusedValue,
     plural,
     quote,
-    quote_error,
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
 from checkpoint.execution.policies import Retry
@@ -35,7 +32,7 @@ from checkpoint.outcomes import Unit, describe_exception
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Arrived", "Call", "Shipped", "arrived", "ending", "is_in_call"]
+__all__ = ["Arrived", "Call", "arrived", "ending", "is_in_call"]
 
 
 class Agrees(Protocol):
@@ -252,9 +249,6 @@ class Call:
         return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, agreement,
                 travelled)  # fmt: skip
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Shipped, (self.shipped(),))
-
 
 @coroutine
 def _within(run: _Run, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
@@ -386,35 +380,17 @@ class Arrived:
         return pack(self.call.many(given))
 
 
-class Shipped:
-    """A call on an executor's way: it is loaded when it is made, since one that fails to load may end its worker."""
-
-    def __init__(self, shipped: bytes) -> None:
-        self.shipped = shipped
-
-    def many(self, given: list[Any]) -> bytes:
-        """The answers, packed.
-
-        Raises:
-            BrokenWorkers: it cannot be loaded here.
-            FunctionChanged: it is another one here, or reads other values.
-        """
-        try:
-            call = arrived(self.shipped)
-        except Exception as error:
-            raise BrokenWorkers(f"its workers cannot load the function: {quote_error(error)}") from None
-        call.agree(takes_over=False)
-        return call.many(given)
-
-
 def _has_file() -> bool:
     """Whether the main module is a script that can be imported elsewhere, and no notebook or prompt."""
     return getattr(sys.modules.get("__main__"), "__file__", None) is not None
 
 
-@lru_cache(maxsize=4)
 def arrived(shipped: bytes) -> Arrived:
-    """What a shipped call becomes; it is built once a process."""
+    """What a shipped call becomes.
+
+    Raises:
+        Exception: whatever unpickling raises.
+    """
     function, name, batch_size, validate, retry, settings, agreement, travelled = pickle.loads(shipped)
     call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings)
     return Arrived(call, agreement, travelled=travelled)

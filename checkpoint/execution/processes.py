@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -30,11 +29,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, quote_error
+from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
 from checkpoint.execution.call import Call
 from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, exit_in_words, inputs_of
 from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, WRITE, make_pipe, make_selector
+from checkpoint.execution.transport import pickled_inputs, unloadable
 from checkpoint.execution.worker_process import LEFT_TO_PARENT, serve
 
 if TYPE_CHECKING:
@@ -85,7 +85,13 @@ class Processes:
         _open.add(self)
 
     def start(self, task: Task) -> None:
-        """Have a process make the task's calls; from any thread, one at a time."""
+        """Have a process make the task's calls; from any thread, one at a time.
+
+        Raises:
+            UnsendableItem: the first item of all cannot travel; nothing was called.
+        """
+        if self._thread is None:
+            pickled_inputs([task[0].units[0].item], whole=False)
         self._tasks.append(task)
         if self._thread is None:
             self._bell, self._rope = _context().Pipe(duplex=False)
@@ -271,8 +277,8 @@ class _Worker:
 
     def _send_inputs(self, task: Task) -> None:
         try:
-            message = _pickled(inputs_of(task, batch=self._pool.call.batch), whole=self._by_cloudpickle)
-        except Exception as error:  # pickling runs the items' own code
+            message = pickled_inputs(inputs_of(task, batch=self._pool.call.batch), whole=self._by_cloudpickle)
+        except UnsendableItem as error:
             self._finish(task, Unsent(error))
         else:
             self._send(message)
@@ -374,8 +380,7 @@ class _Worker:
         if answers[:1] != REFUSED:
             self._finish(task, answers)
         elif self._by_cloudpickle or find_spec("cloudpickle") is None:
-            told = f"a worker process cannot load the item: {_told(answers)}"
-            self._finish(task, Unsent(pickle.UnpicklingError(told)))
+            self._finish(task, Unsent(unloadable(_told(answers))))
         else:
             self._by_cloudpickle = True
             self._send_inputs(task)
@@ -489,19 +494,6 @@ _TAKE_ENVIRONMENT = """[name for os in [__import__("os")] for _ in [
     [os.environ.pop(key) for key in [*os.environ] if key not in environment],
     [os.environ.__setitem__(key, value) for key, value in environment.items() if os.environ.get(key) != value],
 ]][0]"""
-
-
-def _pickled(inputs: list[Any], *, whole: bool) -> bytes:
-    """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
-    if not whole:
-        try:
-            return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
-            if find_spec("cloudpickle") is None:
-                raise error from None
-    import cloudpickle
-
-    return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
 
 
 def _told(refusal: bytes) -> str:
