@@ -325,6 +325,15 @@ def test_a_batch_may_return_a_sequence_of_any_kind(answer: Answerer, values: Any
     assert [value for value, _ in answer(returning(values), [1, 2, 3], batch_size=3)] == [values[n] for n in range(3)]
 
 
+@pytest.mark.parametrize("error", [TimeoutError("two"), asyncio.CancelledError("two")], ids=shown)
+def test_an_exception_in_a_place_of_a_batch_is_that_items_failure(answer: Answerer, error: BaseException) -> None:
+    """As if a call for it had raised; the others have their values, and retries hold."""
+    told = answer(returning([1, error, 9]), [1, 2, 3], batch_size=3, retry=Retry(on=TimeoutError))
+    assert [value for value, _ in (told[0], told[2])] == [1, 9]
+    assert type(told[1]) is Failed
+    assert (told[1].failure.exception, told[1].again is None) == (error, type(error) is not TimeoutError)
+
+
 def test_rows_of_an_array_are_values(answer: Answerer) -> None:
     """Embeddings, say."""
     told = answer(returning(np.eye(3)), [1, 2, 3], batch_size=3)

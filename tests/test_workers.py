@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint import InvalidOption, Retry, StoreError, checkpointed
+from checkpoint import BrokenWorkers, InvalidOption, Retry, StoreError, checkpointed
 from checkpoint.execution import pipes as pipes_module
 from checkpoint.execution import processes as processes_module
 from checkpoint.execution import worker_process
@@ -756,3 +756,46 @@ def test_what_more_than_all_threads_are_given_waits(crew: Crew) -> None:
     assert crew.begun.empty()
     crew.may_end.put(None)
     assert crew.begun.get(timeout=60) in begun
+
+
+# --- what the system does not give -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+@pytest.mark.parametrize("options", [{"workers": 8}, PROCESSES], ids=["threads", "processes"])
+def test_a_thread_that_cannot_be_had_is_told_as_that(
+    options: dict[str, Any], allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as what comes of it; whichever thread it is, the next map runs."""
+    f = checkpointed("threads")(number)
+    f.map([100], progress=False)  # the store has its own
+    start, left = threading.Thread.start, [allowed]
+
+    def starts(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starts)
+    with pytest.raises(BrokenWorkers, match=r"no thread more.*ulimit -u"):
+        f.map(range(9), **{**options, "progress": False})
+    monkeypatch.undo()
+    assert dict(f.errors) == {}
+    assert f.map(range(9), progress=False) == list(range(9))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes have no paths")
+def test_a_directory_for_temporary_files_with_too_long_a_path_is_told_as_that(tmp_path: Path) -> None:
+    """A scheduler makes some; the message names the variable."""
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    (tmp_path / "job.py").write_text(
+        "from checkpoint import checkpointed\n@checkpointed('p')\ndef f(n): return n\n"
+        "if __name__ == '__main__': print(f.map(range(4), executor='processes', workers=2, progress=False)[:])\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "job.py"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.stdout == "[0, 1, 2, 3]\n" or "set TMPDIR to a shorter one" in ran.stderr.splitlines()[-1]

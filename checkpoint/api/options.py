@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from checkpoint.catalog.paths import check_name
 from checkpoint.catalog.shards import ShardOption
-from checkpoint.errors import InvalidName, InvalidOption, quote
+from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, quote
 from checkpoint.execution.policies import (
     Durability,
     OnChange,
@@ -123,12 +123,15 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
 
     Raises:
         InvalidOption: saying what can.
+        InvalidFunction: a coroutine function, and no event loop of asyncio.
     """
     executor, timeout = given.get("executor"), options.timeout
     check_count("workers", given.get("workers"))
     check_count("chunksize", given.get("chunksize"))
     check_seconds("grace", given.get("grace", 10.0))
     several = (given.get("chunksize") or 1) > 1
+    if is_async:
+        _need_loop()
     if is_async and (executor is not None or several):
         what = "executor" if executor is not None else "chunksize"
         raise InvalidOption(
@@ -151,6 +154,20 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
         )
     if several:
         raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
+
+
+def _need_loop() -> None:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise InvalidFunction(
+            "the map of a coroutine function is awaited in an event loop of asyncio, and none runs here. Write "
+            "asyncio.run(f.map(items)); under trio do so in a thread, await trio.to_thread.run_sync(lambda: "
+            "asyncio.run(f.map(items))), or where the function itself needs trio map a plain one on threads: "
+            "lambda item: trio.run(function, item)"
+        ) from None
 
 
 def may_overlap(options: Options, given: PassOptions) -> bool:

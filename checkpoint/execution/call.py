@@ -101,6 +101,8 @@ class Call:
             if self._unshare is not None:
                 run(self._unshare)
             value = run(self.function, given)
+            if type(value) is CoroutineType:
+                return Fatal(self._not_awaited(value))
             if not self._plain:
                 return run(self._checked, value, given, started)
         except Exception as error:
@@ -110,6 +112,16 @@ class Call:
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
         return (value, clock.perf_counter() - started)
+
+    def _not_awaited(self, value: CoroutineType[Any, Any, Any]) -> InvalidFunction:
+        """The error for a coroutine that a plain function returned: nobody awaits it."""
+        value.close()
+        return InvalidFunction(
+            f"{self.name} is a plain function and returned the coroutine {value.__qualname__}, which nobody awaits. "
+            "Where a decorator wraps a coroutine function in a plain one, put @checkpointed beneath it, on the `async "
+            "def`, or let the decorator return a coroutine function: async def wrapper(item): return await "
+            "function(item)"
+        )
 
     def many(self, given: list[Any]) -> list[Answer]:
         """The answers for several, one after the other: fewer where one of them says that no more is to be called."""
@@ -175,7 +187,13 @@ class Call:
         if not self.batch:
             return self._validated(value, elapsed)
         values = self._split(value, len(given))
-        return [self._validated(one, elapsed / len(given)) for one in values]
+        return [self._of_batch(one, elapsed / len(given)) for one in values]
+
+    def _of_batch(self, value: Any, elapsed: float) -> Answer:
+        """The answer for one item of a batch; an exception in its place is its failure."""
+        if isinstance(value, Exception) or (isinstance(value, BaseException) and _is_fault(value)):
+            return self.failed(value, elapsed)
+        return self._validated(value, elapsed)
 
     def _validated(self, value: Any, elapsed: float) -> Answer:
         if self._validate is None:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidOption, quote, quote_error
+from checkpoint.execution.threads import begin_thread
 
 __all__ = ["Ray", "Submits", "call_there", "executor_of", "refuse_lookalike"]
 
@@ -223,6 +224,7 @@ class _Cluster(Executor):
 
         Raises:
             RuntimeError: it is shut down.
+            BrokenWorkers: there is no thread to be had.
             Exception: whatever pickling what it is given raises.
         """
         if self._is_shut:
@@ -235,7 +237,11 @@ class _Cluster(Executor):
         future.add_done_callback(self._let_go)
         self._tell_when_done(task, lambda _: self._inbox.put(future))
         if not is_watched:
-            threading.Thread(target=self._watch, name="checkpoint-cluster", daemon=True).start()
+            try:
+                begin_thread(self._watch, "checkpoint-cluster")
+            except BrokenWorkers:
+                self._is_watched = False
+                raise
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -442,7 +448,7 @@ class _Other(_Cluster):
             with suppress(Empty):
                 self._inbox.get(timeout=self._pause)
         for future in done:  # submitit waits 15 s for what a dead job may have written
-            threading.Thread(target=self._settle, args=([future],), name="checkpoint-job", daemon=True).start()
+            begin_thread(self._settle, "checkpoint-job", [future])
         return []
 
     def _cancel(self, task: Any) -> None:

@@ -29,11 +29,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote_error
+from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
 from checkpoint.execution.call import Call
 from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, exit_in_words, inputs_of
 from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, WRITE, make_pipe, make_selector
+from checkpoint.execution.threads import begin_thread
 from checkpoint.execution.transport import pickled_inputs, unloadable
 from checkpoint.execution.worker_process import LEFT_TO_PARENT, serve
 
@@ -97,9 +98,7 @@ class Processes:
             self._bell, self._rope = _context().Pipe(duplex=False)
             self.selector = make_selector()
             self.selector.register(self._bell, READ, self._hear_bell)
-            thread = threading.Thread(target=self._serve, name="checkpoint-processes", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread = begin_thread(self._serve, "checkpoint-processes")
         elif threading.get_ident() != self._thread.ident:
             self._ring()
 
@@ -549,6 +548,14 @@ def _importable_main() -> Iterator[None]:
 
 
 def _no_start(why: Exception | str) -> BrokenWorkers:
+    if isinstance(why, OSError) and "AF_UNIX path too long" in str(why):
+        from multiprocessing.util import get_temp_dir
+
+        return BrokenWorkers(
+            f"a worker process could not be started: {quote_error(why)}. Sockets are made in the directory for "
+            f"temporary files, {quote(get_temp_dir())}, and a socket's path has at most some 100 characters: set "
+            "TMPDIR to a shorter one (TMPDIR=/tmp) before the program starts"
+        )
     if isinstance(why, Exception):  # it was not even begun
         return BrokenWorkers(f"a worker process could not be started: {quote_error(why)}")
     return BrokenWorkers(
