@@ -26,6 +26,7 @@ from checkpoint.execution import pipes as pipes_module
 from checkpoint.execution import processes as processes_module
 from checkpoint.execution import worker_process
 from checkpoint.execution.call import Call
+from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.interfaces import Died, Task, Unsent
 from checkpoint.execution.processes import Processes
 from checkpoint.execution.scheduler import Attempt
@@ -799,3 +800,70 @@ def test_a_directory_for_temporary_files_with_too_long_a_path_is_told_as_that(tm
         cwd=tmp_path, env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert ran.stdout == "[0, 1, 2, 3]\n" or "set TMPDIR to a shorter one" in ran.stderr.splitlines()[-1]
+
+
+# --- CPUs, and threads of arithmetic ---------------------------------------------------------------------------------
+
+GROUPS: list[tuple[dict[str, str], int, str]] = [
+    ({}, 64, "another system"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2, "a container, rounded up"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64, "no quota"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1000 100000\n"}, 1, "less than one"),
+    ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "300000 100000",
+      "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 3, "a group around it"),
+    ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/cpu.max": "200000 100000"}, 2, "a group that is not seen"),
+    ({"proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/j\n", "sys/fs/cgroup/cpu/j/cpu.cfs_quota_us": "400000\n",
+      "sys/fs/cgroup/cpu/j/cpu.cfs_period_us": "100000\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+      "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 4, "version 1"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense"}, 64, "what cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "count", "reason"), GROUPS, ids=[reason for *_, reason in GROUPS])
+def test_the_number_of_cpus_heeds_quotas_of_control_groups(
+    files: dict[str, str], count: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this process's group and those around it; a scheduler or a container sets them, and affinity shows none."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_count(tmp_path) == count
+
+
+def threads_there(n: int) -> str | None:
+    """What a library would read."""
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_workers_bound_the_threads_of_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where together they would begin more than two a CPU; what the environment says is left, and so is ours."""
+    for name in [name for name in os.environ if name.endswith("_NUM_THREADS")]:
+        monkeypatch.delenv(name)
+    f = checkpointed("threads_there", key=repr)(threads_there)
+    many: Any = {**PROCESSES, "workers": 5}
+    before = dict(os.environ)
+    assert f.map([1], **many) == [thread_variables(5, {}, cpu_count())["OPENBLAS_NUM_THREADS"]]
+    assert f.map([2], **PROCESSES) == [None]
+    assert dict(os.environ) == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert f.map([3], **many) == [None]
+
+
+def test_libraries_that_were_loaded_earlier_are_bound_too() -> None:
+    """As in a worker that is forked from a server which has imported numpy."""
+    pytest.importorskip("threadpoolctl")
+    program = (
+        "import os, numpy, threadpoolctl\n"
+        "from checkpoint.execution.cpus import bound_loaded, thread_variables\n"
+        "os.environ.update(thread_variables(99, {}, 2))\n"
+        "bound_loaded()\n"
+        "print({library['num_threads'] for library in threadpoolctl.threadpool_info()} <= {1})\n"
+        "os.environ['MKL_NUM_THREADS'] = '7'\n"
+        "threadpoolctl.threadpool_limits(2)\n"
+        "bound_loaded()\n"
+        "print(1 in {library['num_threads'] for library in threadpoolctl.threadpool_info()})\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "True\nFalse\n", ran.stderr

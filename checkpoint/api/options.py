@@ -27,7 +27,7 @@ from checkpoint.values.keys import KeyFunction, digest_function, key_function, v
 if TYPE_CHECKING:
     from checkpoint.execution.clusters import Submits
 
-__all__ = ["Arguments", "Options", "PassOptions", "check_spread", "cpu_count", "may_overlap"]
+__all__ = ["Arguments", "Options", "PassOptions", "check_spread", "may_overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,6 @@ class PassOptions(TypedDict, total=False):
     retry_failed: bool
     grace: float
     shard: ShardOption | None
-
-
-def cpu_count() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> None:

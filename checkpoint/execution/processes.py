@@ -32,6 +32,7 @@ from checkpoint import clock
 from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
 from checkpoint.execution.call import Call
+from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, exit_in_words, inputs_of
 from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, WRITE, make_pipe, make_selector
 from checkpoint.execution.threads import begin_thread
@@ -82,7 +83,7 @@ class Processes:
         self._is_rung = False
         self._over = threading.Event()
         self._owner = os.getpid()
-        self.environment = dict(os.environ)
+        self.environment = {**os.environ, **thread_variables(count, os.environ, cpu_count())}
         _open.add(self)
 
     def start(self, task: Task) -> None:

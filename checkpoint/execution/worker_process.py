@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import FunctionChanged, quote_error
 from checkpoint.execution.call import Arrived, arrived
+from checkpoint.execution.cpus import bound_loaded
 from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, make_pipe
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def serve(reader: Connection, writer: Connection) -> None:
     """What a worker process does: load the call, then make it until nobody asks any more."""
     _die_with_parent()
     _leave_signals_to_parent()
+    bound_loaded()
     pipe, own = make_pipe(reader, writer, waits=True), os.getpid()
     call: Arrived | None = None
     with suppress(EOFError, OSError):
