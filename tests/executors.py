@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -57,6 +58,18 @@ def decorated(n: int) -> Product:
     return Product(n * 10)
 
 
+class Scorer:
+    """Its method is mapped on an instance."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    @checkpointed("score")
+    def score(self, n: int) -> Product:
+        """It reads the instance."""
+        return Product(n * self.factor)
+
+
 def helper(product: Product) -> int:
     """What `plain` calls."""
     return product.n
@@ -89,9 +102,12 @@ def try_script_functions(options: Options) -> str:
     """Decorated or not where they are defined; classes of the script as items, results and exceptions."""
     got = decorated.map(range(5), return_exceptions=True, **options)
     at_guard = checkpointed("plain", version=1, key="n")(plain)
-    there = at_guard.map([Product(n) for n in range(4)], **options)
+    there = [*at_guard.map([Product(n) for n in range(4)], **options)]
+    there += Scorer(3).score.map([5], **options)
     is_same = all(type(one) is Product for one in [*got[:3], *there])
-    return said(is_same and there[3] == Product(4) and decorated.errors[3].type in ("Odd", "__main__.Odd"))
+    return said(
+        is_same and there[3:] == [Product(4), Product(15)] and decorated.errors[3].type in ("Odd", "__main__.Odd")
+    )
 
 
 def try_killed(options: Options) -> str:
@@ -123,9 +139,19 @@ def try_interrupted(options: Options) -> str:
             os.kill(driver, signal.SIGINT)
         return n
 
+    told = threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: told.set()  # type: ignore[method-assign]
+    logging.getLogger("checkpoint").addHandler(handler)
+
+    def items() -> Iterator[int]:
+        yield from range(24)
+        told.wait()  # item 2 runs, or has run
+        yield from range(24, 40)
+
     f = checkpointed("interrupted", version=1)(interrupts)
     try:
-        f.map(range(40), **options)
+        f.map(items(), **options)
     except KeyboardInterrupt:
         saved = len(f.results)
         f.map(range(40), **options)
@@ -241,6 +267,8 @@ class Row(NamedTuple):
         make: gives a context with what is given as ``executor=``.
         seen: for trials whose word is not "yes".
         is_local: whether it calls in this process.
+        chunksize: how many calls make a task.
+        is_slow: whether it takes half a minute, and CI leaves it out.
     """
 
     name: str
@@ -248,6 +276,8 @@ class Row(NamedTuple):
     make: Callable[[], Any]
     seen: dict[str, str] = {}  # noqa: RUF012  # nobody changes it
     is_local: bool = False
+    chunksize: int = 1
+    is_slow: bool = False
 
     def word(self, trial: str) -> str:
         """What the table says."""
@@ -272,12 +302,12 @@ ROWS = (
     Row("Dask: `Client`", "distributed", dask_client),
     Row("Dask: `client.get_executor()`", "distributed", dask_executor),
     Row('Ray: `"ray"`', "ray", ray),
-    Row("submitit", "submitit", submitit),
+    Row("submitit", "submitit", submitit, chunksize=8, is_slow=True),
     Row("executorlib", "executorlib", executorlib),
     Row("mpi4py: `MPIPoolExecutor`", "mpi4py", lambda: importlib.import_module("mpi4py.futures").MPIPoolExecutor(2),
         {KILLED: "ends the job"}),
-    Row("Parsl: `ParslPoolExecutor`", "parsl", parsl),
-    Row("ipyparallel: `client.executor()`", "ipyparallel", ipyparallel, {KILLED: ENDS}),
+    Row("Parsl: `ParslPoolExecutor`", "parsl", parsl, chunksize=8, is_slow=True),
+    Row("ipyparallel: `client.executor()`", "ipyparallel", ipyparallel),
 )  # fmt: skip
 
 
@@ -291,7 +321,7 @@ def tried(row: Row) -> Iterator[tuple[str, str]]:
     os.chdir(tempfile.mkdtemp(dir=os.getcwd()))
     warnings.simplefilter("ignore")  # of packages
     with row.make() as executor:
-        options = {"executor": executor, "workers": 2, "progress": False}
+        options = {"executor": executor, "workers": 2, "chunksize": row.chunksize, "progress": False}
         for name, trial in TRIALS.items():
             if row.is_local and trial is try_killed:
                 yield name, "–"

@@ -53,14 +53,14 @@ def surroundings() -> dict[str, str]:
     return found
 
 
+def marks_of(row: Row) -> list[pytest.MarkDecorator]:
+    """Where it is tried."""
+    missing = pytest.mark.skipif(not is_installed(row), reason=f"{row.package} is not installed")
+    return [missing, pytest.mark.soak] if row.is_slow else [missing]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=row.name, marks=pytest.mark.skipif(not is_installed(row), reason=f"no {row.package}"))
-        for row in ROWS
-    ],
-)
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks_of(row)) for row in ROWS])
 def test_each_executor_does_what_its_row_says(row: Row, tmp_path: Path) -> None:
     """A script of its own, whose functions and classes are those of its main module."""
     script = str(Path(__file__).parent / "executors.py")

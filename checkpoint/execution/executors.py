@@ -24,7 +24,6 @@ from checkpoint.errors import (
     ExtraNeeded,
     FunctionChanged,
     UnsendableItem,
-    WorkerDied,
     quote,
     quote_error,
 )
@@ -42,8 +41,8 @@ _DEATHS = frozenset({
     "KilledWorker",  # of Dask, after `distributed.scheduler.allowed-failures` more that it did not tell of
     "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError",  # of Ray
     "UncompletedJobError", "ExecutorlibSocketError",  # of submitit, and executorlib
-    "EngineError",  # of ipyparallel
-    "WorkerLost",  # of Parsl
+    "EngineError",  # of ipyparallel, as the `ename` of an error from elsewhere
+    "WorkerLost", "ManagerLost",  # of Parsl
     "WorkerDied",  # ours
 })
 # fmt: on
@@ -63,7 +62,9 @@ class ExecutorWorkers:
 
     def __init__(self, call: Call, executor: Executor, count: int, report: Report) -> None:
         self._batch = call.batch
-        self._shipping = _Shipping(call, count, has_main=_has_main(executor), stays=getattr(executor, "stays", True))
+        self._shipping = _Shipping(
+            call, count, has_main=_has_main(executor), stays=getattr(executor, "stays", True) is not False
+        )
         self._executor = executor
         self._report = report
         self._futures: set[Future[Any]] = set()
@@ -87,8 +88,9 @@ class ExecutorWorkers:
     def _submit(self, task: Task, parcel: _Parcel) -> None:
         try:
             future = self._executor.submit(make_calls, parcel)
+            when_done = future.add_done_callback  # what has none is no future, and cannot be cancelled either
             self._futures.add(future)
-            future.add_done_callback(lambda future: self._done(task, parcel, future))
+            when_done(lambda future: self._done(task, parcel, future))
         except Exception as error:
             self._report([(task, self._meaning(error, parcel))])
 
@@ -120,11 +122,9 @@ class ExecutorWorkers:
         """What an exception of the executor's own says of the task."""
         if parcel.fault is not None:
             return parcel.fault
-        names = {kind.__name__ for kind in type(error).__mro__}
+        names = {kind.__name__ for kind in type(error).__mro__} | {str(getattr(error, "ename", ""))}
         if names & _DEATHS:
-            return Died(
-                getattr(error, "exitcode", None), str(error) if type(error) is WorkerDied else quote_error(error)
-            )
+            return Died(getattr(error, "exitcode", None), quote_error(error))
         if isinstance(error, Exception) or "CancelledError" in names:
             return Broken(_broke(self._executor, error))
         return [Fatal(error, is_of_call=False)]
@@ -154,7 +154,7 @@ _REMOTE: Final = frozenset({"loky", "joblib", "ipyparallel", "parsl", "distribut
 def _is_remote(executor: Executor) -> bool:
     """Whether it is known that it pickles what it is given."""
     packages = {kind.__module__.partition(".")[0] for kind in type(executor).__mro__}
-    return _has_main(executor) or bool(packages & _REMOTE) or bool(getattr(executor, "travels", False))
+    return _has_main(executor) or bool(packages & _REMOTE) or getattr(executor, "travels", False) is True
 
 
 # --- on the way ------------------------------------------------------------------------------------------------------
