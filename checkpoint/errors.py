@@ -21,6 +21,7 @@
     ├── WorkerDied           RuntimeError     an item killed the worker process that ran it, time and again
     ├── BrokenWorkers        RuntimeError     worker processes could not start, or a given executor broke
     ├── UnguardedMain        RuntimeError     a worker that imports the main module came upon a map
+    ├── CircularCall         RecursionError   an item's call would wait for its own end
     ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
@@ -45,6 +46,7 @@ __all__ = [
     "BrokenWorkers",
     "CheckpointError",
     "CheckpointLocked",
+    "CircularCall",
     "DamagedRecord",
     "DuplicateKey",
     "ExtraNeeded",
@@ -270,6 +272,10 @@ class BrokenWorkers(CheckpointError, RuntimeError):
 
 class UnguardedMain(CheckpointError, RuntimeError):
     """A worker process imports the main module, and that runs a map: put it under ``if __name__ == "__main__":``."""
+
+
+class CircularCall(CheckpointError, RecursionError):
+    """An item's call maps, directly or through others, over the item that it is the call of: it would never end."""
 
 
 class ExtraNeeded(CheckpointError, ImportError):

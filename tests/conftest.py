@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from promises import NAMES
 
+os.environ.setdefault("CHECKPOINT_LOCK_ORDER", "1")  # read where locks are made, from the first import on
+
 from checkpoint import CheckpointedRunner, clock
 from checkpoint.catalog.registry import REGISTRY
 

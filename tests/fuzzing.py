@@ -57,7 +57,7 @@ else:
 
 from checkpoint.catalog.registry import REGISTRY
 from checkpoint.storage.files import index_path
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 
 __all__ = ["DICTIONARY", "RESULTS", "Wrong", "check_input", "mutate", "place", "split"]
 
@@ -214,7 +214,7 @@ def put_index(content: bytes, journal: Path, data: bytes) -> None:
     assert reader is not None
     known.scan(reader)
     earlier.unlink()
-    known.write(path, reader)
+    known.snapshot().write(path, reader)
     changed = bytearray(path.read_bytes())
     for place, byte in struct.iter_unpack("<HB", after[: len(after) // 3 * 3]):
         changed[place % len(changed)] = byte

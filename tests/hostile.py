@@ -47,7 +47,7 @@ with instrumented:
     from checkpoint import CheckpointedRunner, CheckpointError, checkpointed
     from checkpoint.cli import main
     from checkpoint.storage import index_file as segments
-    from checkpoint.storage.journal import Reader
+    from checkpoint.storage.reader import Reader
     from checkpoint.storage.record import seal
     from checkpoint.values.digests import Digests
     from checkpoint.values.limits import FIELDS as ENVELOPES

@@ -29,9 +29,10 @@ from checkpoint.errors import StoreError
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
 from checkpoint.storage import files, index_file, lock, record
-from checkpoint.storage.index import Index
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.index import Index, IndexScan
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE
 from checkpoint.storage.store import Store
 from checkpoint.storage.writer import Writer
@@ -362,7 +363,9 @@ def checksum_without_the_result(breaker: Breaker) -> None:
 @caught_by("test_journal.py::test_a_damaged_line_damages_no_other[middle--no JSON]")
 def damage_ends_the_journal(breaker: Breaker) -> None:
     """What follows a damaged line counts for nothing."""
-    breaker.replace(Index, "_scan_line", lambda real: lambda self, *line: None if self.damaged else real(self, *line))
+    breaker.replace(
+        IndexScan, "_read_line", lambda real: lambda self, *line: None if self._index.damaged else real(self, *line)
+    )
 
 
 @caught_by("test_runner.py::test_the_last_result_of_a_key_wins")
@@ -385,7 +388,7 @@ def first_record_wins(breaker: Breaker) -> None:
 )
 def forgetting_forgotten(breaker: Breaker) -> None:
     """What was cleared is there again when the checkpoint is opened anew."""
-    breaker.replace(Index, "_scan_line", while_it_runs(forget=nothing))
+    breaker.replace(Index, "scan", while_it_runs(forget=nothing))
 
 
 @caught_by("test_runner.py::test_an_error_never_makes_a_key_done_and_a_success_retires_it")

@@ -40,11 +40,12 @@ from checkpoint.errors import UnbuildableValue, UnencodableValue
 from checkpoint.values import canonical as canonical_module
 from checkpoint.values import codec as codec_module
 from checkpoint.values import envelopes, plain_json
+from checkpoint.values.arrays import counted_bytes
 from checkpoint.values.canonical import canonical
 from checkpoint.values.codec import Codec
-from checkpoint.values.envelopes import REVIVERS
 from checkpoint.values.limits import FIELDS
 from checkpoint.values.plain_json import MAX_DEPTH, decode_foreign
+from checkpoint.values.revivers import REVIVERS
 
 settings.register_profile("codecs", deadline=None)
 settings.load_profile("codecs")
@@ -161,7 +162,7 @@ leaves = st.one_of(
     st.sampled_from([np.float64(1.5), np.float32("nan"), np.int8(-3), np.str_("é"), np.datetime64("2020-01-01", "s")]),
 )
 keys = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.dates())
-tags = [*sorted(envelopes.REVIVERS), "$attrs", "$absent", "$extra", "$private", "$chosen", "$other", "$"]
+tags = [*sorted(REVIVERS), "$attrs", "$absent", "$extra", "$private", "$chosen", "$other", "$"]
 names = st.sampled_from([*tags, "value", "name", "dtype", "shape", "zone", "factory", "x", ""]) | st.text()
 
 
@@ -401,7 +402,7 @@ def test_padding_is_no_part_of_a_value(dtype: np.dtype[Any]) -> None:
 
 def padding(dtype: np.dtype[Any]) -> list[int]:
     """The places of the bytes of an item that are no part of its value."""
-    return [place for place, counts in enumerate(envelopes._mask(np, dtype)) if not counts]
+    return [place for place, counts in enumerate(counted_bytes(np, dtype)) if not counts]
 
 
 def test_numpy_is_imported_for_an_array_alone() -> None:

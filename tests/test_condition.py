@@ -32,7 +32,7 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
 from checkpoint.reporting.status import list_checkpoints, survey
 from checkpoint.storage.condition import fault_of
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import parse, seal
 
 N = 40

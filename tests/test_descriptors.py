@@ -11,7 +11,7 @@ import pytest
 
 from checkpoint import CheckpointedRunner, JournalLost, checkpointed
 from checkpoint.maintenance.compact import compact
-from checkpoint.storage import journal
+from checkpoint.storage import reader as reader_module
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="resource limits are of POSIX")
 
@@ -113,8 +113,8 @@ assert f.options(name="after").map([1], progress=False) == [1]
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """No descriptor is kept that nobody holds."""
-    journal._let_go_of_idle(0)
-    monkeypatch.setattr(journal, "most_idle", lambda: 0)
+    reader_module._let_go_of_idle(0)
+    monkeypatch.setattr(reader_module, "most_idle", lambda: 0)
 
 
 def descriptors(path: Path) -> int:
@@ -130,14 +130,14 @@ def test_an_idle_checkpoint_has_no_descriptor_and_its_results_have_one(tmp_path:
     function = checkpointed("idle", checkpoint_dir=tmp_path)(lambda n: n)
     path = tmp_path / "idle_results.jsonl"
     function.map([1], progress=False)
-    journal._let_go_of_idle(0)
+    reader_module._let_go_of_idle(0)
     assert descriptors(path) == 0
     results = function.map([1], progress=False)
-    journal._let_go_of_idle(0)
+    reader_module._let_go_of_idle(0)
     assert (descriptors(path), results[0]) == (1, 1)
     assert descriptors(tmp_path / "idle_errors.jsonl") == 0, "none of its items failed"
     del results
-    journal._let_go_of_idle(0)
+    reader_module._let_go_of_idle(0)
     assert descriptors(path) == 0
 
 
@@ -177,7 +177,7 @@ def test_a_journal_that_changes_while_it_is_let_go_is_read_anew(tmp_path: Path, 
     function = checkpointed("j", checkpoint_dir=tmp_path, version=None, key=lambda n: n)(lambda n: f"old {n}")
     function.runner.save_result("warm", 1)
     function.map(range(5), progress=False)
-    journal._let_go_of_idle(0)
+    reader_module._let_go_of_idle(0)
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     code += f"import pathlib, test_descriptors as t; t.{change.__name__}(pathlib.Path({str(tmp_path)!r}))"  # type: ignore[attr-defined]
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -192,9 +192,9 @@ def test_results_keep_their_bytes_whatever_is_let_go(tmp_path: Path, change: obj
     """Compacted, cleared or replaced by another process: they were made with these values."""
     function = checkpointed("j", checkpoint_dir=tmp_path)(lambda n: f"old {n}")
     results = function.map(range(5), progress=False)
-    journal._let_go_of_idle(0)
+    reader_module._let_go_of_idle(0)
     change(tmp_path)  # type: ignore[operator]
-    journal._let_go_of_idle(0)
+    reader_module._let_go_of_idle(0)
     assert results == [f"old {n}" for n in range(5)]
 
 
@@ -203,7 +203,7 @@ def test_a_reader_never_reads_another_file_than_its_own(tmp_path: Path) -> None:
     """Not at the same path, not of the same inode number: it says that its file is gone."""
     path = tmp_path / "file"
     path.write_bytes(b"one\n" * 100)
-    reader = journal.Reader.open(path)
+    reader = reader_module.Reader.open(path)
     assert reader is not None
     reader.let_go_when_idle()
     assert reader.pread(4, 0) == b"one\n"

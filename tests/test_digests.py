@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from checkpoint import DuplicateKey, InputChanged, KeyChanged, checkpointed
 from checkpoint.values import keys
-from checkpoint.values.digests import Digests, are_alike, digest_from, halves_of
-from checkpoint.values.keys import item_digest, item_digests, wide_digest_of
+from checkpoint.values.digests import LOW, Digests, are_alike, are_apart, digest_from, halves_of
+from checkpoint.values.keys import item_digest, item_digests
 
 
 def lines(directory: Path, name: str) -> list[dict[str, Any]]:
@@ -23,8 +26,15 @@ def lines(directory: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     """All contents have one digest of 63 bits, as if somebody had found them."""
-    monkeypatch.setattr(keys, "digest_of", lambda _: 5)
-    monkeypatch.setattr(keys, "_digests_of", lambda several: list(map(wide_digest_of, several)))
+
+    class Same:
+        def update(self, data: bytes) -> None:
+            pass
+
+        def digest(self) -> bytes:
+            return (5 << 1).to_bytes(8, "big")
+
+    monkeypatch.setattr(keys, "_HIGH", Same)
 
 
 @pytest.fixture
@@ -179,3 +189,13 @@ def test_many_digests() -> None:
     assert [list(Digests.none(2)), len(Digests.none(3))] == [[0, 0], 3]
     halves = halves_of(b"".join(one.to_bytes(16, "big") for one in several))
     assert list(Digests(*halves)) == several
+
+
+@given(
+    st.lists(st.integers(0, 3).map(lambda n: n * 0x0101010101010101) | st.integers(0, LOW), max_size=20),
+    st.sets(st.integers(0, 3).map(lambda n: n * 0x0101010101010101) | st.integers(0, LOW), max_size=12),
+)
+def test_halves_are_found_as_a_set_finds_them(halves: list[int], wanted: set[int]) -> None:
+    """`are_apart` says what `isdisjoint` says, whichever bytes stand beside each other."""
+    assert are_apart(wanted, array("Q", halves)) is wanted.isdisjoint(halves)
+    assert not are_apart({5}, array("Q", [*halves, 5]))

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from conftest import Ticker, in_time
 
-from checkpoint import BrokenWorkers, checkpointed, clock
+from checkpoint import BrokenWorkers, CheckpointedRunner, checkpointed, clock, locks
 from checkpoint.execution.call import Call
 from checkpoint.execution.coordinator import Coordinator
 from checkpoint.execution.interfaces import Grouping, Parallelism
@@ -378,7 +378,7 @@ class Desk:
 
     name = "desk"
     items: Iterable[Any] = ()
-    in_memory = is_watched = is_crowded = waits_for_medium = False
+    in_memory = is_watched = is_crowded = waits_for_medium = is_shared = False
 
     def __init__(self) -> None:
         self.by: list[tuple[str, list[int]]] = []  # which thread settled which keys
@@ -394,6 +394,13 @@ class Desk:
     def admit(self, item: Any) -> None: ...
 
     def admit_next(self, most: int) -> None: ...
+
+    def begin_when_admitted(self) -> None: ...
+
+    def begin(self, units: list[Unit], _: Any) -> tuple[list[Unit], int]:
+        return units, 0
+
+    def put_off(self, units: list[Unit]) -> None: ...
 
     def settle(self, finished: list[Done]) -> None:
         self.by.append((threading.current_thread().name, [done.unit.key for done in finished]))
@@ -474,27 +481,6 @@ def test_who_reports_when_it_is_over_settles_nothing(at_work: tuple[Coordinator,
     assert [keys for _, keys in desk.by] == [[0]]
 
 
-@pytest.mark.parametrize("locked", [False, True], ids=["while it settles", "under its lock"])
-def test_a_pass_that_is_ended_within_a_deal_does_not_wait_for_it(
-    locked: bool, at_work: tuple[Coordinator, Desk]
-) -> None:
-    """A garbage collection may drop a stream anywhere, so in the thread that the coordinator waits for."""
-    coordinator, desk = at_work
-
-    def end() -> None:
-        assert coordinator.is_dealing_here
-        coordinator.close()
-
-    desk.takes = end
-    if locked:
-        desk.takes = lambda: None
-        desk.is_ended = end
-    assert coordinator.deal_at_once([reported(1)])
-    assert not coordinator.is_dealing_here
-    assert coordinator.stopped
-    assert [keys for _, keys in desk.by] == [[0], [1]]
-
-
 # --- streams that are dropped anywhere -------------------------------------------------------------------------------
 
 
@@ -527,15 +513,6 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str],
     gc.enable()
 
 
-@pytest.fixture
-def handlers_of_before() -> Iterator[None]:
-    """Another thread than the main one cannot put handlers back; tests that follow look at them."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Schedule, "succeeded"), (Journal, "append")]
 
 
@@ -544,7 +521,7 @@ WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Sched
     "options", [{"workers": 4}, {"executor": "processes", "workers": 2}], ids=["threads", "processes"]
 )
 def test_a_stream_may_be_collected_by_the_thread_that_settles(
-    options: dict[str, Any], owner: Any, name: str, collecting: Any, tmp_path: Path, handlers_of_before: None
+    options: dict[str, Any], owner: Any, name: str, collecting: Any, tmp_path: Path
 ) -> None:
     """In the middle of anything: its threads end, and the checkpoint can be mapped over again at once."""
     others = threading.enumerate()
@@ -558,6 +535,125 @@ def test_a_stream_may_be_collected_by_the_thread_that_settles(
     left = {"checkpoint-tend", threading.current_thread().name}
     wait_until(lambda: {thread.name for thread in threading.enumerate() if thread not in others} <= left)
     assert list(f.map([-1, -2], progress=False)) == [-1, -2]
+
+
+PROCESSES: dict[str, Any] = {"workers": 2, "executor": "processes"}
+DROPPED = ["serial", "threads", "processes", "asyncio", "by hand"]
+
+
+def dropped_in_a_cycle(how: str, directory: Path) -> tuple[Any, Any]:
+    """A function, or a runner, and a cycle that holds a pass of it that is under way."""
+    if how == "by hand":
+        runner = CheckpointedRunner("dropped", directory)
+        kept = Kept(runner.iterate(iter(range(10**6))))
+        next(kept.outcomes)
+        return runner, kept
+    options = {"threads": {"workers": 4}, "processes": PROCESSES}.get(how, {})
+    if how != "asyncio":
+        f = checkpointed("dropped", checkpoint_dir=directory)(a_moment)
+        kept = Kept(f.stream(iter(range(10**6)), progress=False, grace=FOREVER / 10, **options))
+        next(kept.outcomes)
+        return f, kept
+
+    @checkpointed("dropped", checkpoint_dir=directory)
+    async def g(n: int) -> int:
+        await asyncio.sleep(0.005)
+        return n
+
+    async def begin() -> Kept:
+        kept = Kept(g.stream(iter(range(10**6)), workers=4, progress=False))
+        await anext(kept.outcomes)
+        return kept
+
+    loop = asyncio.new_event_loop()  # it stands still afterwards, as under a signal handler, or between cells
+    kept = loop.run_until_complete(begin())
+    return (g, loop), kept
+
+
+@pytest.mark.parametrize("where", ["here", "in another thread"])
+@pytest.mark.parametrize("how", DROPPED)
+def test_a_collection_waits_for_nothing_and_takes_no_lock(how: str, where: str, tmp_path: Path) -> None:
+    """While every lock of ours is held by another thread, a pass that is let go of holds up nobody; then it ends."""
+    gc.collect()
+    gc.disable()
+    release, held = threading.Event(), threading.Event()
+
+    def hold_all() -> None:
+        mine = [one for one in gc.get_objects() if isinstance(one, locks._Checked)]
+        with ExitStack() as stack:
+            for one in sorted(mine, key=lambda one: one._rank):
+                one._really.acquire()  # as if it were the only one: two checkpoints have locks of one rank
+                stack.callback(one._really.release)
+            held.set()
+            release.wait(FOREVER)
+
+    try:
+        f, kept = dropped_in_a_cycle(how, tmp_path)
+        holder = threading.Thread(target=hold_all)
+        holder.start()
+        assert held.wait(FOREVER)
+        del kept
+        if where == "here":
+            gc.collect()
+        else:
+            thread = threading.Thread(target=gc.collect)
+            thread.start()
+            thread.join()
+        release.set()
+        holder.join()
+    finally:
+        release.set()
+        gc.enable()
+    if how == "by hand":
+        assert next(iter(f.iterate([-1]))) == -1
+    elif how == "asyncio":
+        g, loop = f
+        assert loop.run_until_complete(g.map([-1], progress=False)) == [-1]
+        loop.close()
+    else:
+        assert list(f.map([-1, -2], progress=False)) == [-1, -2]
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_a_stream_that_is_left_in_a_line_has_ended_in_the_next(engine: str, tmp_path: Path) -> None:
+    """What ran has finished and is saved, and the checkpoint is free for others."""
+    options = {"threads": {"workers": 4}, "processes": PROCESSES}.get(engine, {})
+    f = checkpointed("left", checkpoint_dir=tmp_path)(a_moment)
+    for outcome in f.stream(range(100), progress=False, **options):
+        if outcome.key == 9:
+            break
+    assert not f.runner.records.store.writer.writing
+    assert len(f.results) >= 1
+
+
+def test_a_loop_that_is_closed_ends_what_it_maps(tmp_path: Path) -> None:
+    """The checkpoint is free at once for this process, and for others before long, without a collection."""
+
+    @checkpointed("closed", checkpoint_dir=tmp_path)
+    async def f(n: int) -> int:
+        await asyncio.sleep(0.005)
+        return n
+
+    async def some(count: int) -> None:
+        async for outcome in f.stream(iter(range(10**6)), workers=4, progress=False):
+            if outcome.key > count:
+                await asyncio.sleep(FOREVER)
+
+    def begin() -> Any:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        task = loop.create_task(some(10))
+        loop.run_until_complete(asyncio.sleep(0.1))
+        loop.close()
+        return task
+
+    tasks = [begin(), begin()]
+    assert asyncio.run(f.map([-1], progress=False)) == [-1]
+    tasks.append(begin())
+    wait_until(lambda: not f.runner.records.store.writer.writing)
+    for task in tasks:
+        task._log_destroy_pending = False
+        task.get_coro().close()
 
 
 def a_moment(n: int) -> int:
@@ -588,3 +684,27 @@ def test_a_stream_may_be_collected_by_the_event_loop_that_settles(
         return list(await f.map([-1, -2], workers=2, progress=False))
 
     assert asyncio.run(main()) == [-1, -2]
+
+
+# --- the order of locks ----------------------------------------------------------------------------------------------
+
+
+def test_locks_are_taken_in_one_order() -> None:
+    """Out of turn raises where that might wait; what is held may be taken again, and what may fail may be tried."""
+    first, second = locks.rlock("store"), locks.lock("tending")
+    with first, second, first:
+        assert locks.holding() == ["store", "tending", "store"]
+    with second, pytest.raises(locks.LockOrder, match="store was taken while tending"):
+        first.acquire()
+    with second:
+        assert first.acquire(blocking=False)
+        first.release()
+    assert locks.holding() == []
+
+
+def test_locks_cost_nothing_where_their_order_is_not_checked() -> None:
+    """They are those of `threading`."""
+    script = "import threading, checkpoint.locks as l; print(type(l.lock('pass')) is type(threading.Lock()))"
+    environment = {name: value for name, value in os.environ.items() if name != locks.VARIABLE}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"

@@ -107,7 +107,8 @@ class System:
         for name in self.PATHS:
             patch.setattr(os, name, self._by_path(name))
         patch.setattr(fcntl, "flock", self._by_descriptor("flock"))
-        patch.setattr("checkpoint.storage.journal._pread", os.pread)
+        for room in ("reader", "journal"):
+            patch.setattr(f"checkpoint.storage.{room}.pread", os.pread)
         patch.setattr(os, "open", self._open)
         patch.setattr(os, "close", self._close)
         patch.setattr(os, "fdopen", self._fdopen)

@@ -26,7 +26,7 @@ from checkpoint.errors import UnencodableValue
 from checkpoint.maintenance.check import check
 from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
-from checkpoint.storage import journal
+from checkpoint.storage import journal, reader
 from checkpoint.storage.record import parse
 
 Opener = Callable[..., CheckpointedRunner]
@@ -917,7 +917,7 @@ def test_an_item_whose_worker_segfaults_fails_alone_by_the_signals_name(tmp_path
 @pytest.fixture
 def bad_sector(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """From now on the sector at an offset cannot be read, as the kernel has it: a read that meets it is short."""
-    pread = journal._pread
+    pread = reader.pread
 
     def begin(offset: int) -> None:
         def read(fd: int, size: int, at: int) -> bytes:
@@ -925,7 +925,8 @@ def bad_sector(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return pread(fd, min(size, offset - at) if at < offset else size, at)
 
-        monkeypatch.setattr(journal, "_pread", read)
+        for room in (reader, journal):
+            monkeypatch.setattr(room, "pread", read)
 
     return begin
 

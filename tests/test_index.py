@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from checkpoint import CheckpointedRunner, DamagedRecord
 from checkpoint.storage.index import Index
 from checkpoint.storage.index_file import IndexFile, file_state
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import seal
 from checkpoint.values.digests import LOW
 from checkpoint.values.keys import key_json

@@ -25,6 +25,7 @@ import pytest
 
 import checkpoint
 from checkpoint import BrokenWorkers, CheckpointedRunner, ItemsFailed, Results, TooManyErrors, checkpointed
+from checkpoint.execution import signals as signals_module
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and process groups of POSIX")
 
@@ -536,18 +537,90 @@ def test_handlers_are_put_back_when_a_stream_is_left(engine: str, how: str) -> N
     assert handlers() == before
 
 
-def test_a_stream_that_another_thread_drops_leaves_the_signals_at_work() -> None:
-    """Only the main thread may set handlers: where another one lets go of the generator, they do what they did."""
+class InACycle:
+    """Holds something that only a garbage collection lets go of."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.itself = held, self
+
+
+@pytest.mark.parametrize("how", ["close", "collect"])
+@pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
+def test_a_stream_that_another_thread_drops_leaves_no_handler(engine: str, how: str) -> None:
+    """Only the main thread may set handlers: it does when it next runs, and a later pass is interrupted as ever."""
     before = handlers()
+    passes = Passes(engine, square)
+    gc.disable()
+    try:
+        kept = [InACycle(passes.f.stream(range(100), **passes.options))]
+        next(kept[0].held)
+        if how == "collect":
+            kept.clear()
+        thread = threading.Thread(target=gc.collect if how == "collect" else lambda: kept.pop().held.close())
+        thread.start()
+        thread.join()
+    finally:
+        gc.enable()
+    until("the handlers", lambda: handlers() == before)
+
+
+def test_a_handler_that_no_thread_could_put_back_does_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the main thread cannot be asked, the first signal puts it back, and does what it did."""
+    before = handlers()
+    monkeypatch.setattr(signals_module, "_put_back_soon", lambda: None)
     outcomes: list[Any] = [checkpointed("j")(square).stream(range(9), progress=False)]
     next(outcomes[0])
     thread = threading.Thread(target=lambda: outcomes.pop().close())
     thread.start()
     thread.join()
+    assert handlers() != before
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before[0]
-    signal.signal(signal.SIGTERM, before[1])
+    assert handlers() == before
+
+
+def test_the_first_signal_reaches_every_pass() -> None:
+    """Of two streams that are under way, neither begins anything after it, and both end by it."""
+    one = checkpointed("one")(square).stream(range(9), progress=False)
+    other = checkpointed("other")(square).stream(range(9), workers=2, progress=False)
+    next(one), next(other)
+    signal.raise_signal(signal.SIGINT)
+    for outcomes in (one, other):
+        with pytest.raises(KeyboardInterrupt):
+            list(outcomes)
+
+
+FORKS = """
+import multiprocessing, signal, sys, time
+from checkpoint import checkpointed
+
+@checkpointed("j", version=1)
+def f(n):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    def stands():
+        are = [signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler) for n in (2, 15, 1)]
+        writer.send([are, signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()])
+        time.sleep(100)
+    child = multiprocessing.get_context("fork").Process(target=stands)
+    child.start()
+    told = reader.recv()
+    child.terminate()
+    child.join()
+    return [told, child.exitcode]
+
+if __name__ == "__main__":
+    f.map([1], progress=False, OPTIONS)
+"""
+
+
+@pytest.mark.promise("fork")
+@pytest.mark.parametrize("options", ["workers=1", "workers=2", "workers=2, executor='processes'"])
+def test_what_is_forked_within_a_pass_keeps_no_handler_of_ours(start: Starter, options: str) -> None:
+    """Whichever thread or process forks it: `terminate` ends it at once, and it has nothing to say."""
+    job = start(FORKS.replace("OPTIONS", options))
+    assert job.end() == 0, job.stderr
+    assert job.results() == {1: [[[True] * 3, True], -15]}
+    assert job.stderr == ""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -830,11 +903,93 @@ def ended_by(number):
             return "nothing"
 
 if __name__ == "__main__":
-    ended_by.map([int(signal.SIGTERM), int(signal.SIGHUP)], workers=1, executor="processes", progress=False)
+    ended_by.map([15, 1, 2], workers=1, executor="processes", progress=False)
 """
     job = start(script)
     assert job.end() == 0, job.stderr
-    assert job.results() == {15: -15, 1: -1}
+    assert job.results() == {15: -15, 1: -1, 2: -2}
+
+
+STARTS = """
+import os, subprocess, sys, time
+from checkpoint import checkpointed
+
+@checkpointed("j", version=1, timeout=TIMEOUT)
+def f(n):
+    with subprocess.Popen([sys.executable, "-c", "import os, time; os.fork(); time.sleep(1000)"]) as child:
+        with open("called", "a") as file: file.write(f"{n}\\n")
+        return child.wait()
+
+if __name__ == "__main__":
+    f.map([1], workers=1, executor="processes", progress=False, return_exceptions=True)
+    with open("after", "w") as file: file.write("the pass\\n")
+    while not os.path.exists("end"): time.sleep(0.005)
+"""
+
+
+def started(job: Job) -> list[int]:
+    """What the worker's function has started, and what that has forked."""
+    sleeping = [pid for pid in in_session(job.process.pid) if b"time.sleep(1000)" in command_of(pid)]
+    return [pid for pid in sleeping if b"checkpointed" not in command_of(pid)]
+
+
+def command_of(pid: int) -> bytes:
+    """The process's command line."""
+    try:
+        return Path("/proc", str(pid), "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.promise("the parent of worker processes is killed")
+@linux
+@pytest.mark.parametrize("how", ["a timeout", "the parent is killed", "the worker is killed", "the group is signalled"])
+def test_what_a_worker_has_started_ends_with_it(start: Starter, how: str) -> None:
+    """Processes, and those that they fork."""
+    job = start(STARTS.replace("TIMEOUT", "2" if how == "a timeout" else "None"))
+    job.until("what it starts", lambda: len(started(job)) == 2)
+    if how == "the parent is killed":
+        job.process.kill()
+    elif how == "the worker is killed":
+        _, worker = sorted(filter(is_ours, in_session(job.process.pid)))
+        os.kill(worker, signal.SIGKILL)
+        job.until("the next worker", lambda: len(job.lines("called")) == 2)
+        job.until("no orphan", lambda: len(started(job)) == 2)
+        return
+    elif how == "the group is signalled":
+        os.killpg(job.process.pid, signal.SIGINT)
+    until("no orphan", lambda: not started(job), lambda: str(started(job)))
+
+
+def stopped(pids: list[int]) -> list[bool]:
+    """Whether each of the processes is."""
+    return [Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] == "T" for pid in pids]
+
+
+@linux
+def test_a_job_that_is_stopped_at_a_terminal_stops_as_a_whole_and_goes_on(tmp_path: Path) -> None:
+    """Ctrl-Z and `fg` reach workers and what they have started; a job that no shell could have go on is not stopped."""
+    (tmp_path / "shell.py").write_text(
+        "import os, sys, time\npid = os.fork()\nif not pid:\n    os.setpgid(0, 0)\n"
+        "    os.execv(sys.executable, [sys.executable, 'job.py'])\n"
+        "open('pid', 'w').write(str(pid))\nos.waitpid(pid, 0)\n"
+    )
+    job = Job(tmp_path, STARTS.replace("TIMEOUT", "None"), "shell.py")
+    try:
+        job.until("what it starts", lambda: len(started(job)) == 2)
+        group = int((tmp_path / "pid").read_text())
+        all_of_it = [pid for pid in in_session(job.process.pid) if pid != job.process.pid and not is_tracker(pid)]
+        assert len(all_of_it) == 5
+        for number in (signal.SIGTSTP, signal.SIGCONT, signal.SIGTSTP, signal.SIGCONT):
+            os.killpg(group, number)
+            until("it", lambda: stopped(all_of_it) == [number == signal.SIGTSTP] * 5, lambda: str(stopped(all_of_it)))  # noqa: B023
+    finally:
+        job.close()
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether it is the resource tracker of multiprocessing, which ignores signals."""
+    return b"resource_tracker" in command_of(pid)
 
 
 # --- processes: none is left -----------------------------------------------------------------------------------------
@@ -873,7 +1028,7 @@ LEAVES = {
 @linux
 @pytest.mark.parametrize("leave", LEAVES)
 def test_no_worker_outlives_its_pass(start: Starter, leave: str) -> None:
-    """However a pass ends, its workers end; the process itself may go on for long."""
+    """However a pass ends, its workers end, and what they are forked from; the process itself may go on for long."""
     script = f"""{JOB}
 from checkpoint import BrokenWorkers, ItemsFailed
 class Unloadable:
@@ -899,20 +1054,16 @@ if __name__ == "__main__":
 """
     job = start(script, job={"engine": "processes"})
     job.until("the end of the pass", lambda: job.lines("after"))
-    until("no worker", lambda: not any(map(is_worker, in_session(job.process.pid))))
+    until("no worker", lambda: not any(map(is_ours, in_session(job.process.pid))))
     (job.directory / "end").touch()
     assert job.end() == 0, job.stderr
     until("no process", lambda: not in_session(job.process.pid))
     assert job.stderr == ""
 
 
-def is_worker(pid: int) -> bool:
-    """Whether it is a child of the fork server: that one, and a resource tracker, stay until the parent ends."""
-    try:
-        parent = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1]
-        return b"forkserver" in Path("/proc", parent, "cmdline").read_bytes()
-    except OSError:
-        return False
+def is_ours(pid: int) -> bool:
+    """Whether it is a worker, or what workers are forked from."""
+    return b"fork_server" in command_of(pid)
 
 
 SUSPENDED = {

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, StoreError
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, parse, seal
 
 # Every kind of key, the characters that other readers split lines at, and a record longer than the others.
@@ -420,7 +421,8 @@ class Disk:
         self.calls: list[str] = []
         for call in ("write", "ftruncate", "fdatasync", "fsync", "pread"):
             patch.setattr(os, call, self._wrap(call, getattr(os, call)))
-        patch.setattr("checkpoint.storage.journal._pread", os.pread)
+        for room in ("reader", "journal"):
+            patch.setattr(f"checkpoint.storage.{room}.pread", os.pread)
 
     def _wrap(self, call: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(fd: int, *arguments: Any) -> Any:

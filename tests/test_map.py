@@ -34,7 +34,6 @@ import checkpoint
 from checkpoint import (
     BatchCheckpointedRunner,
     CheckpointedRunner,
-    CheckpointLocked,
     DuplicateKey,
     InputChanged,
     InvalidKey,
@@ -1615,7 +1614,7 @@ def test_results_cleared_while_the_pass_runs_are_missed(mapper: Maker) -> None:
     assert m.map([0, 1, 2, 3]) == [0, 1, 2, 3]
 
 
-# --- one pass at a time ----------------------------------------------------------------------------------------------
+# --- passes inside of passes -----------------------------------------------------------------------------------------
 
 
 def test_a_map_may_map_another_checkpoint(mapper: Maker) -> None:
@@ -1626,23 +1625,11 @@ def test_a_map_may_map_another_checkpoint(mapper: Maker) -> None:
     assert inner.calls == [0, 1, 2, 3]
 
 
-def test_a_map_of_the_same_checkpoint_inside_it_is_refused() -> None:
-    """It could not be said which pass an item belongs to: the inner call fails, the outer pass goes on."""
-    f: Any = checkpointed("same")(lambda n: f.map([n - 1], progress=False)[0] if n else 0)
-    with pytest.raises(ItemsFailed) as caught:
-        f.map([0, 1], progress=False)
-    assert [type(one) for one in caught.value.exceptions] == [CheckpointLocked]
-
-
-def test_two_passes_at_once_are_refused() -> None:
-    """The second one gets `CheckpointLocked`, and says since when the first runs."""
-    f = checkpointed("two")(square)
-    stream = f.stream([1, 2], progress=False)
-    next(stream)
-    with pytest.raises(CheckpointLocked, match="finish or close it first"):
-        f.map([1])
-    del stream
-    assert f.map([1, 2], progress=False) == [1, 4]
+def test_a_map_may_map_its_own_checkpoint_inside_it() -> None:
+    """What the inner one computes is there for the outer one."""
+    f: Any = checkpointed("same")(lambda n: f.map([n - 1, n - 2], progress=False) and n if n > 1 else n)
+    assert f.map([5, 4, 3], progress=False) == [5, 4, 3]
+    assert sorted(f.results) == [0, 1, 2, 3, 4, 5]
 
 
 def test_what_another_process_finishes_before_this_one_writes_is_not_run_again() -> None:

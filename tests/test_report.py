@@ -32,7 +32,7 @@ from checkpoint.reporting import report
 from checkpoint.reporting.history import RunHistory, Timeline
 from checkpoint.reporting.report import write_report
 from checkpoint.reporting.tables import export
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import seal
 
 MONDAY = datetime(2026, 3, 9, 8, 0, tzinfo=UTC)

@@ -38,7 +38,7 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.reporting.history import gather
 from checkpoint.reporting.status import list_checkpoints, survey
 from checkpoint.storage.index import Index
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import seal
 from checkpoint.storage.store import Entry, Store
 from checkpoint.values.keys import Key, key_json

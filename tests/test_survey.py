@@ -18,7 +18,7 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.reporting import status
 from checkpoint.reporting.status import Observer, Summary, Survey, failures, list_checkpoints
 from checkpoint.reporting.words import ago, span
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import seal
 from checkpoint.values.keys import version_digest
 

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from checkpoint import BrokenWorkers, InvalidOption, Retry, StoreError, checkpointed
+from checkpoint.execution import fork_server, worker_process
 from checkpoint.execution import pipes as pipes_module
 from checkpoint.execution import processes as processes_module
-from checkpoint.execution import worker_process
 from checkpoint.execution.call import Call
 from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.interfaces import Died, Task, Unsent
@@ -290,7 +290,7 @@ def whole_messages(reader: Any, writer: Any) -> None:
 def by_messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages that come in parts; and those of Windows, with what waits for them there."""
     if request.param == "whole":
-        monkeypatch.setattr(processes_module, "make_pipe", pipes_module._WholePipe)
+        monkeypatch.setattr(fork_server, "make_pipe", pipes_module._WholePipe)
         monkeypatch.setattr(worker_process, "make_pipe", pipes_module._WholePipe)
         monkeypatch.setattr(processes_module, "make_selector", pipes_module._Waiter)
         monkeypatch.setattr(processes_module, "serve", whole_messages)
@@ -431,7 +431,7 @@ def test_a_process_that_stops_while_it_sends_holds_nobody_up() -> None:
         assert "stopped" not in them.told
 
         def is_told() -> bool:
-            os.kill(process.process._process.pid, signal.SIGCONT)  # it may be only about to stop
+            os.kill(process.process.pid, signal.SIGCONT)  # it may be only about to stop
             return "stopped" in them.told
 
         until(is_told)
@@ -447,13 +447,13 @@ def test_a_process_that_stops_before_it_has_been_given_all_holds_nobody_up() -> 
         Path("go").touch()
         them.until_told("a", "b")
         stopped = next(iter(them.processes._all))
-        os.kill(stopped.process._process.pid, signal.SIGSTOP)
+        os.kill(stopped.process.pid, signal.SIGSTOP)
         them.start(big=b"x" * 5_000_000, huge=b"x" * 6_000_000)
         until(lambda: them.told and len(them.processes._busy) == 1)
         them.start(**{str(n): n for n in range(20)})
         assert them.until_told(*map(str, range(20))) == [*range(20)]
         assert len(them.told.keys() & {"big", "huge"}) == 1
-        os.kill(stopped.process._process.pid, signal.SIGCONT)
+        os.kill(stopped.process.pid, signal.SIGCONT)
         assert them.until_told("big", "huge") == [5_000_000, 6_000_000]
 
 
@@ -466,7 +466,7 @@ def test_what_is_not_all_there_in_time_is_no_answer(number: int) -> None:
         until(lambda: them.processes._busy)
         (process,) = them.processes._all
         until(lambda: process.pipe._has_size and process.pipe._missing < 50_000_000)
-        os.kill(process.process._process.pid, number)
+        os.kill(process.process.pid, number)
         (told,) = them.until_told("stopped")
         if number == signal.SIGKILL:
             assert told == Died(-signal.SIGKILL)
@@ -594,7 +594,7 @@ def test_processes_that_are_closed_twice_or_never_asked_are_closed() -> None:
 @posix
 def test_no_process_and_no_descriptor_is_left_open() -> None:
     """Whether they were idle, at work, or killed for being late."""
-    with hired(act, 2) as warm:  # the fork server, and what it needs, stays
+    with hired(act, 2) as warm:  # the resource tracker of multiprocessing stays
         warm.start(a=1)
         warm.until_told("a")
     del warm
@@ -605,15 +605,8 @@ def test_no_process_and_no_descriptor_is_left_open() -> None:
             (pid,) = them.until_told("a")
             if timeout is not None:
                 them.until_told("late")
-        processes = [process.process._process for process in them.processes._all]
-        for process in processes:
-            process.join(DEADLINE)
-            assert process.exitcode is not None
         until(lambda: is_gone(pid))  # noqa: B023
-        del them, processes, process
-        import multiprocessing
-
-        multiprocessing.active_children()
+        del them
     if before:
         until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
@@ -787,8 +780,8 @@ def test_a_thread_that_cannot_be_had_is_told_as_that(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its pipes have no paths")
-def test_a_directory_for_temporary_files_with_too_long_a_path_is_told_as_that(tmp_path: Path) -> None:
-    """A scheduler makes some; the message names the variable."""
+def test_a_directory_for_temporary_files_may_have_a_long_path(tmp_path: Path) -> None:
+    """A scheduler makes some that are too long for sockets."""
     long = tmp_path / ("t" * 120)
     long.mkdir()
     (tmp_path / "job.py").write_text(
@@ -799,7 +792,7 @@ def test_a_directory_for_temporary_files_with_too_long_a_path_is_told_as_that(tm
         [sys.executable, "job.py"],
         cwd=tmp_path, env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert ran.stdout == "[0, 1, 2, 3]\n" or "set TMPDIR to a shorter one" in ran.stderr.splitlines()[-1]
+    assert ran.stdout == "[0, 1, 2, 3]\n", ran.stderr
 
 
 # --- CPUs, and threads of arithmetic ---------------------------------------------------------------------------------
@@ -851,7 +844,7 @@ def test_workers_bound_the_threads_of_arithmetic(monkeypatch: pytest.MonkeyPatch
 
 
 def test_libraries_that_were_loaded_earlier_are_bound_too() -> None:
-    """As in a worker that is forked from a server which has imported numpy."""
+    """As in a worker that imports the main module before it is told its environment."""
     pytest.importorskip("threadpoolctl")
     program = (
         "import os, numpy, threadpoolctl\n"

@@ -62,13 +62,15 @@ class Dispatch:
             timeout=options.timeout,
             travels=travels,
             agreement=agreement,
+            keys=running.in_flight,
+            tells_items=not self._is_serial,
         )
         self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))
 
     def run(self) -> Iterator[None]:
         """Make the calls: here, on threads, on processes, or on an executor."""
         executor, workers = self._given.get("executor"), self._given.get("workers")
-        if executor is None and workers in (None, 1):
+        if self._is_serial:
             return serial(self.running, self._call, self._schedule, self._parallelism(1))
         make_workers: Callable[[Report], Workers] = partial(Threads, self._call, workers or 1)
         if executor == "processes":
@@ -82,6 +84,11 @@ class Dispatch:
             make_workers = partial(ExecutorWorkers, self._call, executor, workers)
         parallelism = self._parallelism(workers or 1)
         return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
+
+    @property
+    def _is_serial(self) -> bool:
+        """Whether one call is made at a time."""
+        return self._given.get("executor") is None and self._given.get("workers") in (None, 1)
 
     def run_async(self, opened: ExitStack) -> AsyncIterator[None]:
         """Make the calls on tasks of the running event loop."""

@@ -5,11 +5,9 @@ A face is mixed into a proxy, which says what function it stands for; everything
 
 from __future__ import annotations
 
-import atexit
 import inspect
 import logging
 import os
-import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -34,6 +32,7 @@ from checkpoint.catalog.paths import Directory
 from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.errors import CheckpointError, InvalidOption, ItemError, plural, quote
 from checkpoint.execution.call import is_in_call
+from checkpoint.execution.leaving import Stream, Suspended
 from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
 from checkpoint.execution.processes import refuse_while_importing_main
 from checkpoint.outcomes import Outcome
@@ -53,6 +52,7 @@ log = logging.getLogger("checkpoint")
 _CURRENT: Any = object()  # the version of the function itself
 
 if TYPE_CHECKING:
+    from checkpoint.catalog.view import VersionView
     from checkpoint.provenance.agreement import Agreement
     from checkpoint.provenance.drift import Lineage
     from checkpoint.provenance.fingerprint import Fingerprint
@@ -338,25 +338,27 @@ class Face(Generic[R], _Parts):
             >>> named.plan([1, 2]).done
             2
         """
-        from checkpoint.catalog.decisions import (
-            accept_code,
-            accept_items,
-            accept_version,
-            check_version,
-            convert_version,
-        )
+        from checkpoint.catalog.decisions import accept_code, accept_items
 
         records, code = self.runner.records, self._fingerprint()
-        if version is _CURRENT:
-            if convert is not None:
-                raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
+        if version is not _CURRENT:
             if items is not None:
-                options = self._self_options
-                digest_of = digest_function(options.input)
-                return accept_items(records, items_of(items), key_function(options.key), digest_of)
-            return 0 if code is None else sum(accept_code(records, code.digest).values())
+                raise InvalidOption("accept takes items or version=, and not both: each decides something else")
+            return self._accept_version(records, code, version, convert)
+        if convert is not None:
+            raise InvalidOption("convert= goes with version=: accept(version=None, convert=…)")
         if items is not None:
-            raise InvalidOption("accept takes items or version=, and not both: each decides something else")
+            options = self._self_options
+            digest_of = digest_function(options.input)
+            return accept_items(records, items_of(items), key_function(options.key), digest_of)
+        return 0 if code is None else sum(accept_code(records, code.digest).values())
+
+    def _accept_version(
+        self, records: VersionView, code: Fingerprint | None, version: Any, convert: Callable[[Any], Any] | None
+    ) -> int:
+        """The results of another version count for the current one, as they are or converted; how many do."""
+        from checkpoint.catalog.decisions import accept_code, accept_version, check_version, convert_version
+
         old = records.open().digest_of_version(version)
         check_version(records, old, version)
         if convert is None:
@@ -457,9 +459,7 @@ class SyncFace(Face[R]):
         Raises:
             TooManyErrors: as in `map`.
         """
-        outcomes = self._outcomes(items, options)
-        _streams.add(outcomes)
-        return outcomes
+        return Stream(self._self_options.name, self._outcomes(items, options))
 
     def _outcomes(self, items: Iterable[Any], options: PassOptions) -> Generator[Outcome[R], None, None]:
         with self._pass(items, options, collect=True) as work:
@@ -468,47 +468,34 @@ class SyncFace(Face[R]):
                 yield from running.take()
             yield from running.take()
             raise_verdict(running)
-            running.check_drawn()
+            running.input.check_drawn()
 
 
-_streams: weakref.WeakSet[Any] = weakref.WeakSet()  # that may be suspended
-
-
-def _end_streams() -> None:
-    """At exit, while threads still run: later, who lets go of a stream would wait for them for ever."""
-    for stream in list(_streams):
-        try:
-            stream.close()
-        except ValueError:  # another thread is at it
-            pass
-
-
-atexit.register(_end_streams)
-
-
-class _Dropping(AsyncIterator[T]):
-    """An async generator whose resources are let go as soon as its consumer drops it.
+class _AsyncStream(Suspended, AsyncIterator[T]):
+    """What an async generator yields; what it has open is let go as soon as its consumer drops it.
 
     Dropped alone, it would be closed by its event loop, some time later: until then the checkpoint would be locked.
     """
 
-    def __init__(self, outcomes: AsyncGenerator[T, None], opened: ExitStack) -> None:
-        self._outcomes = outcomes
-        self._opened = opened
-        _streams.add(self)
+    __slots__ = ("_outcomes",)
+
+    def __init__(self, name: str, outcomes: AsyncGenerator[T, None], opened: ExitStack) -> None:
+        super().__init__(name, opened)
+        self._outcomes: Any = outcomes
 
     async def __anext__(self) -> T:
-        return await anext(self._outcomes)
+        self.hold()
+        try:
+            return await anext(self._outcomes)
+        except BaseException:
+            if self._outcomes.ag_frame is None:
+                self.let_go()
+            raise
 
     async def aclose(self) -> None:
         """Close the generator."""
         await self._outcomes.aclose()
-
-    def close(self) -> None:
-        """Let go of all that it holds."""
-        self._opened.close()
-
-    __del__ = close
+        self.let_go()
 
 
 class AsyncFace(Face[R]):
@@ -526,7 +513,9 @@ class AsyncFace(Face[R]):
         self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
     ) -> Results[Any]:
         """The `map` of a plain function, awaited: ``await f.map(items)``."""
-        with self._pass(items, options, is_async=True) as work, ExitStack() as opened:
+        opened = ExitStack()
+        with Suspended(self._self_options.name, opened):
+            work = opened.enter_context(self._pass(items, options, is_async=True))
             async for _ in work.run_async(opened):
                 pass
             await work.running.uploaded()
@@ -535,7 +524,7 @@ class AsyncFace(Face[R]):
     def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
         """The `stream` of a plain function: ``async for outcome in f.stream(items)``."""
         opened = ExitStack()
-        return _Dropping(self._outcomes(opened, items, options), opened)
+        return _AsyncStream(self._self_options.name, self._outcomes(opened, items, options), opened)
 
     async def _outcomes(
         self, opened: ExitStack, items: Iterable[Any], options: PassOptions
@@ -550,4 +539,4 @@ class AsyncFace(Face[R]):
                 yield outcome
             await running.uploaded()
             raise_verdict(running)
-            running.check_drawn()
+            running.input.check_drawn()

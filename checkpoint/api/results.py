@@ -373,7 +373,7 @@ def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
         JournalLost: results of this pass were cleared while it ran.
     """
     raise_verdict(running)
-    running.check_drawn()
+    running.input.check_drawn()
     results: Results[Any] = Results(running)
     if lost := results._not_run():
         raise JournalLost(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from checkpoint.catalog.paths import check_name, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, Unsaved, VersionView
 from checkpoint.errors import InvalidOption, quote
+from checkpoint.execution.caller import caller
+from checkpoint.execution.leaving import Stream, wait_for_left
 from checkpoint.execution.policies import Durability, check_choice
-from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.passes.pipeline import Pass
 from checkpoint.passes.settings import PassSettings
-from checkpoint.values.keys import KeyFunction, key_function, plain_key
+from checkpoint.values.keys import Key, KeyFunction, key_function, plain_key
 
 if TYPE_CHECKING:
     from checkpoint.outcomes import Uploaded
@@ -65,7 +69,8 @@ class CheckpointedRunner:
     ) -> None:
         self.name = check_name(name)
         check_choice("durability", durability, Durability)
-        self._pass: Pass | None = None
+        self._passes: list[Pass] = []  # that run
+        self._latest: Pass | None = None  # the one that began last, as long as it runs
         self._last: tuple[int, int | None] | None = None
         self.records = VersionView(
             self.name,
@@ -98,7 +103,7 @@ class CheckpointedRunner:
         """
         if type(key) is not str:
             key = plain_key(key)
-        running = self._pass
+        running = self._pass_of(key) if self._passes else None
         if running is None:
             self.records.save(key, result, 0)
         else:
@@ -114,10 +119,14 @@ class CheckpointedRunner:
         """
         key = plain_key(key)
         failure = describe_exception(error) if isinstance(error, BaseException) else Failure(str(error))
-        running = self._pass
+        running = self._pass_of(key) if self._passes else None
         self.records.save_failure(key, failure, 0 if running is None else running.digest_for(key))
         if running is not None:
             running.saved_by_hand(key, failed=True)
+
+    def _pass_of(self, key: Key) -> Pass:
+        """The pass that handed the key out; of none of them, the one that began last."""
+        return next((one for one in self._passes if key in one.in_flight.units), self._passes[-1])
 
     # reading
 
@@ -155,9 +164,9 @@ class CheckpointedRunner:
         return Unsaved(self.records)
 
     def progress(self) -> tuple[int, int | None]:
-        """(completed, total): of the last pass; before one, all results, and the total that meta knows."""
-        if self._pass is not None:
-            return self._pass.tally.completed, self._pass.input.total
+        """(completed, total): of the pass that began last; before one, all results, and the total that meta knows."""
+        if self._latest is not None:
+            return self._latest.tally.completed, self._latest.input.total
         if self._last is not None:
             return self._last
         checkpoint = self.records.open()
@@ -203,43 +212,68 @@ class CheckpointedRunner:
 
         Raises:
             InvalidKey, DuplicateKey: naming the item, before it is yielded.
-            CheckpointLocked: another process, or another pass of this one, is at work on it.
+            CheckpointLocked: another process is at work on it.
         """
-        for _, item in self._admitted(items, key_fn):
-            yield item
+        batches = self._handed_out(items, PassSettings(key_function(key_fn)))
+        return Stream(self.records.name, (item for _, batch in batches for item in batch))
 
-    def _admitted(
-        self, items: Iterable[T], key_fn: str | KeyFunction | None, desc: str | None = None, *, show: bool = False
-    ) -> Iterator[tuple[Pass, T]]:
-        """(pass, item) for each item to run; `save_result` and `save_error` settle it."""
-        settings = PassSettings(key_function(key_fn), progress=show, desc=desc)
+    def _handed_out(
+        self, items: Iterable[T], settings: PassSettings, size: int = 1
+    ) -> Generator[tuple[Pass, list[T]], None, None]:
+        """(pass, items to run) for each batch; `save_result` and `save_error` settle them.
+
+        What another pass of this process is at comes when that is over, if it has no result then.
+        """
+        back: SimpleQueue[Unit] = SimpleQueue()
         with self.start_pass(items, settings) as running:
-            for item in running.items:
-                if running.admit(item) is not None:
-                    yield running, item
+            parked, batch = 0, []
+            units = self._units(running)
+            while True:
+                batch = list(islice(units, size))
+                if not batch and parked:
+                    batch, parked = [back.get()], parked - 1
+                if not batch:
+                    break
+                ours, ended = running.hand_out(batch, back.put)
+                parked += len(batch) - len(ours) - ended
+                if ours:
+                    yield running, [unit.item for unit in ours]
                     running.moved_on()
-            running.check_drawn()
+            running.input.check_drawn()
+
+    @staticmethod
+    def _units(running: Pass) -> Iterator[Unit]:
+        for item in running.items:
+            if (unit := running.admit(item)) is not None:
+                yield unit
 
     @contextmanager
     def start_pass(
         self, items: Iterable[Any], settings: PassSettings, lineage: Lineage | None = None
     ) -> Iterator[Pass]:
         """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
-        with self.records.open().a_pass():
+        self.records.refuse_if_closed()
+        if caller() is None:  # a call of the pass that ends is waited for by its end
+            wait_for_left(self.records.name)
+        with self.records.checkpoint.a_pass():  # which brings it up to date
             self.records.pin()
             try:
-                running = self._pass = Pass(self.records, items, settings, lineage)
+                running = Pass(self.records.of_pass(), items, settings, lineage)
             except BaseException:  # what is given for items runs code of the user's
                 self.records.unpin()
                 raise
+            self._passes.append(running)
+            self._latest = running
             try:
                 running.prepare()
                 yield running
             except (KeyboardInterrupt, SystemExit) as error:
-                running.tell_interrupted(error)
+                running.tally.tell_interrupted(error, running.input.total)
                 raise
             finally:
-                self._pass, self._last = None, (running.tally.completed, running.input.total)
+                if running is self._latest:
+                    self._latest, self._last = None, (running.tally.completed, running.input.total)
+                self._passes.remove(running)
                 self.records.unpin()
                 running.close()
 
@@ -298,8 +332,9 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         Yields:
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
-        for running, item in self._admitted(items, key_fn, desc, show=True):
-            yield running.input.drawn, running.input.total, item
+        handed_out = self._handed_out(items, PassSettings(key_function(key_fn), progress=True, desc=desc))
+        steps = ((running.input.drawn, running.input.total, item) for running, (item,) in handed_out)
+        return Stream(self.records.name, steps)
 
     def iterate_batches(
         self, items: Iterable[T], key_fn: str | KeyFunction | None = None, batch_size: int = 32
@@ -314,15 +349,4 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
         settings = PassSettings(key_function(key_fn), overlapping=True)
-        with self.start_pass(items, settings) as running:
-            batch: list[T] = []
-            for item in running.items:
-                if running.admit(item) is not None:
-                    batch.append(item)
-                if len(batch) == batch_size:
-                    yield batch
-                    running.moved_on()
-                    batch = []
-            if batch:
-                yield batch
-            running.check_drawn()
+        return Stream(self.records.name, (batch for _, batch in self._handed_out(items, settings, batch_size)))

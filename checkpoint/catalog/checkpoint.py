@@ -205,14 +205,11 @@ class Checkpoint:
 
     @contextmanager
     def a_pass(self) -> Iterator[None]:
-        """One pass at a time on one checkpoint; the lock is let go when it ends.
-
-        Raises:
-            CheckpointLocked: another pass of this process is running.
-        """
+        """A pass runs, beside others of this process; the lock is let go when the last one ends."""
+        is_first = not self.store.writer.in_pass
         with self.store.writer.a_pass():
             self.refresh()
-            if self.store.writer.writing:  # what was saved by hand just now: then `refresh` leaves it at that
+            if is_first and self.store.writer.writing:  # saved by hand just now: then `refresh` leaves it at that
                 self._refresh_theirs()
             yield
 

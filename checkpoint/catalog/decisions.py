@@ -19,7 +19,7 @@ from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.schemas import fits, spell
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, InvalidOption, plural, quote
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, Record, seal, with_fields
 from checkpoint.storage.store import Entry
 from checkpoint.values.codec import Codec
@@ -231,12 +231,7 @@ def convert_version(records: VersionView, old: str, convert: Callable[[Any], Any
         for reader, offset, key, record in list(checkpoint.results.sound_places(old, lambda: None)):
             if _is_there(checkpoint, version, key, record):
                 continue
-            value = _plain_value(reader, offset, record)
-            try:
-                made = convert(value)
-            except Exception as error:
-                error.add_note(f"while the result of key {quote(key)} of version {quote(old or None)} was converted")
-                raise
+            made = _converted(convert, _plain_value(reader, offset, record), key, old)
             _refuse_plain(records, key, made)
             digest = digest_from(record.input or "0")
             line = with_fields(records.result_line(key, records.encode(made), digest), b',"from":"%b"' % old.encode())
@@ -250,6 +245,15 @@ def convert_version(records: VersionView, old: str, convert: Callable[[Any], Any
         if loose:
             checkpoint.store.append_loose(loose)
         return count + len(loose)
+
+
+def _converted(convert: Callable[[Any], Any], value: Any, key: Key, version: str) -> Any:
+    """The new value; an error of the user's function names the result that it was given."""
+    try:
+        return convert(value)
+    except Exception as error:
+        error.add_note(f"while the result of key {quote(key)} of version {quote(version or None)} was converted")
+        raise
 
 
 def _refuse_plain(records: VersionView, key: Key, made: Any) -> None:

@@ -22,9 +22,9 @@ from checkpoint import clock
 from checkpoint.catalog.shards import Shard, hash_of
 from checkpoint.errors import DamagedRecord
 from checkpoint.storage.index import Place
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.notes import Notes
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import Digests
 from checkpoint.values.keys import Key, identity

@@ -13,13 +13,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
+from checkpoint import locks
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import StoreClosed, StoreError
-from checkpoint.storage.journal import most_idle
+from checkpoint.storage.reader import most_idle
 from checkpoint.storage.writer import Writer
 
 __all__ = ["REGISTRY", "Registry", "open_checkpoint"]
@@ -30,16 +32,38 @@ _EVERY = 0.5  # seconds between two rounds of the thread
 _FILES_OF_A_WRITER = 12  # it has half as many open, and others stay open beside it
 
 
+class Attachment:
+    """What one user holds of a checkpoint.
+
+    Args:
+        finalizer: detaches the user when it is collected.
+        let_go: detaches it here.
+    """
+
+    def __init__(self, finalizer: weakref.finalize[..., object], let_go: Callable[[], None]) -> None:
+        self._finalizer, self._let_go = finalizer, let_go
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the user is attached."""
+        return self._finalizer.alive
+
+    def __call__(self) -> None:
+        """Let go of the checkpoint, once."""
+        if self._finalizer.detach() is not None:
+            self._let_go()
+
+
 class Registry:
     """The checkpoints of a process: the open ones, the thread that maintains them, and what is to be done at exit."""
 
     def __init__(self) -> None:
         self._opened: dict[tuple[str, str], Checkpoint] = {}
         self._told: dict[tuple[str, str], set[tuple[str, str]]] = {}  # by path: stores come and go
-        self._lock = threading.RLock()  # a collection inside it may finalize another runner, which takes it again
+        self._lock = locks.rlock("registry")
         self._tended: set[Writer] = set()
         self._thread: threading.Thread | None = None
-        self._tend_lock = threading.Lock()
+        self._tend_lock = locks.lock("tending")
         self._wake = threading.Event()
         self._is_ending = False
         self._ends_early = False
@@ -50,8 +74,8 @@ class Registry:
 
     # one checkpoint for each path
 
-    def open(self, name: str, directory: Path, user: object, shard: Shard = ALL) -> Callable[[], None]:
-        """Attach `user` to the checkpoint of that path and shard, as its `checkpoint`; returns what detaches it, once.
+    def open(self, name: str, directory: Path, user: object, shard: Shard = ALL) -> Attachment:
+        """Attach `user` to the checkpoint of that path and shard, as its `checkpoint`; returns what detaches it.
 
         It is closed when its last user is detached or collected.
         """
@@ -63,21 +87,25 @@ class Registry:
             opened.users += 1
             self._opened[path] = opened
         user.checkpoint = opened  # type: ignore[attr-defined]
-        return weakref.finalize(user, self._detach, path, opened)
+        finalizer = weakref.finalize(user, self._detach, path, opened)
+        return Attachment(finalizer, partial(self._let_go, path, opened))
 
     def _detach(self, path: tuple[str, str], opened: Checkpoint) -> None:
+        """Let go of a checkpoint that one user less has; a collection may come upon that user anywhere."""
+        if locks.may_be_held(sys._getframe()):
+            locks.elsewhere(partial(self._let_go, path, opened), "checkpoint-close")
+        else:
+            self._let_go(path, opened)
+
+    def _let_go(self, path: tuple[str, str], opened: Checkpoint) -> None:
         with self._lock:
             opened.users -= 1
             if opened.users:
                 return
-        if opened.store.replica.is_remote and _is_uploading_thread():
-            # A collection may run anywhere, and closing waits for just this thread.
-            close = threading.Thread(
-                target=self._close_unused, args=(path, opened), name="checkpoint-close", daemon=True
-            )
-            close.start()
-            return
-        self._close_unused(path, opened)
+        if opened.store.replica.is_remote and _is_uploading_thread():  # closing waits for just this thread
+            locks.elsewhere(partial(self._close_unused, path, opened), "checkpoint-close")
+        else:
+            self._close_unused(path, opened)
 
     def _close_unused(self, path: tuple[str, str], opened: Checkpoint) -> None:
         try:
@@ -169,7 +197,7 @@ class Registry:
 
     def after_fork(self) -> None:
         """In a forked child: drop what the parent has open."""
-        self._lock, self._tend_lock, self._thread = threading.RLock(), threading.Lock(), None
+        self._lock, self._tend_lock, self._thread = locks.rlock("registry"), locks.lock("tending"), None
         for opened in self._opened.values():
             opened.after_fork()
         self._opened.clear()
@@ -188,7 +216,7 @@ def _is_uploading_thread() -> bool:
     asyn = sys.modules.get("fsspec.asyn")
     loop_thread = asyn.iothread[0] if asyn is not None else None
     current = threading.current_thread()
-    return current is loop_thread or current.name.startswith("checkpoint-")
+    return current is loop_thread or current.name == "checkpoint-upload"
 
 
 REGISTRY = Registry()

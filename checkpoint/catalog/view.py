@@ -10,8 +10,9 @@ import base64
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -36,8 +37,8 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Failure
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import key_of
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry, Store
@@ -100,7 +101,7 @@ class VersionView:
         codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
-        self._pinned = False
+        self._pins = 0  # passes
         self._session = os.urandom(4).hex().encode()
         self._stamp = clock.Stamper()
         self._code = b""
@@ -109,7 +110,8 @@ class VersionView:
         self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
         if not self._follows:
             version_digest(version, "version", name)  # it is refused before any file is opened
-        self._detach: Callable[[], None] | None = open_checkpoint(name, directory, self, shard)
+        self._whole: VersionView | None = None
+        self._attachment = open_checkpoint(name, directory, self, shard)
         self.store = self.checkpoint.store
         digest = "" if self._follows else self.checkpoint.digest_of_version(version)
         if digest:
@@ -164,13 +166,19 @@ class VersionView:
 
     def pin(self) -> None:
         """A pass begins: stay with the version of the last record as it is now, until `unpin`."""
-        if self._follows:
+        if self._follows and not self._pins:
             self._follow()
-        self._pinned = True
+        self._pins += 1
 
     def unpin(self) -> None:
         """The pass is over."""
-        self._pinned = False
+        self._pins -= 1
+
+    def of_pass(self) -> VersionView:
+        """The same records, for one pass: several may save what different code computed."""
+        view = copy(self)
+        view._whole = self  # when that is collected its files are closed
+        return view
 
     def _follow(self) -> None:
         """Where no version was named: go over to that of the last record, and say so; until something is saved."""
@@ -188,26 +196,25 @@ class VersionView:
         Raises:
             StoreClosed: `close` was called.
         """
-        self._refuse_if_closed()
+        self.refuse_if_closed()
         self.checkpoint.refresh(*(() if self._follows else keys))
-        if self._follows and not self._pinned:
+        if self._follows and not self._pins:
             self._follow()
         return self.checkpoint
 
-    def _refuse_if_closed(self) -> None:
-        if self._detach is None:
+    def refuse_if_closed(self) -> None:
+        """Raise `StoreClosed` if `close` was called."""
+        if self.closed:
             raise StoreClosed(f"the runner of checkpoint {self.name!r} was closed; make a new one")
 
     def close(self) -> None:
         """Let go of the store."""
-        detach, self._detach = self._detach, None
-        if detach is not None:
-            detach()
+        self._attachment()
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._detach is None
+        return not self._attachment.is_held
 
     # saving
 
@@ -219,7 +226,7 @@ class VersionView:
             StoreError: it is not on disk; `.unsaved` holds it.
         """
         try:
-            if self._follows or self._detach is None:
+            if self._follows or not self._attachment.is_held:
                 self.open()
             try:
                 raw = self.encode(value)
@@ -434,7 +441,7 @@ class VersionView:
 
     def clear(self) -> None:
         """Forget everything, all versions and files included; also where a journal is none."""
-        self._refuse_if_closed()
+        self.refuse_if_closed()
         self.checkpoint.clear()
         if self._latest:
             self._follows = True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from checkpoint import clock
@@ -11,11 +14,14 @@ from checkpoint.execution.call import Call
 from checkpoint.execution.concurrent import draw_items, raise_unsaved, raise_why
 from checkpoint.execution.coordinator import Coordinator
 from checkpoint.execution.interfaces import Grouping, Parallelism, PassPort, Task
+from checkpoint.execution.leaving import look_after, watch
 from checkpoint.execution.scheduler import Schedule
 from checkpoint.execution.signals import Interrupts
 from checkpoint.execution.tasks import Tasks
 
 __all__ = ["LoopDriver"]
+
+_PATIENCE = 1.0  # seconds for which a loop that is busy is waited for
 
 
 class LoopDriver:
@@ -53,14 +59,17 @@ class LoopDriver:
         self._desk, self._grace, self._opened = desk, spread.grace, opened
         consumer = asyncio.current_task()
         assert consumer is not None
-        self._loop, self._consumer = asyncio.get_running_loop(), consumer
+        self._loop, self._consumer = (
+            asyncio.get_running_loop(),
+            weakref.ref(consumer),
+        )  # its result may hold what holds us
         self._is_here = True  # and the consumer does not await something else
         self._woken = asyncio.Event()
         self._finished: list[tuple[Task, Any]] = []  # and not handed over yet
         self._grouping = Grouping(spread.slots)
         self._tasks = Tasks(call)
         self._tasks.report = self.report
-        self._coordinator = Coordinator(desk, call, schedule, spread, self.wake)
+        self._coordinator = Coordinator(desk, call, schedule, spread, self.wake, partial(look_after, opened))
         self._interrupts = Interrupts(desk.name, spread.grace, self.interrupt, self.end_at_once)
 
     async def run(self) -> AsyncIterator[None]:
@@ -87,7 +96,8 @@ class LoopDriver:
         except asyncio.CancelledError:
             if not interrupts.over:
                 raise
-            self._consumer.uncancel()
+            if (consumer := self._consumer()) is not None:
+                consumer.uncancel()
             raise interrupts.as_exception() from None
         except (GeneratorExit, KeyboardInterrupt, SystemExit):
             raise
@@ -107,9 +117,33 @@ class LoopDriver:
         """Watch signals, and start the coordinator; leave with `opened` how each ends, the tasks first."""
         self._opened.enter_context(self._interrupts)
         self._opened.callback(self._coordinator.close)
-        self._opened.callback(self.hand_over)
-        self._opened.callback(self._tasks.close)
+        self._opened.callback(self._end_tasks)
+        watch(self._opened, self._loop.is_closed)
         self._coordinator.begin(self._tasks)
+
+    def _end_tasks(self) -> None:
+        """Cancel the tasks, and hand over what finished: in the loop, where it runs."""
+        import asyncio
+
+        self._coordinator.stop()
+        if asyncio._get_running_loop() is self._loop:
+            self._cancel()
+            return
+        done = threading.Event()
+        try:
+            if self._loop.is_running():
+                self._loop.call_soon_threadsafe(self._cancel)
+                self._loop.call_soon_threadsafe(done.set)
+                done.wait(_PATIENCE)
+        except RuntimeError:  # it is closed
+            pass
+        reports, self._finished = self._finished, []
+        for task, answers in reports:
+            self._coordinator.report(task, answers)
+
+    def _cancel(self) -> None:
+        self._tasks.close()
+        self.hand_over()
 
     async def _let_finish(self) -> None:
         """Start nothing more, and wait at most the grace for what runs."""
@@ -174,7 +208,8 @@ class LoopDriver:
     def end_at_once(self) -> bool:
         """The second signal: cancel the consumer where it waits for this pass, else end the loop's run."""
         # Not from the handler itself: it may have interrupted a call, which would take the exception for its own.
-        self._loop.call_soon_threadsafe(self._consumer.cancel if self._is_here else self._leave)
+        consumer = self._consumer() if self._is_here else None
+        self._loop.call_soon_threadsafe(self._leave if consumer is None else consumer.cancel)
         return True
 
     def _leave(self) -> None:

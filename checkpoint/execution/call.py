@@ -24,6 +24,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
+from checkpoint.execution.caller import enter_call, enter_pass
 from checkpoint.execution.policies import Retry
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import cloudpickle, pack
@@ -61,6 +62,8 @@ class Call:
         travels: what is pickled in the function's place, and arrives as it.
         settings: of arithmetic, those of the process that it comes from; None: those that hold here.
         agreement: sees in another process that the function is what it is here, before a call is made.
+        keys: knows the keys of the pass; code that a call runs finds it as its `caller`.
+        tells_items: whether such code finds the item too: not needed where one call is made at a time.
     """
 
     def __init__(
@@ -75,9 +78,14 @@ class Call:
         travels: Any = None,
         settings: Settings | None = None,
         agreement: Agrees | None = None,
+        keys: Any = None,
+        tells_items: bool = True,
     ) -> None:
         self.function = function
         self._context = copy_context()
+        self._tells_items = keys is not None and tells_items
+        if keys is not None:
+            self._context.run(enter_pass, keys)
         if settings is not None:
             self._context.run(settings.apply)
         self._unshare = self._context.run(unshared, self._context.copy())
@@ -100,6 +108,8 @@ class Call:
         try:
             if self._unshare is not None:
                 run(self._unshare)
+            if self._tells_items:
+                run(enter_call, given)
             value = run(self.function, given)
             if type(value) is CoroutineType:
                 return Fatal(self._not_awaited(value))
@@ -143,6 +153,8 @@ class Call:
         try:
             if self._unshare is not None:
                 run(self._unshare)
+            if self._tells_items:
+                run(enter_call, given)
             awaitable = run(self.function, given)
             if self.timeout is None:
                 value = await _within(run, awaitable)

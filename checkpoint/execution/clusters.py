@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import threading
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent import futures
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
 
+from checkpoint import locks
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidOption, quote, quote_error
 from checkpoint.execution.threads import begin_thread
 
@@ -186,7 +186,7 @@ class _Cluster(Executor):
     stays = True  # a worker makes more than one task
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = locks.lock("cluster")
         self._under_way: dict[Future[Any], Any] = {}  # and the cluster's task for each
         self._inbox: SimpleQueue[Future[Any] | None] = SimpleQueue()  # those whose tasks are done; None: look
         self._is_watched = self._is_shut = False

@@ -187,8 +187,10 @@ class PoolDriver:
         """Start nothing more, and wait at most the grace for what runs."""
         coordinator = self._coordinator
         coordinator.stop()
+        if threading.get_ident() != threading.main_thread().ident:
+            interrupts.let_go()  # the main thread goes on, and is interrupted as ever
         end = clock.monotonic() + self._grace
-        while not (coordinator.is_quiet or coordinator.is_dealing_here or interrupts.over or _at_exit()):
+        while not (coordinator.is_quiet or interrupts.over or _at_exit()):
             if (left := end - clock.monotonic()) <= 0:
                 break
             self.wait(min(left, _LOOK_UP))

@@ -14,12 +14,12 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from checkpoint import clock
+from checkpoint import clock, locks
 from checkpoint.errors import StoreError
 from checkpoint.execution.answers import Fatal, failed
 from checkpoint.execution.call import Call, ending
 from checkpoint.execution.interfaces import Broken, Died, Parallelism, PassPort, Task, Unsent, Workers
-from checkpoint.execution.judge import AnswerHandler, Batches
+from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
 from checkpoint.execution.threads import begin_thread
 from checkpoint.execution.transport import unpack
@@ -30,7 +30,9 @@ __all__ = ["Coordinator"]
 
 _AHEAD = 64  # items in memory that are drawn ahead: who draws and who calls take turns less often
 _SWIFT = 0.002  # seconds
+_LOOKS = 0.5  # seconds from look to look
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
+_BACK: Final = object()  # in place of answers: the task's key ran in another pass
 
 
 class Coordinator:
@@ -50,6 +52,7 @@ class Coordinator:
         schedule: what is to be called when.
         spread: how the work is spread.
         wake: called from its thread when who draws should look.
+        look: called from its thread twice a second, if given.
 
     Attributes:
         failure: what ended it.
@@ -58,7 +61,13 @@ class Coordinator:
     """
 
     def __init__(
-        self, desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism, wake: Callable[[], None]
+        self,
+        desk: PassPort,
+        call: Call,
+        schedule: Schedule,
+        spread: Parallelism,
+        wake: Callable[[], None],
+        look: Callable[[], None] | None = None,
     ) -> None:
         self._desk = desk
         self._schedule = schedule
@@ -66,9 +75,9 @@ class Coordinator:
         self._batches = Batches(call)
         self._slots, self._chunksize, _ = spread
         self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0
-        self._wake = wake
+        self._wake, self._look = wake, look
         self._inbox: SimpleQueue[tuple[Task, Any] | None] = SimpleQueue()
-        self._lock = threading.RLock()  # a garbage collection under it may call `stop`
+        self._lock = locks.rlock("coordinator")
         self._workers: Workers
         self._thread: threading.Thread | None = None
         self._running = 0  # tasks
@@ -77,8 +86,7 @@ class Coordinator:
         self._late: list[Done] = []  # finished after the store failed
         self._with_desk = 0  # how many the desk has and could not save
         self._all_drawn = False
-        self._dealing = threading.Lock()
-        self._dealer: int | None = None  # the thread that deals in place of ours
+        self._dealing = locks.lock("dealing")
         self._is_over = False  # whether nobody deals with what is reported from now on
         self._is_swift = False  # whether settling took no time worth mentioning when it was last done
         self._looks_at = inf  # when the thread looks at the schedule by itself
@@ -181,20 +189,13 @@ class Coordinator:
         try:
             if self._is_over:
                 return False
-            self._dealer = threading.get_ident()
             self._deal(reports, last=False)
         finally:
-            self._dealer = None
             self._dealing.release()
         if self._running < self._slots:
             with self._lock:
                 self._have_looked()
         return True
-
-    @property
-    def is_dealing_here(self) -> bool:
-        """Whether this is asked within a deal: a garbage collection may end the pass of a stream anywhere."""
-        return threading.get_ident() in (self._dealer, self._thread and self._thread.ident)
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -202,15 +203,11 @@ class Coordinator:
             self.stopped = True
 
     def close(self) -> None:
-        """Settle what has been reported, and end. What is reported later is lost.
-
-        It does not wait where this thread is dealing: the other one waits for that.
-        """
+        """Settle what has been reported, and end. What is reported later is lost."""
         self.stop()
         if self._thread is not None and not sys.is_finalizing():  # then no other thread runs any more
             self._inbox.put(None)
-            if not self.is_dealing_here:
-                self._thread.join()
+            self._thread.join()
 
     # in its thread
 
@@ -223,6 +220,8 @@ class Coordinator:
                 self._is_over = not more
             reports = []  # what is settled is let go of
             self._wake()
+            if self._look is not None:
+                self._look()
 
     def _next(self) -> tuple[list[tuple[Task, Any]], bool]:
         """All reports that are there, at least one unless something else is due; and whether there will be more."""
@@ -230,16 +229,25 @@ class Coordinator:
             due = self._due()
             self._looks_at = inf if due is None else due
         wait = None if due is None else max(0.0, due - clock.monotonic())
+        if self._look is not None:
+            wait = _LOOKS if wait is None else min(wait, _LOOKS)
         reports: list[tuple[Task, Any]] = []
         try:
             report = self._inbox.get(timeout=wait)
             while report is not None:
-                if report is not _LOOK:
+                if report[1] is _BACK:
+                    self._take_back(report[0])
+                elif report is not _LOOK:
                     reports.append(report)
                 report = self._inbox.get_nowait()
         except Empty:
             return reports, True
         return reports, False
+
+    def _take_back(self, task: Task) -> None:
+        with self._lock:
+            for attempt in task:
+                self._schedule.at_once(attempt)
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
         """Have settled what finished, and start what may start."""
@@ -288,11 +296,15 @@ class Coordinator:
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         try:
             if type(answers) is list and type(answers[-1]) is tuple:
-                return self._judge.dones(task, answers)
-            return self._dones(task, answers)
+                finished = self._judge.dones(task, answers)
+            else:
+                finished = self._dones(task, answers)
         except Exception as error:  # of a policy of the user's: what else finished is settled all the same
             self._fail(error)
-            return []
+            finished = []
+        if again := unfinished(task, finished):
+            self._desk.put_off(again)
+        return finished
 
     def _dones(self, task: Task, answers: Any) -> list[Done]:
         judge = self._judge
@@ -377,7 +389,19 @@ class Coordinator:
                 continue
             if attempt is None:
                 break
+            if not self._begin(attempt):
+                continue
             task.append(attempt)
             if attempt.alone:
                 break
         return task
+
+    def _begin(self, attempt: Attempt) -> bool:
+        """Begin the attempt's calls; False where other passes make, or have made, all of them."""
+        called, ended = self._desk.begin(attempt.units, self._return)
+        self._under_way -= ended
+        attempt.units = called
+        return bool(called)
+
+    def _return(self, unit: Unit) -> None:
+        self._inbox.put(([Attempt([unit])], _BACK))

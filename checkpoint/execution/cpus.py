@@ -95,7 +95,7 @@ def thread_variables(workers: int, environment: Mapping[str, str], cpus: int) ->
 
 
 def bound_loaded() -> None:
-    """In a worker: have libraries that were loaded before it had its environment heed it, as after a preload.
+    """In a worker: have libraries that were loaded before it had its environment heed it.
 
     That takes threadpoolctl; without it they run as many threads as they began with.
     """

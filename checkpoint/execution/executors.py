@@ -11,7 +11,6 @@ others bring its digest alone, and a worker that lacks it says so and is sent th
 from __future__ import annotations
 
 import pickle
-import threading
 from collections import OrderedDict
 from concurrent.futures import Executor, Future
 from hashlib import blake2b
@@ -19,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+from checkpoint import locks
 from checkpoint.errors import (
     BrokenWorkers,
     ExtraNeeded,
@@ -174,7 +174,7 @@ class _Shipping:
         self.call = call
         self.whole = not has_main
         self._count, self._stays = count, stays
-        self._lock = threading.Lock()
+        self._lock = locks.lock("shipping")
         self._shipped: bytes | None = None
         self._digest = b""
         self._sent = self._lacked = 0  # tasks that brought the call, and that found a worker without it
@@ -350,7 +350,7 @@ class _Arrived(NamedTuple):
 
 
 _calls: OrderedDict[bytes, Arrived] = OrderedDict()  # that this process has loaded, the last one used last
-_calls_lock = threading.RLock()  # loading a call may run a pass
+_calls_lock = locks.rlock("loading")
 
 
 def _kept_call(digest: bytes, shipped: bytes | None) -> tuple[Arrived | None, bool]:

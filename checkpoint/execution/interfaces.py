@@ -109,10 +109,14 @@ class PassPort(Protocol):
         is_crowded: whether so many items wait for their equals that no more are to be drawn.
         waits_for_medium: whether `settle` returns only once what it saved is on the medium.
         verdict: why the pass must end now, or None.
+        is_shared: whether other passes work on the same keys, so that each call must `begin`.
     """
 
     name: str
     items: Iterable[Any]
+
+    @property
+    def is_shared(self) -> bool: ...
 
     @property
     def in_memory(self) -> bool: ...
@@ -132,6 +136,12 @@ class PassPort(Protocol):
     def admit(self, item: Any) -> Unit | None: ...
 
     def admit_next(self, most: int) -> list[Unit] | None: ...
+
+    def begin_when_admitted(self) -> None: ...
+
+    def begin(self, units: list[Unit], again: Callable[[Unit], None]) -> tuple[list[Unit], int]: ...
+
+    def put_off(self, units: list[Unit]) -> None: ...
 
     def settle(self, finished: list[Done]) -> None: ...
 

@@ -10,10 +10,16 @@ from checkpoint.execution.scheduler import Attempt, Schedule
 from checkpoint.execution.transport import Unreadable
 from checkpoint.outcomes import Done, Success, Unit
 
-__all__ = ["AnswerHandler", "Batches"]
+__all__ = ["AnswerHandler", "Batches", "unfinished"]
 
 
 _MOST_DEATHS = 3
+
+
+def unfinished(task: Task, finished: list[Done]) -> list[Unit]:
+    """The units of a task that are not among what finished: their calls are made again."""
+    keys = {done.unit.key for done in finished}
+    return [unit for attempt in task for unit in attempt.units if unit.key not in keys]
 
 
 class Batches:

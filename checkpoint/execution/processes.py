@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -26,21 +25,19 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from importlib.util import find_spec
 from math import inf
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote, quote_error
+from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
 from checkpoint.execution.call import Call
 from checkpoint.execution.cpus import cpu_count, thread_variables
+from checkpoint.execution.fork_server import Forked, ForkServer
 from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, exit_in_words, inputs_of
 from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, WRITE, make_pipe, make_selector
 from checkpoint.execution.threads import begin_thread
 from checkpoint.execution.transport import pickled_inputs, unloadable
-from checkpoint.execution.worker_process import LEFT_TO_PARENT, serve
-
-if TYPE_CHECKING:
-    from multiprocessing.context import BaseContext
+from checkpoint.execution.worker_process import serve, spawned
 
 __all__ = ["Processes", "refuse_while_importing_main"]
 
@@ -81,9 +78,10 @@ class Processes:
         self._busy: dict[_Worker, float] = {}  # and when each is killed, the first one first
         self._thread: threading.Thread | None = None
         self._is_rung = False
-        self._over = threading.Event()
+        self._is_over = False
         self._owner = os.getpid()
         self.environment = {**os.environ, **thread_variables(count, os.environ, cpu_count())}
+        self._server: ForkServer | None = None
         _open.add(self)
 
     def start(self, task: Task) -> None:
@@ -96,7 +94,10 @@ class Processes:
             pickled_inputs([task[0].units[0].item], whole=False)
         self._tasks.append(task)
         if self._thread is None:
-            self._bell, self._rope = _context().Pipe(duplex=False)
+            from multiprocessing.connection import Pipe
+
+            _close_at_exit()
+            self._bell, self._rope = Pipe(duplex=False)
             self.selector = make_selector()
             self.selector.register(self._bell, READ, self._hear_bell)
             self._thread = begin_thread(self._serve, "checkpoint-processes")
@@ -107,12 +108,21 @@ class Processes:
         """End the processes; those that are still at work are killed."""
         if os.getpid() != self._owner:  # they are those of who forked this process
             return
-        self._over.set()
+        self._is_over = True
         for worker in self._all.difference(self._idle):
             worker.kill()
         if self._thread is not None:
             self._ring()
         _open.discard(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: hold nothing open whose end the workers wait for."""
+        if self._thread is not None:
+            self._bell.close()
+            self._rope.close()
+            self.selector.close()
+        if self._server is not None:
+            self._server.after_fork()
 
     def _ring(self) -> None:
         """Have the thread look. Its end does not close the bell: somebody may be about to ring."""
@@ -128,7 +138,7 @@ class Processes:
 
     def _serve(self) -> None:
         try:
-            while not self._over.is_set():
+            while not self._is_over:
                 self._turn()
         except BaseException as error:  # SystemExit of an item's, or of a hook of the user's: nobody waits for ever
             at_work = [*self._tasks, *(worker.task for worker in self._all if worker.task)]
@@ -140,12 +150,14 @@ class Processes:
                 worker.close()
             self.selector.close()
             del self._report  # it knows who knows us
+            if self._server is not None:
+                self._server.close()
 
     def _turn(self) -> None:
         """Hand out, wait until something comes, take all that is there, and report it together."""
         self._hand_out()
         for key, events in self.selector.select(self._patience()):
-            if self._over.is_set():  # who was killed for it did not die of its task
+            if self._is_over:  # who was killed for it did not die of its task
                 return
             key.data(events)
         self._end_late()
@@ -189,6 +201,18 @@ class Processes:
             worker.on_timeout()
 
     # by the workers, in the thread
+
+    def begin_process(self) -> Forked | _Spawned:
+        """A worker process, which serves calls.
+
+        Raises:
+            Exception: it does not start.
+        """
+        if not _FORKS:
+            return _Spawned(self.environment)
+        if self._server is None:
+            self._server = ForkServer(self.environment)
+        return self._server.fork(serve)
 
     def grant_time(self, worker: _Worker) -> None:
         """The worker's time begins now."""
@@ -249,7 +273,7 @@ class _Worker:
         self._by_cloudpickle = False  # whether all travels by it: the process has not got the classes
         self.state = _State.STARTING
         self.task: Task | None = None
-        self.process = _Process(pool.environment)
+        self.process = pool.begin_process()
         self.pipe = self.process.pipe
         pool.selector.register(self.pipe.reader, READ, self.on_event)
         pool.selector.register(self.process.sentinel, READ, self.on_exit)
@@ -413,8 +437,8 @@ class _Worker:
 
 
 _open: set[Processes] = set()  # those that a process's end must not wait for
-_births = threading.RLock()  # starting a process reaps others, and who reaps takes the exit status away
 _LONGEST = 3600.0  # seconds: the system's calls refuse much longer ones
+_FORKS = os.name != "nt"
 
 
 def _close_open() -> None:
@@ -422,25 +446,38 @@ def _close_open() -> None:
         processes.close()
 
 
-class _Process:
-    """One worker process, and our ends of its pipes.
+def _let_go_in_child() -> None:
+    for processes in list(_open):
+        processes.after_fork()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+class _Spawned:
+    """One worker process where nothing can be forked, and our ends of its pipes: what `Forked` is elsewhere.
+
+    Only the process itself is killed: what it has started runs on.
 
     Args:
-        environment: the variables of its environment, before any module of the program is imported there.
+        environment: variables that it is to have, besides its own.
 
     Raises:
         Exception: it does not start.
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
-        context = _context()
-        # Not a pipe for both ways: that is a socket, and reading from it wakes who waits for something else there.
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
         reader, theirs = context.Pipe(duplex=False)
         given, writer = context.Pipe(duplex=False)
         try:
-            with _births, _signals_held_back(), _importable_main():
-                self._process = context.Process(  # type: ignore[attr-defined]
-                    target=serve, args=(given, theirs), name=_Named("checkpoint-worker", environment)
+            with _importable_main():
+                self._process = context.Process(
+                    target=spawned, args=(serve, environment, given, theirs), name="checkpoint-worker"
                 )
                 self._process.start()
         finally:
@@ -448,18 +485,17 @@ class _Process:
             theirs.close()
         self.pipe = make_pipe(reader, writer, waits=False)
         self.sentinel: int = self._process.sentinel
+        self.pid = self._process.pid or 0
 
     def exitcode(self) -> int | None:
         """How it ended."""
-        with _births:
-            self._process.join(5.0)
-            return self._process.exitcode  # type: ignore[no-any-return]
+        self._process.join(5.0)
+        return self._process.exitcode
 
     def kill(self) -> None:
         """At once."""
-        with _births:
-            if self._process.exitcode is None:
-                self._process.kill()
+        if self._process.exitcode is None:
+            self._process.kill()
 
     def close(self) -> None:
         """Let go of it; if it is idle it ends, and is told to: what was forked here may hold our end of the pipe."""
@@ -468,59 +504,11 @@ class _Process:
         self.pipe.close()
 
 
-class _Named(str):
-    """A process's name that brings an environment along: the fork server keeps the one in which it was started.
-
-    The name is the only thing of ours that multiprocessing unpickles before it imports the main module, which may read
-    variables, as may whatever is imported with it. Nothing but builtins is asked for, since the path for imports is not
-    set yet either.
-    """
-
-    environment: dict[str, str] | None
-
-    def __new__(cls, name: str, environment: dict[str, str]) -> Self:
-        self = super().__new__(cls, name)
-        self.environment = environment
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        environment, self.environment = self.environment, None  # the name is sent once more, after that import
-        if environment is None:
-            return (str, (str(self),))
-        return (eval, (_TAKE_ENVIRONMENT, {"name": str(self), "environment": environment}))
-
-
-_TAKE_ENVIRONMENT = """[name for os in [__import__("os")] for _ in [
-    [os.environ.pop(key) for key in [*os.environ] if key not in environment],
-    [os.environ.__setitem__(key, value) for key, value in environment.items() if os.environ.get(key) != value],
-]][0]"""
-
-
 def _told(refusal: bytes) -> str:
     return refusal[1:].decode()
 
 
 # --- how processes start and end -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """A process that is started meanwhile gets no SIGINT or SIGTERM before it has said what it does about them.
-
-    It inherits what this thread blocks, through the fork server, which is begun with the first one: that, too, must
-    outlive a signal to the whole group.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # else it is started meanwhile, and unblocks both
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_PARENT)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -549,14 +537,6 @@ def _importable_main() -> Iterator[None]:
 
 
 def _no_start(why: Exception | str) -> BrokenWorkers:
-    if isinstance(why, OSError) and "AF_UNIX path too long" in str(why):
-        from multiprocessing.util import get_temp_dir
-
-        return BrokenWorkers(
-            f"a worker process could not be started: {quote_error(why)}. Sockets are made in the directory for "
-            f"temporary files, {quote(get_temp_dir())}, and a socket's path has at most some 100 characters: set "
-            "TMPDIR to a shorter one (TMPDIR=/tmp) before the program starts"
-        )
     if isinstance(why, Exception):  # it was not even begun
         return BrokenWorkers(f"a worker process could not be started: {quote_error(why)}")
     return BrokenWorkers(
@@ -565,18 +545,10 @@ def _no_start(why: Exception | str) -> BrokenWorkers:
     )
 
 
-def _context() -> BaseContext:
-    import multiprocessing
-
-    _close_before_multiprocessing()
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-
-
 _registered = False
 
 
-def _close_before_multiprocessing() -> None:
+def _close_at_exit() -> None:
     """At exit multiprocessing waits for processes; what is registered later is called earlier."""
     global _registered
     if not _registered:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from checkpoint import clock
@@ -10,16 +12,17 @@ from checkpoint.errors import StoreError
 from checkpoint.execution.answers import Answer, Fatal, failed
 from checkpoint.execution.call import Call, ending
 from checkpoint.execution.interfaces import Parallelism, PassPort, inputs_of
-from checkpoint.execution.judge import AnswerHandler, Batches
+from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
 from checkpoint.execution.signals import Interrupts
 from checkpoint.execution.surroundings import of_thread
-from checkpoint.outcomes import Done, Success
+from checkpoint.outcomes import Done, Success, Unit
 
 __all__ = ["serial"]
 
 
 _END: Final = object()
+_LOOK_UP = 0.5  # seconds: who waits for another pass sees a signal
 
 
 def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) -> Iterator[None]:
@@ -39,9 +42,11 @@ def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) 
 def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
     """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
     judge = AnswerHandler(schedule)
+    desk.begin_when_admitted()
+    parked = _Parked(desk)
     for item in desk.items:
         unit = desk.admit(item)
-        if unit is not None:
+        if unit is not None and (not desk.is_shared or parked.is_ours(unit, interrupts)):
             answer = call.one(item)
             if type(answer) is tuple:
                 _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
@@ -54,10 +59,43 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
             return
 
 
+class _Parked:
+    """The units of a pass whose keys other passes run; each comes back when that is over."""
+
+    def __init__(self, desk: PassPort) -> None:
+        self._desk = desk
+        self._back: SimpleQueue[Unit] = SimpleQueue()
+        self.count = 0
+
+    def begin(self, units: list[Unit]) -> list[Unit]:
+        """Those of the units that are to be called here; others need no call, or are parked."""
+        called, ended = self._desk.begin(units, self._back.put)
+        self.count += len(units) - len(called) - ended
+        return called
+
+    def back(self, timeout: float) -> Unit | None:
+        """One that came back, within this many seconds."""
+        with suppress(Empty):
+            unit = self._back.get(timeout=timeout) if timeout > 0 else self._back.get_nowait()
+            self.count -= 1
+            return unit
+        return None
+
+    def is_ours(self, unit: Unit, interrupts: Interrupts) -> bool:
+        """Whether the unit is to be called here: where another pass runs its key, that is over when this returns."""
+        called = self.begin([unit])
+        while self.count and not interrupts.asked:
+            if self.back(_LOOK_UP) is not None:
+                called = self.begin([unit])
+        return bool(called)
+
+
 def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
     items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
-    more = True
+    parked, more = _Parked(desk), True
     while desk.verdict is None and not interrupts.asked:
+        while parked.count and (unit := parked.back(0)) is not None:
+            schedule.at_once(Attempt([unit]))
         attempt, answers = _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
@@ -71,16 +109,25 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             attempt, answers = _take(schedule)
         if attempt is None:
             wait = schedule.wait()
-            if wait is not None:
+            if parked.count:
+                if (unit := parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait))) is not None:
+                    schedule.at_once(Attempt([unit]))
+            elif wait is not None:
                 clock.sleep(min(wait, 1.0))  # who is asked to end looks up
             elif not more:
                 break
             continue
         if not answers:
+            attempt.units = parked.begin(attempt.units)
+            if not attempt.units:
+                yield
+                continue
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)
         finished = judge.dones([attempt], answers)
+        if len(finished) < len(attempt.units):
+            desk.put_off(unfinished([attempt], finished))
         if finished:
             _settle(desk, finished)
             yield

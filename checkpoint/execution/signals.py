@@ -1,23 +1,27 @@
-"""SIGINT and SIGTERM during a pass: the first lets what runs finish, the second stops at once.
+"""SIGINT, SIGTERM and SIGHUP during a pass: the first lets what runs finish, the second stops at once.
 
-Only in the main thread, and only over Python's default handlers (asyncio's own counts as one): who has set a handler
-keeps it. The handlers are put back in any case.
+Only of passes in the main thread, and only over Python's default handlers (asyncio's own counts as one): who has set a
+handler keeps it. All passes share one handler, which the first of them sets. It is gone when the last has ended,
+whichever thread ends it, and in what is forked meanwhile.
 """
 
 from __future__ import annotations
 
 import _thread
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import cache
 from types import FrameType
 from typing import Any, Self
 
 __all__ = ["Interrupts"]
 
 log = logging.getLogger("checkpoint")
-_WATCHED = ("SIGINT", "SIGTERM")
+_WATCHED = ("SIGINT", "SIGTERM", "SIGHUP")
+_STATUS = 128 + signal.SIGTERM  # SIGHUP is taken as SIGTERM is
 
 
 class Interrupts:
@@ -42,7 +46,6 @@ class Interrupts:
         self._grace = grace
         self._wake = wake
         self._at_once = at_once
-        self._before: dict[int, Any] = {}
         self._signal = 0
         self._ended = _thread.allocate_lock()
         self._last_word = _thread.allocate_lock()  # held while the time's end is signalled, and when it ends in time
@@ -51,56 +54,40 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         self._ended.acquire()
-        if threading.current_thread() is threading.main_thread():
-            for name in _WATCHED:
-                number = getattr(signal, name, None)
-                before = signal.getsignal(number) if number is not None else None
-                if number is not None and _is_default(name, before):
-                    self._before[number] = before
-                    signal.signal(number, self._on_signal)
+        if _is_main_thread():
+            _take(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Catch no more; at once, where whoever ends the pass still waits for something."""
         with self._last_word:
-            self._ended.release()
-        if threading.current_thread() is threading.main_thread():
-            self._put_back()
-
-    def _put_back(self) -> None:
-        for number, before in self._before.items():
-            if signal.getsignal(number) == self._on_signal:
-                signal.signal(number, before)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if not self._ended.locked():  # another thread has ended it, which cannot put handlers back
-            self._as_before(number, frame)
-            return
-        self._signal = number
-        if self.asked:
-            over, self.over = self.over, True
-            if not over and self._at_once():
+            if not self._ended.locked():
                 return
-            self._put_back()  # what is raised here may come out anywhere, the way out included
-            raise self.as_exception()
-        self.asked = True
+            self._ended.release()
+        if self in _passes:
+            _passes.remove(self)
+            if not _passes:
+                _put_back() if _is_main_thread() else _put_back_soon()
+
+    def ask(self, number: int) -> None:
+        """Take the first signal, in the handler."""
+        self._signal, self.asked = number, True
         # Not `threading.Thread`: it takes locks that the interrupted code may hold.
         _thread.start_new_thread(self._count_down, (number,))
         self._wake()
 
-    def _as_before(self, number: int, frame: FrameType | None) -> None:
-        self._put_back()
-        before = self._before[number]
-        if callable(before):
-            before(number, frame)
-        else:
-            signal.signal(number, before)
-            signal.raise_signal(number)
+    def end(self, number: int) -> bool:
+        """Take the second one, in the handler; returns whether somebody sees to the end."""
+        over, self.over = self.over, True
+        self._signal, self.asked = number, True
+        return not over and self._at_once()
 
     def as_exception(self) -> BaseException:
         """What a pass that was interrupted raises."""
-        if self._signal == getattr(signal, "SIGTERM", None):
-            return SystemExit(128 + self._signal)
-        return KeyboardInterrupt()
+        return KeyboardInterrupt() if self._signal in (0, signal.SIGINT) else SystemExit(_STATUS)
 
     def _count_down(self, number: int) -> None:
         again = "Ctrl-C again" if number == signal.SIGINT else f"a second {signal.Signals(number).name}"
@@ -126,6 +113,92 @@ def _signal_main_thread(number: int) -> None:
         signal.pthread_kill(ident, number)
     else:
         _thread.interrupt_main(signal.Signals(number))
+
+
+# --- the handler, which all passes share -----------------------------------------------------------------------------
+
+_passes: list[Interrupts] = []  # that catch signals
+_before: dict[int, Any] = {}  # what stood for each signal where the handler does
+
+
+def _take(interrupts: Interrupts) -> None:
+    """Have the pass catch signals; in the main thread."""
+    for name in _WATCHED:
+        number = getattr(signal, name, None)
+        if number is not None and _is_default(name, handler := signal.getsignal(number)):
+            _before[number] = handler
+            signal.signal(number, _on_signal)
+    _passes.append(interrupts)
+
+
+def _put_back() -> None:
+    for number, before in _before.items():
+        if signal.getsignal(number) is _on_signal:
+            signal.signal(number, before)
+    _before.clear()
+
+
+def _put_back_soon() -> None:
+    """Put the handlers back when the main thread next runs Python code: no other thread may.
+
+    Where it cannot be asked, the next signal does, or the end of the next pass: until then the handler does as before.
+    """
+    try:
+        add, put_back = _pending_call()
+    except ImportError:  # ctypes is missing
+        return
+    add(put_back, None)
+
+
+@cache
+def _pending_call() -> tuple[Any, Any]:
+    import ctypes
+
+    def put_back(_: object) -> int:
+        if not _passes:
+            _put_back()
+        return 0
+
+    return ctypes.pythonapi.Py_AddPendingCall, ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(put_back)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    passes = _passes[:]
+    if not passes:
+        _as_before(number, frame)
+        return
+    if not any(each.asked for each in passes):
+        for each in passes:
+            each.ask(number)
+        return
+    seen_to = [each.end(number) for each in passes]
+    if not all(seen_to):
+        _put_back()  # what is raised here may come out anywhere, the way out included
+        raise passes[-1].as_exception()
+
+
+def _as_before(number: int, frame: FrameType | None) -> None:
+    """Do what stood there before: another thread has ended the last pass."""
+    before = _before.get(number, signal.SIG_DFL)
+    _put_back()
+    if callable(before):
+        before(number, frame)
+    elif before is not signal.SIG_IGN:
+        signal.signal(number, before)
+        signal.raise_signal(number)
+
+
+def _forget_in_child() -> None:
+    _passes.clear()
+    _put_back()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _is_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _is_default(name: str, handler: Any) -> bool:

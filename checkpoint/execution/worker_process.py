@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +19,58 @@ from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, make_pipe
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from types import FrameType
 
-__all__ = ["LEFT_TO_PARENT", "serve"]
+__all__ = ["FORWARDED", "live", "serve", "spawned"]
+
+
+def live(given: int, theirs: int, life: int, *, mask: Iterable[int]) -> int:
+    """Be a worker process that was just forked, from its first moment to its last; returns its exit code.
+
+    Args:
+        given, theirs: the ends of pipes by which tasks come, and answers go.
+        life: the end of one by which it is told what it is, and which closes when its driver dies.
+        mask: the signals that it has blocked.
+    """
+    from multiprocessing import Process, process, spawn
+    from multiprocessing.connection import Connection
+
+    _leave_signals_to_parent()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    end = Connection(life, writable=False)
+    told = end.recv_bytes()
+    _die_with_parent(life)
+    importing: Any = process.current_process()
+    importing._inheriting = True  # what the main module starts meanwhile is refused
+    try:
+        preparation, target, parent, number = pickle.loads(told)
+        spawn.prepare(preparation)
+        target = pickle.loads(target)
+    finally:
+        del importing._inheriting
+    ends = Connection(given, writable=False), Connection(theirs, readable=False)
+    worker: Any = Process(target=target, args=ends, name="checkpoint-worker")
+    worker._identity, worker._parent_pid, worker._parent_name = (number,), parent, "MainProcess"
+    exitcode: int = worker._bootstrap(life)
+    atexit._run_exitfuncs()
+    return exitcode
+
+
+def spawned(target: Callable[..., None], environment: dict[str, str], reader: Connection, writer: Connection) -> None:
+    """Be a worker process that multiprocessing started, where nothing can be forked."""
+    import multiprocessing
+
+    os.environ.update(environment)
+    bound_loaded()  # the main module is imported already
+    parent = multiprocessing.parent_process()
+    _leave_signals_to_parent()
+    if parent is not None:
+        _die_with_parent(parent.sentinel)
+    target(reader, writer)
 
 
 def serve(reader: Connection, writer: Connection) -> None:
     """What a worker process does: load the call, then make it until nobody asks any more."""
-    _die_with_parent()
-    _leave_signals_to_parent()
-    bound_loaded()
     pipe, own = make_pipe(reader, writer, waits=True), os.getpid()
     call: Arrived | None = None
     with suppress(EOFError, OSError):
@@ -50,50 +95,74 @@ def serve(reader: Connection, writer: Connection) -> None:
             pipe.send(answers)
 
 
-LEFT_TO_PARENT = (signal.SIGINT, signal.SIGTERM)
+# --- signals, and the end --------------------------------------------------------------------------------------------
+
+FORWARDED = {
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGTSTP", "SIGCONT") if hasattr(signal, name)
+}
+"""What a terminal, or a scheduler, sends to all processes of a job."""
+_LEFT = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_before: dict[int, Any] = {}  # what stood for those that are left to the parent
 
 
 def _leave_signals_to_parent() -> None:
-    """Ctrl-C goes to all of a terminal's processes, a scheduler's SIGTERM often to all of a job's: the parent decides.
+    """Do nothing about what asks a job to end: the parent decides, which gets it too.
 
-    SIGTERM is not ignored but handled: what is ignored is handed down to what the function starts, which could not be
-    terminated then.
+    The signals are not ignored but handled: what is ignored is handed down to what the function starts, which could not
+    be ended by it then. What the function forks without starting a program gets back what stood before.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.siginterrupt(signal.SIGTERM, False)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_PARENT)
+    for number in _LEFT:
+        before = signal.getsignal(number)
+        if before != signal.SIG_IGN:
+            _before[number] = signal.signal(number, _leave)
+            if hasattr(signal, "siginterrupt"):
+                signal.siginterrupt(number, False)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_as_before)
 
 
-def _die_with_parent() -> None:
-    """Be killed when the parent dies, whatever of, and whatever runs here.
+def _leave(number: int, frame: FrameType | None) -> None: ...
 
-    Linux: the kernel sends SIGKILL when the pipe closes whose other end the parent holds. We do not use PDEATHSIG: it
-    tells of the death of the fork server, or of the thread that started us. Elsewhere: a thread waits for it.
+
+def _as_before() -> None:
+    for number, handler in _before.items():
+        if signal.getsignal(number) is _leave:
+            signal.signal(number, handler)
+
+
+def _die_with_parent(sentinel: int) -> None:
+    """Be killed when the parent dies, whatever of, and whatever runs here; and with it what was started here.
+
+    Linux: the kernel sends SIGKILL to the group when the pipe closes whose other end the parent holds. We do not use
+    PDEATHSIG: it tells of the death of the fork server, or of the thread that started us. Elsewhere: a thread waits.
+
+    Args:
+        sentinel: an end of that pipe; nothing comes through it any more.
     """
-    import multiprocessing
+    from multiprocessing.connection import wait
 
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
     try:
         import fcntl
 
-        sentinel = parent.sentinel
         fcntl.fcntl(sentinel, _F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpid() if _leads_group() else os.getpid())
         fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-        if parent.is_alive():  # or it died before we asked
+        if not wait([sentinel], 0):  # or it died before we asked
             return
     except (ImportError, AttributeError, OSError):
         pass
 
     def watch() -> None:
-        parent.join()
+        wait([sentinel])
+        if _leads_group():
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, name="checkpoint-parent", daemon=True).start()
+
+
+def _leads_group() -> bool:
+    return hasattr(os, "getpgrp") and os.getpgrp() == os.getpid()
 
 
 _F_SETSIG = 10 if sys.platform == "linux" else -1  # of <fcntl.h>; Python does not name it

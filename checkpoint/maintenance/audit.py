@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from checkpoint.errors import plural, printable, quote, shorten
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import LONGEST_LOOSE, Acceptance, NoRecord, Record, is_hopeless, is_whole, parse, spelled
 from checkpoint.values.codec import Codec
 from checkpoint.values.digests import digest_from

@@ -23,8 +23,9 @@ from checkpoint.maintenance.audit import Audit, Damage, lines_at
 from checkpoint.storage.condition import SYNCED, fault_of, held_records, is_most, loss_of, synced_bytes
 from checkpoint.storage.files import index_path, read_object
 from checkpoint.storage.index_file import file_state
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.meta import meta_in
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import parse, with_fields
 from checkpoint.values.keys import Key, plain_json
 

@@ -19,7 +19,8 @@ from checkpoint.maintenance.audit import Audit, Damage
 from checkpoint.maintenance.rewriting import alone_with, discard_leftovers, own_logs
 from checkpoint.storage.condition import fault_of
 from checkpoint.storage.files import store_error
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import is_whole, unsealed
 from checkpoint.storage.store import forgetting
 

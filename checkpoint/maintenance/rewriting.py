@@ -16,8 +16,8 @@ from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.shards import Shard
 from checkpoint.maintenance.check import leftovers_of
 from checkpoint.storage.files import store_error
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.store import Store
 
 __all__ = ["alone_with", "discard_leftovers", "own_logs"]

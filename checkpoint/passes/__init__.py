@@ -3,5 +3,5 @@
 The promise: what has a result is not run again; what finished is saved when it finishes.
 
 Interface: `pipeline.Pass`, `settings.PassSettings`, `plan.make_plan`, `failures.failure_of`.
-May import: values, storage, catalog, provenance, execution.policies.
+May import: values, storage, catalog, provenance, execution.policies, execution.caller.
 """

@@ -4,19 +4,19 @@ A pass is one run over items. `admit` decides which of them are run; `settle` sa
 synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
 remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
 
-A pass asks five objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
-them run, `Tally` counts how they end, and `PassSettings` says what the user wants.
+A pass asks six objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
+them run, `Recorder` saves how they end, `Tally` counts it, and `PassSettings` says what the user wants.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from checkpoint import locks
 from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
@@ -25,18 +25,18 @@ from checkpoint.errors import (
     StoreError,
     UnbuildableValue,
     UnencodableValue,
-    plural,
     quote,
 )
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.passes.claims import Again, claims_of
+from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
-from checkpoint.passes.failures import let_go_of_frames
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
+from checkpoint.passes.recorder import End, Recorder, spoil, values_of
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
-from checkpoint.storage.store import Entry
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -83,19 +83,24 @@ class Pass:
         self.name = records.name
         self._checkpoint, self._store = records.checkpoint, records.store
         self._shard = records.shard
-        self._lock = threading.Lock()
+        self._lock = locks.lock("pass")
         self._version = records.version
         self.input = Input(items, settings, records.shard)
         self.items: Iterable[Any] = ()
         self.earlier = Earlier(records, self.input, settings, lineage)
         # An object that stands in memory twice has one key.
-        self.in_flight = InFlight(watches_objects=settings.overlapping and not self.input.in_memory)
+        watches_objects = settings.overlapping and not self.input.in_memory
+        claims = claims_of(self._checkpoint)
+        self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
         self.tally = Tally(records, settings, self.earlier.failed)
+        self._recorder = Recorder(records, self.tally.handled)
+        outcome_of = self._outcome_of if settings.collect else None
+        self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, self._count, outcome_of)
         self._digest_of = settings.digest_of
-        self._strays: list[Key] = []  # saved by hand, and not handed out
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._owed: list[_End] = []  # what finished and is not on disk yet
+        self._has_begun_writing = False
+        self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
 
@@ -194,10 +199,8 @@ class Pass:
 
     def _admit_new(self, items: list[Any], keys: list[Key]) -> list[Unit] | None:
         """Admit several items at once, where all are to be run and nothing is known of any; else return None."""
-        checkpoint, running = self._checkpoint, self.in_flight.digests.keys()
-        if self.earlier.redo or not (
-            checkpoint.store.writer.writing and self._retry_failed and checkpoint.unsaved.is_empty
-        ):
+        checkpoint, running = self._checkpoint, self.in_flight.units.keys()
+        if self.earlier.redo or not (self._is_writing and self._retry_failed and checkpoint.unsaved.is_empty):
             return None
         if len(set(keys)) < len(keys) or not (self.tally.failed.isdisjoint(keys) and running.isdisjoint(keys)):
             return None
@@ -207,15 +210,16 @@ class Pass:
             return None  # somebody saved one of them just now
         whole = self._digest_of is item_digest
         digests = item_digests(items) if whole else list(map(self._digest_of, items))
-        self.in_flight.start_all(keys, digests)
-        return list(map(Unit, items, keys, digests))
+        units = list(map(Unit, items, keys, digests))
+        self.in_flight.start_all(units)
+        return units
 
     def _admit(self, item: Any, key: Key) -> Unit | None:
         """The unit to run for an item, or None, as `admit`; the caller holds the lock."""
         if key in self.tally.failed:
             self.tally.stand(item, key)
             return None
-        if key in self.in_flight.digests:
+        if key in self.in_flight.units:
             self.in_flight.wait(item, key)
             return None
         found = self._checkpoint.results.find(self._version, key)
@@ -231,16 +235,23 @@ class Pass:
         if late or made:
             self.tally.skip(1)
         if self._collect:
-            try:
-                outcome = Outcome(item, key, self.records.load(key), None, "fresh" if made else "resumed")
-            except (DamagedRecord, KeyError) as error:
-                log.warning("%s", error)
+            outcome = self._outcome_of(item, key)
+            if outcome is None:
                 self.tally.skip(-1)
                 return self._to_run(item, key)
-            except UnbuildableValue as error:
-                outcome = Outcome(item, key, None, error, "resumed")
             self.tally.keep(outcome)
         return None
+
+    def _outcome_of(self, item: Any, key: Key) -> Outcome[Any] | None:
+        """The outcome of an item that has a result; None where that proves damaged."""
+        try:
+            value = self.records.load(key)
+        except (DamagedRecord, KeyError) as error:
+            log.warning("%s", error)
+            return None
+        except UnbuildableValue as error:
+            return Outcome(item, key, None, error, "resumed")
+        return Outcome(item, key, value, None, "fresh" if key in self.tally.made else "resumed")
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         """The unit to run for an item without a result, or None where an earlier failure stands."""
@@ -249,7 +260,7 @@ class Pass:
         if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest):
             self.tally.stand(item, key)
             return None
-        if not checkpoint.store.writer.writing:
+        if not self._is_writing:
             self._begin_writing()
             found = checkpoint.results.find(self._version, key)
             if found is not None and not redo:
@@ -277,9 +288,14 @@ class Pass:
         self.tally.kept_aside.append(key)
         return True
 
+    @property
+    def _is_writing(self) -> bool:
+        return self._has_begun_writing and self._store.writer.writing
+
     def _begin_writing(self) -> None:
-        """Take the lock; from here on nobody else saves anything."""
+        """Take the lock; from here on no other process saves anything."""
         self._store.writer.begin()
+        self._has_begun_writing = True
         if self.records.power:
             self._checkpoint.confirm()
         self._recount()
@@ -292,6 +308,35 @@ class Pass:
         if self.earlier.find_again() and self.input.keyed:
             self.tally.skip(self.earlier.done - self.tally.completed)
 
+    # calls that begin, beside other passes
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other passes of this process work on the checkpoint, or did: what is called must `begin` then."""
+        return self.in_flight.has_company
+
+    def begin_when_admitted(self) -> None:
+        """Have each call count as begun as soon as its unit is admitted, for who calls it at once."""
+        self.in_flight.begin_when_admitted()
+
+    def begin(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
+        """Begin the calls of units; returns those to call, and how many need none, since another pass ended them.
+
+        The rest runs in another pass: `again` is told each, from any thread, when that is over; begin it anew then.
+
+        Raises:
+            CircularCall: who runs the key waits for this pass.
+            InputChanged: another pass ran the key with another item.
+        """
+        self.in_flight.begin(units)
+        if not self.is_shared:
+            return units, 0
+        return self._company.begin(units, again)
+
+    def put_off(self, units: list[Unit]) -> None:
+        """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
+        self.in_flight.put_off(units)
+
     # settle
 
     def settle(self, finished: list[Done]) -> None:
@@ -301,23 +346,20 @@ class Pass:
             StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
         """
         if self.in_flight.spoilt:
-            finished = [_spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
+            finished = [spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
         ran = self.tally.errors.run
-        made, others = self._encoded(finished)
-        if self._owed:
-            ends, self._owed = [*self._owed, *made, *others], []
-            made, others = [end for end in ends if end.raw is not None], [end for end in ends if end.raw is None]
-        groups = [made, *_apart(others)] if others else [made]
+        groups, self._owed = self._recorder.groups(finished, self._owed), []
         for done, group in enumerate(groups):
             try:
-                self._save(group)
+                failure = self._recorder.save(group)
             except StoreError as error:
                 self._owed = [end for group in groups[done:] for end in group]
-                error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
+                error.unsaved = values_of(self._owed)
                 raise
-        if others:
+            self._settled(group, failure)
+        if groups and groups[-1][0].raw is None:
             self.tally.note_row(finished, ran)
 
     def _settle_one(self, done: Done) -> bool:
@@ -334,55 +376,19 @@ class Pass:
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
-            self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
+            self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = {key: value}
             raise
         with self._lock:
-            self._count(unit, outcome, records.decode(raw) if self._collect else None)
-            self.tally.advance(1)
+            if not (self._collect or self.in_flight.waiting or self.earlier.redo):
+                self.in_flight.end(key, outcome)
+                self.tally.count_result(key)
+            else:
+                self._count(unit, outcome, records.decode(raw) if self._collect else None)
+                self.tally.advance(1)
         return True
 
-    def _save(self, ends: list[_End]) -> None:
-        """Save ends of one kind: results, failures, or one value that was refused."""
-        if not ends:
-            return
-        if ends[0].refused is not None:
-            self._settled(ends, self._kept_aside(ends[0]))
-            return
-        shelf = self._store.own.errors if ends[0].raw is None else self._store.own.results
-        self._store.append(shelf, ends, durable=self.records.power)
-        self._settled(ends)
-
-    def _encoded(self, finished: list[Done]) -> tuple[list[_End], list[_End]]:
-        """The results among them, and the failures and values that were refused."""
-        records, version, now = self.records, self._version, self.records.stamp()
-        made: list[_End] = []
-        others: list[_End] = []
-        raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
-        for done in finished:
-            unit, outcome = done.unit, done.outcome
-            key, digest = unit.key, unit.digest
-            if type(outcome) is not Success:
-                assert isinstance(outcome, Failure)
-                line = records.error_line(key, outcome, digest)
-                others.append(_End(version, key, digest, line, unit, outcome))
-            elif isinstance(raw := next(raws), bytes):
-                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
-                made.append(_End(version, key, digest, line, unit, outcome, raw))
-            else:
-                let_go_of_frames(raw, self.tally.handled)  # they lead back here, and hold the user's data
-                others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
-        return made, others
-
-    def _kept_aside(self, end: _End) -> Failure:
-        """Put a value aside that cannot be encoded; returns the failure that its item ends with."""
-        unit, outcome = end.unit, end.outcome
-        assert end.refused is not None
-        assert isinstance(outcome, Success)
-        refused = self.records.keep_aside(unit.key, outcome.value, unit.digest, end.refused)
-        return Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
-
-    def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
+    def _settled(self, ends: list[End], failure: Failure | None) -> None:
         """Count ends that are on disk, as they ended or as that failure, and items that waited for them."""
         collect, decode = self._collect, self.records.decode
         with self._lock:
@@ -390,16 +396,16 @@ class Pass:
                 keys = [end.key for end in ends]
                 self.in_flight.end_all(keys)
                 self.tally.count_results(keys)
-            else:
-                for end in ends:
-                    value = decode(end.raw) if collect and end.raw is not None else None
-                    self._count(end.unit, failure or end.outcome, value)
+                return
+            for end in ends:
+                value = decode(end.raw) if collect and end.raw is not None else None
+                self._count(end.unit, failure or end.outcome, value)
             self.tally.advance(len(ends))
 
     def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
         """Count how a unit ended, and the equal items that waited for it."""
         key = unit.key
-        self.in_flight.end(key)
+        self.in_flight.end(key, outcome)
         if self.earlier.redo:
             self.earlier.redo.discard(key)
         error = self.tally.count(unit, outcome, value)
@@ -413,31 +419,37 @@ class Pass:
 
     # by hand
 
+    def hand_out(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
+        """As `begin`, for the user's own loop in this thread: each unit is at work until it is saved, or `moved_on`.
+
+        Raises:
+            CircularCall: another loop of this thread is at one of them.
+        """
+        self.in_flight.hand_out()
+        return self.begin(units, again)
+
     def digest_for(self, key: Key) -> int:
         """The digest of the item that was handed out under the key."""
-        return self.in_flight.digests.get(key, 0)
+        unit = self.in_flight.units.get(key)
+        return 0 if unit is None else unit.digest
 
     def saved_by_hand(self, key: Key, *, failed: bool) -> None:
         """Count a key that the user saved by `save_result` or `save_error`."""
         with self._lock:
-            handed_out, equals = self.in_flight.end_by_hand(key)
+            handed_out, equals = self.in_flight.end_by_hand(key, failed=failed)
             if not handed_out and (failed or key not in self.tally.failed):
                 if key not in self.input.first_places:
-                    self._strays.append(key)
+                    self.in_flight.strays.append(key)
                 return
             self.earlier.redo.discard(key)
             self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
         """Move on to the next item, or batch: the user is done with what was handed out."""
-        self.in_flight.return_objects()
+        self.in_flight.take_back()
         self.tally.advance(1)
 
     # after
-
-    def check_drawn(self) -> None:
-        """Check that every item was drawn that was there when they were keyed, as `Input` does."""
-        self.input.check_drawn()
 
     @property
     def in_memory(self) -> bool:
@@ -477,55 +489,16 @@ class Pass:
             while not self._store.replica.has_drained():
                 await asyncio.sleep(0.05)
 
-    def tell_interrupted(self, error: BaseException) -> None:
-        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
-        self.tally.tell_interrupted(error, self.input.total)
-
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
+        self.in_flight.claims.leave(self.in_flight)
         if self._lineage is not None:
             self._lineage.end(self.records)
         self.tally.close_bar()
         self.earlier.changes.tell()
-        self._tell_strays()
+        self.in_flight.tell_strays()
         self.earlier.changes.tell_incomparable()
         self.input.tell_equals(self.name)
         self.tally.tell(self.input.total)
-        self.items, self.tally.handled = (), None
+        self.items, self.tally.handled, self._recorder.handled = (), None, None
         self.input.close()
-
-    def _tell_strays(self) -> None:
-        """Warn of results that the user saved under keys of no item, where others were handed out and never saved."""
-        running = self.in_flight.digests
-        if self._strays and running:
-            log.warning(
-                "checkpoint %r: %s saved under keys that are of no item (such as %s), and %s handed out under others "
-                "(such as %s) and never saved: save each under the key that key_fn gives, or it is handed out again",
-                self.name, _were(len(self._strays)), quote(self._strays[0], 60), _were(len(running), "item"),
-                quote(next(iter(running)), 60),
-            )  # fmt: skip
-
-
-class _End(Entry, frozen=True, gc=True):
-    """How a unit ended, and its record on the way to disk; with its encoded value, or why it has none."""
-
-    unit: Unit
-    outcome: Success | Failure
-    raw: bytes | None = None
-    refused: UnencodableValue | None = None
-
-
-def _apart(ends: list[_End]) -> list[list[_End]]:
-    """The failures among them, and each that was refused by itself."""
-    failed = [end for end in ends if end.refused is None]
-    return [failed, *([end] for end in ends if end.refused is not None)]
-
-
-def _spoil(done: Done) -> Done:
-    """What is settled of a call whose item was changed before it was done: whatever it returned is of no item."""
-    message = "its item was changed while its call ran, since a later item is the same object"
-    return Done(done.unit, Failure(message, "ItemChanged"))
-
-
-def _were(count: int, noun: str = "result") -> str:
-    return f"{plural(count, noun)} {'was' if count == 1 else 'were'}"

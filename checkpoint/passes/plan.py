@@ -204,37 +204,49 @@ def make_plan(
     _refuse_one_shot(items)
     records.open()
     code = _Code(records) if lineage is None else _code_of(records, lineage, on_change)
-    records, drift = code.records, code.drift
+    records = code.records
     settings = PassSettings(key_of, digest_of, on_change)
     keyed = Input(items, settings, records.shard)
     earlier = Earlier(records, keyed, settings, lineage)
-    refusal, choices = _refusal_of(records, earlier, code)
+    refusal = _refusal_of(records, earlier, code)
+    return _planned(code, earlier, len(keyed.keys), refusal, workers or 1, rates)
+
+
+def _planned(
+    code: _Code,
+    earlier: Earlier,
+    items: int,
+    refusal: tuple[CheckpointError | None, str],
+    workers: int,
+    rates: Sequence[Rate],
+) -> Plan:
+    """The plan in numbers: what becomes of each key, and how long the calls take."""
+    records, drift = code.records, code.drift
     fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "failed": [], "new": []}
     for key, fate in earlier.foresee():
         fates[fate].append(key)
     there = [*fates["done"], *fates["redone"]]
     counts = {fate: len(keys) for fate, keys in fates.items()}
-    workers = workers or 1
     calls = counts["failed"] + counts["new"] + counts["redone"]
     seconds = _expected(_durations(records), calls, workers, rates)
     return Plan(
         records.name,
-        len(keyed.keys),
+        items,
         causes=_causes(records, fates["failed"]),
-        duplicates=len(keyed.keys) - sum(counts.values()),
+        duplicates=items - sum(counts.values()),
         changed=earlier.changes.count,
         stale=0 if drift is None else _count_in(records, drift.stale, there),
         changes=() if drift is None else (*drift.values, *drift.code),
         unknown=0 if drift is None else _count_in(records, drift.unknown, there),
         accepted=_count_in(records, code.accepted, there),
         notes=code.notes,
-        choices=choices,
+        choices=refusal[1],
         versions=_elsewhere(records, [*fates["failed"], *fates["new"]]),
         workers=workers,
         seconds=seconds and seconds[1],
         at_least=seconds and seconds[0],
         at_most=seconds and seconds[2],
-        refusal=refusal,
+        refusal=refusal[0],
         **counts,
     )
 

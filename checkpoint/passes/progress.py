@@ -19,6 +19,7 @@ __all__ = ["Bar"]
 
 log = logging.getLogger("checkpoint")
 _LINE_EVERY = 10.0
+_BROKEN = (OSError, ValueError, AttributeError)  # the stream was closed, or is none that can be written to
 _open: weakref.WeakSet[Bar] = weakref.WeakSet()  # those of running passes; only the outermost shows a bar
 
 
@@ -84,20 +85,26 @@ class Bar:
     def _watched(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, AttributeError):  # the stream was closed, or is none that can be written to
-            if self._bar is not None:
-                self._bar.disable = True  # or tqdm would try once more when it is collected
-            self._bar = None
+        except _BROKEN:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Show nothing more."""
+        if self._bar is not None:
+            self._bar.disable = True  # or tqdm would try once more when it is collected
+        self._bar = None
 
     def update(self, count: int, failed: int) -> None:
         """So many more items have been dealt with; so many have failed in all."""
         if self._bar is None:
             return
-        with self._watched():
+        try:  # as `_watched` does, which takes longer than the update
             if failed or self._beside is not None:
                 told = (f"{failed:,} failed" if failed else "", self._beside() if self._beside is not None else "")
                 self._bar.set_postfix_str(", ".join(filter(None, told)), refresh=False)
             self._bar.update(count)
+        except _BROKEN:
+            self._give_up()
 
     def skip(self, count: int) -> None:
         """So many more items needed no work: they count, but not for the rate."""

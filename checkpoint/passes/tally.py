@@ -114,11 +114,21 @@ class Tally:
             self._outcomes.append(Outcome(unit.item, key, value, error, "fresh"))
         return error
 
+    def count_result(self, key: Key) -> None:
+        """Count one result as `count` does, where no outcomes are collected, and move the bar on."""
+        self.made.add(key)
+        self.completed += 1
+        errors = self.errors
+        errors.run += 1
+        if self._bar is not None:
+            self._bar.update(1, errors.failed)
+
     def count_results(self, keys: list[Key]) -> None:
-        """Count results as `count` does, many at once, where no outcomes are collected."""
+        """Count results as `count_result` does, many at once."""
         self.made.update(keys)
         self.completed += len(keys)
         self.errors.run += len(keys)
+        self.advance(len(keys))
 
     def count_equal(self, item: Any, key: Key, value: Any, error: Exception | None) -> None:
         """Count an item that waited for its equal, and shares its end."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 import linecache
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from checkpoint.provenance.literals import is_text, pieces_of
-from checkpoint.provenance.statics import dict_of, is_own_module
+from checkpoint.provenance.statics import dict_of, is_own_module, module_of
 from checkpoint.provenance.syntax import is_own_file
 
 __all__ = ["SURROUNDINGS", "Rest", "is_clock_attribute", "omitted_of", "rest_of"]
@@ -132,9 +133,11 @@ def rest_of(path: str, scope: str, name: str) -> Rest:
     return _clocks_of(path).rests.get(scope, {}).get(name, _NOTHING)
 
 
-def is_clock_attribute(path: str, name: str) -> bool:
-    """Whether the code of a source sets this attribute of its objects to a time, id, host or directory."""
-    return name in _clocks_of(path).attributes
+def is_clock_attribute(cls: type, name: str) -> bool:
+    """Whether the source of a class sets this attribute of objects to a time, id, host or directory."""
+    module = sys.modules.get(module_of(cls))
+    path = None if module is None else dict_of(module).get("__file__")
+    return type(path) is str and name in _clocks_of(path).attributes
 
 
 _ABSENT: frozenset[str] = frozenset({"\0"})

@@ -192,6 +192,7 @@ class Lineage:
         self._label = label
         self._base = base
         self._begun = False
+        self._is_noted = False
 
     def begin(self, records: VersionView) -> None:
         """Look what has changed, before anything is paid for.
@@ -378,12 +379,15 @@ class Lineage:
 
     def note(self, records: VersionView) -> None:
         """Records of this code may follow: the first one in each journal says what it stands for."""
-        records.store.begin_computing(records.version, self.code.digest, self.code.detail())
+        if not self._is_noted:
+            self._is_noted = True
+            records.store.begin_computing(records.version, self.code.digest, self.code.detail())
 
     def end(self, records: VersionView) -> None:
         """What is saved from here on is not of the pass."""
         records.set_code("")
-        records.store.end_computing(records.version)
+        if self._is_noted:
+            records.store.end_computing(records.version, self.code.digest)
 
 
 def _unused_label(records: VersionView) -> str:

@@ -191,25 +191,7 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
     known = {value.digest for value in now.values.values()} | texts_within((now._held, now._texts))
     before = _without(then.bodies, ignored, counterparts(then.bodies, now.bodies))
     compared = compare(before, _without(now.bodies, ignored), known)
-    values: list[str] = []
-    names: list[str] = []
-    fields: list[str] = []
-    swapped = _swapped(then, now)
-    for name in [*then.values, *(now.values.keys() - then.values.keys())]:
-        old, new = then.values.get(name), now.values.get(name)
-        if old is None or new is None:
-            # one code reads the same names in one Python, unless a value is of another kind
-            is_alike = compared.same and then.bodies.python == now.bodies.python
-            if not is_alike or name.startswith("depends[") or is_ignored(name, ignored):
-                continue
-            if name not in now.unread and name.partition(".")[2] not in swapped and _is_of_class(name, now):
-                fields.append(f"{name} is new" if old is None else f"{name} is gone")
-                continue
-        elif old[0] == new.digest:
-            continue
-        names.append(name)
-        shown = _INCOMPARABLE if old is None else shorten(str(old[1]), 80)
-        values.append(difference(name, shown, _INCOMPARABLE if new is None else new.shown))
+    values, fields, names = _changed(then, now, ignored, is_same=compared.same)
     for name, new_name, value in () if compared.same else _replaced(then, now, known, ignored):
         names.append(new_name)
         old_shown = shorten(str(then.values[name][1]), 80)
@@ -222,6 +204,30 @@ def changes(digest: str, detail: object, now: Fingerprint) -> Changes:
     ]
     names += [change.name for change in compared.values]
     return Changes([*values, *map(str, compared.values)], [*compared.code, *fields, *looked], names)
+
+
+def _changed(then: _Then, now: Fingerprint, ignored: tuple[str, ...], *, is_same: bool) -> Changes:
+    """Values that differ under one name, and fields of classes that came or went; the code `is_same` or is not."""
+    values: list[str] = []
+    names: list[str] = []
+    fields: list[str] = []
+    swapped = _swapped(then, now)
+    for name in [*then.values, *(now.values.keys() - then.values.keys())]:
+        old, new = then.values.get(name), now.values.get(name)
+        if old is None or new is None:
+            # one code reads the same names in one Python, unless a value is of another kind
+            is_alike = is_same and then.bodies.python == now.bodies.python
+            if not is_alike or name.startswith("depends[") or is_ignored(name, ignored):
+                continue
+            if name not in now.unread and name.partition(".")[2] not in swapped and _is_of_class(name, now):
+                fields.append(f"{name} is new" if old is None else f"{name} is gone")
+                continue
+        elif old[0] == new.digest:
+            continue
+        names.append(name)
+        shown = _INCOMPARABLE if old is None else shorten(str(old[1]), 80)
+        values.append(difference(name, shown, _INCOMPARABLE if new is None else new.shown))
+    return Changes(values, fields, names)
 
 
 def _swapped(then: _Then, now: Fingerprint) -> set[str]:

@@ -13,7 +13,6 @@ import linecache
 import os
 import re
 import sys
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from hashlib import blake2b
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from checkpoint import locks
 from checkpoint.provenance.literals import CODE, TEXT, Literal, Places, is_text, pieces_of
 
 __all__ = [
@@ -64,7 +64,7 @@ def is_own_file(path: str) -> bool:
 _NOT_CODE = frozenset({"annotation", "returns", "type_comment", "type_params", "type_ignores", "kind", "ctx"})
 _OUTSIDE = frozenset({"name", "decorator_list"})
 _CLOSES = re.compile(r"[\s#)\]}]|(?:else|elif|except|finally)\b|$")
-_parsing = threading.Lock()  # the filters of warnings are one for all threads
+_parsing = locks.lock("parsing")  # the filters of warnings are one for all threads
 
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda

@@ -286,6 +286,7 @@ class _Scan:
     # instructions
 
     def _step(self, step: dis.Instruction) -> None:
+        """Follow one instruction; here those that load, call or move values on the stack."""
         name, argval = step.opname, step.argval
         if name in _CALLS:
             self._call(step)
@@ -306,28 +307,25 @@ class _Scan:
         elif name in ("LOAD_ATTR", "LOAD_METHOD"):
             self._load_attribute(step)
         elif name in ("LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"):
-            self._pops(3)
-            self.names.add(str(argval))
-            self._push(*[None] * (3 + dis.stack_effect(step.opcode, step.arg)))
+            self._load_super(step)
         elif name == "BINARY_SUBSCR" or (name == "BINARY_OP" and step.argrepr == "[]"):
             self._subscript()
-        elif name == "MAKE_FUNCTION":
+        elif name in ("MAKE_FUNCTION", "SET_FUNCTION_ATTRIBUTE"):
             self._make_function(step)
-        elif name == "SET_FUNCTION_ATTRIBUTE":
-            made = self._pop()
-            self._take(self._pop(), "read")
-            self._push(made)
         elif name == "KW_NAMES":
             self._keywords = argval if type(argval) is tuple else self._code.co_consts[step.arg or 0]
         elif name == "COPY":
             self._push(self._stack[-step.arg] if len(self._stack) >= (step.arg or 1) else None)  # type: ignore[operator]
         elif name == "SWAP":
             self._swap(step.arg or 1)
+        elif name.startswith(("STORE_", "DELETE_")):
+            self._store(step)
         else:
             self._step_further(step)
         self._leave(step)
 
-    def _step_further(self, step: dis.Instruction) -> None:
+    def _store(self, step: dis.Instruction) -> None:
+        """A variable, an attribute or an entry is set or deleted."""
         name, argval = step.opname, step.argval
         if name in ("STORE_FAST", "STORE_NAME"):
             self._assign(argval, self._pop())
@@ -353,7 +351,13 @@ class _Scan:
             for part in parts:
                 self._take(part, "read")
             self._take(holder, "changed")
-        elif name == "BINARY_OP" and step.argrepr.endswith("="):
+        elif name not in _IDLE:
+            self._step_unknown(step)
+
+    def _step_further(self, step: dis.Instruction) -> None:
+        """What is neither a load, nor a call, nor a store: operators, loops, unpacking and tests."""
+        name, argval = step.opname, step.argval
+        if name == "BINARY_OP" and step.argrepr.endswith("="):
             other, mine = self._pop(), self._pop()
             self._take(other, "read")
             self._take(mine, "read")
@@ -435,25 +439,28 @@ class _Scan:
         if dis.stack_effect(step.opcode, step.arg) == 1:
             self._push(_NULL)
 
+    def _load_super(self, step: dis.Instruction) -> None:
+        self._pops(3)
+        self.names.add(str(step.argval))
+        self._push(*[None] * (3 + dis.stack_effect(step.opcode, step.arg)))
+
     def _subscript(self) -> None:
         key, holder = self._pop(), self._pop()
         self._take(key, "read")
         if type(holder) is not Ref:
             self._push(None)
         elif type(key) is Const and type(key.value) in (str, int, bool, type(None), tuple):
-            self._push(self._scope_name(holder, key) or holder.to("[", key.value))
+            self._push(_scope_name(holder, key) or holder.to("[", key.value))
         else:
             self._take(holder, "read")
             self._push(holder.to("*"))
 
-    def _scope_name(self, holder: Ref, key: Any) -> Ref | None:
-        """`globals()["x"]` is x."""
-        if holder == _SCOPE and type(key) is Const and type(key.value) is str:
-            return Ref("global", key.value)
-        return None
-
     def _make_function(self, step: dis.Instruction) -> None:
         code = self._pop()
+        if step.opname == "SET_FUNCTION_ATTRIBUTE":  # of the function that was made just before
+            self._take(self._pop(), "read")
+            self._push(code)
+            return
         if not _SETS_ATTRIBUTES:
             for flag in (8, 4, 2, 1):
                 if (step.arg or 0) & flag:
@@ -482,7 +489,7 @@ class _Scan:
     def _store_entry(self, holder: Any, key: Any) -> None:
         if type(holder) is not Ref:
             return
-        if (scope := self._scope_name(holder, key)) is not None:
+        if (scope := _scope_name(holder, key)) is not None:
             self.uses.append(Use(scope, "set"))
         elif type(key) is Const and type(key.value) in (str, int):
             self.uses.append(Use(holder.to("[", key.value), "set"))
@@ -568,6 +575,13 @@ _ITERATED = Ref("iterated", "")  # what a comprehension goes through
 _NULL_IS_ABOVE = "CALL_KW" in dis.opmap  # the order of a function and its self, since Python 3.13
 _SETS_ATTRIBUTES = "SET_FUNCTION_ATTRIBUTE" in dis.opmap
 _AFTER_LOOP = (None, None) if "END_FOR" in dis.opmap else ()  # an iterator and a value, which END_FOR takes
+
+
+def _scope_name(holder: Ref, key: Any) -> Ref | None:
+    """`globals()["x"]` is x."""
+    if holder == _SCOPE and type(key) is Const and type(key.value) is str:
+        return Ref("global", key.value)
+    return None
 
 
 @lru_cache(maxsize=4096)

@@ -31,8 +31,9 @@ from checkpoint.storage.files import (
     replacing,
     store_error,
 )
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.lock import Lock
+from checkpoint.storage.reader import Reader
 
 __all__ = ["Held", "LocalCopy", "State", "mark_of"]
 

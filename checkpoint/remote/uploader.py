@@ -18,14 +18,15 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
-from checkpoint import clock
+from checkpoint import clock, locks
 from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
 from checkpoint.outcomes import Uploaded
 from checkpoint.remote.local_copy import Held, LocalCopy, State, mark_of
 from checkpoint.remote.objects import Part
 from checkpoint.remote.urls import remember
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
+from checkpoint.storage.reader import Reader
 
 __all__ = ["Uploaded", "Uploader", "writer_there"]
 
@@ -284,8 +285,10 @@ class _Session:
         self._readers = {kind: reader for kind in journals if (reader := Reader.open(mirror.paths[kind])) is not None}
         self._tails: dict[str, bytes] = {}  # of each journal, the part that grows
         self._numbers: dict[str, int] = {}
-        self._work = threading.Lock()  # held while objects are written
-        self._counting = threading.Lock()  # held while the state is: an upload that hangs may end after the session
+        self._work = locks.lock("uploading")  # held while objects are written
+        self._counting = locks.lock(
+            "counting"
+        )  # held while the state is: an upload that hangs may end after the session
         self._wake, self._moved = threading.Event(), threading.Condition()
         self._hasty = self._ending = self._replaced = self._gave_up = False
         self._over = threading.Event()

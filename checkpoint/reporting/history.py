@@ -20,7 +20,7 @@ from checkpoint.catalog.view import VersionCount, VersionView, item_error
 from checkpoint.errors import ItemError
 from checkpoint.reporting.causes import Cause, causes_of
 from checkpoint.reporting.tables import versions_of
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.errors import shorten
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import KeyedLog
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, parse
 from checkpoint.values.keys import Key, key_from_json, plain_json
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from checkpoint import clock
 from checkpoint.catalog.checkpoint import Checkpoint
@@ -46,8 +46,8 @@ from checkpoint.reporting.sampling import (
 )
 from checkpoint.reporting.words import ago, ago_if_known, lasted, rate_in_words, span
 from checkpoint.storage.files import index_path, read_object
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import key_of
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, plain_json
@@ -228,8 +228,6 @@ class Survey:
         texts). Of a URL also `url` and `not_uploaded` (`bytes`, `seconds`).
         """
         open_ = self.undecided
-        behind = self.uploaded
-        mirrors = behind and {"url": self.url, "not_uploaded": {"bytes": behind.bytes, "seconds": behind.seconds}}
         return {
             "name": self.name,
             "directory": self.directory,
@@ -256,8 +254,14 @@ class Survey:
             "recent": [recent.to_json() for recent in self.recent],
             "undecided": open_ and {"results": open_.count, "is_exact": open_.is_exact, "digest": open_.question},
             "accepted": list(self.accepted),
-            **(mirrors or {}),
+            **self._mirror_json(),
         }
+
+    def _mirror_json(self) -> dict[str, Any]:
+        """What is said besides of a directory that mirrors a URL."""
+        if (behind := self.uploaded) is None:
+            return {}
+        return {"url": self.url, "not_uploaded": {"bytes": behind.bytes, "seconds": behind.seconds}}
 
     def __str__(self) -> str:
         rows = [f"checkpoint {self.name!r} in {self.directory}"]
@@ -495,17 +499,12 @@ class Observer:
         version, now, tails, meta = self._records.version, self._now(), Tails(checkpoint), _meta_of(checkpoint)
         writers = self._writers(checkpoint)
         writer = _first_writer(writers)
-        done, (failed, is_exact) = (
-            checkpoint.results.count(version),
-            _unresolved(checkpoint, checkpoint.errors, version),
-        )
+        done = checkpoint.results.count(version)
+        failed, is_exact = _unresolved(checkpoint, checkpoint.errors, version)
         causes, read, afresh = self._failures.look(checkpoint, version, tails.current)
         total = _total_of(checkpoint, meta)
         # Items that failed in an earlier session are tried again; of this one's, those that were read tell.
-        left = None if total is None else max(0, total - done - (failed if afresh == read else afresh))
-        idle = None if tails.moment is None else max(0.0, now - tails.moment)
-        is_written = bool(writer) or (writer == {} and idle is not None and idle < MINUTE)
-        rate = tails.rate(now if is_written else None)
+        pace = _pace_of(tails, now, writer, total, done + (failed if afresh == read else afresh))
         around = self._look_around(checkpoint, version)
         uploader = checkpoint.uploader
         return Survey(
@@ -517,14 +516,10 @@ class Observer:
             failed=failed,
             is_exact=is_exact,
             total=total,
-            left=left,
             aside=_unresolved(checkpoint, checkpoint.unsaved, version)[0],
             causes=tuple(causes),
             causes_read=read,
-            rate=rate,
-            seconds_left=left / rate if left and rate and is_written else None,
             last=tails.last,
-            idle=idle,
             writer=writer,
             shards=tuple((str(shard), writer) for shard, writer in writers.items() if shard != ALL),
             sessions=len(around.sessions | tails.sessions),
@@ -536,6 +531,7 @@ class Observer:
             uploaded=None if uploader is None else uploader.uploaded(),
             undecided=undecided_of(checkpoint, version, LOOKS),
             accepted=tuple(decided_of(checkpoint, version)),
+            **pace._asdict(),
         )
 
     def _writers(self, checkpoint: Checkpoint) -> dict[Shard, dict[str, Any] | None]:
@@ -559,6 +555,24 @@ class Observer:
             sessions = set().union(*[look.sessions() for look in looks])
             known = self._known = Around((results, errors, version), size, durations_of(took), sessions)
         return known
+
+
+class _Pace(NamedTuple):
+    """How fast a pass goes on, as a `Survey` tells it."""
+
+    left: int | None
+    rate: float | None
+    seconds_left: float | None
+    idle: float | None
+
+
+def _pace_of(tails: Tails, now: float, writer: dict[str, Any] | None, total: int | None, dealt_with: int) -> _Pace:
+    """The pace of the session that wrote last, where the pass has `dealt_with` so many of its items."""
+    left = None if total is None else max(0, total - dealt_with)
+    idle = None if tails.moment is None else max(0.0, now - tails.moment)
+    is_written = bool(writer) or (writer == {} and idle is not None and idle < MINUTE)
+    rate = tails.rate(now if is_written else None)
+    return _Pace(left, rate, left / rate if left and rate and is_written else None, idle)
 
 
 def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -55,8 +55,8 @@ from checkpoint.reporting.columns import (
     tidy_text,
 )
 from checkpoint.storage.files import fsync, open_safely, store_error
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.keyed_log import key_of
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.keys import Key, plain_key
@@ -558,13 +558,7 @@ def export(
         raise InvalidOption(f"{quote(os.fspath(path))} does not end in {', '.join(writers)}: that tells what to write")
     directory = locate(name, checkpoint_dir)
     with closing(VersionView(name, directory, version=LATEST, power=False, result_type=None)) as records:
-        if records.checkpoint.results.is_empty and records.checkpoint.errors.is_empty:
-            raise StoreError(
-                f"checkpoint {name!r} in {directory} holds nothing yet; nothing was written",
-                errno=errno.ENODATA,
-                strerror="nothing to export",
-                filename=str(directory),
-            )
+        _refuse_empty(records, directory)
         with closing(records if version is LATEST else of_version(records, version)) as chosen:
             chosen.only_reads = True
             table = Table.saved(chosen, errors=errors)
@@ -573,6 +567,17 @@ def export(
             else:
                 write(table, path)
             return len(table)
+
+
+def _refuse_empty(records: VersionView, directory: Path) -> None:
+    """An export of nothing is an error: the name may be mistyped."""
+    if records.checkpoint.results.is_empty and records.checkpoint.errors.is_empty:
+        raise StoreError(
+            f"checkpoint {records.name!r} in {directory} holds nothing yet; nothing was written",
+            errno=errno.ENODATA,
+            strerror="nothing to export",
+            filename=str(directory),
+        )
 
 
 # --- versions -------------------------------------------------------------------------------------------------------

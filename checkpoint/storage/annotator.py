@@ -27,26 +27,36 @@ class Annotator:
     def __init__(self, journals: Journals, meta: Meta) -> None:
         self._journals = journals
         self._meta = meta
-        self._computing: dict[str, tuple[str, bytes]] = {}  # by version: a pass's code, and the field of its detail
+        # By version and code: how many passes compute with it, and the field of its detail.
+        self._computing: dict[str, dict[str, tuple[int, bytes]]] = {}
 
     def begin(self, version: str, code: str, detail: Any) -> None:
         """Records of the version are computed by this code from here on: the first one in each journal says so."""
-        self._computing[version] = code, detail_field(detail)
+        passes, _ = self._computing.setdefault(version, {}).get(code, (0, b""))
+        self._computing[version][code] = passes + 1, detail_field(detail)
         for each in self._journals:
             each.settled.discard(version)
 
-    def end(self, version: str) -> None:
-        """What is saved from here on is not known to be computed by any code."""
-        self._computing.pop(version, None)
+    def end(self, version: str, code: str) -> None:
+        """A pass that computed with this code is over."""
+        codes = self._computing.get(version, {})
+        passes, detail = codes.get(code, (0, b""))
+        if passes > 1:
+            codes[code] = passes - 1, detail
+        elif codes.pop(code, None) is not None and not codes:
+            del self._computing[version]
 
     def annotate(self, log: KeyedLog, version: str, lines: list[bytes]) -> int:
         """Add to one of the lines what the journal does not say yet of its version and code; which one, or -1."""
         if log is self._journals.unsaved:
             return -1
         notes = log.notes()
-        code, detail = self._computing.get(version, ("", b""))
-        place = next((place for place, line in enumerate(lines) if _names(line, code)), -1) if code else -1
-        fields = b"" if place < 0 or code in notes.details else detail
+        place, fields = -1, b""
+        for code, (_, detail) in self._computing.get(version, {}).items():
+            place = next((place for place, line in enumerate(lines) if _names(line, code)), -1)
+            fields = b"" if place < 0 or code in notes.details else detail
+            if fields:
+                break
         if version and version not in notes.labels and version in self._meta.labels:
             fields += value_field(self._meta.labels[version])
         if not fields:
@@ -59,11 +69,12 @@ class Annotator:
         """Lines of the version are written; the one at the offset `noted` (-1: none) says what digests stand for."""
         if noted >= 0:
             log.index.notes.append(noted)
-        code, _ = self._computing.get(version, ("", b""))
-        is_named = any(_names(line, code) for line in lines) if code else True
-        if code and is_named:
-            log.index.note_codes(version, [code])
-        if is_named:
+        codes = self._computing.get(version, {})
+        named = [code for code in codes if any(_names(line, code) for line in lines)]
+        if named:
+            log.index.note_codes(version, named)
+        known = log.notes().details if len(codes) > 1 else named
+        if all(code in known for code in codes):
             log.settled.add(version)
 
 

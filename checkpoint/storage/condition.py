@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from checkpoint.errors import plural, quote
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, is_whole, unsealed
 
 __all__ = ["SYNCED", "Fault", "fault_of", "held_records", "is_most", "loss_of", "synced_bytes"]
@@ -104,7 +104,6 @@ def fault_of(reader: Reader, *, held_records: bool = False) -> Fault | None:
     damaged = [line for line in lines if not is_whole(line)]
     if lines and 2 * len(damaged) <= len(lines):
         return None
-    has_rest = len(damaged) < len(lines)
     if _OLD_MAC.match(head):
         return Fault("has lines that end in carriage returns alone, and no records", f"{_BACK}, or {_TO_NEWLINES}")
     for begins, kind, fix in _KINDS:
@@ -115,10 +114,16 @@ def fault_of(reader: Reader, *, held_records: bool = False) -> Fault | None:
         return _kind_of_text(head)
     if not is_most(len(damaged), len(lines)):
         return None
+    return _fault_of_lines(head, damaged, len(lines))
+
+
+def _fault_of_lines(head: bytes, damaged: list[bytes], looked: int) -> Fault:
+    """What is wrong with a file most of whose lines are no intact records."""
+    has_rest = len(damaged) < looked
     altered = sum(unsealed(line) is not None for line in damaged)
     if 2 * altered > len(damaged):
         return Fault(
-            f"has lines that are sound JSON and do not fit their checksums ({altered} of {plural(len(lines), 'line')} "
+            f"has lines that are sound JSON and do not fit their checksums ({altered} of {plural(looked, 'line')} "
             "that were looked at): another program wrote the file anew, such as a formatter, an editor or a conversion",
             _BACK,
             is_altered=True,
@@ -132,7 +137,7 @@ def fault_of(reader: Reader, *, held_records: bool = False) -> Fault | None:
             has_rest=has_rest,
         )
     return Fault(
-        f"has lines that are no records ({len(damaged)} of {plural(len(lines), 'line')} that were looked at); one "
+        f"has lines that are no records ({len(damaged)} of {plural(looked, 'line')} that were looked at); one "
         f"begins {quote(damaged[0][:60])}",
         _BACK,
         has_rest=has_rest,

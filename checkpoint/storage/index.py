@@ -5,131 +5,109 @@ opening: what is damaged raises `IndexDamaged`, upon which the store reads the j
 
 Two parts. *Recent* keys came from this process or from the journal's tail. The *segment* is a file, of which no more is
 read than is asked for, so that opening it takes the same time for ten keys and for ten million. Recent keys are in
-dicts; those that were read are *packed* until somebody asks for many, in a sixth of the memory.
+dicts; those that were read are *packed* until somebody asks for many, in a sixth of the memory. `IndexScan` reads the
+journal's lines into an index, and an `IndexSnapshot` of it is what becomes its file.
 """
 
 from __future__ import annotations
 
 import re
-import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
-from itertools import accumulate, chain
-from operator import attrgetter, countOf, itemgetter
+from itertools import chain
+from operator import countOf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
-
+from checkpoint import locks
 from checkpoint.storage.index_file import Delta, IndexDamaged, IndexFile, hash_of, hashes_of, loose_hash
-from checkpoint.storage.journal import LONG_LINE, Reader
+from checkpoint.storage.packed import Packed, Place, place_in
+from checkpoint.storage.reader import LONG_LINE, Reader
 from checkpoint.storage.record import (
-    CRC_SIZE,
     LONG_KEY,
     LONGEST_LOOSE,
     Acceptance,
     LineHead,
     NoRecord,
     abridged,
-    decode_even_heads,
     decode_heads,
     head_of,
     is_hopeless,
     is_whole,
     parse,
 )
-from checkpoint.values.digests import LOW, Digests, are_alike, digest_from, halves_of
-from checkpoint.values.keys import Crowd, Key, is_crowded, key_from_json, key_json
+from checkpoint.values.digests import LOW, Digests, are_alike, are_apart, digest_from
+from checkpoint.values.keys import Crowd, Key, key_from_json, key_json
 
-__all__ = ["Index", "Place"]
+__all__ = ["Index", "IndexScan", "IndexSnapshot", "Place"]
 
 
 _MANY = 8  # looking a key up by its hash takes as long as reading so many in a run
 _MAX_NOTED = 100
 _SEARCHES = 8  # so many keys are searched for among the packed ones, before these are hashed
-
-
-class Place(NamedTuple):
-    """Where a record starts in its journal, and the digest of the item it was computed from (0: not known)."""
-
-    offset: int
-    digest: int
-
-
 _NEWLINES = re.compile(rb"\n+")
-_encode, _decode_keys = msgspec.json.Encoder().encode, msgspec.json.Decoder(list[Any]).decode
-_code_of = attrgetter("code")
-_first, _last, _before_crc = itemgetter(0), itemgetter(-2), itemgetter(slice(-1 - CRC_SIZE, 7 - CRC_SIZE))  # of a line
 
 
-class _Packed(NamedTuple):
-    """What is known of some lines that follow each other in the journal, all of one version."""
+@dataclass(frozen=True, slots=True)
+class IndexSnapshot:
+    """What an index knew at one moment: it is written to a file while the index learns on.
 
-    version: str
-    size: int  # how many
-    text: bytes  # their keys, as a JSON array
-    start: int  # where the first of them begins
-    lengths: array[int]  # of each, its newline included
-    inputs: bytes  # the digest of each one's item: sixteen bytes; b"" where none is known
-    codes: list[str]  # that they name
+    Attributes:
+        rows: by version, the row of each recent key; -1 for what was forgotten.
+        loose: the same for lines without checksum, by str() of the key.
+        places: of the rows: rows are only ever added.
+        known: how many rows there were.
+        base: the file that the next one is made from.
+        based: how many of the rows it holds.
+        end: how many bytes of the journal were covered.
+        latest: the version of the last record.
+        damaged: (offset, why) of lines that could not be read.
+        notes: where the lines are that accept, and the records that say what a digest stands for.
+        codes: by version, the fingerprints that its records have named, the last one last.
+    """
 
-    @classmethod
-    def of(cls, offset: int, block: bytes) -> _Packed | None:
-        """A block of sound lines of one version and nothing else, at C speed; None for any other.
+    rows: dict[str, dict[Key, int]]
+    loose: dict[str, dict[str, int]]
+    places: array[int]
+    known: int
+    base: IndexFile | None
+    based: int
+    end: int
+    latest: str
+    damaged: list[tuple[int, str]]
+    notes: list[int]
+    codes: dict[str, list[str]]
 
-        Where each line begins with a brace and ends with one no value goes on in the next, so that two damaged lines
-        never read as one record. Whether a checksum is right is asked when the value is read.
+    def write(self, path: Path, journal: Reader) -> IndexFile | None:
+        """Replace the file at `path` by one that covers all that was known; readers of the old one go on reading it.
+
+        Returns the new one; None where it is not found to be sound.
+
+        Raises:
+            OSError: it could not be written; nothing changed.
+            IndexDamaged: the one before is, which it is made from; nothing changed.
         """
-        lines = BytesIO(block).readlines()  # faster by far than block.split
-        try:
-            heads = decode_even_heads(block)
-            inputs = [head.input for head in heads]
-            digests = bytes.fromhex("".join([text.ljust(32, "0") for text in inputs]))
-            versions = {head.version for head in heads}
-            if not (
-                len(heads) == len(lines) == len(digests) / 16
-                and {16, 32}.issuperset(map(len, inputs))
-                and len(versions) == 1
-                and set(map(_first, lines)) == {ord("{")}
-                and set(map(_last, lines)) == {ord("}")}
-                and set(map(_before_crc, lines)) == {b',"crc":"'}
-            ):
-                return None
-            keys = [head.key for head in heads]
-            if is_crowded(keys):
-                return None
-            text = _encode(keys)
-        except (ValueError, RecursionError, IndexError, OverflowError):
-            return None
-        known = digests if digests.count(0) < len(digests) else b""
-        codes = list(dict.fromkeys(map(_code_of, heads)))
-        return cls(versions.pop(), len(lines), text, offset, array("I", list(map(len, lines))), known, codes)
+        news = {version: self._news(version) for version in set(self.rows) | set(self.loose)}
+        return IndexFile.write(
+            path, journal, self.base, news, self.end, self.latest, self.damaged, self.notes, self.codes
+        )
 
-    def keys(self) -> list[Key]:
-        """In the order of the lines."""
-        return _decode_keys(self.text)
-
-    def places(self) -> array[int]:
-        """The offset of each, and the halves of its digest."""
-        places = array("Q", bytes(24 * self.size))
-        offsets = array("Q", accumulate(self.lengths, initial=self.start))
-        places[::3] = offsets[: self.size]  # the sum runs on past the last line
-        if self.inputs:
-            places[1::3], places[2::3] = halves_of(self.inputs)
-        return places
-
-    def find(self, key: Key, spelled: bytes) -> Place | None:
-        """Where the last record of a key is, which `spelled` is the JSON of."""
-        if spelled not in self.text or key not in (keys := self.keys()):
-            return None
-        row, places = self.size - 1 - keys[::-1].index(key), self.places()
-        return _place_in(places, row)
-
-
-def _place_in(places: array[int], row: int) -> Place:
-    return Place(places[3 * row], places[3 * row + 1] << 64 | places[3 * row + 2])
+    def _news(self, version: str) -> Delta:
+        """What the file lacks of a version."""
+        places, first = self.places, self.based
+        rows, texts = self.rows.get(version, {}), self.loose.get(version, {})
+        keys = [key for key, row in rows.items() if row >= first]
+        fresh = [row for row in rows.values() if row >= first]
+        return Delta(
+            keys,
+            array("q", [places[3 * row] for row in fresh]),
+            Digests(*[[places[3 * row + half] for row in fresh] for half in (1, 2)]),
+            [key for key, row in rows.items() if row < 0] if -1 in rows.values() else [],
+            {text: places[3 * row] for text, row in texts.items() if row >= first},
+            [text for text, row in texts.items() if row < 0],
+        )
 
 
 class Index:
@@ -142,6 +120,8 @@ class Index:
         has_loose: whether there are lines without checksum, which stand for any key of equal str().
         notes: where the lines are that accept, and the records that say what a digest stands for.
         codes: by version, the fingerprints that its records have named, the last one last.
+        rest: where a last line without newline begins that counts already, and its length.
+        crowd: watches the keys that are read.
     """
 
     def __init__(self, on_damage: Callable[[int, str], None] = lambda offset, why: None) -> None:
@@ -149,18 +129,17 @@ class Index:
         self._segment: IndexFile | None = None  # where keys are looked up that are not recent
         self._base: IndexFile | None = None  # the file as it was read or written last, which the next one is made from
         self._based = 0  # how many of the rows it holds
-        self._known = 0  # how many rows there were, in a snapshot
         # A key's row number leads to its place: its offset, and the item's digest in halves. One array: an interrupt
         # never leaves half a place. Rows are added by who holds the store's lock, and found nothing packed; or hashes
         # what is.
         self._hashed: dict[str, dict[Key, int]] = {}
-        self._packed: list[_Packed] = []  # later than what is hashed
+        self._packed: list[Packed] = []  # later than what is hashed
         self._searches = 0  # how often these were searched
-        self._hashing = threading.Lock()
+        self._hashing = locks.lock("hashing")
         self._loose: dict[str, dict[str, int]] = {}
         self._places = array("Q")
-        self._rest = (0, 0)
-        self._crowd = Crowd()
+        self.rest = (0, 0)
+        self.crowd = Crowd()
         self.end = 0
         self.latest = ""
         self.has_loose = False
@@ -187,7 +166,7 @@ class Index:
 
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
-        self._hashing = threading.Lock()
+        self._hashing = locks.lock("hashing")
 
     # looking up
 
@@ -207,7 +186,7 @@ class Index:
             return Place(*entry)
         return self._find_loose(version, key) if self.has_loose else None
 
-    def _to_search(self, key: Key) -> list[_Packed]:
+    def _to_search(self, key: Key) -> list[Packed]:
         """What is packed, the last first, as long as searching it takes less than hashing it."""
         if type(key) is not str or self._searches >= _SEARCHES:
             return []
@@ -216,16 +195,7 @@ class Index:
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
         """What `find` gives for each key, much faster than one by one: offsets (-1: none), and digests."""
-        rows, places = self._rows.get(version), self._places
-        if rows:
-            known = list(map(rows.get, keys))
-            offsets = array("q", [-1 if row is None or row < 0 else places[3 * row] for row in known])
-            high, low = ([0 if row is None or row < 0 else places[3 * row + half] for row in known] for half in (1, 2))
-            digests = Digests(high, low)
-            others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
-        else:
-            offsets, digests = array("q", [-1]) * len(keys), Digests.none(len(keys))
-            others = list(range(len(keys)))
+        offsets, digests, others = self._find_recent(version, keys)
         segment = self._segment
         if self.has_loose:
             for place in others:
@@ -241,8 +211,23 @@ class Index:
                 offsets[place], digests[place] = filed.get(digest, (-1, 0))
         return offsets, digests
 
+    def _find_recent(self, version: str, keys: list[Key]) -> tuple[array[int], Digests, list[int]]:
+        """The same of what the file does not hold, and the places of keys that are to be looked for elsewhere."""
+        rows, places = self._rows.get(version), self._places
+        if not rows or not keys:
+            return array("q", [-1]) * len(keys), Digests.none(len(keys)), list(range(len(keys)))
+        known = list(map(rows.get, keys))
+        first = known[0]
+        if first is not None and first >= 0 and known == list(range(first, first + len(known))):
+            part = places[3 * first : 3 * (first + len(known))]  # in the order in which they were saved, as most are
+            return array("q", part[::3].tobytes()), Digests(part[1::3], part[2::3]), []
+        offsets = array("q", [-1 if row is None or row < 0 else places[3 * row] for row in known])
+        high, low = ([0 if row is None or row < 0 else places[3 * row + half] for row in known] for half in (1, 2))
+        others = [place for place, row in enumerate(known) if row is None or (row < 0 and self.has_loose)]
+        return offsets, Digests(high, low), others
+
     def _place(self, row: int) -> Place | None:
-        return None if row < 0 else _place_in(self._places, row)
+        return None if row < 0 else place_in(self._places, row)
 
     def _find_loose(self, version: str, key: Key) -> Place | None:
         text = str(key)
@@ -274,9 +259,10 @@ class Index:
         found: list[tuple[int, int]] = []
         for block in self._packed[:]:
             places = block.places() if block.version == version and block.inputs else array("Q")
-            if not wanted.keys().isdisjoint(places[1::3]):
-                found += map(partial(_place_in, places), range(block.size))
-        found += [_place_in(self._places, row) for row in self._hashed.get(version, {}).values() if row >= 0]
+            if not are_apart(wanted.keys(), places[1::3]):
+                found += map(partial(place_in, places), range(block.size))
+        if not are_apart(wanted.keys(), self._places[1::3]):
+            found += [place_in(self._places, row) for row in self._hashed.get(version, {}).values() if row >= 0]
         is_filed = self._segment is not None and version in self._segment.header.versions
         filed = self._segment.of_inputs(version, wanted.keys()) if self._segment is not None and is_filed else ()
         for offset, known in chain(found, filed):
@@ -360,16 +346,21 @@ class Index:
                     return (key,)
         return None
 
-    def snapshot(self) -> Index:
+    def snapshot(self) -> IndexSnapshot:
         """What is known at this moment, to be written by another thread while this one learns on."""
-        copy = Index()
-        copy._hashed = {version: rows.copy() for version, rows in self._rows.items()}
-        copy._base, copy._based, copy._known = self._base, self._based, len(self._places) // 3
-        copy._loose = {version: rows.copy() for version, rows in self._loose.items()}
-        copy._places = self._places  # rows are only ever added
-        copy.end, copy.latest, copy.damaged = self.end, self.latest, list(self.damaged)
-        copy.notes, copy.codes = self.notes[:], {version: dict(codes) for version, codes in self.codes.items()}
-        return copy
+        return IndexSnapshot(
+            rows={version: rows.copy() for version, rows in self._rows.items()},
+            loose={version: rows.copy() for version, rows in self._loose.items()},
+            places=self._places,
+            known=len(self._places) // 3,
+            base=self._base,
+            based=self._based,
+            end=self.end,
+            latest=self.latest,
+            damaged=self.damaged[:],
+            notes=self.notes[:],
+            codes={version: list(codes) for version, codes in self.codes.items()},
+        )
 
     # learning
 
@@ -441,7 +432,7 @@ class Index:
         rows, places = self._rows.get(version, {}), self._places
         filed = self._segment.places(version) if self._segment is not None else ()
         found = {key: (offset, digest) for key, offset, digest in filed if key not in rows}
-        found.update({key: _place_in(places, row) for key, row in rows.items() if row >= 0})
+        found.update({key: place_in(places, row) for key, row in rows.items() if row >= 0})
         return found
 
     def _accept_loose(self, old: str, new: str, journal: Reader) -> None:
@@ -455,10 +446,11 @@ class Index:
         for text, offset in texts.items():
             if text not in taken and self._find_loose(new, text) is None:
                 latest = self.latest
-                self._add_loose(new, text, offset)
+                self.add_loose(new, text, offset)
                 self.latest = latest
 
-    def _add_loose(self, version: str, text: str, offset: int) -> None:
+    def add_loose(self, version: str, text: str, offset: int) -> None:
+        """A line without checksum was read."""
         self._hash()
         row = len(self._places) // 3
         self._places.extend((offset, 0, 0))
@@ -466,108 +458,18 @@ class Index:
         self._loose.setdefault(version, {})[text] = row
         self.latest = version
 
-    def scan(self, journal: Reader) -> None:
-        """Learn what the journal holds beyond `end`, a last line without newline included if it is whole."""
-        for offset, block in journal.blocks(self.end, lambda offset, size: self._scan_long(journal, offset, size)):
-            if block.find(b"\n") > LONG_KEY or self.has_loose or not self._pack(offset, block):
-                self._scan_lines(journal, offset, block)
-            self.end = offset + len(block)
-        rest = journal.pread(1, self.end)
-        if rest:
-            self._scan_rest(journal)
-
-    def _scan_rest(self, journal: Reader) -> None:
-        """A last line without newline: torn or being written, and of no account; unless it is whole."""
-        size = journal.size()
-        if size - self.end > LONG_LINE and journal.pread(2, size - 2).rstrip(b"\r")[-1:] != b"}":
-            return
-        if size - self.end > LONGEST_LOOSE:
-            return  # a writer's next append completes it, or sets it aside
-        line = journal.line_at(self.end)
-        if line.rstrip(b"\r").endswith(b"}") and self._rest != (self.end, len(line)) and is_whole(line):
-            self._scan_line(journal, self.end, line, 0, len(line))
-            self._rest = (self.end, len(line))
-
-    def _scan_long(self, journal: Reader, offset: int, size: int) -> None:
-        """A line of many megabytes: its beginning and its end are enough where its checksum holds."""
-        is_sealed = journal.is_sealed(offset, size)
-        if is_sealed:
-            ends = journal.pread(LONG_KEY, offset) + journal.pread(LONG_KEY, offset + size - LONG_KEY)
-            try:
-                (head,) = decode_heads(abridged(ends, 0, len(ends)))
-                self._enter(offset, head)
-                self.end = offset + size + 1
-                return
-            except (ValueError, RecursionError):
-                pass  # what is wrong with it, the whole line tells
-        if is_hopeless(journal.pread(LONG_KEY, offset)):
-            self._note_damage(offset, "it is not valid JSON")
-        elif size > LONGEST_LOOSE and not is_sealed:
-            self._note_damage(offset, f"it has {size:,} bytes, and no checksum that holds")
-        else:
-            self._scan_line(journal, offset, journal.pread(size, offset), 0, size)
-        self.end = offset + size + 1
-
-    def _scan_lines(self, journal: Reader, offset: int, block: bytes) -> None:
-        start = 0
-        while (stop := block.find(b"\n", start)) >= 0:
-            if start == stop:  # of millions of empty lines, all at once
-                start = _NEWLINES.match(block, start).end()  # type: ignore[union-attr]
-                continue
-            self._scan_line(journal, offset + start, block, start, stop)
-            start = stop + 1
-
-    def _pack(self, offset: int, block: bytes) -> bool:
-        packed = _Packed.of(offset, block)
-        if packed is None or (packed.version != self.latest and not is_whole(block[: block.find(b"\n")])):
-            return False
+    def add_packed(self, packed: Packed) -> None:
+        """Records were read, one behind the other, of one version."""
         self._packed.append(packed)
         self.latest = packed.version
         self.note_codes(packed.version, packed.codes)
-        return True
 
-    def _scan_line(self, journal: Reader, offset: int, block: bytes, start: int, stop: int) -> None:
-        """The line at `offset`, block[start:stop]: framing and key; the checksum waits until the value is read."""
-        if stop - start < LONG_KEY and not block[start:stop].strip(b"\r\t "):
-            return
-        try:
-            head = head_of(block, start, stop)
-            if head.forgotten or head.version != self.latest:
-                parse(block[start:stop])  # a flipped bit must not lead to a version that never was, nor forget a key
-            self._enter(offset, head)
-        except NoRecord as found:
-            self._take(journal, offset, found.acceptance)
-        except ValueError as error:
-            self._note_damage(offset, str(error))
+    def scan(self, journal: Reader) -> None:
+        """Learn what the journal holds beyond `end`, a last line without newline included if it is whole."""
+        IndexScan(self, journal).run()
 
-    def _enter(self, offset: int, head: LineHead) -> None:
-        """Learn of a record.
-
-        Raises:
-            ValueError: it is none.
-        """
-        key = key_from_json(head.key)
-        digest = digest_from(head.input)
-        self._crowd.check(key)
-        if head.forgotten:
-            self.forget(head.version, key)
-        elif head.crc:
-            self.add(head.version, key, offset, digest)
-            if type(head.code) is str:
-                self.note_codes(head.version, (head.code,))
-            if head.detail or head.value:
-                self.notes.append(offset)
-        else:
-            self._add_loose(head.version, str(key), offset)
-
-    def _take(self, journal: Reader, offset: int, found: Acceptance | None) -> None:
-        """A line that is no record: one that accepts, or of a kind that is not known here."""
-        if found is not None:
-            self.notes.append(offset)
-            if not found.is_of_code:
-                self.accept(found.accepts, found.of, journal)
-
-    def _note_damage(self, offset: int, why: str) -> None:
+    def note_damage(self, offset: int, why: str) -> None:
+        """A line that could not be read is told of, and kept in mind if it is one of the first."""
         if len(self.damaged) < _MAX_NOTED:  # `check` lists them all
             self.damaged.append((offset, why))
             self._on_damage(offset, why)
@@ -590,38 +492,121 @@ class Index:
             self._on_damage(offset, why)
         return True
 
-    def write(self, path: Path, journal: Reader) -> IndexFile | None:
-        """Replace the file at `path` by one that covers all that is known; readers of the old one go on reading it.
-
-        Returns the new one; None where it is not found to be sound.
-
-        Raises:
-            OSError: it could not be written; nothing changed.
-            IndexDamaged: the one before is, which it is made from; nothing changed.
-        """
-        news = {version: self._news(version) for version in set(self._rows) | set(self._loose)}
-        codes = {version: list(known) for version, known in self.codes.items()}
-        return IndexFile.write(path, journal, self._base, news, self.end, self.latest, self.damaged, self.notes, codes)
-
-    def _news(self, version: str) -> Delta:
-        """What the file lacks of a version."""
-        places, first = self._places, self._based
-        rows, texts = self._rows.get(version, {}), self._loose.get(version, {})
-        keys = [key for key, row in rows.items() if row >= first]
-        fresh = [row for row in rows.values() if row >= first]
-        return Delta(
-            keys,
-            array("q", [places[3 * row] for row in fresh]),
-            Digests(*[[places[3 * row + half] for row in fresh] for half in (1, 2)]),
-            [key for key, row in rows.items() if row < 0] if -1 in rows.values() else [],
-            {text: places[3 * row] for text, row in texts.items() if row >= first},
-            [text for text, row in texts.items() if row < 0],
-        )
-
     def drop_base(self) -> None:
         """The file is not to be built upon: the next one is made from what is known here, which must be everything."""
         self._base, self._based = None, 0
 
-    def wrote(self, snapshot: Index, segment: IndexFile) -> None:
+    def wrote(self, snapshot: IndexSnapshot, segment: IndexFile) -> None:
         """The file holds now what the snapshot knew."""
-        self._base, self._based = segment, snapshot._known
+        self._base, self._based = segment, snapshot.known
+
+
+class IndexScan:
+    """One reading of a journal's lines into its index, from where that ends.
+
+    A line counts by its framing and key: whether its checksum is right is asked when the value is read.
+    """
+
+    def __init__(self, index: Index, journal: Reader) -> None:
+        self._index = index
+        self._journal = journal
+
+    def run(self) -> None:
+        """Learn all of it, a last line without newline included if it is whole."""
+        index = self._index
+        for offset, block in self._journal.blocks(index.end, self._read_long):
+            if block.find(b"\n") > LONG_KEY or index.has_loose or not self._pack(offset, block):
+                self._read_lines(offset, block)
+            index.end = offset + len(block)
+        if self._journal.pread(1, index.end):
+            self._read_rest()
+
+    def _read_rest(self) -> None:
+        """A last line without newline: torn or being written, and of no account; unless it is whole."""
+        index, size = self._index, self._journal.size()
+        if size - index.end > LONG_LINE and self._journal.pread(2, size - 2).rstrip(b"\r")[-1:] != b"}":
+            return
+        if size - index.end > LONGEST_LOOSE:
+            return  # a writer's next append completes it, or sets it aside
+        line = self._journal.line_at(index.end)
+        if line.rstrip(b"\r").endswith(b"}") and index.rest != (index.end, len(line)) and is_whole(line):
+            self._read_line(index.end, line, 0, len(line))
+            index.rest = (index.end, len(line))
+
+    def _read_long(self, offset: int, size: int) -> None:
+        """A line of many megabytes: its beginning and its end are enough where its checksum holds."""
+        is_sealed = self._journal.is_sealed(offset, size)
+        if is_sealed:
+            ends = self._journal.pread(LONG_KEY, offset) + self._journal.pread(LONG_KEY, offset + size - LONG_KEY)
+            try:
+                (head,) = decode_heads(abridged(ends, 0, len(ends)))
+                self._enter(offset, head)
+                self._index.end = offset + size + 1
+                return
+            except (ValueError, RecursionError):
+                pass  # what is wrong with it, the whole line tells
+        if is_hopeless(self._journal.pread(LONG_KEY, offset)):
+            self._index.note_damage(offset, "it is not valid JSON")
+        elif size > LONGEST_LOOSE and not is_sealed:
+            self._index.note_damage(offset, f"it has {size:,} bytes, and no checksum that holds")
+        else:
+            self._read_line(offset, self._journal.pread(size, offset), 0, size)
+        self._index.end = offset + size + 1
+
+    def _read_lines(self, offset: int, block: bytes) -> None:
+        start = 0
+        while (stop := block.find(b"\n", start)) >= 0:
+            if start == stop:  # of millions of empty lines, all at once
+                start = _NEWLINES.match(block, start).end()  # type: ignore[union-attr]
+                continue
+            self._read_line(offset + start, block, start, stop)
+            start = stop + 1
+
+    def _read_line(self, offset: int, block: bytes, start: int, stop: int) -> None:
+        """The line at `offset`, block[start:stop]: framing and key; the checksum waits until the value is read."""
+        if stop - start < LONG_KEY and not block[start:stop].strip(b"\r\t "):
+            return
+        try:
+            head = head_of(block, start, stop)
+            if head.forgotten or head.version != self._index.latest:
+                parse(block[start:stop])  # a flipped bit must not lead to a version that never was, nor forget a key
+            self._enter(offset, head)
+        except NoRecord as found:
+            self._take(offset, found.acceptance)
+        except ValueError as error:
+            self._index.note_damage(offset, str(error))
+
+    def _enter(self, offset: int, head: LineHead) -> None:
+        """Learn of a record.
+
+        Raises:
+            ValueError: it is none.
+        """
+        key = key_from_json(head.key)
+        digest = digest_from(head.input)
+        self._index.crowd.check(key)
+        if head.forgotten:
+            self._index.forget(head.version, key)
+        elif head.crc:
+            self._index.add(head.version, key, offset, digest)
+            if type(head.code) is str:
+                self._index.note_codes(head.version, (head.code,))
+            if head.detail or head.value:
+                self._index.notes.append(offset)
+        else:
+            self._index.add_loose(head.version, str(key), offset)
+
+    def _take(self, offset: int, found: Acceptance | None) -> None:
+        """A line that is no record: one that accepts, or of a kind that is not known here."""
+        if found is not None:
+            self._index.notes.append(offset)
+            if not found.is_of_code:
+                self._index.accept(found.accepts, found.of, self._journal)
+
+    def _pack(self, offset: int, block: bytes) -> bool:
+        """Learn of a block of lines at once; False where it has to be read line by line."""
+        packed = Packed.of(offset, block)
+        if packed is None or (packed.version != self._index.latest and not is_whole(block[: block.find(b"\n")])):
+            return False
+        self._index.add_packed(packed)
+        return True

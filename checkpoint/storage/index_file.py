@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from checkpoint.storage.files import open_safely, replacing
-from checkpoint.storage.journal import Reader
-from checkpoint.values.digests import Digests
+from checkpoint.storage.reader import Reader
+from checkpoint.values.digests import Digests, are_apart
 from checkpoint.values.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["Delta", "IndexDamaged", "IndexFile", "file_state", "hash_of", "hashes_of", "loose_hash"]
@@ -193,19 +193,7 @@ class IndexFile:
         versions = sorted({*news, *(base.header.versions if base is not None else ())})
         if len(versions) > _LOOSE:
             raise OSError("too many versions for an index")
-        numbers = {version: number for number, version in enumerate(versions)}
-        fresh = sorted(entry for version, new in news.items() for entry in _entries_of(numbers[version], version, new))
-        runs = [run for version, new in news.items() for run in _runs_of(numbers[version], new)]
-        entries, counts = fresh, {version: len(new.keys) + len(new.texts) for version, new in news.items()}
-        loose = sum(len(new.texts) for new in news.values())
-        if base is not None:
-            kept = base._kept(numbers, {entry[:16] for entry in fresh}.union(_gone(news)))
-            is_all = len(kept) == base.header.entries
-            runs = list(_joined(chain(base._kept_runs(numbers, {} if is_all else news), runs)))
-            entries = sorted(kept + fresh)  # two runs that are sorted: merging these takes no search
-            before, more = (base.header.counts, base.header.loose) if is_all else _counted(kept, versions)
-            counts = {version: counts.get(version, 0) + before.get(version, 0) for version in versions}
-            loose += more
+        entries, runs, counts, loose = cls._merged(base, news, versions)
         head, tail = _probes(journal, covered)
         header = _Header(
             _FORMAT, sys.byteorder, covered, head, tail, journal.modified_at(covered), len(entries),
@@ -214,6 +202,26 @@ class IndexFile:
         _write_file(path, header, entries, runs)
         written = cls.open(path, journal)
         return written if written is not None and written.header.covered == covered else None
+
+    @staticmethod
+    def _merged(
+        base: IndexFile | None, news: dict[str, Delta], versions: list[str]
+    ) -> tuple[list[bytes], list[_Run], dict[str, int], int]:
+        """(entries, runs, records by version, lines without checksum) of what the base holds and the news."""
+        numbers = {version: number for number, version in enumerate(versions)}
+        fresh = sorted(entry for version, new in news.items() for entry in _entries_of(numbers[version], version, new))
+        runs = [run for version, new in news.items() for run in _runs_of(numbers[version], new)]
+        counts = {version: len(new.keys) + len(new.texts) for version, new in news.items()}
+        loose = sum(len(new.texts) for new in news.values())
+        if base is None:
+            return fresh, runs, counts, loose
+        kept = base._kept(numbers, {entry[:16] for entry in fresh}.union(_gone(news)))
+        is_all = len(kept) == base.header.entries
+        runs = list(_joined(chain(base._kept_runs(numbers, {} if is_all else news), runs)))
+        entries = sorted(kept + fresh)  # two runs that are sorted: merging these takes no search
+        before, more = (base.header.counts, base.header.loose) if is_all else _counted(kept, versions)
+        counts = {version: counts.get(version, 0) + before.get(version, 0) for version in versions}
+        return entries, runs, counts, loose + more
 
     def _kept(self, numbers: dict[str, int], hidden: set[bytes]) -> list[bytes]:
         """The entries that still count, under other version numbers."""
@@ -256,7 +264,7 @@ class IndexFile:
     def of_inputs(self, version: str, highs: Set[int]) -> Iterator[tuple[int, int]]:
         """(offset, input digest) of each record of a version the upper half of whose digest is one of these."""
         for run in self._runs(self.header.versions.index(version)):
-            if not highs.isdisjoint((found := run.digests()).high):
+            if not are_apart(highs, (found := run.digests()).high):
                 yield from [place for place in zip(run.offsets(), found, strict=True) if place[1] >> 64 in highs]
 
     def records(self) -> Iterator[tuple[str, Key, int]]:

@@ -12,13 +12,16 @@ import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
+from typing import TypeVar
 
+from checkpoint import locks
 from checkpoint.errors import DamagedRecord, printable, quote, shorten
 from checkpoint.storage.files import fsync_directory, index_path
 from checkpoint.storage.index import Index, Place
 from checkpoint.storage.index_file import IndexDamaged
-from checkpoint.storage.journal import Journal, Reader
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.notes import Notes
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, codes_in, last_in
 from checkpoint.values.digests import Digests
 from checkpoint.values.keys import Key, key_from_json
@@ -28,6 +31,38 @@ __all__ = ["KeyedLog", "key_of"]
 
 log = logging.getLogger("checkpoint")
 _SHOWN = 10
+_TAIL = 4096
+_LONGEST_TAIL = 1 << 20
+_T = TypeVar("_T")
+
+
+class _Damage:
+    """The damaged lines of one journal that scans have found and nobody was warned of yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[tuple[int, str]] = []
+
+    def note(self, offset: int, why: str) -> None:
+        """A scan found a damaged line."""
+        self._lines.append((offset, why))
+
+    def clear(self) -> None:
+        """The lines are read again, and are found again then."""
+        self._lines = []
+
+    def tell(self, reader: Reader | None) -> None:
+        """Give one warning for all the damage of one scan: it comes with each opening, since the bytes stay."""
+        damage, self._lines = self._lines, []
+        if not damage or reader is None:
+            return
+        numbers = [reader.line_number(offset) for offset, _ in damage[:_SHOWN]]
+        where, why = f"{self._path}:{numbers[0]}", printable(shorten(damage[0][1]))
+        if len(damage) == 1:
+            log.warning("%s: damaged line skipped: %s; its bytes stay in the file", where, why)
+            return
+        others = ", ".join(map(str, numbers[1:])) + (", …" if len(damage) > _SHOWN else "")
+        log.warning("%s: damaged line skipped: %s; so are lines %s; their bytes stay in the file", where, why, others)
 
 
 class KeyedLog:
@@ -43,12 +78,12 @@ class KeyedLog:
 
     def __init__(self, path: Path, lock: threading.RLock) -> None:
         self.journal = Journal(path)
-        self.index = Index(self._note)
+        self._damage = _Damage(path)
+        self.index = Index(self._damage.note)
         self.lock = lock
         self.examined: Index | None = None  # what was known when the file was last looked at as a whole
         self._index_path = index_path(path)
-        self._damage: list[tuple[int, str]] = []  # found by a scan, and not told yet
-        self._filing = threading.Lock()
+        self._filing = locks.lock("filing")
         self.settled: set[str] = set()
         self._noted: tuple[Index, int, Notes] = (self.index, 0, Notes())  # of which index, how many, what they say
 
@@ -127,23 +162,6 @@ class KeyedLog:
 
     # learning
 
-    def _note(self, offset: int, why: str) -> None:
-        self._damage.append((offset, why))
-
-    def _tell_damage(self) -> None:
-        """One warning for all the damage of one scan: it comes with each opening, since the bytes stay."""
-        damage, self._damage = self._damage, []
-        reader = self.journal.reader
-        if not damage or reader is None:
-            return
-        numbers = [reader.line_number(offset) for offset, _ in damage[:_SHOWN]]
-        where, why = f"{self.journal.path}:{numbers[0]}", printable(shorten(damage[0][1]))
-        if len(damage) == 1:
-            log.warning("%s: damaged line skipped: %s; its bytes stay in the file", where, why)
-            return
-        others = ", ".join(map(str, numbers[1:])) + (", …" if len(damage) > _SHOWN else "")
-        log.warning("%s: damaged line skipped: %s; so are lines %s; their bytes stay in the file", where, why, others)
-
     def refresh(self) -> None:
         """Learn what others wrote since; start anew where the file is another one, shorter, or written anew."""
         reader = self.journal.reader
@@ -155,7 +173,7 @@ class KeyedLog:
 
     def reopen(self) -> None:
         """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
-        reader, index = Reader.open(self.journal.path), Index(self._note)
+        reader, index = Reader.open(self.journal.path), Index(self._damage.note)
         self.settled = set()
         if reader is None and self.journal.reader is None and self.is_empty:
             return  # there is no file yet: what is known of it, which is nothing, stays valid
@@ -164,14 +182,15 @@ class KeyedLog:
                 index.load(self._index_path, reader)
                 index.scan(reader)
             except IndexDamaged:
-                self._damage, index = [], Index(self._note)
+                self._damage.clear()
+                index = Index(self._damage.note)
                 index.scan(reader)
         self.journal.close()
         self.journal.reader, self.index = reader, index
         self.journal.learned(index.end)
         if reader is not None:
             reader.let_go_when_idle()
-        self._tell_damage()
+        self._damage.tell(reader)
 
     def replace(self, chunks: Iterable[bytes]) -> None:
         """A journal of these lines takes the place of this one, and is opened. Call it under the lock.
@@ -212,32 +231,26 @@ class KeyedLog:
             except IndexDamaged:
                 self._rebuilt()
             self.journal.learned(self.index.end)
-            self._tell_damage()
+            self._damage.tell(self.journal.reader)
 
     # looking up
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the key's last record is."""
-        try:
+        try:  # what `_ask` does, in less time
             return self.index.find(version, key)
         except (IndexDamaged, OSError):
             return self._rebuilt().find(version, key)
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
         """Where the last record of each key is, as `Index.find_all` tells it."""
-        try:
-            return self.index.find_all(version, keys)
-        except (IndexDamaged, OSError):
-            return self._rebuilt().find_all(version, keys)
+        return self._ask(lambda index: index.find_all(version, keys))
 
     def keys_of_inputs(self, version: str, digests: Set[int]) -> dict[int, Key]:
         """By digest, a key whose last record was computed from that input; for those digests that have one."""
         found: dict[int, Key] = {}
         with self.lock:
-            try:
-                places = list(self.index.of_inputs(version, digests))
-            except (IndexDamaged, OSError):
-                places = list(self._rebuilt().of_inputs(version, digests))
+            places = self._ask(lambda index: list(index.of_inputs(version, digests)))
             reader = self.journal.reader
         for digest, offset in places:
             if reader is None or digest in found:
@@ -253,23 +266,18 @@ class KeyedLog:
     def count(self, version: str) -> int:
         """How many keys have a record."""
         with self.lock:
-            try:
-                return self.index.count(version)
-            except (IndexDamaged, OSError):
-                return self._rebuilt().count(version)
+            return self._ask(lambda index: index.count(version))
 
     def hashes(self, version: str) -> list[tuple[bytes, int]]:
         """As `Index.hashes` tells it."""
-        try:
-            return list(self.index.hashes(version))
-        except (IndexDamaged, OSError):
-            return list(self._rebuilt().hashes(version))
+        return self._ask(lambda index: list(index.hashes(version)))
 
-    def _offsets(self, version: str) -> list[int]:
+    def _ask(self, question: Callable[[Index], _T]) -> _T:
+        """What the index answers: if its file proves damaged, what one answers that is read from the journal."""
         try:
-            return self.index.offsets(version)
+            return question(self.index)
         except (IndexDamaged, OSError):
-            return self._rebuilt().offsets(version)
+            return question(self._rebuilt())
 
     def learn_anew(self) -> None:
         """The index file is not to be trusted: read the journal instead."""
@@ -283,11 +291,11 @@ class KeyedLog:
                 self._index_path.unlink(missing_ok=True)
             except OSError:
                 pass  # a read-only directory: it is found damaged again next time
-            index = Index(self._note)
+            index = Index(self._damage.note)
             if self.journal.reader is not None:
                 index.scan(self.journal.reader)
             self.index = index
-            self._tell_damage()
+            self._damage.tell(self.journal.reader)
             return index
 
     def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
@@ -318,8 +326,7 @@ class KeyedLog:
         Raises:
             DamagedRecord: at the first record whose bytes are not those that were written.
         """
-        with self.lock:
-            offsets, reader = self._offsets(version), self.journal.reader
+        reader, offsets = self.offsets(version)
         if reader is not None:
             yield from self.records_at(reader, version, offsets)
 
@@ -362,12 +369,12 @@ class KeyedLog:
     def offsets(self, version: str) -> tuple[Reader | None, list[int]]:
         """The reader, and where each record of the version begins, in the order of the file."""
         with self.lock:
-            return self.journal.reader, self._offsets(version)
+            return self.journal.reader, self._ask(lambda index: index.offsets(version))
 
     def places_by_code(self, version: str) -> dict[str, list[int]]:
         """Where the live records of a version begin, in the order of the file, by the code that they name."""
-        with self.lock:
-            live, reader = set(self._offsets(version)), self.journal.reader
+        reader, offsets = self.offsets(version)
+        live = set(offsets)
         found: dict[str, list[int]] = {}
         for offset, block in reader.blocks(0, _pass_over) if reader is not None and live else ():
             for line, code in codes_in(block):
@@ -378,24 +385,12 @@ class KeyedLog:
 
     def last_schema(self, version: str) -> str | None:
         """The schema that the journal's last record names, "" for none; None where that is of another version."""
-        moment, last, schema = self._last()
+        moment, last, schema = _last_of(self.journal.reader)
         return schema if moment and last == version else None
 
     def last_moment(self) -> str:
         """The timestamp of the journal's last record, not of what forgets or accepts; "" where it has none."""
-        return self._last()[0]
-
-    def _last(self) -> tuple[str, str, str]:
-        """(timestamp, version, schema) of the last record."""
-        reader = self.journal.reader
-        if reader is None:
-            return "", "", ""
-        size, tail = reader.size(), _TAIL
-        found = last_in(reader.pread(tail, max(0, size - tail)))
-        while found is None and tail < min(size, _LONGEST_TAIL):
-            tail *= 16
-            found = last_in(reader.pread(tail, max(0, size - tail)))
-        return found or ("", "", "")
+        return _last_of(self.journal.reader)[0]
 
     def last_offsets(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where the last records of the version begin: at most so many."""
@@ -463,7 +458,7 @@ class KeyedLog:
     def close(self) -> None:
         """Let go of both files; `refresh` opens them again."""
         self.journal.close()
-        self.index = Index(self._note)
+        self.index = Index(self._damage.note)
 
     def unlink(self) -> None:
         """Delete journal and index; whoever has them open reads on."""
@@ -476,8 +471,16 @@ def _pass_over(offset: int, size: int) -> None:
     """A line of many megabytes is no sign of what computed it."""
 
 
-_TAIL = 4096
-_LONGEST_TAIL = 1 << 20
+def _last_of(reader: Reader | None) -> tuple[str, str, str]:
+    """(timestamp, version, schema) of a journal's last record; each "" where there is none, or none is found."""
+    if reader is None:
+        return "", "", ""
+    size, tail = reader.size(), _TAIL
+    found = last_in(reader.pread(tail, max(0, size - tail)))
+    while found is None and tail < min(size, _LONGEST_TAIL):
+        tail *= 16
+        found = last_in(reader.pread(tail, max(0, size - tail)))
+    return found or ("", "", "")
 
 
 def key_of(reader: Reader, record: Record, offset: int) -> Key:

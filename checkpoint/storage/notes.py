@@ -18,7 +18,7 @@ import msgspec
 
 from checkpoint import clock
 from checkpoint.errors import UnencodableValue
-from checkpoint.storage.journal import Reader
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Acceptance, NoRecord, parse, seal
 from checkpoint.values.codec import Codec
 from checkpoint.values.keys import stands_for

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Set
 from typing import Protocol
 
 from checkpoint.storage.index import Place
-from checkpoint.storage.journal import Reader
 from checkpoint.storage.notes import Notes
+from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import Digests
 from checkpoint.values.keys import Key

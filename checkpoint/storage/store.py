@@ -14,7 +14,6 @@ journals are kept elsewhere too, a `Replica` brings them from there and back.
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from checkpoint import clock
+from checkpoint import clock, locks
 from checkpoint.errors import JournalLost, StoreError
 from checkpoint.storage.annotator import Annotator
 from checkpoint.storage.condition import synced_bytes
@@ -87,7 +86,7 @@ class Store:
     ) -> None:
         self.name = name
         self.directory = directory
-        self.lock = threading.RLock()
+        self.lock = locks.rlock("store")
         self.own = Journals(name, directory, self.lock)
         self.meta = Meta(self.own.meta_path, set() if told is None else told)
         self._host = Unattended(self.own, self.meta) if host is None else host
@@ -261,9 +260,9 @@ class Store:
         with self.lock:
             self._annotator.begin(version, code, detail)
 
-    def end_computing(self, version: str) -> None:
-        """What is saved from here on is not known to be computed by any code."""
-        self._annotator.end(version)
+    def end_computing(self, version: str, code: str) -> None:
+        """A pass that computed records of the version by this code is over."""
+        self._annotator.end(version, code)
 
     # replacing, and the end
 
@@ -343,7 +342,7 @@ class Store:
 
     def after_fork(self) -> None:
         """In a forked child: drop the parent's lock, never write."""
-        self.lock = threading.RLock()
+        self.lock = locks.rlock("store")
         self.own.after_fork(self.lock)
         self.writer.after_fork(self.lock)
 

@@ -1,7 +1,7 @@
 """The right to write one store's journals: taken, kept, and given back.
 
 The promise: whoever writes holds the lock, is up to date, and notices within a second that a journal or the lock is not
-theirs any more; after a failure nothing is written until the journals are opened anew. One pass runs at a time.
+theirs any more; after a failure nothing is written until the journals are opened anew. Several passes share the lock.
 
 To take it: replica's turn, lock, `replica.begin`, journals up to date and sound, torn ends repaired, `replica.start`,
 `host.begun`. To give it back: places checked, journals synced, indexes and meta written, `replica.finish`, lock.
@@ -90,7 +90,7 @@ class Writer:
         self._experiment = experiment
         self._share = share
         self._owner = Lock(directory / f".{name}.lock", name, instead)
-        self._running: weakref.ref[_Running] | None = None
+        self._running: list[weakref.ref[_Running]] = []
         self._forked = False
         self._failure: StoreError | None = None
         self._goes_on = False  # whether it is cleared or repaired whatever is in the journals' places
@@ -236,19 +236,16 @@ class Writer:
 
     @contextmanager
     def a_pass(self) -> Iterator[None]:
-        """One pass at a time on one checkpoint; the lock is let go when it ends.
-
-        Raises:
-            CheckpointLocked: another pass of this process is running.
-        """
+        """A pass runs, beside others of this process; the lock is let go when the last one ends."""
         with self.lock:
-            if self.in_pass:
-                raise self._pass_running()
-            if self._failure is not None:
-                self._start_anew()
-            self.meta.pass_since = clock.Stamper()().decode()
+            if not self.in_pass:
+                self._running.clear()
+                if self._failure is not None:
+                    self._start_anew()
+                self.meta.pass_since = clock.Stamper()().decode()
             running = _Running()
-            self._running = weakref.ref(running)
+            mine = weakref.ref(running)
+            self._running.append(mine)
         values_on_error = False
         try:
             yield
@@ -259,15 +256,13 @@ class Writer:
             try:
                 self.replica.drain()  # here, and not under the lock that others wait for to save
             finally:
-                self._end_pass(values_on_error=values_on_error)
+                self._end_pass(mine, values_on_error=values_on_error)
 
-    def _end_pass(self, *, values_on_error: bool) -> None:
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            # A garbage collection, in the middle of an append of this thread, dropped a stream: who tends lets go.
-            self._running = None
-            return
+    def _end_pass(self, running: weakref.ref[_Running], *, values_on_error: bool) -> None:
         with self.lock:
-            self._running = None
+            self._forget(running)
+            if self.in_pass:
+                return
             try:
                 self.stop()
             except StoreError as error:
@@ -275,10 +270,14 @@ class Writer:
                     raise
                 log.error("%s", error)  # the one that is raised holds values that are nowhere else
 
+    def _forget(self, running: weakref.ref[_Running]) -> None:
+        with suppress(ValueError):  # of the parent of this forked process
+            self._running.remove(running)
+
     @property
     def in_pass(self) -> bool:
         """Whether a pass runs, which is over when its frame is: Ctrl-C between any two lines leaves none behind."""
-        return self._running is not None and self._running() is not None
+        return any(running() is not None for running in self._running)
 
     def _pass_running(self) -> CheckpointLocked:
         return CheckpointLocked(
@@ -428,7 +427,7 @@ class Writer:
         self.lock = lock
         self._forked = True
         self.writing = False
-        self._running = None
+        self._running = []
         for each in self.own:
             each.journal.stop_writing()
         self._owner.drop()

@@ -13,7 +13,7 @@ from typing import Any
 
 from checkpoint.errors import UnencodableValue, quote, quote_error
 from checkpoint.values.classes import name_table, neighbour, stand_in
-from checkpoint.values.envelopes import REVIVERS, Tagger, refusal, revive_values, told_left_out
+from checkpoint.values.envelopes import Tagger, refusal, told_left_out
 from checkpoint.values.limits import FIELDS, hold, hold_patterns
 from checkpoint.values.plain_json import (
     FREEZE,
@@ -31,6 +31,7 @@ from checkpoint.values.plain_json import (
     write_json,
     write_json_lines,
 )
+from checkpoint.values.revivers import REVIVERS, revive_values
 
 __all__ = ["Codec"]
 

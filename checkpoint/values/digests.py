@@ -11,18 +11,34 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Final
 
-__all__ = ["LOW", "Digests", "are_alike", "digest_from", "halves_of"]
+__all__ = ["LOW", "Digests", "are_alike", "are_apart", "digest_from", "halves_of"]
 
 LOW: Final = (1 << 64) - 1
 """The lower half of a digest."""
+_FEW = 8  # halves that are searched for one by one
 
 
 def are_alike(known: int, digest: int) -> bool:
     """Whether a digest that stands in a record is that of the same content; where it is short, as far as it goes."""
     return known == digest or (not known & LOW and known >> 64 == digest >> 64)
+
+
+def are_apart(wanted: Set[int], halves: array[int]) -> bool:
+    """Whether no half of a digest that is wanted stands in the array; fast where few are wanted."""
+    if len(wanted) > _FEW:
+        return wanted.isdisjoint(halves)
+    data = halves.tobytes()  # to search bytes takes a tenth of what it takes to make a number of each half
+    return not any(_stands_in(data, array("Q", [half]).tobytes()) for half in wanted)
+
+
+def _stands_in(data: bytes, half: bytes) -> bool:
+    place = data.find(half)
+    while place % 8 and place >= 0:  # the end of one half and the beginning of the next look like it
+        place = data.find(half, place + 1)
+    return place >= 0
 
 
 def digest_from(text: str) -> int:

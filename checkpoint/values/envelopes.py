@@ -1,7 +1,7 @@
-"""What JSON cannot hold: each kind of value with its envelope, there and back.
+"""From values to envelopes: how each kind of value that JSON cannot hold is written.
 
-An envelope is an object whose first key starts with "$", such as ``{"$tuple":[1,2]}``. Loading runs no code that a file
-names: there is no pickle here, no import by a name found in a file, and no eval.
+An envelope is an object whose first key starts with "$", such as ``{"$tuple":[1,2]}``; `revivers` reads each of them
+back. The promise: what a value does not survive is refused when it is written, with where it stands and why.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from checkpoint.errors import UnencodableValue, quote, quote_error, shorten
+from checkpoint.errors import UnencodableValue, quote, shorten
+from checkpoint.values.arrays import descr_of, dtype_of, packed
 from checkpoint.values.classes import (
     NAMEDTUPLE,
     NO_CONTENT,
@@ -35,18 +36,18 @@ from checkpoint.values.classes import (
     ObjectState,
     attributes_of,
     base_of,
-    build,
     is_generic,
     is_secret,
     kind_of,
     record_of,
-    unbuildable,
 )
-from checkpoint.values.limits import LONGEST_PATTERN, checked_dtype, checked_shape, refuse_crowd
 from checkpoint.values.plain_json import MAX_DEPTH, SCALARS, plain_bytes, read_json, write_json
-from checkpoint.values.zones import library, named_zone, zone_of, zone_parts
+from checkpoint.values.zones import zone_parts
 
-__all__ = ["REVIVERS", "TAGGERS", "Tagger", "has_surrogate", "refusal", "revive_values", "tag_str", "told_left_out"]
+__all__ = [
+    "FACTORIES", "IPS", "STRUCTSEQS", "TAGGERS", "Owner", "Tagger", "has_surrogate", "refusal", "tag_str",
+    "told_left_out",
+]  # fmt: skip
 
 
 class Owner(Protocol):
@@ -64,9 +65,6 @@ class Owner(Protocol):
 
 
 _Where = tuple[Any, str, Any] | None  # (the parent's _Where, the kind of step, its key): rendered only for a message
-
-
-# --- from a value to envelopes ---
 
 
 class Tagger:
@@ -187,7 +185,7 @@ def _tag_pairs(t: Tagger, value: Any, where: _Where) -> Any:
 
 def _tag_defaultdict(t: Tagger, value: Any, where: _Where) -> Any:
     factory = value.default_factory
-    name = None if factory is None else next((n for n, known in _FACTORIES.items() if known is factory), "")
+    name = None if factory is None else next((n for n, known in FACTORIES.items() if known is factory), "")
     if name == "":
         t.names(type(value))
         return _tag_dict(t, dict(value), where)
@@ -247,7 +245,7 @@ def _tag_path(t: Tagger, value: pathlib.PurePath, where: _Where) -> Any:
 def _tag_structseq(t: Tagger, value: Any, where: _Where) -> Any:
     cls = type(value)
     items, beside = value.__reduce__()[1]  # what pickle uses: the items, and the fields that are none
-    name = next(name for name, known in _STRUCTSEQS.items() if known is cls)
+    name = next(name for name, known in STRUCTSEQS.items() if known is cls)
     return {"$structseq": name, "items": _tag_list(t, items, where), "fields": _tag_dict(t, beside, where)}
 
 
@@ -402,7 +400,7 @@ def _tagger_of(cls: Any) -> Callable[[Tagger, Any, _Where], Any]:
         return _tag_npscalar
     if kind is NAMEDTUPLE:
         return _tag_object
-    if cls in _STRUCTSEQS.values():
+    if cls in STRUCTSEQS.values():
         return _tag_structseq
     if numpy and issubclass(cls, numpy.ndarray):
         return _tag_subarray
@@ -413,51 +411,12 @@ def _tagger_of(cls: Any) -> Callable[[Tagger, Any, _Where], Any]:
     return _tag_object if kind and not issubclass(cls, BaseException) else _tag_refused
 
 
-# --- numpy, which is imported by decode alone, and only for an array ---
-
-
-def _descr(numpy: Any, dtype: Any) -> Any:
-    """What numpy's own file format writes for a dtype, else None where it would not read back equal."""
-    if dtype.hasobject:
-        return None
-    try:
-        descr = dtype.str if dtype.names is None else dtype.descr
-        return descr if numpy.lib.format.descr_to_dtype(descr) == dtype else None
-    except (TypeError, ValueError):
-        return None
-
-
-def _packed(numpy: Any, array: Any) -> bytes:
-    data = bytes(array.tobytes())
-    if not data or (array.dtype.names is None and array.dtype.char not in "gG"):
-        return data
-    items = numpy.frombuffer(data, "u1").reshape(-1, array.dtype.itemsize)
-    return bytes((items * numpy.frombuffer(_mask(numpy, array.dtype), "u1")).tobytes())
-
-
-def _mask(numpy: Any, dtype: Any) -> bytes:
-    """One for each byte of an item that counts; padding, of structures and of x86's long double, is any old memory."""
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return _mask(numpy, base) * int(math.prod(shape))
-    if dtype.names is not None:
-        mask = bytearray(dtype.itemsize)
-        for field, offset, *_ in dtype.fields.values():
-            mask[offset : offset + field.itemsize] = _mask(numpy, field)
-        return bytes(mask)
-    size = numpy.dtype("g").itemsize
-    if dtype.char not in "gG" or numpy.finfo("g").nmant != 63:
-        return b"\1" * int(dtype.itemsize)
-    part = (b"\1" * 10).ljust(size, b"\0")
-    return (part if dtype.isnative else part[::-1]) * int(dtype.itemsize // size)
-
-
 def _tag_ndarray(t: Tagger, value: Any, where: _Where) -> Any:
     numpy = sys.modules["numpy"]
-    descr = _descr(numpy, value.dtype)
+    descr = descr_of(numpy, value.dtype)
     if descr is None:
         raise refusal(value, where, f"its dtype is {quote(value.dtype, 60)}")
-    data = base64.b64encode(_packed(numpy, value)).decode()
+    data = base64.b64encode(packed(numpy, value)).decode()
     return {"$ndarray": data, "dtype": t.tag(descr, where), "shape": list(value.shape)}
 
 
@@ -469,9 +428,9 @@ def _tag_subarray(t: Tagger, value: Any, where: _Where) -> Any:
 def _tag_npscalar(t: Tagger, value: Any, where: _Where) -> Any:
     numpy: Any = sys.modules["numpy"]
     dtype, cls = value.dtype, type(value)
-    descr = _descr(numpy, dtype)
+    descr = descr_of(numpy, dtype)
     # two C types may be of one size, and are two classes: their letter tells them apart
-    descr = next((d for d in (descr, dtype.char) if d is not None and _dtype(numpy, d).type is cls), None)
+    descr = next((d for d in (descr, dtype.char) if d is not None and dtype_of(numpy, d).type is cls), None)
     if descr is None:
         raise refusal(value, where, f"its dtype is {quote(dtype, 60)}")
     if dtype.kind in "biuf" and dtype.itemsize <= 8:
@@ -479,246 +438,16 @@ def _tag_npscalar(t: Tagger, value: Any, where: _Where) -> Any:
     elif dtype.kind in "US":
         content = str.__str__(value) if dtype.kind == "U" else bytes(value)
     else:
-        content = _packed(numpy, numpy.asarray(value))
+        content = packed(numpy, numpy.asarray(value))
     return {"$npscalar": t.tag(content, where), "dtype": t.tag(descr, where)}
-
-
-def _numpy() -> Any:
-    try:
-        import numpy
-    except ImportError as error:
-        raise ValueError("the value holds a numpy array; to read it, install numpy: pip install numpy") from error
-    return numpy
-
-
-def _dtype(numpy: Any, descr: Any) -> Any:
-    dtype = numpy.lib.format.descr_to_dtype(checked_dtype(descr))
-    if dtype.hasobject:
-        raise ValueError("an array of Python objects is never read: it could run code")
-    return dtype
-
-
-def _array(numpy: Any, dtype: Any, shape: list[Any], data: bytes) -> Any:
-    return numpy.ndarray(checked_shape(dtype, shape, len(data)), dtype, buffer=data).copy()
-
-
-def _revive_ndarray(codec: Owner, env: dict[str, Any]) -> Any:
-    numpy = _numpy()
-    dtype = _dtype(numpy, codec._revive(env["dtype"]))
-    return _array(numpy, dtype, env["shape"], base64.b64decode(env["$ndarray"], validate=True))
-
-
-def _revive_npscalar(codec: Owner, env: dict[str, Any]) -> Any:
-    numpy = _numpy()
-    dtype, content = _dtype(numpy, codec._revive(env["dtype"])), codec._revive(env["$npscalar"])
-    if dtype.kind in "US":
-        if type(content) is not (str if dtype.kind == "U" else bytes):
-            raise ValueError("a numpy string is made of a string only")
-        return dtype.type(content)
-    if type(content) is bytes:
-        return _array(numpy, dtype, [], content)[()]
-    if dtype.kind not in "biuf" or type(content) not in (int, float, bool):
-        raise ValueError("a numpy scalar is made of a number or its bytes")
-    return dtype.type(content)
-
-
-# --- from envelopes to values ---
-
-
-def revive_values(codec: Owner, plain: dict[str, Any]) -> dict[str, Any]:
-    """The dict with each of its values revived."""
-    return {key: part if type(part) in SCALARS else codec._revive(part) for key, part in plain.items()}
-
-
-def _list_of(codec: Owner, env: dict[str, Any], name: str) -> list[Any]:
-    return [codec._revive(part) for part in env[name]]
-
-
-def _made_of_list(name: str, make: Callable[[list[Any]], Any]) -> Callable[[Owner, dict[str, Any]], Any]:
-    return lambda codec, env: make(_list_of(codec, env, name))
-
-
-def _made_of_members(name: str, make: Callable[[list[Any]], Any]) -> Callable[[Owner, dict[str, Any]], Any]:
-    def revive(codec: Owner, env: dict[str, Any]) -> Any:
-        members = _list_of(codec, env, name)
-        refuse_crowd(members)
-        return make(members)
-
-    return revive
-
-
-def _made_of_parts(name: str, make: Callable[..., Any]) -> Callable[[Owner, dict[str, Any]], Any]:
-    return lambda codec, env: make(*_list_of(codec, env, name))
-
-
-def _made_of_text(name: str, make: Callable[[str], Any]) -> Callable[[Owner, dict[str, Any]], Any]:
-    return lambda codec, env: make(env[name])
-
-
-def _made_of_pairs(name: str, make: Callable[[dict[str, Any]], Any]) -> Callable[[Owner, dict[str, Any]], Any]:
-    def revive(codec: Owner, env: dict[str, Any]) -> Any:
-        made = make(env)
-        keys = [codec._revive(key) for key, _ in env[name]]
-        refuse_crowd(keys)
-        for key, (_, part) in zip(keys, env[name], strict=True):
-            made[key] = codec._revive(part)
-        return made
-
-    return revive
-
-
-def _bytes_of(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
-
-
-def _str_of(text: str) -> str:
-    value = json.loads(text)
-    if type(value) is not str:
-        raise ValueError("$str needs the JSON of a string")
-    return value
-
-
-def _revive_dict(codec: Owner, env: dict[str, Any]) -> dict[str, Any]:
-    return revive_values(codec, env["$dict"])
-
-
-def _revive_moment(name: str, cls: Any) -> Callable[[Owner, dict[str, Any]], Any]:
-    def revive(codec: Owner, env: dict[str, Any]) -> Any:
-        value = cls.fromisoformat(env[name])
-        if "zone" in env:
-            value = value.replace(tzinfo=named_zone(codec._revive(env["zone"])))
-        if "tzname" in env:
-            value = value.replace(tzinfo=timezone(value.utcoffset(), codec._revive(env["tzname"])))
-        value = value.replace(fold=env["fold"]) if "fold" in env else value
-        return value.replace(tzinfo=zone_of(_list_of(codec, env, "tz"), value)) if "tz" in env else value
-
-    return revive
-
-
-def _revive_zone(codec: Owner, env: dict[str, Any]) -> tzinfo:
-    return zone_of(_list_of(codec, env, "$tz"))
-
-
-def _revive_structseq(codec: Owner, env: dict[str, Any]) -> Any:
-    cls: Any = _STRUCTSEQS[env["$structseq"]]
-    items, beside = _list_of(codec, env, "items"), codec._revive(env["fields"])
-    if len(items) != cls.n_sequence_fields:
-        raise ValueError(f"it is no {cls.__name__}")
-    if not {type(part) for part in (*items, *beside.values())} <= SCALARS:
-        raise ValueError(f"the fields of {cls.__name__} are plain")
-    return cls(items, beside)
-
-
-def _revive_ip(codec: Owner, env: dict[str, Any]) -> Any:
-    import ipaddress
-
-    if env["type"] not in _IPS:
-        raise ValueError(f"{quote(env['type'])} is no class of ipaddress")
-    return getattr(ipaddress, env["type"])(env["$ip"])
-
-
-def _revive_url(codec: Owner, env: dict[str, Any]) -> Any:
-    pydantic_core, text, name = library("pydantic_core", "pydantic"), env["$url"], env["type"]
-    if name in ("Url", "MultiHostUrl"):
-        return _parsed_url(getattr(pydantic_core, name), text)
-    networks = library("pydantic.networks", "pydantic")
-    cls: Any = vars(networks).get(name)
-    single, multiple = networks._BaseUrl, networks._BaseMultiHostUrl
-    if not isinstance(cls, type) or not issubclass(cls, (single, multiple)) or cls in (single, multiple):
-        raise ValueError(f"{quote(name)} is no class of URLs of this pydantic")
-    made: Any = object.__new__(cls)
-    parsed = _parsed_url(pydantic_core.Url if issubclass(cls, single) else pydantic_core.MultiHostUrl, text)
-    object.__setattr__(made, "_url", parsed)
-    return made
-
-
-def _parsed_url(cls: Any, text: str) -> Any:
-    made = cls(text)
-    return made if str(made) == text else cls(text, preserve_empty_path=True)
-
-
-def _revive_name_email(codec: Owner, env: dict[str, Any]) -> Any:
-    name, email = _list_of(codec, env, "$nameemail")
-    if type(name) is not str or type(email) is not str:
-        raise ValueError("$nameemail needs two strings")
-    return library("pydantic.networks", "pydantic").NameEmail(name=name, email=email)
-
-
-def _revive_pattern(codec: Owner, env: dict[str, Any]) -> Any:
-    pattern, flags = codec._revive(env["$pattern"]), env["flags"]
-    if type(pattern) not in (str, bytes) or len(pattern) > LONGEST_PATTERN:
-        raise ValueError(f"$pattern needs a text of at most {LONGEST_PATTERN:,} characters")
-    if flags & ~int(re.A | re.I | re.L | re.M | re.S | re.U | re.X):
-        raise ValueError("$pattern has flags that no pattern has")
-    return re.compile(pattern, flags) if codec.compiles else pattern
-
-
-def _revive_pandas(codec: Owner, env: dict[str, Any]) -> Any:
-    pandas, numpy, name = library("pandas", "pandas"), _numpy(), env["$pandas"]
-    if name == "NaT":
-        return pandas.NaT
-    if name not in ("Timestamp", "Timedelta") or env["unit"] not in ("s", "ms", "us", "ns"):
-        raise ValueError("it is no moment of pandas")
-    kind = numpy.datetime64 if name == "Timestamp" else numpy.timedelta64
-    made = getattr(pandas, name)(kind(env["value"], env["unit"]))
-    if "tz" not in env:
-        return made
-    parts, made = _list_of(codec, env, "tz"), made.tz_localize("UTC")
-    wall = made.tz_convert(zone_of(parts)).to_pydatetime(warn=False).replace(tzinfo=None)
-    return made.tz_convert(zone_of(parts, wall))
-
-
-def _revive_uuid(codec: Owner, env: dict[str, Any]) -> UUID:
-    return UUID(env["$uuid"], is_safe=SafeUUID(env.get("safe")))
-
-
-def _revive_path(codec: Owner, env: dict[str, Any]) -> pathlib.PurePath:
-    text, pure = codec._revive(env["$path"]), _PATHS[env["type"]]
-    own = type(pathlib.Path())
-    return own(text) if env["type"] == own.__name__ else pure(text)  # another system's path is only words here
-
-
-def _revive_enum(codec: Owner, env: dict[str, Any]) -> Any:
-    cls: Any = codec.class_named(env["$enum"])
-    if cls is None:
-        codec._report_read(str(env["$enum"]))
-        return codec._revive(env["value"]) if "value" in env else env["name"]
-    if not isinstance(cls, enum.EnumMeta):
-        raise unbuildable(cls, "was an Enum when this was stored")
-    if "name" not in env:
-        try:
-            return cls(codec._revive(env["value"]))
-        except Exception as error:  # an Enum may have a _missing_ of its own
-            raise unbuildable(cls, f"has no member of the stored value: {quote_error(error)}") from error
-    if env["name"] not in cls._member_map_:
-        raise unbuildable(cls, f"has no member {quote(env['name'])}, which the stored value is; give it back")
-    return cls._member_map_[env["name"]]
-
-
-def _revive_object(codec: Owner, env: dict[str, Any]) -> Any:
-    (tag, name), *parts = env.items()
-    cls = codec.class_named(name)
-    more = {key[1:]: codec._revive(part) for key, part in parts if key[:1] == "$"}
-    fields = {key: part if type(part) in SCALARS else codec._revive(part) for key, part in parts if key[:1] != "$"}
-    record = ObjectState(**{"attrs": {}, "absent": [], **more, "fields": fields})
-    if cls is not None:
-        made = build(cls, record)
-        if codec.on_built is not None:
-            codec.on_built(cls, made)
-        return made
-    codec._report_read(str(name))
-    if record.content is not NO_CONTENT:
-        beside = record.plain()
-        return {"content": record.content, **beside} if beside else record.content
-    return tuple(fields.values()) if tag == "$namedtuple" else record.plain()
 
 
 # --- the tables ---
 
 
-_IPS = tuple(f"IPv{version}{kind}" for version in (4, 6) for kind in ("Address", "Network", "Interface"))
+IPS = tuple(f"IPv{version}{kind}" for version in (4, 6) for kind in ("Address", "Network", "Interface"))
 
-_STRUCTSEQS: dict[str, type] = {
+STRUCTSEQS: dict[str, type] = {
     "time.struct_time": type(date.min.timetuple()),
     **{
         f"os.{name}": getattr(os, name)
@@ -728,21 +457,13 @@ _STRUCTSEQS: dict[str, type] = {
 }
 
 _OF_LIBRARIES: dict[tuple[str, str], Callable[[Tagger, Any, _Where], Any]] = {
-    **{("ipaddress", name): _tag_typed_text("$ip") for name in _IPS},
+    **{("ipaddress", name): _tag_typed_text("$ip") for name in IPS},
     **{("pydantic_core", name): _tag_typed_text("$url") for name in ("Url", "MultiHostUrl")},
     **{("pandas", name): _tag_pandas for name in ("Timestamp", "Timedelta", "NaTType")},
     ("pydantic", "NameEmail"): _tag_name_email,
 }
 
-_NOT_FINITE = {word: float(word) for word in ("nan", "inf", "-inf")}
-_FACTORIES = {cls.__name__: cls for cls in (list, dict, set, int, float, str, tuple, bool, bytes)}
-
-_PATHS: dict[str, Callable[[str], pathlib.PurePath]] = {
-    "PosixPath": pathlib.PurePosixPath,
-    "PurePosixPath": pathlib.PurePosixPath,
-    "WindowsPath": pathlib.PureWindowsPath,
-    "PureWindowsPath": pathlib.PureWindowsPath,
-}
+FACTORIES = {cls.__name__: cls for cls in (list, dict, set, int, float, str, tuple, bool, bytes)}
 
 TAGGERS: dict[Any, Callable[[Tagger, Any, _Where], Any]] = {
     type(None): _tag_itself,
@@ -774,48 +495,4 @@ TAGGERS: dict[Any, Callable[[Tagger, Any, _Where], Any]] = {
     collections.deque: _tag_deque,
     re.Pattern: _tag_pattern,
     type(msgspec.UNSET): lambda t, value, where: {"$unset": None},
-}
-
-REVIVERS: dict[str, Callable[[Owner, dict[str, Any]], Any]] = {
-    "$tuple": _made_of_list("$tuple", tuple),
-    "$set": _made_of_members("$set", set),
-    "$frozenset": _made_of_members("$frozenset", frozenset),
-    "$float": _made_of_text("$float", _NOT_FINITE.__getitem__),
-    "$int": _made_of_text("$int", lambda text: int(text, 16)),
-    "$str": _made_of_text("$str", _str_of),
-    "$bytes": _made_of_text("$bytes", _bytes_of),
-    "$bytearray": _made_of_text("$bytearray", lambda text: bytearray(_bytes_of(text))),
-    "$complex": _made_of_parts("$complex", complex),
-    "$range": _made_of_parts("$range", range),
-    "$slice": _made_of_parts("$slice", slice),
-    "$fraction": _made_of_parts("$fraction", Fraction),
-    "$timedelta": _made_of_parts("$timedelta", timedelta),
-    "$decimal": _made_of_text("$decimal", Decimal),
-    "$date": _made_of_text("$date", date.fromisoformat),
-    "$datetime": _revive_moment("$datetime", datetime),
-    "$time": _revive_moment("$time", time),
-    "$uuid": _revive_uuid,
-    "$path": _revive_path,
-    "$dict": _revive_dict,
-    "$map": _made_of_pairs("$map", lambda env: {}),
-    "$OrderedDict": _made_of_pairs("$OrderedDict", lambda env: collections.OrderedDict()),
-    "$Counter": _made_of_pairs("$Counter", lambda env: collections.Counter()),
-    "$defaultdict": _made_of_pairs(
-        "$defaultdict",
-        lambda env: collections.defaultdict(None if env["factory"] is None else _FACTORIES[env["factory"]]),
-    ),
-    "$deque": lambda codec, env: collections.deque(_list_of(codec, env, "$deque"), env["maxlen"]),
-    "$ndarray": _revive_ndarray,
-    "$npscalar": _revive_npscalar,
-    "$enum": _revive_enum,
-    "$class": _revive_object,
-    "$namedtuple": _revive_object,
-    "$unset": lambda codec, env: msgspec.UNSET,
-    "$tz": _revive_zone,
-    "$structseq": _revive_structseq,
-    "$ip": _revive_ip,
-    "$url": _revive_url,
-    "$nameemail": _revive_name_email,
-    "$pattern": _revive_pattern,
-    "$pandas": _revive_pandas,
 }

@@ -1,0 +1,222 @@
+"""Which keys run, over all passes of this process that work on one checkpoint at once.
+
+The promise: a key whose call has begun in one pass is not called in another one, which waits for its end; what a pass
+only drew, queued or put off is free for others. No call waits for itself, directly or through others.
+
+A pass that is alone marks what it begins and asks nobody. It looks for company after it has marked a key, and company
+says that it is there before it looks for marks: one of the two sees the other. From then on both ask, under a lock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
+
+from checkpoint import locks
+from checkpoint.catalog.checkpoint import Checkpoint
+from checkpoint.errors import CircularCall, quote
+from checkpoint.outcomes import Failure, Success, Unit
+from checkpoint.values.keys import Key
+
+__all__ = ["Again", "Claims", "PassKeys", "claims_of"]
+
+Again = Callable[[Unit], None]
+"""Is told, from any thread, that the end has come of a key that ran in another pass."""
+
+_lock = locks.rlock("claims")
+_running: WeakSet[PassKeys] = WeakSet()
+_by_checkpoint: WeakKeyDictionary[Checkpoint, Claims] = WeakKeyDictionary()
+
+
+class PassKeys(Protocol):
+    """The keys of one pass, as others see them.
+
+    Attributes:
+        name: of the checkpoint.
+        version: that the pass works on.
+        claims: of all passes over the checkpoint.
+        begun: the units whose calls have begun, by key.
+        parked: those whose key runs in another pass.
+        ends: how keys ended that another pass ran: its unit, and the outcome.
+        has_company: whether other passes work on the checkpoint, or did: what they ended is looked for.
+        parent: whose call makes this pass, and the keys that it may be of; None where no call does.
+        thread: where the user's own loop is at the units that have begun; None where calls are made.
+    """
+
+    has_company: bool
+    thread: int | None
+    name: str
+    version: str
+    claims: Claims
+    begun: dict[Key, Unit]
+    parked: dict[Key, Unit]
+    ends: dict[Key, tuple[Unit, Success | Failure]]
+    parent: tuple[PassKeys, frozenset[Key]] | None
+
+
+def _after_fork() -> None:
+    """In a forked child: no pass runs here, and whoever held the lock is not here."""
+    global _lock
+    _lock = locks.rlock("claims")
+    _running.clear()
+    _by_checkpoint.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def claims_of(checkpoint: Checkpoint) -> Claims:
+    """The claims of all passes over a checkpoint."""
+    with _lock:
+        return _by_checkpoint.setdefault(checkpoint, Claims())
+
+
+class _Waiter(NamedTuple):
+    """A unit of one pass whose key runs in another."""
+
+    keys: PassKeys
+    unit: Unit
+    again: Again
+
+
+class Claims:
+    """The keys that the passes over one checkpoint have begun."""
+
+    def __init__(self) -> None:
+        self._passes: list[PassKeys] = []
+        self._owners: dict[tuple[str, Key], PassKeys] = {}  # what was claimed while there was more than one
+        self._waiting: dict[tuple[str, Key], list[_Waiter]] = {}
+
+    def join(self, keys: PassKeys) -> None:
+        """A pass begins."""
+        with _lock:
+            self._passes.append(keys)
+            for one in self._passes if len(self._passes) > 1 else ():
+                one.has_company = True
+            _running.add(keys)
+
+    def leave(self, keys: PassKeys) -> None:
+        """A pass is over: whatever it had begun is free."""
+        with _lock:
+            _running.discard(keys)
+            if keys not in self._passes:
+                return
+            self._passes.remove(keys)
+            for name in [name for name, owner in self._owners.items() if owner is keys]:
+                del self._owners[name]
+            begun, keys.begun = list(keys.begun.values()), {}
+            for name, waiters in list(self._waiting.items()):
+                waiters[:] = [waiter for waiter in waiters if waiter.keys is not keys]
+                if not waiters:
+                    del self._waiting[name]
+            for unit in begun:
+                self._tell(keys, unit, None)
+
+    def claim(self, keys: PassKeys, unit: Unit, again: Again) -> bool:
+        """Whether the pass may call the unit, which it has marked as begun. Else it waits, and `again` is told.
+
+        Raises:
+            CircularCall: who runs the key waits for this call.
+        """
+        name = (keys.version, unit.key)
+        with _lock:
+            owner = self._owner(keys, name)
+            if owner is None:
+                self._owners[name] = keys
+                return True
+            del keys.begun[unit.key]
+            _refuse_circle(keys, owner, unit.key)
+            keys.parked[unit.key] = unit
+            self._waiting.setdefault(name, []).append(_Waiter(keys, unit, again))
+            return False
+
+    def _owner(self, keys: PassKeys, name: tuple[str, Key]) -> PassKeys | None:
+        """Who else has begun the key."""
+        owner = self._owners.get(name)
+        if owner is not None:
+            return None if owner is keys else owner
+        version, key = name
+        marked = (one for one in self._passes if one is not keys and one.version == version and key in one.begun)
+        return next(marked, None)
+
+    def release(self, keys: PassKeys, units: Iterable[Unit], outcome: Success | Failure | None) -> None:
+        """The pass is done with the units: they ended so, or were put off (None)."""
+        with _lock:
+            for unit in units:
+                if self._owners.get((keys.version, unit.key)) is keys:
+                    del self._owners[keys.version, unit.key]
+                self._tell(keys, unit, outcome)
+
+    def _tell(self, keys: PassKeys, unit: Unit, outcome: Success | Failure | None) -> None:
+        for waiter in self._waiting.pop((keys.version, unit.key), ()):
+            waiter.keys.parked.pop(unit.key, None)
+            if outcome is not None:
+                waiter.keys.ends[unit.key] = (unit, outcome)
+            waiter.again(waiter.unit)
+
+    def owner(self, version: str, key: Key) -> PassKeys | None:
+        """Who has begun a key; the caller holds the lock."""
+        return self._owners.get((version, key)) or next(
+            (one for one in self._passes if one.version == version and key in one.begun), None
+        )
+
+
+_Call = tuple["PassKeys", Key]
+
+
+def _refuse_circle(keys: PassKeys, owner: PassKeys, key: Key) -> None:
+    """Raise where the end of the owner's call would wait for this pass."""
+    if owner.thread == threading.get_ident():
+        raise CircularCall(
+            f"checkpoint {owner.name!r}: a loop in this thread was given the item of key {quote(key)} and is not done "
+            "with it, so that to wait for it here would never end; save it first, or leave that loop"
+        )
+    if (circle := _circle(keys, owner, key)) is not None:
+        raise CircularCall(
+            f"a call would wait for its own end: {' → '.join(circle)}; call the function itself in place of its map, "
+            "or see that the inner call has another key"
+        )
+
+
+def _circle(keys: PassKeys, owner: PassKeys, key: Key) -> list[str] | None:
+    """The calls from the one that wants to wait back to itself, in words; None where it may wait."""
+    callers = list(_callers(keys))
+    path = _path((owner, key), {call for level in callers for call in level}, set()) if callers else None
+    if path is None:
+        return None  # nobody waits for a pass that no call makes
+    depth = next(depth for depth, level in enumerate(callers) if path[-1] in level)
+    between = [level[0] for level in callers[:depth]]
+    return [f"{one.name}({quote(each, 40)})" for one, each in [path[-1], *reversed(between), *path]]
+
+
+def _callers(keys: PassKeys) -> Iterator[list[_Call]]:
+    """The calls that wait for this pass: the one that makes it, the one that makes that one's pass …
+
+    Each is a list, since the calls of a pass that were given one object cannot be told apart.
+    """
+    while keys.parent is not None:
+        keys, several = keys.parent
+        if several:
+            yield [(keys, key) for key in several]
+
+
+def _path(call: _Call, wanted: set[_Call], seen: set[_Call]) -> list[_Call] | None:
+    """The calls from this one to one that is wanted, each of which waits for the next."""
+    if call in wanted:
+        return [call]
+    if call in seen:
+        return None
+    seen.add(call)
+    for inner in list(_running):
+        if inner.parent is None or inner.parent[0] is not call[0] or call[1] not in inner.parent[1]:
+            continue
+        owners = [(inner.claims.owner(inner.version, key), key) for key in list(inner.parked)]
+        awaited = [(owner, key) for owner, key in owners if owner is not None]
+        for next_call in [*awaited, *((inner, key) for key in list(inner.begun))]:
+            if (rest := _path(next_call, wanted, seen)) is not None:
+                return [call, *rest]
+    return None

@@ -1,0 +1,106 @@
+"""The recorder of one pass: it makes records of calls that ended, and appends them.
+
+The promise: what `save` returns from is on disk, or put aside in `.unsaved`; where it raises, nothing was counted, and
+the same ends may be saved again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from checkpoint.catalog.view import VersionView
+from checkpoint.errors import UnencodableValue
+from checkpoint.outcomes import Done, Failure, Success, Unit
+from checkpoint.passes.failures import let_go_of_frames
+from checkpoint.storage.store import Entry
+
+__all__ = ["End", "Recorder", "spoil", "values_of"]
+
+
+class End(Entry, frozen=True, gc=True):
+    """How a unit ended, and its record on the way to disk; with its encoded value, or why it has none."""
+
+    unit: Unit
+    outcome: Success | Failure
+    raw: bytes | None = None
+    refused: UnencodableValue | None = None
+
+
+class Recorder:
+    """Makes records of how calls ended, and appends them to the journals of one version.
+
+    Args:
+        records: of the version.
+        handled: the exception that the caller of the pass was handling.
+
+    Attributes:
+        handled: as it was given: the frames of a refused value's error are let go of up to it.
+    """
+
+    def __init__(self, records: VersionView, handled: BaseException | None) -> None:
+        self._records = records
+        self.handled = handled
+
+    def groups(self, finished: list[Done], owed: list[End]) -> list[list[End]]:
+        """The ends to save together, each group by one write: results, failures, and each refused value by itself.
+
+        Args:
+            finished: calls that ended.
+            owed: ends that could not be saved before; they come first.
+        """
+        ends = [*owed, *self._ends(finished)]
+        made = [end for end in ends if end.raw is not None]
+        if len(made) == len(ends):
+            return [made] if made else []
+        failed = [end for end in ends if end.raw is None and end.refused is None]
+        refused = [[end] for end in ends if end.refused is not None]
+        return [group for group in (made, failed, *refused) if group]
+
+    def _ends(self, finished: list[Done]) -> list[End]:
+        records, version, now = self._records, self._records.version, self._records.stamp()
+        ends: list[End] = []
+        raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
+        for done in finished:
+            unit, outcome = done.unit, done.outcome
+            key, digest = unit.key, unit.digest
+            if type(outcome) is not Success:
+                assert isinstance(outcome, Failure)
+                line = records.error_line(key, outcome, digest)
+                ends.append(End(version, key, digest, line, unit, outcome))
+            elif isinstance(raw := next(raws), bytes):
+                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
+                ends.append(End(version, key, digest, line, unit, outcome, raw))
+            else:
+                let_go_of_frames(raw, self.handled)  # they lead back here, and hold the user's data
+                ends.append(End(version, key, digest, b"", unit, outcome, None, raw))
+        return ends
+
+    def save(self, ends: list[End]) -> Failure | None:
+        """Save one of the `groups`; returns the failure that a refused value ends with.
+
+        Raises:
+            StoreError: it could not be saved.
+        """
+        if ends[0].refused is not None:
+            return self._keep_aside(ends[0], ends[0].refused)
+        store = self._records.store
+        log = store.own.errors if ends[0].raw is None else store.own.results
+        store.append(log, ends, durable=self._records.power)
+        return None
+
+    def _keep_aside(self, end: End, refused: UnencodableValue) -> Failure:
+        unit, outcome = end.unit, end.outcome
+        assert isinstance(outcome, Success)
+        error = self._records.keep_aside(unit.key, outcome.value, unit.digest, refused)
+        return Failure(str(error), "UnencodableValue", None, outcome.elapsed, outcome.attempts, error)
+
+
+def spoil(done: Done) -> Done:
+    """The end of a call whose item was changed before it was done: whatever it returned is of no item."""
+    message = "its item was changed while its call ran, since a later item is the same object"
+    return Done(done.unit, Failure(message, "ItemChanged"))
+
+
+def values_of(ends: list[End]) -> dict[Any, Any]:
+    """The values of results among ends, by key."""
+    return {end.unit.key: end.outcome.value for end in ends if type(end.outcome) is Success}

@@ -1,0 +1,371 @@
+"""Several passes of one process over one checkpoint, at once: each key is called once, and no call waits for itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint import CheckpointedRunner, CircularCall, InputChanged, ItemsFailed, Retry, checkpointed
+
+FOREVER = 30.0
+OPTIONS = [
+    pytest.param({}, id="serial"),
+    pytest.param({"workers": 3}, id="threads"),
+    pytest.param({"workers": 2, "chunksize": 4}, id="chunks"),
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads of the test."""
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+class Counted:
+    """A function of one item that counts its calls; `hold` makes those of an item wait for `go_on`."""
+
+    def __init__(self, *hold: Any) -> None:
+        self.calls: Counter[Any] = Counter()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self._hold = hold
+
+    def __call__(self, item: Any) -> Any:
+        self.calls[item] += 1
+        if item in self._hold and self.calls[item] == 1:
+            self.begun.set()
+            assert self.go_on.wait(FOREVER)
+        return [item]
+
+
+def counted(name: str, function: Counted, **options: Any) -> Any:
+    """It as a checkpointed function."""
+    return checkpointed(name, **options)(lambda item: function(item))
+
+
+# --- each key is called once -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_overlapping_maps_call_each_key_once(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """Whatever their order; each returns all of its own results."""
+    function = Counted()
+    f = counted("n", function)
+    orders = [random.Random(seed).sample(range(60), 40) for seed in range(10)]
+    maps = [threads.submit(f.map, order, progress=False, **options) for order in orders]
+    for order, mapped in zip(orders, maps, strict=True):
+        assert mapped.result(FOREVER) == [[item] for item in order]
+    assert set(function.calls.values()) == {1}
+    assert len((Path("checkpoints") / "n_results.jsonl").read_text().splitlines()) == len(function.calls)
+
+
+def test_overlapping_maps_of_coroutines_call_each_key_once() -> None:
+    """In one event loop, as the requests of a web server are."""
+    calls: Counter[int] = Counter()
+
+    @checkpointed("n")
+    async def f(item: int) -> int:
+        calls[item] += 1
+        await asyncio.sleep(0)
+        return item
+
+    async def ten() -> list[Any]:
+        return await asyncio.gather(
+            *[f.map(range(start, start + 20), workers=4, progress=False) for start in range(0, 30, 3)]
+        )
+
+    assert asyncio.run(ten()) == [list(range(start, start + 20)) for start in range(0, 30, 3)]
+    assert set(calls.values()) == {1}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_call_that_has_begun_is_waited_for(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """The second map has its result; other items it runs meanwhile, where it has workers."""
+    function = Counted(1)
+    f = counted("n", function)
+    first = threads.submit(f.map, [1], progress=False)
+    assert function.begun.wait(FOREVER)
+    second = threads.submit(f.map, [1, 2], progress=False, **options)
+    if options.get("workers") and not options.get("chunksize"):
+        while 2 not in f.results:
+            assert not second.done()
+    function.go_on.set()
+    assert (first.result(FOREVER), second.result(FOREVER)) == ([[1]], [[1], [2]])
+    assert function.calls == {1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_failure_is_shared(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """Who waited for the call fails with it, and does not make it again; the next map does."""
+    begun, go_on, calls = threading.Event(), threading.Event(), []
+
+    def call(item: int) -> int:
+        calls.append(item)
+        if len(calls) == 1:
+            begun.set()
+            assert go_on.wait(FOREVER)
+            raise ValueError("no")
+        return item
+
+    f: Any = checkpointed("n")(call)
+    first = threads.submit(f.map, [1], progress=False)
+    assert begun.wait(FOREVER)
+    second = threads.submit(f.map, [1], progress=False, **options)
+    waits = threading.Event()
+    assert not waits.wait(0.05)  # so that it is there; earlier or later it must not matter
+    go_on.set()
+    with pytest.raises(ItemsFailed, match="1 of 1"):
+        first.result(FOREVER)
+    if calls == [1]:
+        with pytest.raises(ItemsFailed, match="1 of 1"):
+            second.result(FOREVER)
+        assert f.map([1], progress=False) == [1]
+
+
+def test_what_was_only_drawn_is_taken_over(threads: ThreadPoolExecutor) -> None:
+    """A pass that has an item in its queue does not keep others from it."""
+    function = Counted(0)
+    f = counted("n", function)
+    first = threads.submit(f.map, range(10), workers=1, chunksize=1, progress=False, executor=ThreadPoolExecutor(1))
+    assert function.begun.wait(FOREVER)
+    assert f.map(range(1, 10), progress=False) == [[item] for item in range(1, 10)]
+    function.go_on.set()
+    assert first.result(FOREVER) == [[item] for item in range(10)]
+    assert set(function.calls.values()) == {1}
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_what_was_put_off_is_taken_over(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """A retry that waits keeps nobody from the item, and is not made when another pass has a result by then."""
+    failed, calls = threading.Event(), []
+
+    def call(item: int) -> int:
+        calls.append(item)
+        if len(calls) == 1:
+            raise OSError("later")
+        return item
+
+    def wait(_: int) -> float:
+        failed.set()
+        return 1.0
+
+    slow = checkpointed("n", retry=Retry(3, wait=wait))(call)
+    first: Any = threads.submit(lambda: slow.map([1], progress=False, **options))
+    assert failed.wait(FOREVER)
+    assert checkpointed("n")(call).map([1], progress=False) == [1]
+    assert first.result(FOREVER) == [1]
+    assert len(calls) == 2
+
+
+def test_who_waits_takes_over_from_who_is_cancelled() -> None:
+    """The call that was cancelled is made again, by the pass that waited for it."""
+    calls: list[str] = []
+
+    @checkpointed("n")
+    async def f(item: str) -> str:
+        calls.append(item)
+        if len(calls) == 1:
+            await asyncio.sleep(3600)
+        return item
+
+    async def both() -> Any:
+        first = asyncio.ensure_future(f.map(["a"], progress=False))
+        while not calls:
+            await asyncio.sleep(0)
+        second = asyncio.ensure_future(f.map(["a"], progress=False))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await asyncio.wait_for(second, FOREVER)
+
+    assert asyncio.run(both()) == ["a"]
+    assert calls == ["a", "a"]
+
+
+def test_a_stream_that_is_dropped_lets_go_of_its_keys(threads: ThreadPoolExecutor) -> None:
+    """Who waits for one of them calls it."""
+    function = Counted()
+    f = counted("n", function)
+    stream = f.stream([1, 2, 3], progress=False)
+    next(stream)
+    assert threads.submit(f.map, [1, 2], progress=False).result(FOREVER) == [[1], [2]]
+    stream.close()
+    assert f.map([1, 2, 3], progress=False) == [[1], [2], [3]]
+    assert set(function.calls.values()) == {1}
+
+
+def test_one_key_of_two_items_is_refused(threads: ThreadPoolExecutor) -> None:
+    """The second map would be given the result of another item."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    @checkpointed("n", key="id")
+    def f(item: dict[str, Any]) -> Any:
+        begun.set()
+        assert go_on.wait(FOREVER)
+        return item["text"]
+
+    first = threads.submit(f.map, [{"id": 1, "text": "a"}], progress=False)
+    assert begun.wait(FOREVER)
+    second = threads.submit(f.map, [{"id": 1, "text": "b"}], progress=False)
+    assert not threading.Event().wait(0.05)
+    go_on.set()
+    assert first.result(FOREVER) == ["a"]
+    with pytest.raises(InputChanged):
+        second.result(FOREVER)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_loops_by_hand_share_their_work(batch_size: int, threads: ThreadPoolExecutor) -> None:
+    """Each item is given to one loop; what another one is at comes when it was not saved there."""
+    given: Counter[int] = Counter()
+    gate = threading.Barrier(4)
+
+    def loop(seed: int) -> None:
+        runner = CheckpointedRunner("n")
+        gate.wait(FOREVER)
+        for item in runner.iterate(random.Random(seed).sample(range(50), 50)):
+            given[item] += 1
+            if item != 7 or given[7] == 4:
+                runner.save_result(item, item)
+
+    for done in [threads.submit(loop, seed) for seed in range(4)]:
+        done.result(FOREVER)
+    assert given.pop(7) == 4
+    assert set(given.values()) == {1}
+
+
+def test_each_pass_has_its_own_counts_and_limits(threads: ThreadPoolExecutor) -> None:
+    """`progress` counts the pass that began last, also when it is over."""
+    function = Counted(0)
+    f = counted("n", function)
+    first = threads.submit(f.map, range(3), progress=False)
+    assert function.begun.wait(FOREVER)
+    assert f.runner.progress() == (0, 3)
+    assert f.map(range(10, 15), progress=False) == [[item] for item in range(10, 15)]
+    assert f.runner.progress() == (5, 5)
+    function.go_on.set()
+    first.result(FOREVER)
+    assert f.runner.progress() == (5, 5)
+
+
+# --- circles ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_a_call_that_maps_its_own_item_is_refused(options: dict[str, Any]) -> None:
+    """The error shows the circle; it is the item's failure, and the others are computed."""
+    f: Any = checkpointed("n")(lambda n: n if n else f.map([0], progress=False, **options))
+    result = f.map([1, 0, 2], progress=False, return_exceptions=True, **options)
+    assert result[::2] == [1, 2]
+    assert result.errors[0].type.endswith("CircularCall")
+    assert "n(0) → n(0)" in result.errors[0].message
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_a_circle_of_two_functions_is_refused(options: dict[str, Any]) -> None:
+    """Also where two top-level maps close it from two sides, on threads."""
+    f: Any = checkpointed("f")(lambda n: g.map([n], progress=False, **options)[0])
+    g: Any = checkpointed("g")(lambda n: f.map([n], progress=False, **options)[0])
+    with pytest.raises(ItemsFailed):
+        f.map([1], progress=False, **options)
+    (error,) = g.errors.values()
+    assert "f(1) → g(1) → f(1)" in str(error.message)
+
+
+def test_a_circle_that_two_passes_close_is_refused(threads: ThreadPoolExecutor) -> None:
+    """Each call waits for the other: one of the two fails, and neither hangs."""
+    gate = threading.Barrier(2)
+
+    def call(name: str, other: Callable[[], Any]) -> Any:
+        if calls[name] == 0:
+            calls[name] += 1
+            gate.wait(FOREVER)
+        return other().map([1], progress=False)[0]
+
+    calls: Counter[str] = Counter()
+    f: Any = checkpointed("f")(lambda n: call("f", lambda: g))
+    g: Any = checkpointed("g")(lambda n: call("g", lambda: f))
+    maps = [threads.submit(each.map, [1], progress=False) for each in (f, g)]
+    for mapped in maps:
+        with pytest.raises(ItemsFailed):
+            mapped.result(FOREVER)
+    assert any("→" in str(error.message) for each in (f, g) for error in each.errors.values())
+
+
+def test_a_circle_of_coroutines_is_refused() -> None:
+    """As on threads."""
+
+    @checkpointed("n")
+    async def f(n: int) -> Any:
+        return await f.map([n], progress=False)
+
+    with pytest.raises(ItemsFailed):
+        asyncio.run(f.map([1, 2], workers=2, progress=False))
+    assert all("CircularCall" in str(error.type) for error in f.errors.values())
+
+
+def test_fibonacci_by_maps_of_itself() -> None:
+    """Serial, on threads, and as coroutines: each number is computed once."""
+    calls: Counter[int] = Counter()
+
+    def step(n: int) -> int:
+        calls[n] += 1
+        return n if n < 2 else sum(fib.map([n - 1, n - 2], progress=False, workers=2))
+
+    fib: Any = checkpointed("fib")(step)
+    assert fib.map([18, 17], progress=False, workers=2) == [2584, 1597]
+    assert set(calls.values()) == {1}
+
+
+# --- at random -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_passes_at_random(seed: int, threads: ThreadPoolExecutor) -> None:
+    """Maps, streams that are left early and loops by hand over the same items: none is called twice, none is lost."""
+    chance, calls = random.Random(seed), Counter[int]()
+    lock = threading.Lock()
+
+    def call(item: int) -> int:
+        with lock:
+            calls[item] += 1
+        return -item
+
+    f = checkpointed("n")(call)
+
+    def work(kind: int, items: list[int]) -> None:
+        if kind == 0:
+            stream = f.stream(iter(items), progress=False)
+            for _ in zip(range(5), stream, strict=False):
+                pass
+            stream.close()  # type: ignore[attr-defined]
+        else:
+            assert f.map(items, progress=False, workers=kind) == [-item for item in items]
+
+    jobs = [(chance.randrange(4), chance.sample(range(40), 25)) for _ in range(16)]
+    for done in [threads.submit(work, *job) for job in jobs]:
+        done.result(FOREVER)
+    assert set(calls.values()) == {1}
+    assert f.map(range(40), progress=False) == [-item for item in range(40)]
+
+
+def test_a_circle_is_an_error_of_ours() -> None:
+    """And one of Python's that says the same."""
+    assert issubclass(CircularCall, RecursionError)
