@@ -33,6 +33,7 @@ from checkpoint.errors import (
     UnbuildableValue,
     UnencodableValue,
     UnguardedMain,
+    UnsendableItem,
     VersionNeeded,
     WorkerDied,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "UnbuildableValue",
     "UnencodableValue",
     "UnguardedMain",
+    "UnsendableItem",
     "VersionNeeded",
     "WorkerDied",
     "checkpointed",

@@ -17,6 +17,7 @@
     ├── StoreClosed          ValueError       used after close()
     ├── StoreForked          RuntimeError     a forked child used its parent's open checkpoint
     ├── RefusedValue         ValueError       `validate` refused what the function returned
+    ├── UnsendableItem       TypeError        an item that cannot go to a worker; the function was not called with it
     ├── WorkerDied           RuntimeError     an item killed the worker process that ran it, time and again
     ├── BrokenWorkers        RuntimeError     worker processes could not start, or a given executor broke
     ├── UnguardedMain        RuntimeError     a worker that imports the main module came upon a map
@@ -68,6 +69,7 @@ __all__ = [
     "UnbuildableValue",
     "UnencodableValue",
     "UnguardedMain",
+    "UnsendableItem",
     "VersionNeeded",
     "WorkerDied",
     "plural",
@@ -252,6 +254,10 @@ class StoreForked(CheckpointError, RuntimeError):
 
 class RefusedValue(CheckpointError, ValueError):
     """`validate` returned False for what the function returned: it is a failure, and not a result."""
+
+
+class UnsendableItem(CheckpointError, TypeError):
+    """An item cannot go to a worker process, which needs its pickle; the function was not called with it."""
 
 
 class WorkerDied(CheckpointError, RuntimeError):

@@ -22,8 +22,10 @@ __all__ = ["ORDER", "VARIABLE", "LockOrder", "elsewhere", "holding", "lock", "ma
 
 VARIABLE = "CHECKPOINT_LOCK_ORDER"
 ORDER = (
+    "loading",  # the calls that came to this process; loading one runs the user's code
     "dealing",  # one thread deals with what was reported
     "coordinator",  # what runs, and what may start
+    "shipping",  # what travels of a call, and with which task
     "pass",  # what is counted and remembered of one
     "claims",  # which keys run, over all passes
     "registry",  # the checkpoints that are open
@@ -53,6 +55,8 @@ class _Held(threading.local):
 
 
 _held = _Held()
+if hasattr(os, "register_at_fork"):  # a pool may fork its workers while it is given work, under locks of ours
+    os.register_at_fork(after_in_child=lambda: _held.locks.clear())
 
 
 def holding() -> list[str]:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from checkpoint import Retry, clock
 from checkpoint.errors import BrokenWorkers, CheckpointError, ExtraNeeded, InvalidFunction, RefusedValue
 from checkpoint.execution.answers import Failed, Fatal, failed
-from checkpoint.execution.call import Arrived, Call, Shipped, arrived, ending
+from checkpoint.execution.call import Arrived, Call, arrived, ending
 from checkpoint.execution.policies import Again
 from checkpoint.execution.transport import Unreadable, pack, unpack
 from checkpoint.outcomes import Failure, Unit, describe_exception
@@ -325,6 +325,15 @@ def test_a_batch_may_return_a_sequence_of_any_kind(answer: Answerer, values: Any
     assert [value for value, _ in answer(returning(values), [1, 2, 3], batch_size=3)] == [values[n] for n in range(3)]
 
 
+@pytest.mark.parametrize("error", [TimeoutError("two"), asyncio.CancelledError("two")], ids=shown)
+def test_an_exception_in_a_place_of_a_batch_is_that_items_failure(answer: Answerer, error: BaseException) -> None:
+    """As if a call for it had raised; the others have their values, and retries hold."""
+    told = answer(returning([1, error, 9]), [1, 2, 3], batch_size=3, retry=Retry(on=TimeoutError))
+    assert [value for value, _ in (told[0], told[2])] == [1, 9]
+    assert type(told[1]) is Failed
+    assert (told[1].failure.exception, told[1].again is None) == (error, type(error) is not TimeoutError)
+
+
 def test_rows_of_an_array_are_values(answer: Answerer) -> None:
     """Embeddings, say."""
     told = answer(returning(np.eye(3)), [1, 2, 3], batch_size=3)
@@ -568,10 +577,8 @@ def test_a_process_never_ends_well_while_items_are_left(tmp_path: Path, how: str
 
 
 def shipped(call: Call) -> Arrived:
-    """The call as it is in another process, which loads it when it is made."""
-    holder = pickle.loads(pickle.dumps(call))
-    assert type(holder) is Shipped
-    return arrived(holder.shipped)
+    """The call as it is in another process."""
+    return arrived(call.shipped())
 
 
 def test_a_call_arrives_as_one_that_answers_in_bytes() -> None:
@@ -583,13 +590,6 @@ def test_a_call_arrives_as_one_that_answers_in_bytes() -> None:
     assert [value for value, _ in (answers[0][1], *answers[1])] == [9, 16, 25]
     told = unpack(shipped(Call(returning(7), "embed", batch_size=2, retry=retry)).many([[1]]))[0]
     assert told.failure.message.startswith("embed was given a list of 1 item and returned 7")
-
-
-def test_a_call_arrives_once_in_a_process() -> None:
-    """Unpickling a function may load a model: the same bytes are the same call."""
-    call = Call(square)
-    assert shipped(call) is shipped(call)
-    assert shipped(call) is not shipped(Call(square, "another"))
 
 
 def test_what_travels_in_the_functions_place_arrives_as_it() -> None:
@@ -711,7 +711,7 @@ TEXT_ONLY = [
 
 
 def local_error() -> Exception:
-    """One whose class has no name by which to find it."""
+    """One whose class has no name by which to find it; cloudpickle takes it along."""
 
     class Local(Exception):
         pass
@@ -719,7 +719,7 @@ def local_error() -> Exception:
     return Local("x")
 
 
-@pytest.mark.parametrize("error", COME_THROUGH, ids=shown)
+@pytest.mark.parametrize("error", [*COME_THROUGH, local_error()], ids=shown)
 def test_an_exception_comes_through_where_it_can(error: Exception) -> None:
     """With its type, arguments and attributes; the text in any case."""
     told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, True))
@@ -731,7 +731,7 @@ def test_an_exception_comes_through_where_it_can(error: Exception) -> None:
     assert getattr(came.failure.exception, "key", None) == getattr(error, "key", None)
 
 
-@pytest.mark.parametrize("error", [*TEXT_ONLY, local_error()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("error", TEXT_ONLY, ids=lambda error: type(error).__name__)
 def test_an_exception_that_would_be_another_comes_through_as_text(error: Exception) -> None:
     """Type, message, traceback, and what it said of trying again; never in another's place."""
     told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, True))

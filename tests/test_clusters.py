@@ -533,7 +533,7 @@ class Blames(Executor):
 
     def submit(self, function: Callable[..., Any], /, *given: Any) -> Future[Any]:  # type: ignore[override]
         future: Future[Any] = Future()
-        self._given.put((future, partial(function, *given), given[1]))
+        self._given.put((future, partial(function, *given), given[0].given))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

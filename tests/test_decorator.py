@@ -774,3 +774,46 @@ def test_a_forked_child_works_without_loss_or_is_told(before: str, child: str, s
     """And its parent goes on."""
     after = "assert list(f.map([1, 9], progress=False)) == [1, 9]" if "stream" not in before else "list(s)"
     assert run_script(FORK.format(before=before, child=child, after=after)) == says
+
+
+# --- coroutines where no loop awaits them ----------------------------------------------------------------------------
+
+
+async def awaited(n: int) -> int:
+    """A coroutine function."""
+    return n
+
+
+def plainly(n: int) -> Any:
+    """A plain wrapper around it."""
+    return awaited(n)
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"executor": "processes", "workers": 1}], ids=str)
+def test_a_coroutine_behind_a_plain_wrapper_is_told_with_what_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Nothing is recorded of it, and nothing warns of what was never awaited."""
+    f = checkpointed("plainly", checkpoint_dir=tmp_path)(plainly)
+    with pytest.raises(InvalidFunction, match=r"the coroutine awaited, which nobody awaits.*put @checkpointed beneath"):
+        f.map([1, 2], progress=False, **options)
+    assert dict(f.errors) == {}
+
+
+def test_a_map_that_no_loop_of_asyncio_awaits_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """As under trio, or whoever drives coroutines by hand."""
+    f = checkpointed("looped", checkpoint_dir=tmp_path)(awaited)
+    with pytest.raises(InvalidFunction, match=r"loop of asyncio.*asyncio\.run.*trio\.to_thread"):
+        f.map([1], progress=False).send(None)
+    assert not f.results
+
+
+def test_a_map_under_trio_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """And what it says works."""
+    trio = pytest.importorskip("trio")
+    f = checkpointed("trio", checkpoint_dir=tmp_path)(awaited)
+
+    async def main() -> Any:
+        with pytest.raises(InvalidFunction, match="trio"):
+            await f.map([1], progress=False)
+        return await trio.to_thread.run_sync(lambda: asyncio.run(f.map([1], progress=False)))
+
+    assert trio.run(main) == [1]

@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from checkpoint import InvalidOption, Retry, StoreError, checkpointed
+from checkpoint import BrokenWorkers, InvalidOption, Retry, StoreError, checkpointed
 from checkpoint.execution import fork_server, worker_process
 from checkpoint.execution import pipes as pipes_module
 from checkpoint.execution import processes as processes_module
 from checkpoint.execution.call import Call
+from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.interfaces import Died, Task, Unsent
 from checkpoint.execution.processes import Processes
 from checkpoint.execution.scheduler import Attempt
@@ -749,3 +750,113 @@ def test_what_more_than_all_threads_are_given_waits(crew: Crew) -> None:
     assert crew.begun.empty()
     crew.may_end.put(None)
     assert crew.begun.get(timeout=60) in begun
+
+
+# --- what the system does not give -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+@pytest.mark.parametrize("options", [{"workers": 8}, PROCESSES], ids=["threads", "processes"])
+def test_a_thread_that_cannot_be_had_is_told_as_that(
+    options: dict[str, Any], allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as what comes of it; whichever thread it is, the next map runs."""
+    f = checkpointed("threads")(number)
+    f.map([100], progress=False)  # the store has its own
+    start, left = threading.Thread.start, [allowed]
+
+    def starts(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", starts)
+    with pytest.raises(BrokenWorkers, match=r"no thread more.*ulimit -u"):
+        f.map(range(9), **{**options, "progress": False})
+    monkeypatch.undo()
+    assert dict(f.errors) == {}
+    assert f.map(range(9), progress=False) == list(range(9))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its pipes have no paths")
+def test_a_directory_for_temporary_files_may_have_a_long_path(tmp_path: Path) -> None:
+    """A scheduler makes some that are too long for sockets."""
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    (tmp_path / "job.py").write_text(
+        "from checkpoint import checkpointed\n@checkpointed('p')\ndef f(n): return n\n"
+        "if __name__ == '__main__': print(f.map(range(4), executor='processes', workers=2, progress=False)[:])\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "job.py"],
+        cwd=tmp_path, env={**os.environ, "TMPDIR": str(long)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.stdout == "[0, 1, 2, 3]\n", ran.stderr
+
+
+# --- CPUs, and threads of arithmetic ---------------------------------------------------------------------------------
+
+GROUPS: list[tuple[dict[str, str], int, str]] = [
+    ({}, 64, "another system"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2, "a container, rounded up"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64, "no quota"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "1000 100000\n"}, 1, "less than one"),
+    ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "300000 100000",
+      "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 3, "a group around it"),
+    ({"proc/self/cgroup": "0::/../..\n", "sys/fs/cgroup/cpu.max": "200000 100000"}, 2, "a group that is not seen"),
+    ({"proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/j\n", "sys/fs/cgroup/cpu/j/cpu.cfs_quota_us": "400000\n",
+      "sys/fs/cgroup/cpu/j/cpu.cfs_period_us": "100000\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+      "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, 4, "version 1"),
+    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense"}, 64, "what cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "count", "reason"), GROUPS, ids=[reason for *_, reason in GROUPS])
+def test_the_number_of_cpus_heeds_quotas_of_control_groups(
+    files: dict[str, str], count: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this process's group and those around it; a scheduler or a container sets them, and affinity shows none."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_count(tmp_path) == count
+
+
+def threads_there(n: int) -> str | None:
+    """What a library would read."""
+    return os.environ.get("OPENBLAS_NUM_THREADS")
+
+
+def test_workers_bound_the_threads_of_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where together they would begin more than two a CPU; what the environment says is left, and so is ours."""
+    for name in [name for name in os.environ if name.endswith("_NUM_THREADS")]:
+        monkeypatch.delenv(name)
+    f = checkpointed("threads_there", key=repr)(threads_there)
+    many: Any = {**PROCESSES, "workers": 5}
+    before = dict(os.environ)
+    assert f.map([1], **many) == [thread_variables(5, {}, cpu_count())["OPENBLAS_NUM_THREADS"]]
+    assert f.map([2], **PROCESSES) == [None]
+    assert dict(os.environ) == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert f.map([3], **many) == [None]
+
+
+def test_libraries_that_were_loaded_earlier_are_bound_too() -> None:
+    """As in a worker that imports the main module before it is told its environment."""
+    pytest.importorskip("threadpoolctl")
+    program = (
+        "import os, numpy, threadpoolctl\n"
+        "from checkpoint.execution.cpus import bound_loaded, thread_variables\n"
+        "os.environ.update(thread_variables(99, {}, 2))\n"
+        "bound_loaded()\n"
+        "print({library['num_threads'] for library in threadpoolctl.threadpool_info()} <= {1})\n"
+        "os.environ['MKL_NUM_THREADS'] = '7'\n"
+        "threadpoolctl.threadpool_limits(2)\n"
+        "bound_loaded()\n"
+        "print(1 in {library['num_threads'] for library in threadpoolctl.threadpool_info()})\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "True\nFalse\n", ran.stderr

@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.api.options import Options, PassOptions, cpu_count
+from checkpoint.api.options import Options, PassOptions
 from checkpoint.api.signatures import named
 from checkpoint.execution.asynchronous import LoopDriver
 from checkpoint.execution.call import Call
 from checkpoint.execution.concurrent import PoolDriver
+from checkpoint.execution.cpus import cpu_count
 from checkpoint.execution.executors import ExecutorWorkers
 from checkpoint.execution.interfaces import Parallelism, Report, Workers
 from checkpoint.execution.policies import rates_of, retry_of
@@ -80,7 +81,7 @@ class Dispatch:
 
             executor = executor_of(executor)
             workers = workers or getattr(executor, "_max_workers", None) or cpu_count()
-            make_workers = partial(ExecutorWorkers, self._call, executor)
+            make_workers = partial(ExecutorWorkers, self._call, executor, workers)
         parallelism = self._parallelism(workers or 1)
         return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from checkpoint.catalog.paths import check_name
 from checkpoint.catalog.shards import ShardOption
-from checkpoint.errors import InvalidName, InvalidOption, quote
+from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, quote
 from checkpoint.execution.policies import (
     Durability,
     OnChange,
@@ -27,7 +27,7 @@ from checkpoint.values.keys import KeyFunction, digest_function, key_function, v
 if TYPE_CHECKING:
     from checkpoint.execution.clusters import Submits
 
-__all__ = ["Arguments", "Options", "PassOptions", "check_spread", "cpu_count", "may_overlap"]
+__all__ = ["Arguments", "Options", "PassOptions", "check_spread", "may_overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,34 +113,29 @@ class PassOptions(TypedDict, total=False):
     shard: ShardOption | None
 
 
-def cpu_count() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> None:
     """Refuse what an engine cannot do, before anything is read.
 
     Raises:
         InvalidOption: saying what can.
+        InvalidFunction: a coroutine function, and no event loop of asyncio.
     """
     executor, timeout = given.get("executor"), options.timeout
     check_count("workers", given.get("workers"))
     check_count("chunksize", given.get("chunksize"))
     check_seconds("grace", given.get("grace", 10.0))
     several = (given.get("chunksize") or 1) > 1
+    if is_async:
+        _need_loop()
     if is_async and (executor is not None or several):
         what = "executor" if executor is not None else "chunksize"
         raise InvalidOption(
             f"{what}= is for plain functions; a coroutine function runs on its event loop: use workers="
         )
-    if not (executor in (None, "processes", "ray") or callable(getattr(executor, "submit", None))):
-        raise InvalidOption(
-            f'executor is {quote(executor)}; give "processes", "ray", an object with `submit` as '
-            "concurrent.futures.Executor has, or leave it out for threads (workers=8)"
-        )
-    if getattr(executor, "asynchronous", False) is True:
-        raise InvalidOption(f"executor is {quote(executor)}, which is asynchronous; give a client that is not")
+    if not (executor is None or (isinstance(executor, str) and executor in ("processes", "ray"))):
+        from checkpoint.execution.clusters import refuse_lookalike
+
+        refuse_lookalike(executor)
     if several and options.batch_size is not None:
         raise InvalidOption("chunksize= goes with functions of one item; with batch_size= a batch is handed over whole")
     if several and options.rate is not None:
@@ -154,6 +149,20 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
         )
     if several:
         raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
+
+
+def _need_loop() -> None:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise InvalidFunction(
+            "the map of a coroutine function is awaited in an event loop of asyncio, and none runs here. Write "
+            "asyncio.run(f.map(items)); under trio do so in a thread, await trio.to_thread.run_sync(lambda: "
+            "asyncio.run(f.map(items))), or where the function itself needs trio map a plain one on threads: "
+            "lambda item: trio.run(function, item)"
+        ) from None
 
 
 def may_overlap(options: Options, given: PassOptions) -> bool:

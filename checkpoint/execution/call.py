@@ -1,6 +1,6 @@
 """One call of the user's function, wherever it is made: what comes back is an answer, and never an exception.
 
-A `Call` is what workers are given. Where it arrives by pickle, in another process, it answers in bytes (`transport`).
+A `Call` is what workers are given. Where it arrives in another process (`shipped`), it answers in bytes (`transport`).
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from functools import lru_cache
 from importlib.util import find_spec
 from types import CoroutineType, TracebackType, coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from checkpoint import clock
 from checkpoint.errors import (
-    BrokenWorkers,
     FunctionChanged,
     InvalidFunction,
     InvalidOption,
     RefusedValue,
     plural,
     quote,
-    quote_error,
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
 from checkpoint.execution.caller import enter_call, enter_pass
@@ -36,7 +33,7 @@ from checkpoint.outcomes import Unit, describe_exception
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Arrived", "Call", "Shipped", "arrived", "ending", "is_in_call"]
+__all__ = ["Arrived", "Call", "arrived", "ending", "is_in_call"]
 
 
 class Agrees(Protocol):
@@ -114,6 +111,8 @@ class Call:
             if self._tells_items:
                 run(enter_call, given)
             value = run(self.function, given)
+            if type(value) is CoroutineType:
+                return Fatal(self._not_awaited(value))
             if not self._plain:
                 return run(self._checked, value, given, started)
         except Exception as error:
@@ -123,6 +122,16 @@ class Call:
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
         return (value, clock.perf_counter() - started)
+
+    def _not_awaited(self, value: CoroutineType[Any, Any, Any]) -> InvalidFunction:
+        """The error for a coroutine that a plain function returned: nobody awaits it."""
+        value.close()
+        return InvalidFunction(
+            f"{self.name} is a plain function and returned the coroutine {value.__qualname__}, which nobody awaits. "
+            "Where a decorator wraps a coroutine function in a plain one, put @checkpointed beneath it, on the `async "
+            "def`, or let the decorator return a coroutine function: async def wrapper(item): return await "
+            "function(item)"
+        )
 
     def many(self, given: list[Any]) -> list[Answer]:
         """The answers for several, one after the other: fewer where one of them says that no more is to be called."""
@@ -190,7 +199,13 @@ class Call:
         if not self.batch:
             return self._validated(value, elapsed)
         values = self._split(value, len(given))
-        return [self._validated(one, elapsed / len(given)) for one in values]
+        return [self._of_batch(one, elapsed / len(given)) for one in values]
+
+    def _of_batch(self, value: Any, elapsed: float) -> Answer:
+        """The answer for one item of a batch; an exception in its place is its failure."""
+        if isinstance(value, Exception) or (isinstance(value, BaseException) and _is_fault(value)):
+            return self.failed(value, elapsed)
+        return self._validated(value, elapsed)
 
     def _validated(self, value: Any, elapsed: float) -> Answer:
         if self._validate is None:
@@ -263,9 +278,6 @@ class Call:
             agreement = agreement.without_values()
         return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, agreement,
                 travelled)  # fmt: skip
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Shipped, (self.shipped(),))
 
 
 @coroutine
@@ -398,35 +410,17 @@ class Arrived:
         return pack(self.call.many(given))
 
 
-class Shipped:
-    """A call on an executor's way: it is loaded when it is made, since one that fails to load may end its worker."""
-
-    def __init__(self, shipped: bytes) -> None:
-        self.shipped = shipped
-
-    def many(self, given: list[Any]) -> bytes:
-        """The answers, packed.
-
-        Raises:
-            BrokenWorkers: it cannot be loaded here.
-            FunctionChanged: it is another one here, or reads other values.
-        """
-        try:
-            call = arrived(self.shipped)
-        except Exception as error:
-            raise BrokenWorkers(f"its workers cannot load the function: {quote_error(error)}") from None
-        call.agree(takes_over=False)
-        return call.many(given)
-
-
 def _has_file() -> bool:
     """Whether the main module is a script that can be imported elsewhere, and no notebook or prompt."""
     return getattr(sys.modules.get("__main__"), "__file__", None) is not None
 
 
-@lru_cache(maxsize=4)
 def arrived(shipped: bytes) -> Arrived:
-    """What a shipped call becomes; it is built once a process."""
+    """What a shipped call becomes.
+
+    Raises:
+        Exception: whatever unpickling raises.
+    """
     function, name, batch_size, validate, retry, settings, agreement, travelled = pickle.loads(shipped)
     call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings)
     return Arrived(call, agreement, travelled=travelled)

@@ -8,33 +8,26 @@ answer in bytes; the driver alone writes. No cluster is told to try a call again
 
 from __future__ import annotations
 
+import inspect
 import pickle
-import threading
 from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from checkpoint import locks
-from checkpoint.errors import BrokenWorkers, ExtraNeeded, FunctionChanged, WorkerDied, quote_error
-from checkpoint.execution.call import Call, Shipped
+from checkpoint.errors import BrokenWorkers, ExtraNeeded, InvalidOption, quote, quote_error
+from checkpoint.execution.threads import begin_thread
 
-__all__ = ["Ray", "Submits", "call_there", "executor_of"]
+__all__ = ["Ray", "Submits", "call_there", "executor_of", "refuse_lookalike"]
 
 _LOOK_UP = 1.0  # seconds after which it is seen that a cluster has ended without a word
 _SOON, _LATER = 0.005, 1.0  # seconds between two looks at jobs that do not tell when they are done
-# fmt: off
-_DEATHS = frozenset({
-    "KilledWorker",  # of Dask, after `distributed.scheduler.allowed-failures` more that it did not tell of
-    "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError", "ObjectLostError",  # of Ray
-    "UncompletedJobError", "ExecutorlibSocketError",  # of submitit, and executorlib
-})
-# fmt: on
 
 
 class Submits(Protocol):
@@ -43,6 +36,99 @@ class Submits(Protocol):
     @property
     def submit(self) -> Callable[..., Any]:
         """Have the function called with what follows it."""
+
+
+_INSTEAD = {
+    "pebble": 'pebble.ThreadPool, or executor="processes", which keeps timeout= too',
+    "multiprocessing": 'executor="processes", or a concurrent.futures.ProcessPoolExecutor',
+    "pathos": 'executor="processes": with cloudpickle installed it takes closures and lambdas too',
+    "multiprocess": 'executor="processes": with cloudpickle installed it takes closures and lambdas too',
+    "mpire": 'executor="processes"',
+    "joblib": "joblib.externals.loky.get_reusable_executor()",
+    "gevent": "threads (workers=8): after monkey.patch_all() they are greenlets",
+    "parsl": "parsl.concurrent.ParslPoolExecutor(config)",
+    "ipyparallel": "client.executor(), or the executor of a view",
+    "distributed": "a client of it: distributed.Client(cluster)",
+    "ray": '"ray", or checkpoint.clusters.Ray(num_gpus=1)',
+    "mpi4py": "mpi4py.futures.MPIPoolExecutor(), or what `with MPICommExecutor() as executor` gives",
+    "asyncio": "a coroutine function, whose map is awaited: await f.map(items, workers=8)",
+}
+_OURS = (
+    'give "processes", "ray", an object with `submit` as concurrent.futures.Executor has, or leave it out for threads '
+    "(workers=8)"
+)
+_KNOWN = frozenset({"distributed", "submitit", "executorlib", "mpi4py", "pebble", "ray"})
+
+
+def refuse_lookalike(given: Any) -> None:
+    """Refuse what has no `submit` as executors have it, before anything is run or paid for.
+
+    What is no `Executor`, and of no package that is known, is given a function that does nothing, to see what it gives.
+
+    Raises:
+        InvalidOption: saying what to use.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> refuse_lookalike(ThreadPoolExecutor(2))
+    """
+    why = _unlike(given)
+    if why is None:
+        return
+    kinds = given.__mro__ if isinstance(given, type) else type(given).__mro__
+    packages = [kind.__module__.partition(".")[0] for kind in kinds]
+    if isinstance(given, ModuleType):
+        packages = [given.__name__.partition(".")[0]]
+    use = next((f"use {_INSTEAD[package]}" for package in packages if package in _INSTEAD), _OURS)
+    raise InvalidOption(f"executor is {quote(given)}{why}; {use}")
+
+
+def _unlike(given: Any) -> str | None:
+    """In what it differs from an executor."""
+    submit = getattr(given, "submit", None)
+    if not callable(submit):
+        return "" if isinstance(given, str) else ", which has no submit(function, *args)"
+    if isinstance(given, type):
+        return ", a class; give one that is made of it"
+    if "gevent" in _packages_of(given):
+        return ", whose calls end only while gevent's hub has its turn"
+    if getattr(given, "asynchronous", False) is True:
+        return ", which is asynchronous; give a client that is not"
+    try:
+        signature = inspect.signature(submit)
+        bound = signature.bind(_nothing, None).arguments
+    except TypeError:
+        return f", whose submit does not take a function and its argument: submit{signature}"
+    except ValueError:  # one that is compiled says nothing of itself
+        bound = {}
+    for name in list(bound)[1:]:
+        if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL:
+            return f", whose submit takes {quote(name)} before the function's arguments: submit{signature}"
+    if inspect.iscoroutinefunction(submit):
+        return ", whose submit is a coroutine function"
+    if isinstance(given, Executor) or _KNOWN & _packages_of(given):
+        return None
+    return _unlike_future(submit)
+
+
+def _unlike_future(submit: Callable[..., Any]) -> str | None:
+    try:
+        future = submit(_nothing)
+    except Exception:  # that it is shut down, or broken, is told when it is given work
+        return None
+    if callable(getattr(future, "done", None)) and callable(getattr(future, "result", None)):
+        return None
+    if inspect.iscoroutine(future):
+        future.close()
+    return f", whose submit gives {quote(future)}, which has no done() and result()"
+
+
+def _nothing() -> None:
+    """What is submitted to see what `submit` gives."""
+
+
+def _packages_of(given: Any) -> set[str]:
+    return {kind.__module__.partition(".")[0] for kind in type(given).__mro__}
 
 
 def executor_of(given: Any) -> Any:
@@ -64,47 +150,45 @@ def executor_of(given: Any) -> Any:
     """
     if isinstance(given, str):
         return Ray()
-    packages = {kind.__module__.partition(".")[0] for kind in type(given).__mro__}
+    packages = _packages_of(given)
     travels = bool(packages & {"executorlib", "mpi4py", "submitit"})
     if isinstance(given, Executor) and not travels:
         return given
-    return _Dask(given) if "distributed" in packages else _Other(given, travels=travels)
+    if "distributed" in packages:
+        return _Dask(given)
+    stays = "submitit" not in packages and ("executorlib" not in packages or _restarts(given))
+    return _Other(given, travels=travels, stays=stays)
 
 
 # --- on the cluster's side -------------------------------------------------------------------------------------------
 
 
-class _Raised(NamedTuple):
-    """In place of an answer. Clusters wrap exceptions, each in its own way, and some keep only their text."""
-
-    error: Exception
-
-
 def call_there(packed: bytes) -> Any:
     """What a cluster's worker does: load the function with what it is given, and call it."""
-    try:
-        function, given = pickle.loads(packed)
-    except Exception as error:  # unpickling runs the items' own code
-        return _Raised(pickle.UnpicklingError(f"a worker of the cluster cannot load the item: {quote_error(error)}"))
-    try:
-        return function(*given)
-    except (BrokenWorkers, FunctionChanged) as error:
-        return _Raised(error)
+    function, given = pickle.loads(packed)
+    return function(*given)
 
 
 # --- on the driver's -------------------------------------------------------------------------------------------------
+
+
+class _Raised(NamedTuple):
+    """In place of what a task has come to."""
+
+    error: BaseException
 
 
 class _Cluster(Executor):
     """An executor over something that has tasks of its own; while any are under way, one thread waits for them all."""
 
     _max_workers: int | None = None
+    travels = True  # what it is given is pickled
+    stays = True  # a worker makes more than one task
 
     def __init__(self) -> None:
         self._lock = locks.lock("cluster")
         self._under_way: dict[Future[Any], Any] = {}  # and the cluster's task for each
         self._inbox: SimpleQueue[Future[Any] | None] = SimpleQueue()  # those whose tasks are done; None: look
-        self._whole: WeakKeyDictionary[Call, Shipped] = WeakKeyDictionary()
         self._is_watched = self._is_shut = False
 
     # what each does in its own way
@@ -124,12 +208,7 @@ class _Cluster(Executor):
         try:
             return task.result()
         except (Exception, CancelledError) as error:
-            return _Raised(self._meaning(error))
-
-    def _meaning(self, error: BaseException) -> Exception:
-        """That a worker has died of it; or else that the cluster does not work: no function's own exception is here."""
-        names = {kind.__name__ for kind in type(error).__mro__}
-        return (WorkerDied if names & _DEATHS else BrokenWorkers)(quote_error(error))
+            return _Raised(error)
 
     def _cancel(self, task: Any) -> None:
         task.cancel()
@@ -145,26 +224,24 @@ class _Cluster(Executor):
 
         Raises:
             RuntimeError: it is shut down.
-            BrokenWorkers, ExtraNeeded: the function cannot travel.
+            BrokenWorkers: there is no thread to be had.
+            Exception: whatever pickling what it is given raises.
         """
         if self._is_shut:
             raise RuntimeError(f"{self!r} is shut down")
         future: Future[Any] = Future()
-        try:
-            packed = self._packed(function, given)
-        except (BrokenWorkers, ExtraNeeded):
-            raise
-        except Exception as error:  # pickling runs the items' own code
-            future.set_exception(error)
-            return future
-        task = self._begin(*packed)
+        task = self._begin(*self._packed(function, given))
         with self._lock:
             self._under_way[future] = task
             is_watched, self._is_watched = self._is_watched, True
         future.add_done_callback(self._let_go)
         self._tell_when_done(task, lambda _: self._inbox.put(future))
         if not is_watched:
-            threading.Thread(target=self._watch, name="checkpoint-cluster", daemon=True).start()
+            try:
+                begin_thread(self._watch, "checkpoint-cluster")
+            except BrokenWorkers:
+                self._is_watched = False
+                raise
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -178,14 +255,8 @@ class _Cluster(Executor):
             futures.wait(under_way)
 
     def _packed(self, function: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        """What the cluster is to call, and with what."""
-        for call in given:
-            if isinstance(call, Call) and call not in self._whole:
-                self._whole[call] = Shipped(call.shipped_whole())
-        import cloudpickle  # `shipped_whole` has refused where there is none
-
-        shipped = [self._whole[one] if isinstance(one, Call) else one for one in given]
-        return call_there, (cloudpickle.dumps((function, shipped)),)
+        """What the cluster is to call, and with what: bytes, in which it looks for no tasks of its own."""
+        return call_there, (pickle.dumps((function, given), pickle.HIGHEST_PROTOCOL),)
 
     def _let_go(self, future: Future[Any]) -> None:
         """A future is done; where it was cancelled, so is its task."""
@@ -334,11 +405,12 @@ class _Other(_Cluster):
     Args:
         executor: the object.
         travels: whether calls go as bytes; else it is given what an executor of this process would be.
+        stays: whether a worker makes more than one task.
     """
 
-    def __init__(self, executor: Any, *, travels: bool) -> None:
+    def __init__(self, executor: Any, *, travels: bool, stays: bool) -> None:
         super().__init__()
-        self._executor, self._travels = executor, travels
+        self._executor, self.travels, self.stays = executor, travels, stays
         self._polls, self._pause = False, _SOON
         counts = [getattr(executor, name, None) for name in ("_max_workers", "max_workers", "num_workers")]
         self._max_workers = next((count for count in counts if isinstance(count, int) and count > 0), None)
@@ -346,16 +418,14 @@ class _Other(_Cluster):
     def __repr__(self) -> str:
         return repr(self._executor)
 
-    def _meaning(self, error: BaseException) -> Exception:
-        if not self._travels and isinstance(error, Exception):
-            return error
-        info = getattr(self._executor, "info", None)
-        if isinstance(info, dict) and "restart_limit" in info:  # executorlib: it tells when it has no worker left
-            return BrokenWorkers(quote_error(error))
-        return super()._meaning(error)
+    def _result(self, task: Any) -> Any:
+        answer = super()._result(task)
+        if isinstance(answer, _Raised) and self.travels and _restarts(self._executor):  # it has no worker left
+            return _Raised(BrokenWorkers(quote_error(answer.error)))
+        return answer
 
     def _packed(self, function: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        return super()._packed(function, given) if self._travels else (function, given)
+        return super()._packed(function, given) if self.travels else (function, given)
 
     def _begin(self, function: Callable[..., Any], given: tuple[Any, ...]) -> Any:
         return self._executor.submit(function, *given)
@@ -378,12 +448,18 @@ class _Other(_Cluster):
             with suppress(Empty):
                 self._inbox.get(timeout=self._pause)
         for future in done:  # submitit waits 15 s for what a dead job may have written
-            threading.Thread(target=self._settle, args=([future],), name="checkpoint-job", daemon=True).start()
+            begin_thread(self._settle, "checkpoint-job", [future])
         return []
 
     def _cancel(self, task: Any) -> None:
         with suppress(AttributeError):
             task.cancel()
+
+
+def _restarts(executor: Any) -> bool:
+    """Whether it is one of executorlib's whose workers stay; those that die it begins again by itself."""
+    info = getattr(executor, "info", None)
+    return isinstance(info, dict) and "restart_limit" in info
 
 
 def _is_done(job: Any) -> bool:

@@ -21,6 +21,7 @@ from checkpoint.execution.call import Call, ending
 from checkpoint.execution.interfaces import Broken, Died, Parallelism, PassPort, Task, Unsent, Workers
 from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
+from checkpoint.execution.threads import begin_thread
 from checkpoint.execution.transport import unpack
 from checkpoint.outcomes import Done, Success, Unit
 
@@ -94,11 +95,14 @@ class Coordinator:
         self.waits = False
 
     def begin(self, workers: Workers) -> None:
-        """Start, with these workers."""
+        """Start, with these workers.
+
+        Raises:
+            BrokenWorkers: there is no thread to be had.
+        """
         self._workers = workers
         self._judge.doubts_deaths = workers.shares_blame
-        self._thread = threading.Thread(target=self._run, name="checkpoint-coordinator", daemon=True)
-        self._thread.start()
+        self._thread = begin_thread(self._run, "checkpoint-coordinator")
 
     # by who draws
 

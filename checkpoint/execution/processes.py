@@ -17,7 +17,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import pickle
 import sys
 import threading
 from collections import deque
@@ -29,12 +28,15 @@ from math import inf
 from typing import Any
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, quote_error
+from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
 from checkpoint.execution.call import Call
+from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.fork_server import Forked, ForkServer
 from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, exit_in_words, inputs_of
 from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, WRITE, make_pipe, make_selector
+from checkpoint.execution.threads import begin_thread
+from checkpoint.execution.transport import pickled_inputs, unloadable
 from checkpoint.execution.worker_process import serve, spawned
 
 __all__ = ["Processes", "refuse_while_importing_main"]
@@ -78,12 +80,18 @@ class Processes:
         self._is_rung = False
         self._is_over = False
         self._owner = os.getpid()
-        self.environment = dict(os.environ)
+        self.environment = {**os.environ, **thread_variables(count, os.environ, cpu_count())}
         self._server: ForkServer | None = None
         _open.add(self)
 
     def start(self, task: Task) -> None:
-        """Have a process make the task's calls; from any thread, one at a time."""
+        """Have a process make the task's calls; from any thread, one at a time.
+
+        Raises:
+            UnsendableItem: the first item of all cannot travel; nothing was called.
+        """
+        if self._thread is None:
+            pickled_inputs([task[0].units[0].item], whole=False)
         self._tasks.append(task)
         if self._thread is None:
             from multiprocessing.connection import Pipe
@@ -92,9 +100,7 @@ class Processes:
             self._bell, self._rope = Pipe(duplex=False)
             self.selector = make_selector()
             self.selector.register(self._bell, READ, self._hear_bell)
-            thread = threading.Thread(target=self._serve, name="checkpoint-processes", daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread = begin_thread(self._serve, "checkpoint-processes")
         elif threading.get_ident() != self._thread.ident:
             self._ring()
 
@@ -203,7 +209,7 @@ class Processes:
             Exception: it does not start.
         """
         if not _FORKS:
-            return _Spawned()
+            return _Spawned(self.environment)
         if self._server is None:
             self._server = ForkServer(self.environment)
         return self._server.fork(serve)
@@ -295,8 +301,8 @@ class _Worker:
 
     def _send_inputs(self, task: Task) -> None:
         try:
-            message = _pickled(inputs_of(task, batch=self._pool.call.batch), whole=self._by_cloudpickle)
-        except Exception as error:  # pickling runs the items' own code
+            message = pickled_inputs(inputs_of(task, batch=self._pool.call.batch), whole=self._by_cloudpickle)
+        except UnsendableItem as error:
             self._finish(task, Unsent(error))
         else:
             self._send(message)
@@ -398,8 +404,7 @@ class _Worker:
         if answers[:1] != REFUSED:
             self._finish(task, answers)
         elif self._by_cloudpickle or find_spec("cloudpickle") is None:
-            told = f"a worker process cannot load the item: {_told(answers)}"
-            self._finish(task, Unsent(pickle.UnpicklingError(told)))
+            self._finish(task, Unsent(unloadable(_told(answers))))
         else:
             self._by_cloudpickle = True
             self._send_inputs(task)
@@ -456,11 +461,14 @@ class _Spawned:
 
     Only the process itself is killed: what it has started runs on.
 
+    Args:
+        environment: variables that it is to have, besides its own.
+
     Raises:
         Exception: it does not start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
@@ -468,7 +476,9 @@ class _Spawned:
         given, writer = context.Pipe(duplex=False)
         try:
             with _importable_main():
-                self._process = context.Process(target=spawned, args=(serve, given, theirs), name="checkpoint-worker")
+                self._process = context.Process(
+                    target=spawned, args=(serve, environment, given, theirs), name="checkpoint-worker"
+                )
                 self._process.start()
         finally:
             given.close()
@@ -492,19 +502,6 @@ class _Spawned:
         with suppress(OSError):
             self.pipe.send(END)
         self.pipe.close()
-
-
-def _pickled(inputs: list[Any], *, whole: bool) -> bytes:
-    """Their pickle; by cloudpickle where the standard one cannot, or the worker has not got their classes."""
-    if not whole:
-        try:
-            return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
-            if find_spec("cloudpickle") is None:
-                raise error from None
-    import cloudpickle
-
-    return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
 
 
 def _told(refusal: bytes) -> str:

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
+from checkpoint.errors import BrokenWorkers
 from checkpoint.execution.call import Call
 from checkpoint.execution.interfaces import Grouping, Report, Task, inputs_of
 
-__all__ = ["Threads"]
+__all__ = ["Threads", "begin_thread"]
 
 
 log = logging.getLogger("checkpoint")
+
+
+def begin_thread(target: Callable[..., Any], name: str, *given: Any) -> threading.Thread:
+    """Begin a thread that does not keep the process alive.
+
+    Raises:
+        BrokenWorkers: the system gives none.
+    """
+    thread = threading.Thread(target=target, name=name, args=given, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise BrokenWorkers(
+            f"the system gives this process no thread more ({error}): the limit of processes and threads of the user "
+            "(`ulimit -u`), or of the job or container (pids.max), is reached. Raise it, or use fewer workers"
+        ) from error
+    return thread
 
 
 class Threads:
@@ -47,16 +67,13 @@ class Threads:
             self._reporting.discard(me)
             self._busy -= 1
         if self._busy == len(self._threads) < self._count:
-            thread = threading.Thread(target=self._work, name=f"checkpoint-worker-{len(self._threads)}", daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:  # the system has no more threads; those that there are do the work
+                self._threads.append(begin_thread(self._work, f"checkpoint-worker-{len(self._threads)}"))
+            except BrokenWorkers as error:  # those that there are do the work
                 if not self._threads:
                     raise
                 log.warning("no more than %d of %d threads: %s", len(self._threads), self._count, error)
                 self._count = len(self._threads)
-            else:
-                self._threads.append(thread)
         self._busy += 1
         self._tasks.put(task)
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from checkpoint.errors import BrokenWorkers, ExtraNeeded, quote, quote_error
+from checkpoint.errors import BrokenWorkers, ExtraNeeded, UnsendableItem, quote, quote_error
 from checkpoint.execution.answers import Answer, Failed, Fatal
 
-__all__ = ["Unreadable", "cloudpickle", "pack", "portable_bytes", "unpack"]
+__all__ = ["Unreadable", "cloudpickle", "pack", "pickled_inputs", "portable_bytes", "unloadable", "unpack"]
 
 
 class Unreadable:
@@ -61,6 +62,44 @@ def cloudpickle(value: Any, name: str, why: Exception | None = None) -> bytes:
         ) from error
 
 
+def pickled_inputs(inputs: list[Any], *, whole: bool) -> bytes:
+    """A task's items as bytes: by the standard pickle, or by cloudpickle where that cannot.
+
+    Args:
+        inputs: the items, or batches of them.
+        whole: whether what is defined in ``__main__`` is taken along, for a worker that has not got it.
+
+    Raises:
+        UnsendableItem: neither can, or cloudpickle is not installed.
+    """
+    has_cloudpickle = find_spec("cloudpickle") is not None
+    try:
+        if not (whole and has_cloudpickle):
+            return pickle.dumps(inputs, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # pickling runs the items' own code
+        if not has_cloudpickle:
+            raise _unsendable(error) from error
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps(inputs)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise _unsendable(error) from error
+
+
+def _unsendable(error: Exception) -> UnsendableItem:
+    return UnsendableItem(
+        f"the item cannot be sent to a worker process, and the function was not called with it: {quote_error(error)}. "
+        "Give what names it (a path, a URL, an id) and open it within the function, or use threads: leave executor= "
+        "out (workers=8)"
+    )
+
+
+def unloadable(why: str) -> UnsendableItem:
+    """The error for an item that a worker cannot load."""
+    return UnsendableItem(f"a worker process cannot load the item: {why}. The function was not called with it")
+
+
 def pack(answers: list[Answer]) -> bytes:
     """Answers as bytes that can be read where they go: one that cannot does not keep others from it."""
     whole = [_portable(answer) for answer in answers]
@@ -94,7 +133,7 @@ def _portable(answer: Answer) -> Answer:
         failure, again = answer
         told = Failed(failure.without_exception(), again)
         try:
-            answer = _FailedApart(told, pickle.dumps(failure.exception, pickle.HIGHEST_PROTOCOL))
+            answer = _FailedApart(told, portable_bytes(failure.exception, "its exception"))
         except Exception:  # pickling runs the exception's own code
             answer = told
     elif type(answer) is Fatal and not _travels(answer.exception):

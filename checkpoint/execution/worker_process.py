@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import FunctionChanged, quote_error
 from checkpoint.execution.call import Arrived, arrived
+from checkpoint.execution.cpus import bound_loaded
 from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, make_pipe
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def live(given: int, theirs: int, life: int, *, mask: Iterable[int]) -> int:
     return exitcode
 
 
-def spawned(target: Callable[..., None], reader: Connection, writer: Connection) -> None:
+def spawned(target: Callable[..., None], environment: dict[str, str], reader: Connection, writer: Connection) -> None:
     """Be a worker process that multiprocessing started, where nothing can be forked."""
     import multiprocessing
 
+    os.environ.update(environment)
+    bound_loaded()  # the main module is imported already
     parent = multiprocessing.parent_process()
     _leave_signals_to_parent()
     if parent is not None:

@@ -539,6 +539,8 @@ def _an_item_that_cannot_be_pickled_fails_by_itself(make: Make) -> None:
             equal(trial.map(items, **options), [n * 10 for n in range(8)], "the results")
         else:
             _spoils_only_itself(trial, items, 2, **options)
+            equal(trial.f.errors[2].type, "checkpoint.errors.UnsendableItem", "the type of the failure")
+            holds(2 not in trial.begun, "the function is not called with it")
 
 
 # --- chunks and batches ----------------------------------------------------------------------------------------------
