@@ -16,7 +16,7 @@ from checkpoint.catalog.view import LATEST, Unsaved, VersionView
 from checkpoint.errors import InvalidOption, quote
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, wait_for_left
-from checkpoint.execution.policies import Durability, check_choice
+from checkpoint.execution.policies import Durability, check_choice, check_seconds
 from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.passes.pipeline import Pass
 from checkpoint.passes.settings import PassSettings
@@ -46,6 +46,8 @@ class CheckpointedRunner:
         durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
             every record.
         result_type: an annotation that names classes to rebuild (dataclasses, pydantic models, enums …).
+        lock_timeout: seconds that a write waits while another process writes the checkpoint; what that saves counts
+            here then. Default 0: `CheckpointLocked` at once.
 
     Raises:
         InvalidName, InvalidOption: before any file is made.
@@ -66,9 +68,11 @@ class CheckpointedRunner:
         version: Any = LATEST,
         durability: Durability = "process",
         result_type: Any = None,
+        lock_timeout: float = 0.0,
     ) -> None:
         self.name = check_name(name)
         check_choice("durability", durability, Durability)
+        check_seconds("lock_timeout", lock_timeout)
         self._passes: list[Pass] = []  # that run
         self._latest: Pass | None = None  # the one that began last, as long as it runs
         self._last: tuple[int, int | None] | None = None
@@ -79,6 +83,7 @@ class CheckpointedRunner:
             power=durability == "power",
             result_type=result_type,
             shard=self._shard,
+            lock_timeout=lock_timeout,
         )
 
     _shard = ALL
@@ -214,7 +219,7 @@ class CheckpointedRunner:
             InvalidKey, DuplicateKey: naming the item, before it is yielded.
             CheckpointLocked: another process is at work on it.
         """
-        batches = self._handed_out(items, PassSettings(key_function(key_fn)))
+        batches = self._handed_out(items, self._settings(key_fn))
         return Stream(self.records.name, (item for _, batch in batches for item in batch))
 
     def _handed_out(
@@ -240,6 +245,9 @@ class CheckpointedRunner:
                     yield running, [unit.item for unit in ours]
                     running.moved_on()
             running.input.check_drawn()
+
+    def _settings(self, key_fn: str | KeyFunction | None, **settings: Any) -> PassSettings:
+        return PassSettings(key_function(key_fn), lock_timeout=self.records.lock_timeout, **settings)
 
     @staticmethod
     def _units(running: Pass) -> Iterator[Unit]:
@@ -332,7 +340,7 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         Yields:
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
-        handed_out = self._handed_out(items, PassSettings(key_function(key_fn), progress=True, desc=desc))
+        handed_out = self._handed_out(items, self._settings(key_fn, progress=True, desc=desc))
         steps = ((running.input.drawn, running.input.total, item) for running, (item,) in handed_out)
         return Stream(self.records.name, steps)
 
@@ -348,5 +356,5 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
-        settings = PassSettings(key_function(key_fn), overlapping=True)
+        settings = self._settings(key_fn, overlapping=True)
         return Stream(self.records.name, (batch for _, batch in self._handed_out(items, settings, batch_size)))

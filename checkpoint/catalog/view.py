@@ -10,14 +10,14 @@ import base64
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import (
+    CheckpointLocked,
     DamagedRecord,
     ItemError,
     StoreClosed,
@@ -64,6 +65,9 @@ class Latest:
 
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
+LOCK_LOOK = 0.02  # seconds from one look at a lock that another process holds to the next
+LOCK_LOOK_AFAR = 1.0  # where to look takes requests
+T = TypeVar("T")
 _RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
 _encode_json = msgspec.json.Encoder().encode
 
@@ -78,6 +82,7 @@ class VersionView:
         power: whether each record is synced before it counts as saved.
         result_type: an annotation that names classes to rebuild.
         shard: whose journals are written.
+        lock_timeout: seconds that a write waits while another process writes.
 
     Attributes:
         checkpoint: what is read; shared with everyone in the process who names the same files.
@@ -93,11 +98,13 @@ class VersionView:
     only_reads = False
 
     def __init__(
-        self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL
-    ) -> None:
+        self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL,
+        lock_timeout: float = 0.0,
+    ) -> None:  # fmt: skip
         self.name = name
         self.shard = shard
         self.power = power
+        self.lock_timeout = lock_timeout
         codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
@@ -218,6 +225,33 @@ class VersionView:
 
     # saving
 
+    def begin_writing(self, timeout: float | None = None) -> None:
+        """Hold the lock; wait while another process holds it, at most this long.
+
+        Args:
+            timeout: seconds; default `lock_timeout`.
+
+        Raises:
+            CheckpointLocked: it holds it still.
+        """
+        timeout = self.lock_timeout if timeout is None else timeout
+        self._in_time(self.store.writer.begin, timeout)
+
+    def _in_time(self, act: Callable[[], T], timeout: float) -> T:
+        """What an act returns; it is tried until no other process writes, or the time is over."""
+        end, is_told = clock.monotonic() + timeout, False
+        while True:
+            try:
+                return act()
+            except CheckpointLocked as error:
+                left = end - clock.monotonic()
+                if left <= 0:
+                    raise
+                if not is_told:
+                    log.info("%s; waiting at most %.3g s (lock_timeout)", error, left)
+                    is_told = True
+            clock.sleep(min(LOCK_LOOK_AFAR if self.store.replica.is_remote else LOCK_LOOK, left))
+
     def save(self, key: Key, value: Any, digest: int) -> None:
         """The value is on disk for the key when this returns.
 
@@ -228,6 +262,8 @@ class VersionView:
         try:
             if self._follows or not self._attachment.is_held:
                 self.open()
+            if self.lock_timeout and not self.store.writer.writing:
+                self.begin_writing()
             try:
                 raw = self.encode(value)
             except UnencodableValue as error:
@@ -242,6 +278,7 @@ class VersionView:
     def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
         """The failure is on disk for the key when this returns."""
         self.open()
+        self.begin_writing()
         entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
         self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False
@@ -442,14 +479,16 @@ class VersionView:
     def clear(self) -> None:
         """Forget everything, all versions and files included; also where a journal is none."""
         self.refuse_if_closed()
-        self.checkpoint.clear()
+        self._in_time(self.checkpoint.clear, self.lock_timeout)
         if self._latest:
             self._follows = True
             self._set_version("")
 
     def forget(self, keys: Iterable[Key]) -> int:
         """Forget these keys under this version; returns how many were known."""
-        return self.open().forget(self.version, keys, self._session, durable=self.power)
+        keys, checkpoint = list(keys), self.open()
+        forget = partial(checkpoint.forget, self.version, keys, self._session, durable=self.power)
+        return self._in_time(forget, self.lock_timeout)
 
 
 class Unsaved(Mapping[Any, Any]):

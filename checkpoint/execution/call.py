@@ -31,9 +31,9 @@ from checkpoint.execution.transport import cloudpickle, pack
 from checkpoint.outcomes import Unit, describe_exception
 
 if TYPE_CHECKING:
-    from types import FrameType
+    pass
 
-__all__ = ["Arrived", "Call", "arrived", "ending", "is_in_call"]
+__all__ = ["Arrived", "Call", "arrived", "ending"]
 
 
 class Agrees(Protocol):
@@ -84,8 +84,7 @@ class Call:
         self.function = function
         self._context = copy_context()
         self._tells_items = keys is not None and tells_items
-        if keys is not None:
-            self._context.run(enter_pass, keys)
+        self._context.run(enter_pass, self if keys is None else keys)
         if settings is not None:
             self._context.run(settings.apply)
         self._unshare = self._context.run(unshared, self._context.copy())
@@ -309,19 +308,6 @@ def _frames_of_ours(traceback: TracebackType | None) -> int:
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
         traceback, count = traceback.tb_next, count + 1
     return count
-
-
-_CALLING = {Call.one.__code__, Call.awaited.__code__}
-
-
-def is_in_call() -> bool:
-    """Whether a pass is calling the function from which this is asked, in the same thread and loop task."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code in _CALLING:
-            return True
-        frame = frame.f_back
-    return False
 
 
 _FAULTS = frozenset({"PanicException", "CancelledError", "Cancelled"})  # of pyo3; asyncio and anyio; trio

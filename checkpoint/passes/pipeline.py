@@ -99,7 +99,7 @@ class Pass:
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._has_begun_writing = False
+        self._is_prepared = self._has_begun_writing = False
         self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
@@ -121,8 +121,7 @@ class Pass:
         self._store.meta.total = self.input.total
         self.records.open()  # keying may have taken a while
         self._recount()
-        self.earlier.tell_resumed(self.tally.completed)
-        if self.earlier.is_any_run():
+        if self.earlier.is_any_run() or (self._settings.locks_first and self.input.is_one_shot):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         else:
             if self.records.power:
@@ -130,6 +129,7 @@ class Pass:
             if self._shard != ALL:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
+        self.earlier.tell_resumed(self.tally.completed)
         self.earlier.note_failed()
         if self.input.in_memory and not self._collect:
             self.input.leave_out_all_but(self.earlier.in_order())
@@ -138,6 +138,7 @@ class Pass:
         self.items = self.input.items
         beside = self._store.replica.beside if self._store.replica.is_remote else None
         self.tally.show_bar(self.input.total, beside)
+        self._is_prepared = True
 
     # admit
 
@@ -294,7 +295,7 @@ class Pass:
 
     def _begin_writing(self) -> None:
         """Take the lock; from here on no other process saves anything."""
-        self._store.writer.begin()
+        self.records.begin_writing(self._settings.lock_timeout)
         self._has_begun_writing = True
         if self.records.power:
             self._checkpoint.confirm()
@@ -495,10 +496,11 @@ class Pass:
         if self._lineage is not None:
             self._lineage.end(self.records)
         self.tally.close_bar()
-        self.earlier.changes.tell()
-        self.in_flight.tell_strays()
-        self.earlier.changes.tell_incomparable()
-        self.input.tell_equals(self.name)
-        self.tally.tell(self.input.total)
+        if self._is_prepared:
+            self.earlier.changes.tell()
+            self.in_flight.tell_strays()
+            self.earlier.changes.tell_incomparable()
+            self.input.tell_equals(self.name)
+            self.tally.tell(self.input.total)
         self.items, self.tally.handled, self._recorder.handled = (), None, None
         self.input.close()
