@@ -26,10 +26,10 @@ ORDER = (
     "coordinator",  # what runs, and what may start
     "pass",  # what is counted and remembered of one
     "registry",  # the checkpoints that are open
-    "uploading",
     "filing",  # the index file is written; nobody waits for it
     "store",  # the journals of one, and who writes them
-    "hashing",
+    "uploading",  # objects are written
+    "hashing",  # keys of the index
     "tending",  # the stores that are looked after
     "syncing",
     "counting",  # the state of an upload

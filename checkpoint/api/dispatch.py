@@ -60,6 +60,7 @@ class Dispatch:
             retry=retry_of(options.retry),
             timeout=options.timeout,
             travels=travels,
+            encode=running.records.encode,
             agreement=agreement,
         )
         self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, quote, quote_error
 from checkpoint.execution.answers import Answer, Failed, Fatal
 
-__all__ = ["Unreadable", "cloudpickle", "pack", "portable_bytes", "unpack"]
+__all__ = ["FIXED", "Unreadable", "cloudpickle", "pack", "portable_bytes", "set_apart", "unpack"]
 
 
 class Unreadable:
@@ -73,6 +73,19 @@ def pack(answers: list[Answer]) -> bytes:
 
 
 _PLAIN = frozenset({dict, list, tuple, str, bytes, int, float, bool, type(None)})
+
+
+FIXED = frozenset({str, bytes, int, float, bool, type(None)})
+"""Types of values that nothing can change."""
+
+
+def set_apart(answer: Answer) -> Answer:
+    """The answer with its value as it is at this moment: the next call of its function may change it."""
+    if type(answer) is list:
+        return [set_apart(one) for one in answer]
+    if type(answer) is tuple and type(answer[0]) not in FIXED:
+        return _packed(answer)
+    return answer
 
 
 class _Apart(NamedTuple):

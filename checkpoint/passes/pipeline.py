@@ -28,7 +28,7 @@ from checkpoint.errors import (
     plural,
     quote,
 )
-from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.failures import let_go_of_frames
 from checkpoint.passes.in_flight import InFlight
@@ -315,7 +315,9 @@ class Pass:
                 self._save(group)
             except StoreError as error:
                 self._owed = [end for group in groups[done:] for end in group]
-                error.unsaved = {end.unit.key: end.outcome.value for end in self._owed if type(end.outcome) is Success}
+                error.unsaved = {
+                    end.unit.key: self._value_of(end) for end in self._owed if type(end.outcome) is Success
+                }
                 raise
         if others:
             self.tally.note_row(finished, ran)
@@ -327,15 +329,17 @@ class Pass:
             return False
         records, key, digest, value = self.records, unit.key, unit.digest, outcome.value
         try:
-            raw = records.encode(value)
+            raw = value.raw if type(value) is Encoded else records.encode(value)
         except UnencodableValue:
+            return False
+        if type(raw) is not bytes:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [_End(self._version, key, digest, line, unit, outcome, raw)]
-            error.unsaved = {key: value}
+            error.unsaved = {key: self._value_of(self._owed[0])}
             raise
         with self._lock:
             self._count(unit, outcome, records.decode(raw) if self._collect else None)
@@ -358,7 +362,7 @@ class Pass:
         records, version, now = self.records, self._version, self.records.stamp()
         made: list[_End] = []
         others: list[_End] = []
-        raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
+        raws = iter(self._raws([done.outcome.value for done in finished if type(done.outcome) is Success]))
         for done in finished:
             unit, outcome = done.unit, done.outcome
             key, digest = unit.key, unit.digest
@@ -374,12 +378,27 @@ class Pass:
                 others.append(_End(version, key, digest, b"", unit, outcome, None, raw))
         return made, others
 
+    def _raws(self, values: list[Any]) -> list[bytes | UnencodableValue]:
+        """The encoding of each, or why it has none; those that have it already are not encoded again."""
+        encoded = {place: value.raw for place, value in enumerate(values) if type(value) is Encoded}
+        if not encoded:
+            return self.records.encode_all(values)
+        others = iter(self.records.encode_all([value for value in values if type(value) is not Encoded]))
+        return [encoded[place] if place in encoded else next(others) for place in range(len(values))]
+
+    def _value_of(self, end: _End) -> Any:
+        """The value that a function returned, as it was then."""
+        value = end.outcome.value if type(end.outcome) is Success else None
+        if type(value) is not Encoded:
+            return value
+        return self.records.decode(value.raw) if type(value.raw) is bytes else value.value
+
     def _kept_aside(self, end: _End) -> Failure:
         """Put a value aside that cannot be encoded; returns the failure that its item ends with."""
         unit, outcome = end.unit, end.outcome
         assert end.refused is not None
         assert isinstance(outcome, Success)
-        refused = self.records.keep_aside(unit.key, outcome.value, unit.digest, end.refused)
+        refused = self.records.keep_aside(unit.key, self._value_of(end), unit.digest, end.refused)
         return Failure(str(refused), "UnencodableValue", None, outcome.elapsed, outcome.attempts, refused)
 
     def _settled(self, ends: list[_End], failure: Failure | None = None) -> None:
