@@ -359,11 +359,11 @@ class Cycle:
         self.held, self.itself = held, self
 
 
-def program(*, processes: bool) -> dict[str, Any]:
+def program(*, is_ours: bool) -> dict[str, Any]:
     """What a program has that a pass leaves as it was; threads are those of ours.
 
     Args:
-        processes: whether what `multiprocessing` knows is a part of it: an executor may start processes by it.
+        is_ours: whether the engine is; else what is open, and what `multiprocessing` knows, is an executor's affair.
     """
     numbers = sorted(signal.valid_signals()) if hasattr(signal, "valid_signals") else []
     found: dict[str, Any] = {
@@ -373,9 +373,9 @@ def program(*, processes: bool) -> dict[str, Any]:
         "directory": os.getcwd(),
         "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook, list(gc.callbacks)),
         "threads": [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint-")],
-        "descriptors": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
     }
-    if processes:
+    if is_ours:
+        found["descriptors"] = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         found["processes"] = (
             multiprocessing.get_start_method(allow_none=True),
             repr(multiprocessing.process._process_counter),  # type: ignore[attr-defined]
