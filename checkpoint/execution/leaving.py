@@ -75,8 +75,8 @@ class Suspended:
             finally:
                 _held.pop(self._opened, None)
 
-    def __del__(self) -> None:
-        if self._opened not in _held:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing() or self._opened not in _held:  # later, nothing that this module names is there any more
             return
         dropped = sys.getrefcount(self) == _Probe.count
         if dropped and self._consumer == threading.get_ident() and not locks.may_be_held(sys._getframe()):
