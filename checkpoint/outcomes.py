@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["NOT_RUN", "Done", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
+if TYPE_CHECKING:
+    from checkpoint.errors import UnencodableValue
+
+__all__ = ["NOT_RUN", "Done", "Encoded", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
 
 
 R = TypeVar("R")
@@ -28,8 +31,23 @@ class Unit(msgspec.Struct, frozen=True, gc=False):
     digest: int = 0
 
 
+class Encoded(NamedTuple):
+    """A value that was encoded where it was made: its function may change it in its next call.
+
+    Attributes:
+        value: as it is; what it was is in `raw`.
+        raw: its encoding, or why it has none.
+    """
+
+    value: Any
+    raw: bytes | UnencodableValue
+
+
 class Success(msgspec.Struct, frozen=True, gc=False):
-    """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt."""
+    """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt.
+
+    The value may be `Encoded`.
+    """
 
     value: Any
     elapsed: float | None = None

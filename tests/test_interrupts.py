@@ -280,6 +280,7 @@ def check_ended_by(job: Job, number: int) -> None:
     [
         *((e, "map", n) for e in ENGINES for n in SIGNALS),
         *((e, "stream", SIGNALS[n % 2]) for n, e in enumerate(ENGINES)),
+        *((e, "map", signal.SIGHUP) for e in ENGINES),
     ],
 )
 def test_the_first_signal_lets_what_runs_finish(
@@ -857,7 +858,7 @@ def test_a_plain_event_loop_is_interrupted_too(start: Starter, again: bool, cons
 
 
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_worker_processes_finish_when_the_group_is_signalled(start: Starter, tmp_path: Path, number: int) -> None:
     """A terminal's Ctrl-C, and a scheduler's SIGTERM, go to all processes: workers leave it to the parent."""
     job = start(JOB + MAIN, job={"engine": "processes"})

@@ -61,6 +61,7 @@ class Dispatch:
             retry=retry_of(options.retry),
             timeout=options.timeout,
             travels=travels,
+            encode=running.records.encode,
             agreement=agreement,
             keys=running.in_flight,
             tells_items=not self._is_serial,

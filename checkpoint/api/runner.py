@@ -289,6 +289,7 @@ class CheckpointedRunner:
 
     def close(self) -> None:
         """Let go of the files and the lock. Using the runner afterwards raises `StoreClosed`."""
+        wait_for_left(self.records.name)
         self.records.close()
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from checkpoint import locks
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.locate import locate, parts_of, writer_of
@@ -58,7 +59,7 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
     held = _told(*_counts_of(checkpoint, version, keys))
     if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
         return _declined(arguments)
-    with checkpoint.store.writer.alone():
+    with locks.alone(), checkpoint.store.writer.alone():
         runner.records.open()
         if runner.records.version != version or not all(_is_there(checkpoint, version, key) for key in keys):
             raise CheckpointError(f"checkpoint {arguments.name!r} was written meanwhile; nothing was forgotten")

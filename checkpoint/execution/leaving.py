@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -46,6 +47,7 @@ class Suspended:
     def hold(self) -> None:
         """The thread that asks consumes: what is open stays so."""
         if self._consumer is None:
+            _end_all_at_exit()
             _held[self._opened] = self._name
         self._consumer = threading.get_ident()
 
@@ -73,8 +75,8 @@ class Suspended:
             finally:
                 _held.pop(self._opened, None)
 
-    def __del__(self) -> None:
-        if self._opened not in _held:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing() or self._opened not in _held:  # later, nothing that this module names is there any more
             return
         dropped = sys.getrefcount(self) == _Probe.count
         if dropped and self._consumer == threading.get_ident() and not locks.may_be_held(sys._getframe()):
@@ -214,4 +216,6 @@ def _end_all() -> None:
             left.ended.release()
 
 
-atexit.register(_end_all)
+@cache
+def _end_all_at_exit() -> None:
+    atexit.register(_end_all)  # later than what closes stores, and so called earlier

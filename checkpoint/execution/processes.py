@@ -367,7 +367,7 @@ class _Worker:
             return
         pool, was_ready = self._pool, self.state in (_State.IDLE, _State.BUSY)
         exitcode = self.process.exitcode()
-        self._lose(Died(exitcode))
+        self._lose(Died(exitcode, "an unknown cause, since what forks them has ended, too" if exitcode is None else ""))
         if not was_ready:
             pool.report_broken(_no_start(f"it ended with {exit_in_words(exitcode)} before it was ready"))
 

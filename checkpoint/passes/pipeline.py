@@ -27,13 +27,13 @@ from checkpoint.errors import (
     UnencodableValue,
     quote,
 )
-from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
 from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
-from checkpoint.passes.recorder import End, Recorder, spoil, values_of
+from checkpoint.passes.recorder import End, Recorder, spoil
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
@@ -357,7 +357,7 @@ class Pass:
                 failure = self._recorder.save(group)
             except StoreError as error:
                 self._owed = [end for group in groups[done:] for end in group]
-                error.unsaved = values_of(self._owed)
+                error.unsaved = self._recorder.values_of(self._owed)
                 raise
             self._settled(group, failure)
         if groups and groups[-1][0].raw is None:
@@ -370,15 +370,17 @@ class Pass:
             return False
         records, key, digest, value = self.records, unit.key, unit.digest, outcome.value
         try:
-            raw = records.encode(value)
+            raw = value.raw if type(value) is Encoded else records.encode(value)
         except UnencodableValue:
+            return False
+        if type(raw) is not bytes:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
-            error.unsaved = {key: value}
+            error.unsaved = self._recorder.values_of(self._owed)
             raise
         with self._lock:
             if not (self._collect or self.in_flight.waiting or self.earlier.redo):
