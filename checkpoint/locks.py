@@ -116,11 +116,11 @@ class _Checked:
 @contextmanager
 def alone() -> Iterator[None]:
     """Take locks in any order meanwhile: no other thread of the process takes any, since it runs one command."""
-    _held.is_alone = True
+    before, _held.is_alone = _held.is_alone, True
     try:
         yield
     finally:
-        _held.is_alone = False
+        _held.is_alone = before
 
 
 def lock(name: str) -> threading.Lock:

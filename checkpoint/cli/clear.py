@@ -45,7 +45,7 @@ def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
         if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
-            with runner.records.checkpoint.all_alone(to_clear=True):
+            with locks.alone(), runner.records.checkpoint.all_alone(to_clear=True):
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
             return _clear_keys(arguments, runner)
@@ -88,7 +88,7 @@ def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
     prefixes = parts_of(arguments.name, directory).values()
-    with checkpoint.all_alone(to_clear=True):
+    with locks.alone(), checkpoint.all_alone(to_clear=True):
         before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
         runner.clear()
     kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]
