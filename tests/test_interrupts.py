@@ -976,6 +976,7 @@ def test_a_job_that_is_stopped_at_a_terminal_stops_as_a_whole_and_goes_on(tmp_pa
         "open('pid', 'w').write(str(pid))\nos.waitpid(pid, 0)\n"
     )
     job = Job(tmp_path, STARTS.replace("TIMEOUT", "None"), "shell.py")
+    group = 0
     try:
         job.until("what it starts", lambda: len(started(job)) == 2)
         group = int((tmp_path / "pid").read_text())
@@ -985,6 +986,8 @@ def test_a_job_that_is_stopped_at_a_terminal_stops_as_a_whole_and_goes_on(tmp_pa
             os.killpg(group, number)
             until("it", lambda: stopped(all_of_it) == [number == signal.SIGTSTP] * 5, lambda: str(stopped(all_of_it)))  # noqa: B023
     finally:
+        if group:
+            os.killpg(group, signal.SIGKILL)
         job.close()
 
 
