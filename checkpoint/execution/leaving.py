@@ -27,6 +27,7 @@ __all__ = ["Stream", "Suspended", "hand_over", "look_after", "wait_for_left", "w
 
 T = TypeVar("T")
 
+_ident = threading.get_ident
 _LONGEST = 5.0  # seconds that the end of the process waits for what is ending
 
 
@@ -100,7 +101,8 @@ class Stream(Suspended, Iterator[T]):
         self._steps: Any = steps
 
     def __next__(self) -> T:
-        self.hold()
+        if self._consumer != _ident():
+            self.hold()
         try:
             return next(self._steps)  # type: ignore[no-any-return]
         except BaseException:

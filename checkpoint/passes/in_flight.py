@@ -148,15 +148,17 @@ class InFlight:
         self.begun.pop(key, None)
         if unit is not None and self.has_company:
             self.claims.release(self, [unit], None if failed else _SAVED)
-        return unit is not None, len(self.release(key))
+        return unit is not None, len(self.release(key)) if self.waiting else 0
 
-    def hand_out(self) -> None:
-        """The user's loop in this thread is given what begins next."""
+    def hand_out(self, units: list[Unit]) -> None:
+        """The user's loop in this thread is given the units, as calls that begin."""
         self.thread = get_ident()
+        self.begun = {units[0].key: units[0]} if len(units) == 1 else {unit.key: unit for unit in units}
 
     def take_back(self) -> None:
         """The user is done with all that was handed out."""
-        self.put_off(list(self.begun.values()))
+        if self.begun:
+            self.put_off(list(self.begun.values()))
         if self.watches_objects and self._loans:
             self._loans.end_all()
 

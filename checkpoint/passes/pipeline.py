@@ -422,15 +422,6 @@ class Pass:
 
     # by hand
 
-    def hand_out(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
-        """As `begin`, for the user's own loop in this thread: each unit is at work until it is saved, or `moved_on`.
-
-        Raises:
-            CircularCall: another loop of this thread is at one of them.
-        """
-        self.in_flight.hand_out()
-        return self.begin(units, again)
-
     def digest_for(self, key: Key) -> int:
         """The digest of the item that was handed out under the key."""
         unit = self.in_flight.units.get(key)
@@ -444,12 +435,14 @@ class Pass:
                 if key not in self.input.first_places:
                     self.in_flight.strays.append(key)
                 return
-            self.earlier.redo.discard(key)
+            if self.earlier.redo:
+                self.earlier.redo.discard(key)
             self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
         """Move on to the next item, or batch: the user is done with what was handed out."""
-        self.in_flight.take_back()
+        if self.in_flight.begun or self.in_flight.watches_objects:
+            self.in_flight.take_back()
         self.tally.advance(1)
 
     # after
