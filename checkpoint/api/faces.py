@@ -24,7 +24,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
 
 from checkpoint import clock
-from checkpoint.api.dispatch import Dispatch
+from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
 from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.api.runner import CheckpointedRunner, ShardRunner
@@ -36,7 +36,6 @@ from checkpoint.errors import CheckpointError, CheckpointLocked, InvalidOption, 
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, Suspended
 from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
-from checkpoint.execution.processes import refuse_while_importing_main
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
