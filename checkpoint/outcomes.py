@@ -1,7 +1,7 @@
 """The nouns that travel: what a pass works on, and what comes of it. Frozen, slotted, picklable.
 
-Those that are made for every item are structs of msgspec, which are made four times as fast as dataclasses; and those
-that nothing they hold leads back to are left alone by the garbage collector.
+Those that are made for every item are structs of msgspec, which are made four times as fast as dataclasses; those that
+cannot be part of a reference cycle are not tracked by the garbage collector (``gc=False``).
 
 An *item* is the user's; its *key* identifies it; a *unit* is what one call works on; an *outcome* is how that went.
 """

@@ -24,6 +24,7 @@ import checkpoint
 from checkpoint import CheckpointedRunner
 from checkpoint.catalog import siblings
 from checkpoint.catalog.paths import resolve_directory
+from checkpoint.catalog.registry import REGISTRY
 from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
@@ -1044,7 +1045,7 @@ def test_a_runner_that_is_collected_by_the_uploading_thread_is_closed_all_the_sa
     thread.start()
     thread.join(30)
     assert not thread.is_alive()
-    until(lambda: not any(one.name == "checkpoint-close" for one in threading.enumerate()))
+    until(lambda: (os.path.realpath(runner.records.checkpoint.directory), "j") not in REGISTRY)
     assert machine("second").get_result(1) == 1
 
 

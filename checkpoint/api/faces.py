@@ -441,7 +441,7 @@ class SyncFace(Face[R]):
             items: any iterable. What can be read twice is keyed first: keys, duplicates and counts are checked before
                 anything runs. A one-shot iterator is drawn item by item.
             return_exceptions: whether failures stand in their places, as `ItemError`, instead of being raised.
-            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+            options: those of `PassOptions`: workers, executor, progress, max_errors …
 
         Raises:
             ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
@@ -462,7 +462,7 @@ class SyncFace(Face[R]):
 
         Args:
             items: as in `map`.
-            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+            options: those of `PassOptions`: workers, executor, progress, max_errors …
 
         Raises:
             TooManyErrors: as in `map`.

@@ -1,8 +1,8 @@
 """Passes that are suspended, and how one ends that its consumer has left.
 
-The promise: who closes a pass, or lets go of it in a line of his own, waits for its end. A garbage collection may come
-upon one in any line of any thread, where whatever is waited for may wait for that thread: it waits for nothing, takes
-no lock, and leaves the end to a thread that begins for it.
+The promise: closing a pass, or dropping it in your own code, blocks until it has ended. Where the garbage collector
+drops it, in any line of any thread, to wait could deadlock: then nothing waits or takes a lock, and a thread that
+begins for it ends the pass.
 
 What a pass has open is kept alive here while it is suspended: a collection would else close its parts in no order, in
 the thread that it comes upon. (So a stream that its own items lead back to is never collected: close it.)

@@ -1,11 +1,13 @@
 """The meeting of what is on disk and what is run: admit → engine → settle, told once.
 
-A pass is one run over items. `admit` decides which of them are run; `settle` saves what finished. Both are plain and
-synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
-remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
+A pass is one run over items. `admit` decides which of them are run; `begin` which of these run in another pass just
+now; `settle` saves what finished. They are plain and synchronous, and nothing else of a pass touches disk or bar. They
+may be called from two threads: what is counted and remembered is changed under a lock, which nobody holds while it
+writes. What finished is on disk before anyone sees it.
 
-A pass asks six objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
-them run, `Recorder` saves how they end, `Tally` counts it, and `PassSettings` says what the user wants.
+A pass asks seven objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
+them run, `Company` how those end that other passes run, `Recorder` saves how they end, `Tally` counts it, and
+`PassSettings` says what the user wants.
 """
 
 from __future__ import annotations
