@@ -140,6 +140,7 @@ class Coordinator:
         self._is_quiet_kept = False  # one runs that nothing else may run beside
         self._under_way = 0  # units that were drawn and are not settled
         self._saver = Saver(desk)
+        self._again = self._return
         self._all_drawn = False
         self._dealing = locks.lock("dealing")
         self._is_over = False  # whether nobody deals with what is reported from now on
@@ -420,19 +421,14 @@ class Coordinator:
                 continue
             if attempt is None:
                 break
-            if not self._begin(attempt):
+            attempt.units, ended = self._desk.begin(attempt.units, self._again)
+            self._under_way -= ended
+            if not attempt.units:  # other passes make, or have made, all of them
                 continue
             task.append(attempt)
             if attempt.alone:
                 break
         return task
-
-    def _begin(self, attempt: Attempt) -> bool:
-        """Begin the attempt's calls; False where other passes make, or have made, all of them."""
-        called, ended = self._desk.begin(attempt.units, self._return)
-        self._under_way -= ended
-        attempt.units = called
-        return bool(called)
 
     def _return(self, unit: Unit) -> None:
         self._inbox.put(([Attempt([unit])], _BACK))

@@ -36,7 +36,8 @@ class InFlight:
 
     Attributes:
         units: what was admitted, by key.
-        begun: those of them whose calls have begun; the same dict where calls begin when they are admitted.
+        begun: those of them whose calls have begun, marked by the pass; the same dict where calls begin when they are
+            admitted. Where passes share the checkpoint each needs a `claim`, too.
         parked: those whose key runs in another pass.
         ends: how keys ended that another pass ran: its unit, and the outcome.
         parent: whose call makes this pass, and the keys that it may be of; None where no call does.
@@ -93,10 +94,6 @@ class InFlight:
     def begin_when_admitted(self) -> None:
         """Each call begins as its unit is admitted."""
         self.begun = self.units
-
-    def begin(self, units: Iterable[Unit]) -> None:
-        """Mark that the calls of the units begin; where passes share the checkpoint each needs a `claim` then."""
-        self.begun.update([(unit.key, unit) for unit in units])
 
     def claim(self, unit: Unit, again: Again) -> bool:
         """Whether a unit that was marked may be called, as `Claims.claim`."""

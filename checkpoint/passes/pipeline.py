@@ -331,8 +331,10 @@ class Pass:
             CircularCall: who runs the key waits for this pass.
             InputChanged: another pass ran the key with another item.
         """
-        self.in_flight.begin(units)
-        if not self.is_shared:
+        keys = self.in_flight
+        for unit in units:
+            keys.begun[unit.key] = unit
+        if not keys.has_company:
             return units, 0
         return self._company.begin(units, again)
 
