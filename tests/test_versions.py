@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -457,6 +458,7 @@ def test_the_field_costs_nothing_per_item(monkeypatch: pytest.MonkeyPatch) -> No
         write(self)
 
     monkeypatch.setattr(Writer, "write_meta", counted)
+    monkeypatch.setattr("checkpoint.storage.writer._META_EVERY", math.inf)  # and not because time goes by
     f = by_value("a")
     f.map(range(50), progress=False)
     few = len(written)
