@@ -31,7 +31,6 @@ from checkpoint.api.runner import CheckpointedRunner, ShardRunner
 from checkpoint.api.signatures import element_of, named
 from checkpoint.catalog.paths import Directory
 from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
-from checkpoint.catalog.view import LOCK_LOOK
 from checkpoint.errors import CheckpointError, CheckpointLocked, InvalidOption, ItemError, plural, quote
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, Suspended
@@ -40,6 +39,7 @@ from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
 from checkpoint.provenance.version import moved_attributes, version_of
+from checkpoint.storage.writer import LOCK_LOOK
 from checkpoint.values.inputs import items_of
 from checkpoint.values.keys import digest_function, identity, key_function, plain_key, version_digest
 from checkpoint.values.secrets import quoted

@@ -27,7 +27,6 @@ from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import (
-    CheckpointLocked,
     DamagedRecord,
     ItemError,
     StoreClosed,
@@ -43,6 +42,7 @@ from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry, Store
+from checkpoint.storage.writer import in_time
 from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
@@ -65,8 +65,6 @@ class Latest:
 
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
-LOCK_LOOK = 0.02  # seconds from one look at a lock that another process holds to the next
-LOCK_LOOK_AFAR = 1.0  # where to look takes requests
 T = TypeVar("T")
 _RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
 _encode_json = msgspec.json.Encoder().encode
@@ -226,31 +224,16 @@ class VersionView:
     # saving
 
     def begin_writing(self, timeout: float | None = None) -> None:
-        """Hold the lock; wait while another process holds it, at most this long.
-
-        Args:
-            timeout: seconds; default `lock_timeout`.
+        """Hold the lock; while another process holds it, wait so many seconds, by default `lock_timeout`.
 
         Raises:
             CheckpointLocked: it holds it still.
         """
-        timeout = self.lock_timeout if timeout is None else timeout
         self._in_time(self.store.writer.begin, timeout)
 
-    def _in_time(self, act: Callable[[], T], timeout: float) -> T:
-        """What an act returns; it is tried until no other process writes, or the time is over."""
-        end, is_told = clock.monotonic() + timeout, False
-        while True:
-            try:
-                return act()
-            except CheckpointLocked as error:
-                left = end - clock.monotonic()
-                if left <= 0:
-                    raise
-                if not is_told:
-                    log.info("%s; waiting at most %.3g s (lock_timeout)", error, left)
-                    is_told = True
-            clock.sleep(min(LOCK_LOOK_AFAR if self.store.replica.is_remote else LOCK_LOOK, left))
+    def _in_time(self, act: Callable[[], T], timeout: float | None = None) -> T:
+        timeout = self.lock_timeout if timeout is None else timeout
+        return in_time(act, timeout, every=self.store.writer.looks_every)
 
     def save(self, key: Key, value: Any, digest: int) -> None:
         """The value is on disk for the key when this returns.
@@ -479,7 +462,7 @@ class VersionView:
     def clear(self) -> None:
         """Forget everything, all versions and files included; also where a journal is none."""
         self.refuse_if_closed()
-        self._in_time(self.checkpoint.clear, self.lock_timeout)
+        self._in_time(self.checkpoint.clear)
         if self._latest:
             self._follows = True
             self._set_version("")
@@ -488,7 +471,7 @@ class VersionView:
         """Forget these keys under this version; returns how many were known."""
         keys, checkpoint = list(keys), self.open()
         forget = partial(checkpoint.forget, self.version, keys, self._session, durable=self.power)
-        return self._in_time(forget, self.lock_timeout)
+        return self._in_time(forget)
 
 
 class Unsaved(Mapping[Any, Any]):

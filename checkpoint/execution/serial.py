@@ -127,8 +127,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)
         finished = judge.dones([attempt], answers)
-        if len(finished) < len(attempt.units):
-            desk.put_off(unfinished([attempt], finished))
+        desk.put_off(unfinished([attempt], finished))
         if finished:
             _settle(desk, finished)
             yield
