@@ -450,10 +450,6 @@ class VersionView:
         """Whether the key has a result; the store as it was last seen."""
         return self.checkpoint.results.find(self.version, key) is not None
 
-    def has_error(self, key: Key) -> bool:
-        """Whether the key has an error and no result; the store as it was last seen."""
-        return self.checkpoint.errors.find(self.version, key) is not None and not self.is_done(key)
-
     def count(self) -> tuple[int, int]:
         """(done, failed): how many keys have a result, and how many an error and no result."""
         checkpoint = self.open()
