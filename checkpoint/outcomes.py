@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["NOT_RUN", "Done", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
+__all__ = ["NOT_RUN", "NOT_YET", "Done", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
 
 
 R = TypeVar("R")
@@ -123,6 +123,9 @@ def describe_exception(
 
 NOT_RUN: Final = -(1 << 63)
 """The place of an item that was not run, since the pass was ended early."""
+
+NOT_YET: Final = object()
+"""Stands for the next item, where that is awaited."""
 
 
 class Uploaded(NamedTuple):

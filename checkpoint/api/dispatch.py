@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.api.options import Options, PassOptions
 from checkpoint.api.signatures import named
-from checkpoint.execution.asynchronous import LoopDriver
+from checkpoint.execution.asynchronous import AwaitedItems, LoopDriver
 from checkpoint.execution.call import Call
 from checkpoint.execution.concurrent import PoolDriver
 from checkpoint.execution.cpus import cpu_count
@@ -90,10 +90,10 @@ class Dispatch:
         """Whether one call is made at a time."""
         return self._given.get("executor") is None and self._given.get("workers") in (None, 1)
 
-    def run_async(self, opened: ExitStack) -> AsyncIterator[None]:
+    def run_async(self, opened: ExitStack, source: AwaitedItems | None) -> AsyncGenerator[None, None]:
         """Make the calls on tasks of the running event loop."""
         parallelism = self._parallelism(self._given.get("workers") or 1)
-        return LoopDriver(self.running, self._call, self._schedule, parallelism, opened).run()
+        return LoopDriver(self.running, self._call, self._schedule, parallelism, opened, source).run()
 
     def _parallelism(self, workers: int) -> Parallelism:
         return Parallelism(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))
