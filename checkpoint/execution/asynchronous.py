@@ -90,7 +90,7 @@ class AwaitedItems:
             if (close := getattr(source, "aclose", None)) is not None:
                 await close()
         except BaseException as error:
-            self._error = self._error or error
+            self._error = error if self._error is None else self._error
         self._is_over = True
         self.wake()
 
