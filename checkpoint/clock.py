@@ -1,7 +1,7 @@
 """Time is asked for here and nowhere else, so that tests can tick it.
 
 `time.time` names moments (UTC, seconds since the epoch), `time.monotonic` and `time.perf_counter` measure spans.
-Order between records is their order in the file, never a timestamp: clocks jump.
+Order between the records of one journal is their order in the file, never a timestamp: clocks jump.
 """
 
 from __future__ import annotations

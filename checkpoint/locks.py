@@ -12,12 +12,12 @@ from __future__ import annotations
 import _thread
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["ORDER", "VARIABLE", "LockOrder", "elsewhere", "holding", "lock", "may_be_held", "rlock"]
+__all__ = ["ORDER", "VARIABLE", "LockOrder", "alone", "elsewhere", "holding", "lock", "may_be_held", "rlock"]
 
 
 VARIABLE = "CHECKPOINT_LOCK_ORDER"
@@ -28,11 +28,11 @@ ORDER = (
     "shipping",  # what travels of a call, and with which task
     "pass",  # what is counted and remembered of one
     "claims",  # which keys run, over all passes
-    "registry",  # the checkpoints that are open
-    "uploading",
     "filing",  # the index file is written; nobody waits for it
     "store",  # the journals of one, and who writes them
-    "hashing",
+    "registry",  # the checkpoints that are open
+    "uploading",  # objects are written
+    "hashing",  # keys of the index
     "tending",  # the stores that are looked after
     "syncing",
     "counting",  # the state of an upload
@@ -52,6 +52,7 @@ class _Held(threading.local):
 
     def __init__(self) -> None:
         self.locks: list[_Checked] = []
+        self.is_alone = False
 
 
 _held = _Held()
@@ -69,6 +70,10 @@ class _Checked:
 
     def __init__(self, name: str, really: Any) -> None:
         self.name, self._really, self._rank = name, really, ORDER.index(name)
+        self._born_under = set(_held.locks)  # nobody else knows of it before these are released
+        self._born_here: list[_Checked] = []
+        for each in self._born_under:
+            each._born_here.append(self)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """As of `threading.Lock`.
@@ -77,7 +82,8 @@ class _Checked:
             LockOrder: it would wait, and the thread holds one that stands below it.
         """
         held = _held.locks
-        if blocking and self not in held and held and max(each._rank for each in held) >= self._rank:
+        below = [each for each in held if each._rank >= self._rank and each not in self._born_under]
+        if blocking and below and self not in held and not _held.is_alone:
             raise LockOrder(f"{self.name} was taken while {', '.join(holding())} were held: see checkpoint.locks.ORDER")
         taken: bool = self._really.acquire(blocking, timeout)
         if taken:
@@ -92,6 +98,9 @@ class _Checked:
             if held[place] is self:
                 del held[place]
                 break
+        if self not in held:
+            while self._born_here:
+                self._born_here.pop()._born_under.discard(self)
 
     def locked(self) -> bool:
         """As of `threading.Lock`."""
@@ -102,6 +111,16 @@ class _Checked:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.release()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Take locks in any order meanwhile: no other thread of the process takes any, since it runs one command."""
+    before, _held.is_alone = _held.is_alone, True
+    try:
+        yield
+    finally:
+        _held.is_alone = before
 
 
 def lock(name: str) -> threading.Lock:

@@ -1,7 +1,7 @@
 """The nouns that travel: what a pass works on, and what comes of it. Frozen, slotted, picklable.
 
-Those that are made for every item are structs of msgspec, which are made four times as fast as dataclasses; and those
-that nothing they hold leads back to are left alone by the garbage collector.
+Those that are made for every item are structs of msgspec, which are made four times as fast as dataclasses; those that
+cannot be part of a reference cycle are not tracked by the garbage collector (``gc=False``).
 
 An *item* is the user's; its *key* identifies it; a *unit* is what one call works on; an *outcome* is how that went.
 """
@@ -10,11 +10,25 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-__all__ = ["NOT_RUN", "NOT_YET", "Done", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
+if TYPE_CHECKING:
+    from checkpoint.errors import UnencodableValue
+
+__all__ = [
+    "NOT_RUN",
+    "NOT_YET",
+    "Done",
+    "Encoded",
+    "Failure",
+    "Outcome",
+    "Success",
+    "Unit",
+    "Uploaded",
+    "describe_exception",
+]
 
 
 R = TypeVar("R")
@@ -28,8 +42,23 @@ class Unit(msgspec.Struct, frozen=True, gc=False):
     digest: int = 0
 
 
+class Encoded(NamedTuple):
+    """A value that was encoded where it was made: its function may change it in its next call.
+
+    Attributes:
+        value: as it is; what it was is in `raw`.
+        raw: its encoding, or why it has none.
+    """
+
+    value: Any
+    raw: bytes | UnencodableValue
+
+
 class Success(msgspec.Struct, frozen=True, gc=False):
-    """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt."""
+    """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt.
+
+    The value may be `Encoded`.
+    """
 
     value: Any
     elapsed: float | None = None

@@ -148,7 +148,6 @@ class Words(NamedTuple):
 
 UNJUDGED = Words({}, {mention(entry.key) for entry in RESULTS})
 KEYS = list(dict.fromkeys(planted.key for planted in RESULTS))
-VERSIONS: tuple[tuple[Any, str], ...] = ((None, ""), (VERSION, _DIGEST))
 
 
 # --- an input ---------------------------------------------------------------------------------------------------------
@@ -384,7 +383,8 @@ def runners(directory: Path) -> Iterator[tuple[CheckpointedRunner, CheckpointedR
         CheckpointedRunner(NAME, directory, version=VERSION) as versioned,
         CheckpointedRunner(NAME, directory) as latest,
     ):
-        require(versioned.records.version == _DIGEST, "the digest of a version is another now")
+        # The short one is that of earlier versions of the library: it goes on where no line has the long one.
+        require(versioned.records.version in (_DIGEST, _DIGEST[:16]), "the digest of a version is another now")
         yield none, versioned, latest
 
 

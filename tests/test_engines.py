@@ -699,6 +699,11 @@ def test_locks_are_taken_in_one_order() -> None:
     with second:
         assert first.acquire(blocking=False)
         first.release()
+        third = locks.rlock("store")  # nobody else can hold it yet
+        with third:
+            pass
+    with second, pytest.raises(locks.LockOrder):
+        third.acquire()
     assert locks.holding() == []
 
 

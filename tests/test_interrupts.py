@@ -280,6 +280,7 @@ def check_ended_by(job: Job, number: int) -> None:
     [
         *((e, "map", n) for e in ENGINES for n in [*SIGNALS, signal.SIGHUP]),
         *((e, "stream", SIGNALS[n % 2]) for n, e in enumerate(ENGINES)),
+        *((e, "map", signal.SIGHUP) for e in ENGINES),
     ],
 )
 def test_the_first_signal_lets_what_runs_finish(
@@ -971,7 +972,7 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(tmp_path: Path, engine:
 
 
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_worker_processes_finish_when_the_group_is_signalled(start: Starter, tmp_path: Path, number: int) -> None:
     """A terminal's Ctrl-C, and a scheduler's SIGTERM, go to all processes: workers leave it to the parent."""
     job = start(JOB + MAIN, job={"engine": "processes"})
@@ -1089,6 +1090,7 @@ def test_a_job_that_is_stopped_at_a_terminal_stops_as_a_whole_and_goes_on(tmp_pa
         "open('pid', 'w').write(str(pid))\nos.waitpid(pid, 0)\n"
     )
     job = Job(tmp_path, STARTS.replace("TIMEOUT", "None"), "shell.py")
+    group = 0
     try:
         job.until("what it starts", lambda: len(started(job)) == 2)
         group = int((tmp_path / "pid").read_text())
@@ -1098,6 +1100,8 @@ def test_a_job_that_is_stopped_at_a_terminal_stops_as_a_whole_and_goes_on(tmp_pa
             os.killpg(group, number)
             until("it", lambda: stopped(all_of_it) == [number == signal.SIGTSTP] * 5, lambda: str(stopped(all_of_it)))  # noqa: B023
     finally:
+        if group:
+            os.killpg(group, signal.SIGKILL)
         job.close()
 
 

@@ -1540,7 +1540,7 @@ class Interrupter:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         path = frame.f_code.co_filename
-        if not path.startswith(PACKAGE) or path.endswith(PLAIN) or frame.f_code.co_name in UNPROTECTED:
+        if not path.startswith(PACKAGE) or path.endswith(UNTRACED) or frame.f_code.co_name in UNPROTECTED:
             return None
         left_out = lines_of_with(path)
 
@@ -1573,9 +1573,9 @@ class Interrupter:
 
 
 PACKAGE = str(Path(checkpoint.__file__).parent) + os.sep
+UNTRACED = ("clock.py", "locks.py")  # the locks of `threading` have no lines either
 # A pass is entered and left, and an object made and unmade, in a line or two that Python gives no protection to.
 UNPROTECTED = ("__init__", "__del__", "_detach")
-PLAIN = ("clock.py", "locks.py")  # these stand for what is built in
 
 
 @pytest.mark.parametrize("start", range(5))

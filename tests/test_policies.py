@@ -57,7 +57,7 @@ def count(limit: ErrorLimit, ends: str) -> ErrorCount:
     counted = ErrorCount(limit)
     for ran, end in enumerate(ends, 1):
         if end == ".":
-            counted.succeeded()
+            counted.run += 1
         else:
             counted.fail(end.lower(), again=end.isupper(), unencodable=end == "!")
             counted.in_a_row(end.lower(), ran, again=end.isupper())

@@ -1,4 +1,4 @@
-"""The README is run: every block of Python, with what it prints, and its commands by `.ci/run`."""
+"""README and guides are run: every block of Python, with what it prints, and the commands by `.ci/run`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import secrets
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, checkpointed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / ".github" / "docs").glob("*.md"))]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]),
     "PYTHONUTF8": "1",
@@ -44,7 +46,7 @@ def read_blocks(text: str) -> list[Block]:
     """The fenced blocks of a Markdown text, in order."""
     found = list(re.finditer(r"^```(\w+)\n(.*?)^```$\n?", text, re.MULTILINE | re.DOTALL))
     blocks = []
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip_longest(found, found[1:]):
         follows = after is not None and after[1] == "text" and not text[block.end() : after.start()].strip()
         printed = after[2] if after is not None and follows else None
         blocks.append(Block(block[1], block[2], text.count("\n", 0, block.start()) + 1, printed))
@@ -63,8 +65,9 @@ def marks(text: str) -> list[pytest.MarkDecorator]:
 
 
 PYTHON = [
-    pytest.param(block, id=f"README.md:{block.line}", marks=marks(block.text))
-    for block in BLOCKS
+    pytest.param(block, id=f"{page.name}:{block.line}", marks=marks(block.text))
+    for page in PAGES
+    for block in read_blocks(page.read_text(encoding="utf-8"))
     if block.language == "python"
 ]
 
@@ -105,18 +108,20 @@ def test_the_two_commands_are_single_lines_that_ci_runs() -> None:
     assert listed.stdout.splitlines() == commands
 
 
-def test_every_link_leads_somewhere() -> None:
-    """Files that the README points to exist, and so do its sections."""
-    targets = set(re.findall(r"\]\(([^)]+)\)", README))
-    sections = {
-        re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", README)
-    }
-    missing = [
-        target
-        for target in targets
-        if not (target[1:] in sections if target.startswith("#") else (ROOT / target).exists())
-    ]
-    assert missing == []
+def sections_of(page: Path) -> set[str]:
+    """The names by which links find the sections of a page."""
+    titles = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Files that a page points to exist, and so do their sections."""
+    for target in set(re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))):
+        path, _, section = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not section or section in sections_of(file), target
 
 
 def test_every_promise_names_its_test() -> None:

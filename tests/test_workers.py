@@ -528,6 +528,37 @@ def test_an_idle_process_ends_though_a_forked_child_holds_our_end_of_its_pipe() 
             os.waitpid(child, 0)
 
 
+@posix
+def test_workers_are_spawned_where_nothing_can_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows: they answer, are killed when they are late, and leave nothing behind."""
+    monkeypatch.setattr(processes_module, "_FORKS", False)
+    with hired(act, 2, timeout=1.0) as them:
+        them.start(late=("wait", "never"), a="pid", dies=("die", signal.SIGKILL))
+        pid, late, dies = them.until_told("a", "late", "dies")
+        assert "no result within 1 s" in late.failure.message
+        assert dies == Died(-signal.SIGKILL)
+    until(lambda: is_gone(pid))
+
+
+@posix
+def test_the_death_of_what_workers_are_forked_from_ends_them_too() -> None:
+    """Nobody tells of theirs any more: what they were at is told to have died, and no other can begin."""
+    with hired(act, 2) as them:
+        them.start(a="pid")
+        (pid,) = them.until_told("a")
+        them.start(b=("wait", "never"))
+        until(lambda: them.processes._busy)
+        assert them.processes._server is not None
+        os.kill(them.processes._server._pid, signal.SIGKILL)
+        (told,) = them.until_told("b")
+        assert isinstance(told, Died)
+        assert told.exitcode is None
+        until(lambda: is_gone(pid))
+        them.start(c=1)
+        (told,) = them.until_told("c")
+        assert "could not be started" in str(told.error)
+
+
 @pytest.mark.promise("fork")
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")

@@ -83,6 +83,7 @@ def checkpointed(
     validate: Callable[[Any], Any] | None = None,
     durability: Durability = "process",
     result_type: Any = None,
+    lock_timeout: float = 0.0,
 ) -> Any:
     """Make a per-item function a resumable mapper: the function stays as it is, and gets `.map`.
 
@@ -113,6 +114,8 @@ def checkpointed(
             every record.
         result_type: an annotation that names classes to rebuild; default the function's return annotation, of a
             function of batches that of its list's elements.
+        lock_timeout: seconds that a write waits while another process writes the checkpoint; what that saves counts
+            here then. Default 0: `CheckpointLocked` at once.
 
     Raises:
         InvalidName, InvalidOption: an argument is wrong.
@@ -130,6 +133,6 @@ def checkpointed(
     return _Decorator(
         Options(
             name, key, checkpoint_dir, version, depends, ignore, input, on_change, batch_size, retry, rate, timeout,
-            validate, durability, result_type,
+            validate, durability, result_type, lock_timeout,
         )
     )  # fmt: skip

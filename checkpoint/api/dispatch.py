@@ -1,7 +1,11 @@
-"""Which engine makes the calls of a pass: the caller's thread, threads, processes, an executor, or tasks of a loop."""
+"""Which engine makes the calls of a pass: the caller's thread, threads, processes, an executor, or tasks of a loop.
+
+An engine is imported when it is chosen.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -9,23 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint.api.options import Options, PassOptions
 from checkpoint.api.signatures import named
-from checkpoint.execution.asynchronous import AwaitedItems, LoopDriver
+from checkpoint.errors import UnguardedMain
 from checkpoint.execution.call import Call
-from checkpoint.execution.concurrent import PoolDriver
-from checkpoint.execution.cpus import cpu_count
-from checkpoint.execution.executors import ExecutorWorkers
 from checkpoint.execution.interfaces import Parallelism, Report, Workers
 from checkpoint.execution.policies import rates_of, retry_of
-from checkpoint.execution.processes import Processes
 from checkpoint.execution.scheduler import Schedule
 from checkpoint.execution.serial import serial
-from checkpoint.execution.threads import Threads
 from checkpoint.passes.pipeline import Pass
 
 if TYPE_CHECKING:
+    from checkpoint.execution.asynchronous import AwaitedItems
     from checkpoint.provenance.agreement import Agreement
 
-__all__ = ["Dispatch"]
+__all__ = ["Dispatch", "refuse_while_importing_main"]
 
 
 class Dispatch:
@@ -61,6 +61,7 @@ class Dispatch:
             retry=retry_of(options.retry),
             timeout=options.timeout,
             travels=travels,
+            encode=running.records.encode,
             agreement=agreement,
             keys=running.in_flight,
             tells_items=not self._is_serial,
@@ -69,21 +70,34 @@ class Dispatch:
 
     def run(self) -> Iterator[None]:
         """Make the calls: here, on threads, on processes, or on an executor."""
-        executor, workers = self._given.get("executor"), self._given.get("workers")
         if self._is_serial:
             return serial(self.running, self._call, self._schedule, self._parallelism(1))
-        make_workers: Callable[[Report], Workers] = partial(Threads, self._call, workers or 1)
-        if executor == "processes":
-            workers = workers or cpu_count()
-            make_workers = partial(Processes, self._call, workers, timeout=self._timeout)
-        elif executor is not None:
-            from checkpoint.execution.clusters import executor_of
+        from checkpoint.execution.concurrent import PoolDriver
 
-            executor = executor_of(executor)
-            workers = workers or getattr(executor, "_max_workers", None) or cpu_count()
-            make_workers = partial(ExecutorWorkers, self._call, executor, workers)
-        parallelism = self._parallelism(workers or 1)
+        workers, make_workers = self._workers()
+        parallelism = self._parallelism(workers)
         return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
+
+    def _workers(self) -> tuple[int, Callable[[Report], Workers]]:
+        """How many workers there are, and what makes them."""
+        from checkpoint.execution.cpus import cpu_count
+
+        executor, workers = self._given.get("executor"), self._given.get("workers")
+        if executor is None:
+            from checkpoint.execution.threads import Threads
+
+            return workers or 1, partial(Threads, self._call, workers or 1)
+        if executor == "processes":
+            from checkpoint.execution.processes import Processes
+
+            workers = workers or cpu_count()
+            return workers, partial(Processes, self._call, workers, timeout=self._timeout)
+        from checkpoint.execution.clusters import executor_of
+        from checkpoint.execution.executors import ExecutorWorkers
+
+        executor = executor_of(executor)
+        workers = workers or getattr(executor, "_max_workers", None) or cpu_count()
+        return workers, partial(ExecutorWorkers, self._call, executor, workers)
 
     @property
     def _is_serial(self) -> bool:
@@ -92,8 +106,24 @@ class Dispatch:
 
     def run_async(self, opened: ExitStack, source: AwaitedItems | None) -> AsyncGenerator[None, None]:
         """Make the calls on tasks of the running event loop."""
+        from checkpoint.execution.asynchronous import LoopDriver
+
         parallelism = self._parallelism(self._given.get("workers") or 1)
         return LoopDriver(self.running, self._call, self._schedule, parallelism, opened, source).run()
 
     def _parallelism(self, workers: int) -> Parallelism:
         return Parallelism(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))
+
+
+def refuse_while_importing_main(name: str) -> None:
+    """A worker imports the main module before it works.
+
+    Raises:
+        UnguardedMain: this is what it is doing.
+    """
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UnguardedMain(
+            f"a worker process imports the main module, and comes upon the map of {name!r} in it. Put what the script "
+            'does under a guard:\n\n    if __name__ == "__main__":\n        f.map(items, executor="processes")'
+        )

@@ -24,23 +24,23 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
 
-from checkpoint.api.dispatch import Dispatch
+from checkpoint import clock
+from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
 from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.api.runner import CheckpointedRunner, ShardRunner
 from checkpoint.api.signatures import element_of, named
 from checkpoint.catalog.paths import Directory
 from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
-from checkpoint.errors import CheckpointError, InvalidOption, ItemError, plural, quote
-from checkpoint.execution.asynchronous import AwaitedItems
-from checkpoint.execution.call import is_in_call
+from checkpoint.errors import CheckpointError, CheckpointLocked, InvalidOption, ItemError, plural, quote
+from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, Suspended
 from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
-from checkpoint.execution.processes import refuse_while_importing_main
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
 from checkpoint.provenance.version import moved_attributes, version_of
+from checkpoint.storage.writer import LOCK_LOOK
 from checkpoint.values.inputs import items_of
 from checkpoint.values.keys import digest_function, identity, key_function, plain_key, version_digest
 from checkpoint.values.secrets import quoted
@@ -56,6 +56,7 @@ _CURRENT: Any = object()  # the version of the function itself
 
 if TYPE_CHECKING:
     from checkpoint.catalog.view import VersionView
+    from checkpoint.execution.asynchronous import AwaitedItems
     from checkpoint.provenance.agreement import Agreement
     from checkpoint.provenance.drift import Lineage
     from checkpoint.provenance.fingerprint import Fingerprint
@@ -73,7 +74,7 @@ else:
 
 def _meant_shard(option: ShardOption | None) -> Shard:
     """$CHECKPOINT_SHARD splits the work of the program; what one item needs of another map is needed whole."""
-    return ALL if option is None and is_in_call() else shard_of(option)
+    return ALL if option is None and caller() is not None else shard_of(option)
 
 
 def _told_shard(name: str, option: ShardOption | None) -> Shard:
@@ -153,8 +154,9 @@ class Face(Generic[R], _Parts):
             result_type = options.result_type if options.result_type is not None else self._returned(options)
             kind = CheckpointedRunner if shard == ALL else partial(ShardRunner, shard)
             runner = self._self_runners[place] = kind(
-                options.name, directory, version=version, durability=options.durability, result_type=result_type
-            )
+                options.name, directory, version=version, durability=options.durability, result_type=result_type,
+                lock_timeout=options.lock_timeout,
+            )  # fmt: skip
         return runner
 
     def _returned(self, options: Options) -> Any:
@@ -216,7 +218,11 @@ class Face(Generic[R], _Parts):
     def _pass(
         self, items: Iterable[Any], given: PassOptions, *, collect: bool = False, is_async: bool = False
     ) -> Iterator[Dispatch]:
-        """A pass over the items, and what it takes to run it."""
+        """A pass over the items, and what it takes to run it.
+
+        Raises:
+            CheckpointLocked: another process writes, also after `lock_timeout`; in an event loop, at once.
+        """
         options = self._self_options
         self._check_given(given, is_async=is_async)
         shard = _told_shard(options.name, given.get("shard"))
@@ -226,7 +232,7 @@ class Face(Generic[R], _Parts):
         lineage = self._lineage(code)
         try:
             with self._runner_of(shard).start_pass(
-                items, self._settings(given, shard, collect=collect), lineage
+                items, self._settings(given, shard, collect=collect, is_async=is_async), lineage
             ) as running:
                 agreement = None if given.get("executor") is None else self._agreement()
                 yield Dispatch(function, running, options, given, travels=_Inner(self), agreement=agreement)
@@ -258,7 +264,7 @@ class Face(Generic[R], _Parts):
                 options.name, name, "; ".join(changed),
             )  # fmt: skip
 
-    def _settings(self, given: PassOptions, shard: Shard, *, collect: bool) -> PassSettings:
+    def _settings(self, given: PassOptions, shard: Shard, *, collect: bool, is_async: bool) -> PassSettings:
         """The settings of a pass, from the decorator's options and those of the call."""
         options, desc = self._self_options, given.get("desc")
         return PassSettings(
@@ -269,6 +275,8 @@ class Face(Generic[R], _Parts):
             retry_failed=given.get("retry_failed", True),
             limit=ErrorLimit(given.get("max_errors")),
             collect=collect,
+            lock_timeout=0.0 if is_async else options.lock_timeout,
+            locks_first=is_async and options.lock_timeout > 0,
             progress=given.get("progress", True),
             desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
         )
@@ -436,7 +444,7 @@ class SyncFace(Face[R]):
             items: any iterable. What can be read twice is keyed first: keys, duplicates and counts are checked before
                 anything runs. A one-shot iterator is drawn item by item.
             return_exceptions: whether failures stand in their places, as `ItemError`, instead of being raised.
-            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+            options: those of `PassOptions`: workers, executor, progress, max_errors …
 
         Raises:
             ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
@@ -457,7 +465,7 @@ class SyncFace(Face[R]):
 
         Args:
             items: as in `map`.
-            options: those of `PassOptions`: progress, desc, max_errors, retry_failed.
+            options: those of `PassOptions`: workers, executor, progress, max_errors …
 
         Raises:
             TooManyErrors: as in `map`.
@@ -476,8 +484,12 @@ class SyncFace(Face[R]):
 
 def _drawn(items: Any) -> tuple[Iterable[Any], AwaitedItems | None]:
     """The items to draw from, and whether they are awaited."""
-    source = AwaitedItems(items) if hasattr(items, "__aiter__") and not hasattr(items, "__iter__") else None
-    return items if source is None else source, source
+    if hasattr(items, "__iter__") or not hasattr(items, "__aiter__"):
+        return items, None
+    from checkpoint.execution.asynchronous import AwaitedItems
+
+    source = AwaitedItems(items)
+    return source, source
 
 
 class _AsyncStream(Suspended, AsyncIterator[T]):
@@ -544,7 +556,7 @@ class AsyncFace(Face[R]):
         """
         opened, (drawn, source) = ExitStack(), _drawn(items)
         with Suspended(self._self_options.name, opened):
-            work = opened.enter_context(self._pass(drawn, options, is_async=True))
+            work = await self._begun(opened, drawn, options)
             async for _ in work.run_async(opened, source):
                 pass
             await work.running.uploaded()
@@ -558,12 +570,27 @@ class AsyncFace(Face[R]):
         opened = ExitStack()
         return _AsyncStream(self._self_options.name, self._outcomes(opened, items, options), opened)
 
+    async def _begun(
+        self, opened: ExitStack, items: Iterable[Any], options: PassOptions, *, collect: bool = False
+    ) -> Dispatch:
+        """A pass that has begun, which `opened` ends; the loop goes on while another process writes."""
+        import asyncio  # only here: who has no coroutines need not wait for it
+
+        end = clock.monotonic() + self._self_options.lock_timeout
+        while True:
+            try:
+                return opened.enter_context(self._pass(items, options, collect=collect, is_async=True))
+            except CheckpointLocked:
+                if (left := end - clock.monotonic()) <= 0:
+                    raise
+                await asyncio.sleep(min(LOCK_LOOK, left))
+
     async def _outcomes(
         self, opened: ExitStack, items: Items, options: PassOptions
     ) -> AsyncGenerator[Outcome[R], None]:
         with opened:
             drawn, source = _drawn(items)
-            work = opened.enter_context(self._pass(drawn, options, collect=True, is_async=True))
+            work = await self._begun(opened, drawn, options, collect=True)
             running = work.running
             async with aclosing(work.run_async(opened, source)) as steps:
                 async for _ in steps:

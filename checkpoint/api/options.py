@@ -49,6 +49,7 @@ class Options:
     validate: Callable[[Any], Any] | None = None
     durability: Durability = "process"
     result_type: Any = None
+    lock_timeout: float = 0.0
 
     def __post_init__(self) -> None:
         if callable(self.name):
@@ -65,6 +66,7 @@ class Options:
         if self.timeout is not None:
             check_seconds("timeout", self.timeout, positive=True)
         check_validate(self.validate)
+        check_seconds("lock_timeout", self.lock_timeout)
         if not (self.version is None or callable(self.version)):
             version_digest(self.version, "version", self.name)
         if self.depends.__class__ is not tuple or self.depends or self.ignore:
@@ -187,3 +189,4 @@ class Arguments(TypedDict, total=False):
     validate: Callable[[Any], Any] | None
     durability: Durability
     result_type: Any
+    lock_timeout: float

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from checkpoint.catalog.paths import check_name, resolve_directory
@@ -16,7 +15,8 @@ from checkpoint.catalog.view import LATEST, Unsaved, VersionView
 from checkpoint.errors import InvalidOption, quote
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, wait_for_left
-from checkpoint.execution.policies import Durability, check_choice
+from checkpoint.execution.policies import Durability, check_choice, check_seconds
+from checkpoint.execution.serial import Parked
 from checkpoint.outcomes import Failure, Unit, describe_exception
 from checkpoint.passes.pipeline import Pass
 from checkpoint.passes.settings import PassSettings
@@ -46,6 +46,8 @@ class CheckpointedRunner:
         durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
             every record.
         result_type: an annotation that names classes to rebuild (dataclasses, pydantic models, enums …).
+        lock_timeout: seconds that a write waits while another process writes the checkpoint; what that saves counts
+            here then. Default 0: `CheckpointLocked` at once.
 
     Raises:
         InvalidName, InvalidOption: before any file is made.
@@ -66,9 +68,11 @@ class CheckpointedRunner:
         version: Any = LATEST,
         durability: Durability = "process",
         result_type: Any = None,
+        lock_timeout: float = 0.0,
     ) -> None:
         self.name = check_name(name)
         check_choice("durability", durability, Durability)
+        check_seconds("lock_timeout", lock_timeout)
         self._passes: list[Pass] = []  # that run
         self._latest: Pass | None = None  # the one that began last, as long as it runs
         self._last: tuple[int, int | None] | None = None
@@ -79,6 +83,7 @@ class CheckpointedRunner:
             power=durability == "power",
             result_type=result_type,
             shard=self._shard,
+            lock_timeout=lock_timeout,
         )
 
     _shard = ALL
@@ -126,7 +131,10 @@ class CheckpointedRunner:
 
     def _pass_of(self, key: Key) -> Pass:
         """The pass that handed the key out; of none of them, the one that began last."""
-        return next((one for one in self._passes if key in one.in_flight.units), self._passes[-1])
+        passes = self._passes
+        if len(passes) == 1:
+            return passes[0]
+        return next((one for one in passes if key in one.in_flight.units), passes[-1])
 
     # reading
 
@@ -214,38 +222,29 @@ class CheckpointedRunner:
             InvalidKey, DuplicateKey: naming the item, before it is yielded.
             CheckpointLocked: another process is at work on it.
         """
-        batches = self._handed_out(items, PassSettings(key_function(key_fn)))
-        return Stream(self.records.name, (item for _, batch in batches for item in batch))
+        batches = self._handed_out(items, self._settings(key_fn))
+        return Stream(self.records.name, (unit.item for _, (unit,) in batches))
 
     def _handed_out(
         self, items: Iterable[T], settings: PassSettings, size: int = 1
-    ) -> Generator[tuple[Pass, list[T]], None, None]:
-        """(pass, items to run) for each batch; `save_result` and `save_error` settle them.
+    ) -> Generator[tuple[Pass, list[Unit]], None, None]:
+        """(pass, units to run) for each batch; `save_result` and `save_error` settle them.
 
         What another pass of this process is at comes when that is over, if it has no result then.
         """
-        back: SimpleQueue[Unit] = SimpleQueue()
         with self.start_pass(items, settings) as running:
-            parked, batch = 0, []
-            units = self._units(running)
-            while True:
-                batch = list(islice(units, size))
-                if not batch and parked:
-                    batch, parked = [back.get()], parked - 1
-                if not batch:
-                    break
-                ours, ended = running.hand_out(batch, back.put)
-                parked += len(batch) - len(ours) - ended
-                if ours:
-                    yield running, [unit.item for unit in ours]
+            parked, keys = Parked(running), running.in_flight
+            for batch in chain(_batches(running, size), parked.back()):
+                keys.hand_out(batch)
+                if keys.has_company:
+                    batch = parked.begin(batch)
+                if batch:
+                    yield running, batch
                     running.moved_on()
             running.input.check_drawn()
 
-    @staticmethod
-    def _units(running: Pass) -> Iterator[Unit]:
-        for item in running.items:
-            if (unit := running.admit(item)) is not None:
-                yield unit
+    def _settings(self, key_fn: str | KeyFunction | None, **settings: Any) -> PassSettings:
+        return PassSettings(key_function(key_fn), lock_timeout=self.records.lock_timeout, **settings)
 
     @contextmanager
     def start_pass(
@@ -282,6 +281,7 @@ class CheckpointedRunner:
 
     def close(self) -> None:
         """Let go of the files and the lock. Using the runner afterwards raises `StoreClosed`."""
+        wait_for_left(self.records.name)
         self.records.close()
 
     @property
@@ -333,8 +333,8 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         Yields:
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
-        handed_out = self._handed_out(items, PassSettings(key_function(key_fn), progress=True, desc=desc))
-        steps = ((running.input.drawn, running.input.total, item) for running, (item,) in handed_out)
+        handed_out = self._handed_out(items, self._settings(key_fn, progress=True, desc=desc))
+        steps = ((running.input.drawn, running.input.total, unit.item) for running, (unit,) in handed_out)
         return Stream(self.records.name, steps)
 
     def iterate_batches(
@@ -349,5 +349,12 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidOption(f"batch_size is {quote(batch_size)}; give an int of 1 or more")
-        settings = PassSettings(key_function(key_fn), overlapping=True)
-        return Stream(self.records.name, (batch for _, batch in self._handed_out(items, settings, batch_size)))
+        settings = self._settings(key_fn, overlapping=True)
+        batches = self._handed_out(items, settings, batch_size)
+        return Stream(self.records.name, ([unit.item for unit in batch] for _, batch in batches))
+
+
+def _batches(running: Pass, size: int) -> Iterator[list[Unit]]:
+    """The units to run, so many at a time."""
+    units = (unit for item in running.items if (unit := running.admit(item)) is not None)
+    return ([unit] for unit in units) if size == 1 else iter(lambda: list(islice(units, size)), [])

@@ -6,8 +6,8 @@ over one without. Nothing is written through it.
 
 An offset is `number << 40 | offset` of the journal with that number; the own one is number 0, so that its offsets are
 what they were before there were others, and a number is never given twice. A key is looked for where it can be: in one
-journal for each count of shards. Journals of one count share no key; only where those of several counts have records of
-one version is it looked up which of them are of the same keys, and that costs by keys.
+journal for each count of shards. Journals of one count share no key. Journals of different counts may; only if both
+have records of one version are they compared, in time proportional to the number of keys.
 """
 
 from __future__ import annotations

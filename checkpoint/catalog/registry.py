@@ -38,18 +38,18 @@ class Attachment:
     Args:
         finalizer: detaches the user when it is collected.
         let_go: detaches it here.
+
+    Attributes:
+        is_held: whether nobody has detached the user.
     """
 
     def __init__(self, finalizer: weakref.finalize[..., object], let_go: Callable[[], None]) -> None:
         self._finalizer, self._let_go = finalizer, let_go
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the user is attached."""
-        return self._finalizer.alive
+        self.is_held = True
 
     def __call__(self) -> None:
         """Let go of the checkpoint, once."""
+        self.is_held = False
         if self._finalizer.detach() is not None:
             self._let_go()
 

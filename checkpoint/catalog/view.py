@@ -10,14 +10,14 @@ import base64
 import logging
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry, Store
+from checkpoint.storage.writer import in_time
 from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
@@ -64,6 +65,7 @@ class Latest:
 
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
+T = TypeVar("T")
 _RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
 _encode_json = msgspec.json.Encoder().encode
 
@@ -78,6 +80,7 @@ class VersionView:
         power: whether each record is synced before it counts as saved.
         result_type: an annotation that names classes to rebuild.
         shard: whose journals are written.
+        lock_timeout: seconds that a write waits while another process writes.
 
     Attributes:
         checkpoint: what is read; shared with everyone in the process who names the same files.
@@ -93,11 +96,13 @@ class VersionView:
     only_reads = False
 
     def __init__(
-        self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL
-    ) -> None:
+        self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL,
+        lock_timeout: float = 0.0,
+    ) -> None:  # fmt: skip
         self.name = name
         self.shard = shard
         self.power = power
+        self.lock_timeout = lock_timeout
         codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
@@ -218,6 +223,18 @@ class VersionView:
 
     # saving
 
+    def begin_writing(self, timeout: float | None = None) -> None:
+        """Hold the lock; while another process holds it, wait so many seconds, by default `lock_timeout`.
+
+        Raises:
+            CheckpointLocked: it holds it still.
+        """
+        self._in_time(self.store.writer.begin, timeout)
+
+    def _in_time(self, act: Callable[[], T], timeout: float | None = None) -> T:
+        timeout = self.lock_timeout if timeout is None else timeout
+        return in_time(act, timeout, every=self.store.writer.looks_every)
+
     def save(self, key: Key, value: Any, digest: int) -> None:
         """The value is on disk for the key when this returns.
 
@@ -228,6 +245,8 @@ class VersionView:
         try:
             if self._follows or not self._attachment.is_held:
                 self.open()
+            if self.lock_timeout and not self.store.writer.writing:
+                self.begin_writing()
             try:
                 raw = self.encode(value)
             except UnencodableValue as error:
@@ -242,6 +261,7 @@ class VersionView:
     def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
         """The failure is on disk for the key when this returns."""
         self.open()
+        self.begin_writing()
         entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
         self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False
@@ -430,10 +450,6 @@ class VersionView:
         """Whether the key has a result; the store as it was last seen."""
         return self.checkpoint.results.find(self.version, key) is not None
 
-    def has_error(self, key: Key) -> bool:
-        """Whether the key has an error and no result; the store as it was last seen."""
-        return self.checkpoint.errors.find(self.version, key) is not None and not self.is_done(key)
-
     def count(self) -> tuple[int, int]:
         """(done, failed): how many keys have a result, and how many an error and no result."""
         checkpoint = self.open()
@@ -442,14 +458,16 @@ class VersionView:
     def clear(self) -> None:
         """Forget everything, all versions and files included; also where a journal is none."""
         self.refuse_if_closed()
-        self.checkpoint.clear()
+        self._in_time(self.checkpoint.clear)
         if self._latest:
             self._follows = True
             self._set_version("")
 
     def forget(self, keys: Iterable[Key]) -> int:
         """Forget these keys under this version; returns how many were known."""
-        return self.open().forget(self.version, keys, self._session, durable=self.power)
+        keys, checkpoint = list(keys), self.open()
+        forget = partial(checkpoint.forget, self.version, keys, self._session, durable=self.power)
+        return self._in_time(forget)
 
 
 class Unsaved(Mapping[Any, Any]):

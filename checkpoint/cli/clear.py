@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from checkpoint import locks
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.locate import locate, parts_of, writer_of
@@ -44,7 +45,7 @@ def _clear(arguments: argparse.Namespace) -> int:
     directory = locate(arguments.name, arguments.dir)
     with CheckpointedRunner(arguments.name, directory) as runner:
         if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
-            with runner.records.checkpoint.all_alone(to_clear=True):
+            with locks.alone(), runner.records.checkpoint.all_alone(to_clear=True):
                 pass  # which says who is writing, before anybody is asked
         if arguments.key:
             return _clear_keys(arguments, runner)
@@ -58,7 +59,7 @@ def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> in
     held = _told(*_counts_of(checkpoint, version, keys))
     if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
         return _declined(arguments)
-    with checkpoint.store.writer.alone():
+    with locks.alone(), checkpoint.store.writer.alone():
         runner.records.open()
         if runner.records.version != version or not all(_is_there(checkpoint, version, key) for key in keys):
             raise CheckpointError(f"checkpoint {arguments.name!r} was written meanwhile; nothing was forgotten")
@@ -87,7 +88,7 @@ def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int
     if not _agreed(arguments, f"forget all of {arguments.name!r}, {held}, and delete its files?"):
         return _declined(arguments)
     prefixes = parts_of(arguments.name, directory).values()
-    with checkpoint.all_alone(to_clear=True):
+    with locks.alone(), checkpoint.all_alone(to_clear=True):
         before = [file for prefix in prefixes for file in _files_of(prefix, directory)]
         runner.clear()
     kept = [file for prefix in prefixes for file in _files_of(prefix, directory)]

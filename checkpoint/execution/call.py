@@ -20,6 +20,7 @@ from checkpoint.errors import (
     InvalidFunction,
     InvalidOption,
     RefusedValue,
+    UnencodableValue,
     plural,
     quote,
 )
@@ -27,13 +28,13 @@ from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
 from checkpoint.execution.caller import enter_call, enter_pass
 from checkpoint.execution.policies import Retry
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
-from checkpoint.execution.transport import cloudpickle, pack
-from checkpoint.outcomes import Unit, describe_exception
+from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
+from checkpoint.outcomes import Encoded, Unit, describe_exception
 
 if TYPE_CHECKING:
-    from types import FrameType
+    pass
 
-__all__ = ["Arrived", "Call", "arrived", "ending", "is_in_call"]
+__all__ = ["Arrived", "Call", "arrived", "ending"]
 
 
 class Agrees(Protocol):
@@ -60,6 +61,7 @@ class Call:
         retry: which exceptions say that the call may be made again.
         timeout: seconds that a coroutine may take.
         travels: what is pickled in the function's place, and arrives as it.
+        encode: a value is encoded by it before the next call begins, unless nothing can change it; in this process.
         settings: of arithmetic, those of the process that it comes from; None: those that hold here.
         agreement: sees in another process that the function is what it is here, before a call is made.
         keys: knows the keys of the pass; code that a call runs finds it as its `caller`.
@@ -76,6 +78,7 @@ class Call:
         retry: Retry | None = None,
         timeout: float | None = None,
         travels: Any = None,
+        encode: Callable[[Any], bytes] | None = None,
         settings: Settings | None = None,
         agreement: Agrees | None = None,
         keys: Any = None,
@@ -84,14 +87,14 @@ class Call:
         self.function = function
         self._context = copy_context()
         self._tells_items = keys is not None and tells_items
-        if keys is not None:
-            self._context.run(enter_pass, keys)
+        self._context.run(enter_pass, self if keys is None else keys)
         if settings is not None:
             self._context.run(settings.apply)
         self._unshare = self._context.run(unshared, self._context.copy())
         self._settings = settings
         self._agreement = agreement
         self._travels = function if travels is None else travels
+        self._encode = encode
         self.name = name
         self.batch_size = batch_size
         self.batch = batch_size is not None
@@ -133,18 +136,39 @@ class Call:
             "function(item)"
         )
 
-    def many(self, given: list[Any]) -> list[Answer]:
-        """The answers for several, one after the other: fewer where one of them says that no more is to be called."""
+    def many(self, given: list[Any], keep: Callable[[Answer], Answer] | None = None) -> list[Answer]:
+        """The answers for several, one after the other: fewer where one of them says that no more is to be called.
+
+        Args:
+            given: what each is given.
+            keep: makes of an answer one that later calls do not change; default: its value is encoded.
+        """
         answers = []
+        keep = self._kept if keep is None else keep
         for one in given:
             try:
-                answer = self.one(one)
+                answer = keep(self.one(one))
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
             if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
                 break
         return answers
+
+    def _kept(self, answer: Answer) -> Answer:
+        """The answer with its value encoded, if it is one that can change."""
+        if self._encode is None:
+            return answer
+        if type(answer) is list:
+            return [self._kept(one) for one in answer]
+        if type(answer) is not tuple or type(answer[0]) in FIXED:
+            return answer
+        value, elapsed = answer
+        try:
+            raw: bytes | UnencodableValue = self._encode(value)
+        except UnencodableValue as error:
+            raw = error
+        return (Encoded(value, raw), elapsed)
 
     async def awaited(self, given: Any) -> Answer:
         """The answer of a coroutine function for one item, or one batch."""
@@ -161,7 +185,7 @@ class Call:
             else:
                 value = await self._in_time(run, awaitable)
             if not self._plain:
-                return run(self._checked, value, given, started)
+                return self._kept(run(self._checked, value, given, started))
         except Exception as error:
             return self.failed(error, clock.perf_counter() - started)
         except BaseException as error:
@@ -170,7 +194,7 @@ class Call:
             if _is_fault(error):
                 return self.failed(error, clock.perf_counter() - started)
             return Fatal(error)
-        return (value, clock.perf_counter() - started)
+        return self._kept((value, clock.perf_counter() - started))
 
     async def _in_time(self, run: _Run, awaitable: Awaitable[Any]) -> Any:
         import asyncio
@@ -311,19 +335,6 @@ def _frames_of_ours(traceback: TracebackType | None) -> int:
     return count
 
 
-_CALLING = {Call.one.__code__, Call.awaited.__code__}
-
-
-def is_in_call() -> bool:
-    """Whether a pass is calling the function from which this is asked, in the same thread and loop task."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code in _CALLING:
-            return True
-        frame = frame.f_back
-    return False
-
-
 _FAULTS = frozenset({"PanicException", "CancelledError", "Cancelled"})  # of pyo3; asyncio and anyio; trio
 
 
@@ -407,7 +418,7 @@ class Arrived:
 
     def many(self, given: list[Any]) -> bytes:
         """The answers, packed."""
-        return pack(self.call.many(given))
+        return pack(self.call.many(given, set_apart if len(given) > 1 else None))
 
 
 def _has_file() -> bool:

@@ -5,9 +5,9 @@ that workers and event loops need not wait for the disk. (A loop, the thread tha
 where calls end seldom, settle by themselves while that takes less than two milliseconds: handing over and back takes
 longer.)
 
-Bounds: no more than ``workers x chunksize`` calls (or one batch a worker) are begun and not on disk. Fewer than as many
-again are drawn ahead, none for a single worker (and 64 more of a list, a tuple or a range, whose items are in memory
-anyway); and so many, and 32, wait for a retry before nothing is drawn. Engines know nothing of keys, disks or bars.
+Bounds: at most N = ``workers x chunksize`` calls (or one batch a worker) are begun and not on disk. Fewer than N
+further items are drawn ahead: none with one worker, and 64 more of a list, a tuple or a range, whose items are in
+memory anyway. Drawing stops when N + 32 calls wait for a retry. Engines know nothing of keys, disks or bars.
 """
 
 from __future__ import annotations

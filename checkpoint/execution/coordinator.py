@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from enum import Enum, auto
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -35,16 +36,72 @@ _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the sc
 _BACK: Final = object()  # in place of answers: the task's key ran in another pass
 
 
+class Saving(Enum):
+    """Whether what finished can be saved."""
+
+    WORKS = auto()
+    WAITS = auto()
+    FAILED = auto()
+
+
+class Saver:
+    """Has a pass settle what finished, and gives a store that failed a second try::
+
+        WORKS ─── the store fails ───► WAITS: nothing starts, and what still finishes is kept with what failed
+          ▲                              │
+          │                              │ nothing runs any more, or the pass ends: the second try
+          └────────── it saves ──────────┤
+                                         └─ it fails ─► FAILED: the error holds the values that are not on disk
+
+    Args:
+        desk: whose `settle` it calls.
+
+    Attributes:
+        state: where it is.
+        is_swift: whether settling took no time worth mentioning when it was last done.
+    """
+
+    def __init__(self, desk: PassPort) -> None:
+        self._desk = desk
+        self.state = Saving.WORKS
+        self.is_swift = False
+        self._failed = 0  # how many the desk has and could not save
+        self._late: list[Done] = []  # finished since
+
+    def settle(self, finished: list[Done]) -> int:
+        """Settle what finished; returns how many are settled: all, or none where the store fails or has failed."""
+        if self.state is not Saving.WORKS:
+            self._late += finished
+            return 0
+        if not finished:
+            return 0
+        began = clock.perf_counter()
+        try:
+            self._desk.settle(finished)
+        except StoreError:
+            self.state, self.is_swift, self._failed = Saving.WAITS, False, len(finished)
+            return 0
+        self.is_swift = clock.perf_counter() - began < _SWIFT and not self._desk.waits_for_medium
+        return len(finished)
+
+    def try_again(self) -> int:
+        """The second try, of what the desk has and what has finished since; returns how many are settled.
+
+        Raises:
+            StoreError: the store failed again.
+        """
+        late, self._late = self._late, []
+        try:
+            self._desk.settle(late)
+        except BaseException:
+            self.state = Saving.FAILED
+            raise
+        self.state = Saving.WORKS
+        return self._failed + len(late)
+
+
 class Coordinator:
     """A thread that takes what finished, has it settled, and starts what may start.
-
-    Where the store fails, it gets a second try::
-
-        SAVING ─── the store fails ───► WAITING: nothing starts, and what still finishes is kept with what failed
-           ▲                               │
-           │                               │ nothing runs any more, or the pass ends: the second try
-           └────────── it saves ───────────┤
-                                           └─ it fails ─► STOPPED: `failure` holds the values that are not on disk
 
     Args:
         desk: whose `settle` it calls.
@@ -57,7 +114,6 @@ class Coordinator:
     Attributes:
         failure: what ended it.
         stopped: whether nothing more is started.
-        waits: whether the store failed, and is tried once more when nothing runs.
     """
 
     def __init__(
@@ -83,16 +139,14 @@ class Coordinator:
         self._running = 0  # tasks
         self._is_quiet_kept = False  # one runs that nothing else may run beside
         self._under_way = 0  # units that were drawn and are not settled
-        self._late: list[Done] = []  # finished after the store failed
-        self._with_desk = 0  # how many the desk has and could not save
+        self._saver = Saver(desk)
+        self._again = self._return
         self._all_drawn = False
         self._dealing = locks.lock("dealing")
         self._is_over = False  # whether nobody deals with what is reported from now on
-        self._is_swift = False  # whether settling took no time worth mentioning when it was last done
         self._looks_at = inf  # when the thread looks at the schedule by itself
         self.failure: BaseException | None = None
         self.stopped = False
-        self.waits = False
 
     def begin(self, workers: Workers) -> None:
         """Start, with these workers.
@@ -130,7 +184,7 @@ class Coordinator:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing runs, and nothing waits for the store."""
-        return self._running == 0 and not self.waits
+        return self._running == 0 and self._saver.state is not Saving.WAITS
 
     def add(self, units: list[Unit]) -> None:
         """These are to be called, too."""
@@ -154,10 +208,14 @@ class Coordinator:
 
     def _due(self) -> float | None:
         """When something may start that could not just now, on the monotonic clock; under the lock."""
-        if self.stopped or self.waits or self._running >= self._slots or self._waits_for_quiet:
+        if not self._may_start or self._waits_for_quiet:
             return None
         wait = self._schedule.wait(1 if self._all_drawn else self._chunksize)
         return None if wait is None else clock.monotonic() + wait
+
+    @property
+    def _may_start(self) -> bool:
+        return self._running < self._slots and not self.stopped and self._saver.state is Saving.WORKS
 
     @property
     def _waits_for_quiet(self) -> bool:
@@ -184,7 +242,7 @@ class Coordinator:
         less than two milliseconds, and nothing waits for the medium: handing over and back would take longer. It never
         waits for another that deals.
         """
-        if not self._is_swift or not self._dealing.acquire(blocking=False):
+        if not self._saver.is_swift or not self._dealing.acquire(blocking=False):
             return False
         try:
             if self._is_over:
@@ -255,22 +313,20 @@ class Coordinator:
         try:
             with self._lock:
                 finished = self._all_judged(reports)
-            if self.waits:
-                self._late += finished
-            elif finished:
-                settled = self._settle(finished)
+            settled = self._saver.settle(finished)
         except BaseException as error:  # told to who draws, who raises it
             self._fail(error)
         try:
             with self._lock:
                 self._running -= len(reports)
                 self._under_way -= settled
-                again = self.waits and (last or self._running == 0)
+                again = self._saver.state is Saving.WAITS and (last or self._running == 0)
                 if not again:
                     self._go_on()
             if again:
-                self._settle_again()
+                settled = self._saver.try_again()
                 with self._lock:
+                    self._under_way -= settled
                     self._go_on()
         except BaseException as error:
             self._fail(error)
@@ -329,30 +385,6 @@ class Coordinator:
             )
         return judge.dones(task, answers)
 
-    def _settle(self, finished: list[Done]) -> int:
-        """Returns how many are settled: all, or none where the store failed."""
-        began = clock.perf_counter()
-        try:
-            self._desk.settle(finished)
-        except StoreError:
-            self.waits, self._with_desk, self._is_swift = True, len(finished), False
-            return 0
-        self._is_swift = clock.perf_counter() - began < _SWIFT and not self._desk.waits_for_medium
-        return len(finished)
-
-    def _settle_again(self) -> None:
-        """The second try: what the desk has, and what has finished since."""
-        late, self._late = self._late, []
-        try:
-            self._desk.settle(late)
-        except BaseException:
-            self.stopped = True  # before `waits` ends, or more would be begun that nobody saves
-            raise
-        finally:
-            self.waits = False
-        with self._lock:
-            self._under_way -= self._with_desk + len(late)
-
     def _fail(self, error: BaseException) -> None:
         self.stopped = True
         if self.failure is None or (isinstance(error, StoreError) and not isinstance(self.failure, StoreError)):
@@ -360,7 +392,7 @@ class Coordinator:
 
     def _start(self) -> None:
         """Start what may start; under the lock."""
-        while self._running < self._slots and not self.stopped and not self.waits:
+        while self._may_start:
             if self._judge.doubts_deaths and self._waits_for_quiet:
                 return
             task = self._next_task()
@@ -389,19 +421,14 @@ class Coordinator:
                 continue
             if attempt is None:
                 break
-            if not self._begin(attempt):
+            attempt.units, ended = self._desk.begin(attempt.units, self._again)
+            self._under_way -= ended
+            if not attempt.units:  # other passes make, or have made, all of them
                 continue
             task.append(attempt)
             if attempt.alone:
                 break
         return task
-
-    def _begin(self, attempt: Attempt) -> bool:
-        """Begin the attempt's calls; False where other passes make, or have made, all of them."""
-        called, ended = self._desk.begin(attempt.units, self._return)
-        self._under_way -= ended
-        attempt.units = called
-        return bool(called)
 
     def _return(self, unit: Unit) -> None:
         self._inbox.put(([Attempt([unit])], _BACK))

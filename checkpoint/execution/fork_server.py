@@ -46,7 +46,7 @@ class ForkServer:
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._environment = environment
-        self._pid = 0
+        self._pid = self._count = 0
         self._socket: socket.socket | None = None
         self._forked: set[Forked] = set()
 
@@ -77,7 +77,13 @@ class ForkServer:
             os.close(life_end)
             os.close(status_end)
         self._forked.add(forked)
-        forked.begin(pickle.dumps((_preparation(), pickle.dumps(target), os.getpid(), len(self._forked))))
+        self._count += 1
+        try:
+            forked.begin(pickle.dumps((_preparation(), pickle.dumps(target), os.getpid(), self._count)))
+        except BaseException:
+            forked.kill()
+            forked.close()
+            raise
         return forked
 
     def _begin(self) -> socket.socket:
@@ -112,7 +118,8 @@ class ForkServer:
     def close(self) -> None:
         """Begin nothing more, and wait until all that was forked has ended."""
         if self._socket is not None:
-            self._socket.shutdown(socket.SHUT_RDWR)  # a process that was forked here may hold it, too
+            with suppress(OSError):  # it has ended
+                self._socket.shutdown(socket.SHUT_RDWR)  # a process that was forked here may hold it, too
             self._socket.close()
             with suppress(ChildProcessError):  # the program has waited for all its children
                 os.waitpid(self._pid, 0)
@@ -260,8 +267,9 @@ def main(preload: list[str], mask: list[int]) -> None:
         mask: the signals that the driver has blocked, and its workers have, too.
     """
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the program lets children inherit is not meant for this one
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:  # a daemon has no output: what is open must not be taken for it
+        pass
     driver = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     _, (tracker,), _, _ = socket.recv_fds(driver, 1, 1)

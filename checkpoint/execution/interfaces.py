@@ -64,9 +64,9 @@ def inputs_of(task: Task, *, batch: bool) -> list[Any]:
 class Grouping:
     """How many reports are dealt with at a time.
 
-    Several are less work each; but the calls that follow start later, all at once, and so end all at once. Where time
-    is left each is dealt with when it comes. Whether it is is seen once every worker may have reported. Threads share
-    one without a lock: what they miscount does not matter.
+    To handle several together costs less for each, but the calls that follow start later, in bursts. So reports are
+    grouped only while they come faster than they can be handled one by one; that is measured once for every round of
+    as many reports as there are workers. Threads share one without a lock: a miscount does no harm.
 
     Attributes:
         size: so many; 1 where time is left.

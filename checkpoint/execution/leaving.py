@@ -1,8 +1,8 @@
 """Passes that are suspended, and how one ends that its consumer has left.
 
-The promise: who closes a pass, or lets go of it in a line of his own, waits for its end. A garbage collection may come
-upon one in any line of any thread, where whatever is waited for may wait for that thread: it waits for nothing, takes
-no lock, and leaves the end to a thread that begins for it.
+The promise: closing a pass, or dropping it in your own code, blocks until it has ended. Where the garbage collector
+drops it, in any line of any thread, to wait could deadlock: then nothing waits or takes a lock, and a thread that
+begins for it ends the pass.
 
 What a pass has open is kept alive here while it is suspended: a collection would else close its parts in no order, in
 the thread that it comes upon. (So a stream that its own items lead back to is never collected: close it.)
@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import cache
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -26,6 +27,7 @@ __all__ = ["Stream", "Suspended", "hand_over", "look_after", "wait_for_left", "w
 
 T = TypeVar("T")
 
+_ident = threading.get_ident
 _LONGEST = 5.0  # seconds that the end of the process waits for what is ending
 
 
@@ -46,6 +48,7 @@ class Suspended:
     def hold(self) -> None:
         """The thread that asks consumes: what is open stays so."""
         if self._consumer is None:
+            _end_all_at_exit()
             _held[self._opened] = self._name
         self._consumer = threading.get_ident()
 
@@ -73,8 +76,8 @@ class Suspended:
             finally:
                 _held.pop(self._opened, None)
 
-    def __del__(self) -> None:
-        if self._opened not in _held:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing() or self._opened not in _held:  # later, nothing that this module names is there any more
             return
         dropped = sys.getrefcount(self) == _Probe.count
         if dropped and self._consumer == threading.get_ident() and not locks.may_be_held(sys._getframe()):
@@ -98,7 +101,8 @@ class Stream(Suspended, Iterator[T]):
         self._steps: Any = steps
 
     def __next__(self) -> T:
-        self.hold()
+        if self._consumer != _ident():
+            self.hold()
         try:
             return next(self._steps)  # type: ignore[no-any-return]
         except BaseException:
@@ -214,4 +218,6 @@ def _end_all() -> None:
             left.ended.release()
 
 
-atexit.register(_end_all)
+@cache
+def _end_all_at_exit() -> None:
+    atexit.register(_end_all)  # later than what closes stores, and so called earlier

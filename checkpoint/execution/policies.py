@@ -313,10 +313,6 @@ class ErrorCount:
         self._unencodable = 0
         self._row, self._row_kind, self._row_end = 0, "", 0  # failures in a row, and when the last of them ran
 
-    def succeeded(self) -> None:
-        """One more item has its result."""
-        self.run += 1
-
     def fail(self, kind: str, *, again: bool = False, unencodable: bool = False) -> None:
         """One more item failed, with an exception of this type; `again` where it had failed with it before."""
         self.run += 1

@@ -28,7 +28,7 @@ from math import inf
 from typing import Any
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, FunctionChanged, UnguardedMain, UnsendableItem, quote_error
+from checkpoint.errors import BrokenWorkers, FunctionChanged, UnsendableItem, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
 from checkpoint.execution.call import Call
 from checkpoint.execution.cpus import cpu_count, thread_variables
@@ -39,7 +39,7 @@ from checkpoint.execution.threads import begin_thread
 from checkpoint.execution.transport import pickled_inputs, unloadable
 from checkpoint.execution.worker_process import serve, spawned
 
-__all__ = ["Processes", "refuse_while_importing_main"]
+__all__ = ["Processes"]
 
 
 log = logging.getLogger("checkpoint")
@@ -367,7 +367,7 @@ class _Worker:
             return
         pool, was_ready = self._pool, self.state in (_State.IDLE, _State.BUSY)
         exitcode = self.process.exitcode()
-        self._lose(Died(exitcode))
+        self._lose(Died(exitcode, "an unknown cause, since what forks them has ended, too" if exitcode is None else ""))
         if not was_ready:
             pool.report_broken(_no_start(f"it ended with {exit_in_words(exitcode)} before it was ready"))
 
@@ -556,20 +556,3 @@ def _close_at_exit() -> None:
 
         atexit.register(_close_open)
         _registered = True
-
-
-# --- while the main module is imported -------------------------------------------------------------------------------
-
-
-def refuse_while_importing_main(name: str) -> None:
-    """A worker imports the main module before it works.
-
-    Raises:
-        UnguardedMain: this is what it is doing.
-    """
-    multiprocessing = sys.modules.get("multiprocessing.process")
-    if multiprocessing is not None and getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise UnguardedMain(
-            f"a worker process imports the main module, and comes upon the map of {name!r} in it. Put what the script "
-            'does under a guard:\n\n    if __name__ == "__main__":\n        f.map(items, executor="processes")'
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -18,7 +17,7 @@ from checkpoint.execution.signals import Interrupts
 from checkpoint.execution.surroundings import of_thread
 from checkpoint.outcomes import Done, Success, Unit
 
-__all__ = ["serial"]
+__all__ = ["Parked", "serial"]
 
 
 _END: Final = object()
@@ -43,7 +42,7 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
     """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
     judge = AnswerHandler(schedule)
     desk.begin_when_admitted()
-    parked = _Parked(desk)
+    parked = Parked(desk)
     for item in desk.items:
         if interrupts.asked:
             return
@@ -61,7 +60,7 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
             return
 
 
-class _Parked:
+class Parked:
     """The units of a pass whose keys other passes run; each comes back when that is over."""
 
     def __init__(self, desk: PassPort) -> None:
@@ -75,20 +74,22 @@ class _Parked:
         self.count += len(units) - len(called) - ended
         return called
 
-    def back(self, timeout: float) -> Unit | None:
-        """One that came back, within this many seconds."""
-        with suppress(Empty):
-            unit = self._back.get(timeout=timeout) if timeout > 0 else self._back.get_nowait()
+    def back(self, timeout: float | None = None) -> Iterator[list[Unit]]:
+        """Each that comes back, by itself; wait at most so many seconds for the next, or as long as it takes."""
+        while self.count:
+            try:
+                unit = self._back.get(timeout=timeout) if timeout != 0 else self._back.get_nowait()
+            except Empty:
+                return
             self.count -= 1
-            return unit
-        return None
+            yield [unit]
 
     def is_ours(self, unit: Unit, interrupts: Interrupts) -> bool:
         """Whether the unit is to be called here: where another pass runs its key, that is over when this returns."""
         called = self.begin([unit])
         while self.count and not interrupts.asked:
-            if self.back(_LOOK_UP) is not None:
-                called = self.begin([unit])
+            for units in self.back(_LOOK_UP):
+                called = self.begin(units)
         return bool(called)
 
 
@@ -97,10 +98,10 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
         return desk.verdict is None and not interrupts.asked
 
     items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
-    parked, more = _Parked(desk), True
+    parked, more = Parked(desk), True
     while goes_on():
-        while parked.count and (unit := parked.back(0)) is not None:
-            schedule.at_once(Attempt([unit]))
+        for units in parked.back(0):
+            schedule.at_once(Attempt(units))
         attempt, answers = _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
@@ -127,19 +128,18 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)
         finished = judge.dones([attempt], answers)
-        if len(finished) < len(attempt.units):
-            desk.put_off(unfinished([attempt], finished))
+        desk.put_off(unfinished([attempt], finished))
         if finished:
             _settle(desk, finished)
             yield
 
 
-def _wait(parked: _Parked, schedule: Schedule) -> bool:
+def _wait(parked: Parked, schedule: Schedule) -> bool:
     """Wait a moment for what was parked or put off; False where there is nothing to wait for."""
     wait = schedule.wait()
     if parked.count:
-        if (unit := parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait))) is not None:
-            schedule.at_once(Attempt([unit]))
+        for units in parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait)):
+            schedule.at_once(Attempt(units))
         return True
     if wait is None:
         return False

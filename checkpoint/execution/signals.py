@@ -173,7 +173,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     seen_to = [each.end(number) for each in passes]
     if not all(seen_to):
-        _put_back()  # what is raised here may come out anywhere, the way out included
+        _passes.clear()  # what is raised here may come out anywhere, the way out included
+        _put_back()
         raise passes[-1].as_exception()
 
 

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, UnsendableItem, quote, quote_error
 from checkpoint.execution.answers import Answer, Failed, Fatal
 
-__all__ = ["Unreadable", "cloudpickle", "pack", "pickled_inputs", "portable_bytes", "unloadable", "unpack"]
+__all__ = [
+    "FIXED",
+    "Unreadable",
+    "cloudpickle",
+    "pack",
+    "pickled_inputs",
+    "portable_bytes",
+    "set_apart",
+    "unloadable",
+    "unpack",
+]
 
 
 class Unreadable:
@@ -112,6 +122,19 @@ def pack(answers: list[Answer]) -> bytes:
 
 
 _PLAIN = frozenset({dict, list, tuple, str, bytes, int, float, bool, type(None)})
+
+
+FIXED = frozenset({str, bytes, int, float, bool, type(None)})
+"""Types of values that nothing can change."""
+
+
+def set_apart(answer: Answer) -> Answer:
+    """The answer with its value as it is at this moment: the next call of its function may change it."""
+    if type(answer) is list:
+        return [set_apart(one) for one in answer]
+    if type(answer) is tuple and type(answer[0]) not in FIXED:
+        return _packed(answer)
+    return answer
 
 
 class _Apart(NamedTuple):

@@ -3,8 +3,9 @@
 The promise: a key whose call has begun in one pass is not called in another one, which waits for its end; what a pass
 only drew, queued or put off is free for others. No call waits for itself, directly or through others.
 
-A pass that is alone marks what it begins and asks nobody. It looks for company after it has marked a key, and company
-says that it is there before it looks for marks: one of the two sees the other. From then on both ask, under a lock.
+A pass that is alone only marks what it begins, without a lock. It first marks a key, then checks for other passes. A
+new pass first announces itself, then checks for marks. So at least one of the two notices the other; from then on both
+ask here, under a lock.
 """
 
 from __future__ import annotations

@@ -336,7 +336,8 @@ class Earlier:
             done, failed = self._records.count()
         else:
             keys = set() if self._checkpoint.errors.is_empty else {self._input.keys[place] for place in self.undone()}
-            failed = sum(self._records.has_error(key) for key in keys)
+            errors, is_done = self._checkpoint.errors, self._records.is_done
+            failed = sum(errors.find(self._version, key) is not None and not is_done(key) for key in keys)
         if not (self.count or done or failed):
             return
         total = "unknown" if self._input.total is None else f"{self._input.total:,}"

@@ -1,4 +1,4 @@
-"""Helpers for failures: what is recorded of one, the frames of its traceback as text, and what is dropped or noted.
+"""How exceptions are kept and shown: what is recorded of one, where it was raised, and which frames are let go of.
 
 The promise: an exception that is kept holds no frame, and so none of the user's data.
 """

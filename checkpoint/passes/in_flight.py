@@ -36,7 +36,8 @@ class InFlight:
 
     Attributes:
         units: what was admitted, by key.
-        begun: those of them whose calls have begun; the same dict where calls begin when they are admitted.
+        begun: those of them whose calls have begun, marked by the pass; the same dict where calls begin when they are
+            admitted. Where passes share the checkpoint each needs a `claim`, too.
         parked: those whose key runs in another pass.
         ends: how keys ended that another pass ran: its unit, and the outcome.
         parent: whose call makes this pass, and the keys that it may be of; None where no call does.
@@ -94,10 +95,6 @@ class InFlight:
         """Each call begins as its unit is admitted."""
         self.begun = self.units
 
-    def begin(self, units: Iterable[Unit]) -> None:
-        """Mark that the calls of the units begin; where passes share the checkpoint each needs a `claim` then."""
-        self.begun.update([(unit.key, unit) for unit in units])
-
     def claim(self, unit: Unit, again: Again) -> bool:
         """Whether a unit that was marked may be called, as `Claims.claim`."""
         return self.claims.claim(self, unit, again)
@@ -148,15 +145,17 @@ class InFlight:
         self.begun.pop(key, None)
         if unit is not None and self.has_company:
             self.claims.release(self, [unit], None if failed else _SAVED)
-        return unit is not None, len(self.release(key))
+        return unit is not None, len(self.release(key)) if self.waiting else 0
 
-    def hand_out(self) -> None:
-        """The user's loop in this thread is given what begins next."""
+    def hand_out(self, units: list[Unit]) -> None:
+        """The user's loop in this thread is given the units, as calls that begin."""
         self.thread = get_ident()
+        self.begun = {units[0].key: units[0]} if len(units) == 1 else {unit.key: unit for unit in units}
 
     def take_back(self) -> None:
         """The user is done with all that was handed out."""
-        self.put_off(list(self.begun.values()))
+        if self.begun:
+            self.put_off(list(self.begun.values()))
         if self.watches_objects and self._loans:
             self._loans.end_all()
 

@@ -1,11 +1,13 @@
 """The meeting of what is on disk and what is run: admit → engine → settle, told once.
 
-A pass is one run over items. `admit` decides which of them are run; `settle` saves what finished. Both are plain and
-synchronous, and nothing else of a pass touches disk or bar. They may be called from two threads: what is counted and
-remembered is changed under a lock, which nobody holds while it writes. What finished is on disk before anyone sees it.
+A pass is one run over items. `admit` decides which of them are run; `begin` which of these run in another pass just
+now; `settle` saves what finished. They are plain and synchronous, and nothing else of a pass touches disk or bar. They
+may be called from two threads: what is counted and remembered is changed under a lock, which nobody holds while it
+writes. What finished is on disk before anyone sees it.
 
-A pass asks six objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
-them run, `Recorder` saves how they end, `Tally` counts it, and `PassSettings` says what the user wants.
+A pass asks seven objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
+them run, `Company` how those end that other passes run, `Recorder` saves how they end, `Tally` counts it, and
+`PassSettings` says what the user wants.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from checkpoint.errors import (
     UnencodableValue,
     quote,
 )
-from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
+from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
 from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
-from checkpoint.passes.recorder import End, Recorder, spoil, values_of
+from checkpoint.passes.recorder import End, Recorder, spoil
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
@@ -99,7 +101,7 @@ class Pass:
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._has_begun_writing = False
+        self._is_prepared = self._has_begun_writing = False
         self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
@@ -121,8 +123,7 @@ class Pass:
         self._store.meta.total = self.input.total
         self.records.open()  # keying may have taken a while
         self._recount()
-        self.earlier.tell_resumed(self.tally.completed)
-        if self.earlier.is_any_run():
+        if self.earlier.is_any_run() or (self._settings.locks_first and self.input.is_one_shot):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own
         else:
             if self.records.power:
@@ -130,6 +131,7 @@ class Pass:
             if self._shard != ALL:
                 with suppress(StoreError):
                     self._begin_writing()  # its meta says how many items it has, or the sum of all is not known
+        self.earlier.tell_resumed(self.tally.completed)
         self.earlier.note_failed()
         if self.input.in_memory and not self._collect:
             self.input.leave_out_all_but(self.earlier.in_order())
@@ -138,6 +140,7 @@ class Pass:
         self.items = self.input.items
         beside = self._store.replica.beside if self._store.replica.is_remote else None
         self.tally.show_bar(self.input.total, beside)
+        self._is_prepared = True
 
     # admit
 
@@ -294,7 +297,7 @@ class Pass:
 
     def _begin_writing(self) -> None:
         """Take the lock; from here on no other process saves anything."""
-        self._store.writer.begin()
+        self.records.begin_writing(self._settings.lock_timeout)
         self._has_begun_writing = True
         if self.records.power:
             self._checkpoint.confirm()
@@ -328,8 +331,10 @@ class Pass:
             CircularCall: who runs the key waits for this pass.
             InputChanged: another pass ran the key with another item.
         """
-        self.in_flight.begin(units)
-        if not self.is_shared:
+        keys = self.in_flight
+        for unit in units:
+            keys.begun[unit.key] = unit
+        if not keys.has_company:
             return units, 0
         return self._company.begin(units, again)
 
@@ -356,7 +361,7 @@ class Pass:
                 failure = self._recorder.save(group)
             except StoreError as error:
                 self._owed = [end for group in groups[done:] for end in group]
-                error.unsaved = values_of(self._owed)
+                error.unsaved = self._recorder.values_of(self._owed)
                 raise
             self._settled(group, failure)
         if groups and groups[-1][0].raw is None:
@@ -369,15 +374,17 @@ class Pass:
             return False
         records, key, digest, value = self.records, unit.key, unit.digest, outcome.value
         try:
-            raw = records.encode(value)
+            raw = value.raw if type(value) is Encoded else records.encode(value)
         except UnencodableValue:
+            return False
+        if type(raw) is not bytes:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
-            error.unsaved = {key: value}
+            error.unsaved = self._recorder.values_of(self._owed)
             raise
         with self._lock:
             if not (self._collect or self.in_flight.waiting or self.earlier.redo):
@@ -419,15 +426,6 @@ class Pass:
 
     # by hand
 
-    def hand_out(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
-        """As `begin`, for the user's own loop in this thread: each unit is at work until it is saved, or `moved_on`.
-
-        Raises:
-            CircularCall: another loop of this thread is at one of them.
-        """
-        self.in_flight.hand_out()
-        return self.begin(units, again)
-
     def digest_for(self, key: Key) -> int:
         """The digest of the item that was handed out under the key."""
         unit = self.in_flight.units.get(key)
@@ -441,12 +439,14 @@ class Pass:
                 if key not in self.input.first_places:
                     self.in_flight.strays.append(key)
                 return
-            self.earlier.redo.discard(key)
+            if self.earlier.redo:
+                self.earlier.redo.discard(key)
             self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
         """Move on to the next item, or batch: the user is done with what was handed out."""
-        self.in_flight.take_back()
+        if self.in_flight.begun or self.in_flight.watches_objects:
+            self.in_flight.take_back()
         self.tally.advance(1)
 
     # after
@@ -500,10 +500,11 @@ class Pass:
         if self._lineage is not None:
             self._lineage.end(self.records)
         self.tally.close_bar()
-        self.earlier.changes.tell()
-        self.in_flight.tell_strays()
-        self.earlier.changes.tell_incomparable()
-        self.input.tell_equals(self.name)
-        self.tally.tell(self.input.total)
+        if self._is_prepared:
+            self.earlier.changes.tell()
+            self.in_flight.tell_strays()
+            self.earlier.changes.tell_incomparable()
+            self.input.tell_equals(self.name)
+            self.tally.tell(self.input.total)
         self.items, self.tally.handled, self._recorder.handled = (), None, None
         self.input.close()

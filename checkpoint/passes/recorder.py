@@ -10,11 +10,11 @@ from typing import Any
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import UnencodableValue
-from checkpoint.outcomes import Done, Failure, Success, Unit
+from checkpoint.outcomes import Done, Encoded, Failure, Success, Unit
 from checkpoint.passes.failures import let_go_of_frames
 from checkpoint.storage.store import Entry
 
-__all__ = ["End", "Recorder", "spoil", "values_of"]
+__all__ = ["End", "Recorder", "spoil"]
 
 
 class End(Entry, frozen=True, gc=True):
@@ -59,7 +59,7 @@ class Recorder:
     def _ends(self, finished: list[Done]) -> list[End]:
         records, version, now = self._records, self._records.version, self._records.stamp()
         ends: list[End] = []
-        raws = iter(records.encode_all([done.outcome.value for done in finished if type(done.outcome) is Success]))
+        raws = iter(self._raws([done.outcome.value for done in finished if type(done.outcome) is Success]))
         for done in finished:
             unit, outcome = done.unit, done.outcome
             key, digest = unit.key, unit.digest
@@ -74,6 +74,24 @@ class Recorder:
                 let_go_of_frames(raw, self.handled)  # they lead back here, and hold the user's data
                 ends.append(End(version, key, digest, b"", unit, outcome, None, raw))
         return ends
+
+    def _raws(self, values: list[Any]) -> list[bytes | UnencodableValue]:
+        """The encoding of each, or why it has none; those that have it already are not encoded again."""
+        encoded = {place: value.raw for place, value in enumerate(values) if type(value) is Encoded}
+        if not encoded:
+            return self._records.encode_all(values)
+        others = iter(self._records.encode_all([value for value in values if type(value) is not Encoded]))
+        return [encoded[place] if place in encoded else next(others) for place in range(len(values))]
+
+    def values_of(self, ends: list[End]) -> dict[Any, Any]:
+        """The values that calls returned, as they were then, by key."""
+        return {end.unit.key: self._value_of(end) for end in ends if type(end.outcome) is Success}
+
+    def _value_of(self, end: End) -> Any:
+        value = end.outcome.value if type(end.outcome) is Success else None
+        if type(value) is not Encoded:
+            return value
+        return self._records.decode(value.raw) if type(value.raw) is bytes else value.value
 
     def save(self, ends: list[End]) -> Failure | None:
         """Save one of the `groups`; returns the failure that a refused value ends with.
@@ -91,7 +109,7 @@ class Recorder:
     def _keep_aside(self, end: End, refused: UnencodableValue) -> Failure:
         unit, outcome = end.unit, end.outcome
         assert isinstance(outcome, Success)
-        error = self._records.keep_aside(unit.key, outcome.value, unit.digest, refused)
+        error = self._records.keep_aside(unit.key, self._value_of(end), unit.digest, refused)
         return Failure(str(error), "UnencodableValue", None, outcome.elapsed, outcome.attempts, error)
 
 
@@ -99,8 +117,3 @@ def spoil(done: Done) -> Done:
     """The end of a call whose item was changed before it was done: whatever it returned is of no item."""
     message = "its item was changed while its call ran, since a later item is the same object"
     return Done(done.unit, Failure(message, "ItemChanged"))
-
-
-def values_of(ends: list[End]) -> dict[Any, Any]:
-    """The values of results among ends, by key."""
-    return {end.unit.key: end.outcome.value for end in ends if type(end.outcome) is Success}

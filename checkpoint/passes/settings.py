@@ -30,6 +30,8 @@ class PassSettings:
         collect: whether the pass keeps outcomes for `take`.
         progress: whether the pass shows a bar.
         desc: the text before the bar.
+        lock_timeout: seconds that the pass waits while another process writes.
+        locks_first: whether it takes the lock before it draws from input that can be read once only.
     """
 
     key_of: KeyFunction
@@ -41,6 +43,8 @@ class PassSettings:
     collect: bool = False
     progress: bool = False
     desc: str | None = None
+    lock_timeout: float = 0.0
+    locks_first: bool = False
 
     @property
     def refuses_changes(self) -> bool:

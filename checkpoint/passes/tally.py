@@ -151,7 +151,7 @@ class Tally:
             self.failed.discard(key)
             self.errors.retire("error")
         else:
-            self.errors.succeeded()
+            self.errors.run += 1
 
     def _fail(self, key: Key, failure: Failure) -> Exception:
         """Count it; the first ones are kept as they were raised, without the frames that hold the user's data."""

@@ -1,8 +1,8 @@
 """Find the functions, classes and objects of the user's own that a function leads to.
 
 The promise: calls are followed by name, through globals, closures, default values, partials, decorators, tables of
-single dispatch, modules and classes, and nothing of the user's is run. Of a class, those functions are reached whose
-names the code reads anywhere, and the special ones.
+single dispatch, modules and classes, and nothing of the user's is run. Of a class we read
+the methods whose names occur as an attribute anywhere in the code that was reached, and all ``__special__`` ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is saved is brought to a store, beside the work: sessions, and the thread of each.
 
 The promise: saving never waits for the store; what was uploaded and seen to be in order counts, and nothing else does;
-who finds that another session has begun uploads no more, and keeps what it has. The thread reads whole, acknowledged
+a session that sees a newer one stops uploading, and its local files stay. The thread reads whole, acknowledged
 lines of the local journals, and writes objects of its own session only, so that a writer that was thought dead and
 comes back overwrites nothing.
 """

@@ -147,6 +147,8 @@ def tidy(value: Any) -> Any:
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
         return _tidy_numpy(numpy, value)
+    if type(value).__module__.partition(".")[0] == "pandas":
+        return _tidy_pandas(value)
     return None if value is msgspec.UNSET else tidy_text(str(value))
 
 
@@ -204,6 +206,17 @@ def _tidy_np_moment(numpy: Any, value: Any) -> Any:
         held = rounded.item() if numpy.datetime_data(value.dtype)[0] not in "YMWD" else value.item()
         if isinstance(held, (date, timedelta)) and (rounded == value or not isinstance(held, (datetime, timedelta))):
             return tidy(held)
+    return str(value)
+
+
+def _tidy_pandas(value: Any) -> Any:
+    """A moment or a span of pandas: as Python has it, or as text where it has nanoseconds, which Python has not."""
+    if value != value:  # NaT
+        return None
+    if isinstance(value, datetime) and not value.nanosecond:  # type: ignore[attr-defined]
+        return tidy(value.to_pydatetime())  # type: ignore[attr-defined]
+    if isinstance(value, timedelta) and not value.nanoseconds:  # type: ignore[attr-defined]
+        return tidy(value.to_pytimedelta())  # type: ignore[attr-defined]
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""What a store is part of, as far as it asks.
+"""The interface through which a store reaches its owner, normally a `Checkpoint`: shards, upkeep, the replica.
 
 The promise: a store asks its `Host` for whatever is not in its own journals, and knows nothing else of it.
 """

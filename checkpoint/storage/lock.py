@@ -59,7 +59,7 @@ def _plausible(said: dict[str, Any]) -> dict[str, Any]:
     return {part: printable(shorten(value)) if type(value) is str else value for part, value in held.items()}
 
 
-INSTEAD = "use another name or checkpoint_dir"
+INSTEAD = "use another name or checkpoint_dir; lock_timeout= waits by itself"
 """What whoever finds a checkpoint locked can do."""
 
 

@@ -14,11 +14,12 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, StoreForked
@@ -29,13 +30,17 @@ from checkpoint.storage.journals import Journals
 from checkpoint.storage.lock import INSTEAD, Lock
 from checkpoint.storage.meta import Meta
 
-__all__ = ["Writer"]
+__all__ = ["LOCK_LOOK", "Writer", "in_time"]
 
 
 log = logging.getLogger("checkpoint")
 _SECOND = 1.0
 _IDLE = 30.0  # seconds after which who writes to a store lets go: taking hold of it again costs some requests
 _META_EVERY = 30.0
+LOCK_LOOK = 0.02
+"""Seconds from one look at a lock that another process holds to the next."""
+_LOOK_AFAR = 1.0  # the same where to look takes requests
+T = TypeVar("T")
 
 
 class _Running:
@@ -94,6 +99,11 @@ class Writer:
         self._forked = False
         self._failure: StoreError | None = None
         self._goes_on = False  # whether it is cleared or repaired whatever is in the journals' places
+
+    @property
+    def looks_every(self) -> float:
+        """Seconds from one look at a lock that another process holds to the next."""
+        return _LOOK_AFAR if self.replica.is_remote else LOCK_LOOK
 
     def begin(self) -> None:
         """Hold the lock, be up to date, and be able to append: at once where that is so already.
@@ -431,6 +441,26 @@ class Writer:
         for each in self.own:
             each.journal.stop_writing()
         self._owner.drop()
+
+
+def in_time(act: Callable[[], T], timeout: float, *, every: float = LOCK_LOOK) -> T:
+    """What an act returns that writes; it is tried until no other process writes, or so many seconds are over.
+
+    Raises:
+        CheckpointLocked: another process writes still.
+    """
+    end, is_told = clock.monotonic() + timeout, False
+    while True:
+        try:
+            return act()
+        except CheckpointLocked as error:
+            left = end - clock.monotonic()
+            if left <= 0:
+                raise
+            if not is_told:
+                log.info("%s; waiting at most %.3g s (lock_timeout)", error, left)
+                is_told = True
+        clock.sleep(min(every, left))
 
 
 def _make_directory(path: Path, *, is_new: bool) -> None:

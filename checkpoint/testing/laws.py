@@ -20,6 +20,7 @@ takes: what must happen is waited for, and what must not is counted. A law that 
 from __future__ import annotations
 
 import decimal
+import gc
 import importlib.util
 import itertools
 import os
@@ -60,6 +61,7 @@ from checkpoint.testing.trial import (
     is_not_thirty,
     long_wait,
     no_wait,
+    program,
     raised,
     short_wait,
     waiting,
@@ -199,6 +201,93 @@ def _large_results_are_saved_whole(make: Make) -> None:
     items = [trial.item(n, ["make", "megabyte"]) for n in range(8)]
     equal([len(value) for value in trial.map(items)], [1_000_000] * 8, "the lengths of the results")
     equal(trial.failed, {}, "the failures")
+
+
+@_law
+def _a_value_is_saved_as_it_was_when_its_call_returned(make: Make) -> None:
+    """The function may fill one buffer again in each call, of a chunk too."""
+    for trial, options in make.each_way():
+        items = [trial.item(n, ["fill", n]) for n in range(60)]
+        equal(trial.map(items, **options), [[n] * 4 for n in range(60)], "the values")
+
+
+# --- the program around it -------------------------------------------------------------------------------------------
+
+
+@_law
+def _a_pass_leaves_the_program_as_it_was(make: Make) -> None:
+    """However it ends: signals, environment, hooks, threads of ours; descriptors and `multiprocessing`, too.
+
+    The last two where no executor is given, which may open files and start processes when it likes.
+    """
+    warm = make(name="warm")
+    warm.map(warm.items(4))  # what an executor starts once, and what is imported, stays
+    warm.f.runner.close()
+    is_ours = isinstance(warm.given.get("executor", ""), str)
+    is_main = threading.current_thread() is threading.main_thread()
+    for number, how in enumerate(_ENDS):
+        trial = make(name=f"end{number}")
+        before = program(is_ours=is_ours)
+        is_interrupted = before["handlers"].get(signal.SIGINT) is signal.default_int_handler and is_main
+        if is_interrupted or how is not _interrupted:
+            how(trial)
+        trial.f.runner.close()
+        gc.collect()  # what was raised leads to what it was raised by
+
+        changed: list[str] = []
+
+        def is_as_it_was(before: dict[str, Any] = before, changed: list[str] = changed) -> bool:
+            changed[:] = _changed(before, program(is_ours=is_ours))
+            return not changed
+
+        try:
+            driven(waiting(is_as_it_was, "the program is as it was"))
+        except AssertionError:
+            raise AssertionError(
+                f"after a pass that was {how.__name__[1:]}, these are not as before: {changed}"
+            ) from None
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The parts that are not as they were; fewer threads and descriptors are no change."""
+    fewer = {"threads": set(after["threads"]) <= set(before["threads"])}
+    if "descriptors" in before:
+        fewer["descriptors"] = after["descriptors"] <= before["descriptors"]
+    return [part for part in before if not fewer.get(part, before[part] == after[part])]
+
+
+def _done(trial: Trial) -> None:
+    trial.map(trial.items(6))
+
+
+def _raised(trial: Trial) -> None:
+    raised(ItemsFailed, lambda: trial.map(trial.items(6, _BAD)))
+
+
+def _interrupted(trial: Trial) -> None:
+    def drawn() -> Iterator[Item]:
+        for item in trial.items(20):
+            if item["id"] == 3:
+                signal.raise_signal(signal.SIGINT)
+            yield item
+
+    raised(KeyboardInterrupt, lambda: trial.map(drawn()))
+
+
+def _cancelled(trial: Trial) -> None:
+    if trial.engine.is_async:
+        trial.cancelled(trial.items(20, {n: [["sleep", LONG]] for n in range(20)}))
+
+
+def _left(trial: Trial) -> None:
+    trial.stream(trial.items(20), lambda outcome: True)
+
+
+def _collected(trial: Trial) -> None:
+    trial.collected_elsewhere(iter(trial.items(20)))
+
+
+_ENDS: Final = (_done, _raised, _interrupted, _cancelled, _left, _collected)
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------

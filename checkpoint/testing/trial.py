@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import decimal
+import gc
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -27,6 +30,7 @@ __all__ = [
     "LONG",
     "VALUES",
     "VARIABLE",
+    "Cycle",
     "Deed",
     "Elapsed",
     "Item",
@@ -46,6 +50,7 @@ __all__ = [
     "is_not_thirty",
     "long_wait",
     "no_wait",
+    "program",
     "raised",
     "short_wait",
     "waiting",
@@ -140,7 +145,23 @@ def _look_and_leave() -> list[Any]:
     return seen
 
 
+class _Buffer(threading.local):
+    """What a function fills again in each of its calls, one for each thread."""
+
+    def __init__(self) -> None:
+        self.values = [0] * 4
+
+
+_buffer = _Buffer()
+
+
+def _fill(number: int) -> list[int]:
+    _buffer.values[:] = [number] * 4
+    return _buffer.values
+
+
 _DEEDS: dict[str, Callable[..., Any]] = {
+    "fill": _fill,
     "return": lambda value: value,
     "raise": _raise,
     "make": lambda name: VALUES[name](),
@@ -338,6 +359,45 @@ def _records_in(journal: Path) -> dict[int, dict[str, Any]]:
     return {record["key"]: record for record in records if not record.get("forgotten")}
 
 
+# --- what a pass must not change -------------------------------------------------------------------------------------
+
+
+class Cycle:
+    """Holds something that only a garbage collection lets go of."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.itself = held, self
+
+
+def program(*, is_ours: bool) -> dict[str, Any]:
+    """What a program has that a pass leaves as it was; threads are those of ours.
+
+    Args:
+        is_ours: whether the engine is; else what is open, and what `multiprocessing` knows, is an executor's affair.
+    """
+    numbers = sorted(signal.valid_signals()) if hasattr(signal, "valid_signals") else []
+    found: dict[str, Any] = {
+        "handlers": {int(number): signal.getsignal(number) for number in numbers},
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()) if hasattr(signal, "pthread_sigmask") else None,
+        "environment": dict(os.environ),
+        "directory": os.getcwd(),
+        "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook, list(gc.callbacks)),
+        "threads": [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint-")],
+    }
+    if is_ours:
+        found["descriptors"] = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+        found["processes"] = (
+            multiprocessing.get_start_method(allow_none=True),
+            repr(multiprocessing.process._process_counter),  # type: ignore[attr-defined]
+            multiprocessing.active_children(),
+            multiprocessing.current_process().name,
+            vars(sys.modules["multiprocessing.forkserver"]._forkserver).copy()
+            if "multiprocessing.forkserver" in sys.modules
+            else None,
+        )
+    return found
+
+
 # --- what laws are told in -------------------------------------------------------------------------------------------
 
 
@@ -475,6 +535,35 @@ class Trial:
             if leave(outcome):
                 break
             await _awaited(waiting(sleep_until, "what the sleeping consumer waits for is so"))
+
+    def collected_elsewhere(self, items: Iterable[Item]) -> None:
+        """Consume one outcome; a collection in another thread lets go of the rest."""
+        if self.engine.is_async:
+            asyncio.run(self._collected_elsewhere(items))
+            return
+        kept = Cycle(self.f.stream(items, **self.given))
+        next(kept.held)
+        del kept
+        thread = threading.Thread(target=gc.collect)
+        thread.start()
+        thread.join()
+
+    async def _collected_elsewhere(self, items: Iterable[Item]) -> None:
+        kept = Cycle(self.f.stream(items, **self.given))
+        await anext(kept.held)
+        del kept
+        await asyncio.to_thread(gc.collect)
+
+    def cancelled(self, items: Sequence[Item]) -> None:
+        """Cancel the map of coroutine functions, once a call has begun."""
+
+        async def cancel() -> None:
+            task = asyncio.ensure_future(self._map(items, self.given))
+            await _awaited(waiting(lambda: bool(self.log.begun), "a call begins"))
+            task.cancel()
+            await task
+
+        raised(asyncio.CancelledError, lambda: asyncio.run(cancel()))
 
     # what is on disk, as somebody else reads it
 

@@ -3,8 +3,8 @@
 The promise: two items of one key that differ are told apart, whoever made them. Earlier versions of this library wrote
 63 bits, which are the beginning of the same digest: they stay readable, and are compared as far as they go.
 
-A digest is an int of 128 bits, 0 for none; on disk it is 32 hex digits. The lower half of a short one is 0, which that
-of no other is.
+A digest is an int of 128 bits, 0 for none; on disk it is 32 hex digits. A digest of an earlier version fills the upper
+half only: its lower half is 0, which that of a full digest never is.
 """
 
 from __future__ import annotations
