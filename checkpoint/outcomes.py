@@ -17,7 +17,18 @@ import msgspec
 if TYPE_CHECKING:
     from checkpoint.errors import UnencodableValue
 
-__all__ = ["NOT_RUN", "Done", "Encoded", "Failure", "Outcome", "Success", "Unit", "Uploaded", "describe_exception"]
+__all__ = [
+    "NOT_RUN",
+    "NOT_YET",
+    "Done",
+    "Encoded",
+    "Failure",
+    "Outcome",
+    "Success",
+    "Unit",
+    "Uploaded",
+    "describe_exception",
+]
 
 
 R = TypeVar("R")
@@ -141,6 +152,9 @@ def describe_exception(
 
 NOT_RUN: Final = -(1 << 63)
 """The place of an item that was not run, since the pass was ended early."""
+
+NOT_YET: Final = object()
+"""Stands for the next item, where that is awaited."""
 
 
 class Uploaded(NamedTuple):

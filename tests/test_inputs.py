@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections import ChainMap, UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,15 @@ import polars as pl
 import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
 import pytest
 
-from checkpoint import BatchCheckpointedRunner, InvalidKey, InvalidOption, ItemsFailed, Results, checkpointed
+from checkpoint import (
+    BatchCheckpointedRunner,
+    InvalidKey,
+    InvalidOption,
+    ItemsFailed,
+    Results,
+    TooManyErrors,
+    checkpointed,
+)
 
 ROWS = [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 3, "text": "c"}]
 
@@ -300,3 +308,142 @@ def test_a_missing_key_of_a_row_is_answered_with_the_index() -> None:
         assert checkpointed("f", key="row")(lambda row: row["text"]).map(rows, progress=False) == ["a", "b"]
     with pytest.raises(InvalidKey, match="dropna"):
         checkpointed("g")(lambda x: x).map(frame["id"], progress=False)
+
+
+# --- items that are awaited ------------------------------------------------------------------------------------------
+
+
+class Source:
+    """An asynchronous generator of items, and what becomes of it.
+
+    Args:
+        count: how many items there are; then it raises the error, if one is given, or ends.
+    """
+
+    def __init__(self, count: float = 5, error: Exception | None = None) -> None:
+        self._count, self._error = count, error
+        self.drawn: list[int] = []
+        self.tasks: set[Any] = set()
+        self.is_closed = False
+
+    async def items(self) -> AsyncIterator[int]:
+        """Each after a turn of the loop."""
+        try:
+            while len(self.drawn) < self._count:
+                await asyncio.sleep(0)
+                self.tasks.add(asyncio.current_task())
+                self.drawn.append(len(self.drawn))
+                yield self.drawn[-1]
+            if self._error is not None:
+                raise self._error
+        finally:
+            self.tasks.add(asyncio.current_task())
+            self.is_closed = True
+
+
+@checkpointed("awaited")
+async def negative(n: int) -> int:
+    """A function of an item that is awaited."""
+    await asyncio.sleep(0)
+    if n == 13:
+        raise ValueError(n)
+    return -n
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_map_takes_items_that_are_awaited(workers: int) -> None:
+    """In order; the second map calls nothing. One task draws, as an `async for` does, and not the consumer's."""
+
+    async def run() -> None:
+        for _ in range(2):
+            source = Source()
+            got = await negative.map(source.items(), workers=workers, progress=False)
+            assert list(got) == [0, -1, -2, -3, -4]
+            assert source.is_closed
+            assert len(source.tasks) == 1
+            assert asyncio.current_task() not in source.tasks
+
+    asyncio.run(run())
+
+
+def test_what_is_done_is_yielded_while_the_next_item_is_awaited() -> None:
+    """A stream of awaited items waits for none of them with what it has; streams feed each other so."""
+
+    async def run() -> None:
+        gates = [asyncio.Event() for _ in range(4)]
+
+        async def items() -> AsyncIterator[int]:
+            for n, gate in enumerate(gates):
+                await gate.wait()
+                yield n
+
+        second = negative.options(name="second")
+        first = negative.stream(items(), workers=2, progress=False)
+        values = (outcome.value async for outcome in first if outcome.value is not None)
+        both = second.stream(values, workers=2, progress=False)
+        for n, gate in enumerate(gates):
+            gate.set()
+            assert (await anext(both)).value == n
+        assert [outcome async for outcome in both] == []
+
+    asyncio.run(run())
+
+
+def test_awaited_items_are_keyed_shared_batched_and_sharded_as_others_are() -> None:
+    """Equal ones share a call, batches are filled, each shard takes its own, and places are those of the whole."""
+
+    async def run() -> None:
+        async def items() -> AsyncIterator[int]:
+            for n in (1, 2, 1, 3, 2):
+                yield n
+
+        assert list(await negative.map(items(), workers=2, progress=False)) == [-1, -2, -1, -3, -2]
+
+        @checkpointed("batched", batch_size=2)
+        async def many(ns: list[int]) -> list[int]:
+            return [-n for n in ns]
+
+        assert list(await many.map(Source().items(), workers=2, progress=False)) == [0, -1, -2, -3, -4]
+        sharded = negative.options(name="sharded")
+        parts = [await sharded.map(Source(12).items(), shard=(n, 2), progress=False) for n in (0, 1)]
+        assert sorted(value for part in parts for value in part) == [*range(-11, 1)]
+
+    asyncio.run(run())
+
+
+def test_no_more_awaited_items_are_drawn_than_others() -> None:
+    """An endless source that is left early is closed, in the task that draws."""
+
+    async def run() -> None:
+        source = Source(float("inf"))
+        stream = negative.stream(source.items(), workers=2, max_errors=0, progress=False)
+
+        async def consume() -> None:
+            async for outcome in stream:
+                assert len(source.drawn) <= outcome.key + 8
+
+        with pytest.raises(TooManyErrors):
+            await consume()
+        assert source.is_closed
+        assert len(source.tasks) == 1
+
+    asyncio.run(run())
+
+
+def test_an_error_of_awaited_items_is_raised_by_the_map() -> None:
+    """What was drawn before is done and saved."""
+
+    async def run() -> None:
+        with pytest.raises(ConnectionError):
+            await negative.map(Source(5, ConnectionError()).items(), workers=2, progress=False)
+        assert sorted(negative.results) == [0, 1, 2, 3, 4]
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(run())
+
+
+def test_awaited_items_of_a_plain_function_are_refused_with_the_fix() -> None:
+    """Nobody awaits them there."""
+    f: Any = checkpointed("plain")(abs)
+    with pytest.raises(InvalidOption, match="coroutine function takes asynchronous iterators, else collect it first"):
+        f.map(Source().items())

@@ -278,7 +278,7 @@ def check_ended_by(job: Job, number: int) -> None:
 @pytest.mark.parametrize(
     ("engine", "consume", "number"),
     [
-        *((e, "map", n) for e in ENGINES for n in SIGNALS),
+        *((e, "map", n) for e in ENGINES for n in [*SIGNALS, signal.SIGHUP]),
         *((e, "stream", SIGNALS[n % 2]) for n, e in enumerate(ENGINES)),
         *((e, "map", signal.SIGHUP) for e in ENGINES),
     ],
@@ -757,6 +757,7 @@ def test_a_signal_as_a_pass_ends_is_not_lost() -> None:
 
 # --- coroutines ------------------------------------------------------------------------------------------------------
 
+AGAIN = "run the same line again for the rest"
 CANCEL = (
     JOB
     + """
@@ -807,11 +808,12 @@ note("after", "the pass")
 @pytest.mark.parametrize("consume", ["map", "stream"])
 @pytest.mark.parametrize(("how", "ended_by"), [("cancel", "CancelledError"), ("timeout", "TimeoutError")])
 def test_cancellation_ends_the_pass(start: Starter, tmp_path: Path, how: str, ended_by: str, consume: str) -> None:
-    """`task.cancel()` and `asyncio.timeout` end it; what finished is kept, calls are cancelled, no task is left."""
+    """`task.cancel()` and `asyncio.timeout` end it; what finished is kept and told, no call and no task is left."""
     script = CANCEL.replace("HOW", repr(how))
     job = start(script, job={"engine": "asyncio", "consume": consume}, flags=["-W", "error", "-X", "dev"])
     assert job.end() == 0, job.stderr
-    assert job.stderr == ""
+    of = " of 20" if consume == "map" else ""
+    assert job.stderr == f"checkpoint 'j': cancelled with 3{of} done, all of them saved; {AGAIN}\n"
     assert job.lines("ended_by") == [ended_by]
     assert job.lines("cancelling") == ["0"]
     assert sorted(job.lines("ended")) == [f"{n} CancelledError" for n in range(3, 7)]
@@ -852,6 +854,118 @@ def test_a_plain_event_loop_is_interrupted_too(start: Starter, again: bool, cons
     told = [line for line in job.stderr.splitlines() if not line.startswith("checkpoint 'j': ")]
     assert told == []
     assert len(job.results()) == (3 if again else 7)
+
+
+SWALLOWS = (
+    JOB
+    + """
+CANCEL = False
+
+async def swallows(n):
+    note("called", n)
+    while waits(n):
+        try:
+            await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            note("swallowed", n)
+    return n * n
+
+f = checkpointed("j", version=1)(swallows)
+
+async def main():
+    task = asyncio.ensure_future(arun(range(20)))
+    while CANCEL and (len(f.results) < 3 or len(open("called").readlines()) < 7):
+        await asyncio.sleep(0.005)
+    if CANCEL:
+        task.cancel()
+    await task
+
+loop = asyncio.new_event_loop()
+try:
+    loop.run_until_complete(main())
+except KeyboardInterrupt:
+    note("ended_by", "KeyboardInterrupt")
+    os._exit(0)
+"""
+)
+
+
+@pytest.mark.parametrize("consume", ["map", "stream"])
+@pytest.mark.parametrize("by", ["a second signal", "grace", "a cancellation, and two signals"])
+def test_calls_that_swallow_their_cancellation_hold_up_no_interrupt(start: Starter, by: str, consume: str) -> None:
+    """The second signal, or the end of the time, leaves them: the checkpoint is free, and has what finished."""
+    grace = 0.1 if by == "grace" else 3600
+    script = (
+        SWALLOWS if by != "a cancellation, and two signals" else SWALLOWS.replace("CANCEL = False", "CANCEL = True")
+    )
+    job = start(script, job={"engine": "asyncio", "consume": consume, "grace": grace})
+    job.until_full("asyncio")
+    if by == "a cancellation, and two signals":
+        job.until("the cancellation", lambda: len(job.lines("swallowed")) == 4)
+    job.send(signal.SIGINT)
+    job.until("the message", lambda: "stopping" in job.stderr)
+    if by != "grace":
+        job.send(signal.SIGINT)
+    assert job.end() == 0, job.stderr
+    assert job.lines("ended_by") == ["KeyboardInterrupt"]
+    assert job.called() == [*range(7)]
+    assert job.results() == {0: 0, 1: 1, 2: 4}
+    assert job.stderr.count("all of them saved") == 1
+
+
+def test_a_consumer_that_gives_up_on_each_outcome_is_stopped_by_the_second_signal(start: Starter) -> None:
+    """`wait_for` of Python 3.11 asks for each outcome in another task: the last one is told."""
+    job = start(
+        JOB
+        + """
+async def main():
+    outcomes = f.stream(drawn(range(20)), **options)
+    while True:
+        note("yielded", (await asyncio.wait_for(anext(outcomes), 3600)).key)
+
+asyncio.run(main())
+""",
+        job={"engine": "asyncio", "grace": 3600},
+    )
+    job.until_full("asyncio")
+    job.until("the outcomes", lambda: len(job.lines("yielded")) == 3)
+    job.send(signal.SIGINT)
+    job.until("the message", lambda: "stopping" in job.stderr)
+    job.send(signal.SIGINT)
+    assert job.end() in (-2, 130), job.stderr
+    assert job.results() == {0: 0, 1: 1, 2: 4}
+
+
+@linux
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_terminal_that_is_closed_lets_what_runs_finish(tmp_path: Path, engine: str) -> None:
+    """Its SIGHUP is taken as a SIGTERM is, though nobody can be told any more."""
+    import pty
+
+    options = json.dumps({"engine": engine, "progress": True})
+    (tmp_path / "job.py").write_text(JOB + MAIN)
+    pid, terminal = pty.fork()
+    if not pid:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JOB": options}
+        os.execve(sys.executable, [sys.executable, "job.py"], environment)
+    running = [*range(LAST[engine] + 1)]
+
+    def noted(name: str) -> list[int]:
+        path = tmp_path / name
+        return sorted(map(int, path.read_text().split())) if path.exists() else []
+
+    try:
+        until("calls", lambda: noted("called") == running)
+        os.close(terminal)
+        (tmp_path / "go").touch()
+        _, status = os.waitpid(pid, 0)
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert os.waitstatus_to_exitcode(status) == 143
+    with CheckpointedRunner("j", tmp_path / "checkpoints", version=1) as runner:
+        assert set(runner.get_all_results()) >= set(running)
+    assert resumed(tmp_path) == [n for n in range(20) if n not in noted("returned")]
 
 
 # --- processes: groups -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ An engine is imported when it is chosen.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from checkpoint.execution.serial import serial
 from checkpoint.passes.pipeline import Pass
 
 if TYPE_CHECKING:
+    from checkpoint.execution.asynchronous import AwaitedItems
     from checkpoint.provenance.agreement import Agreement
 
 __all__ = ["Dispatch", "refuse_while_importing_main"]
@@ -103,12 +104,12 @@ class Dispatch:
         """Whether one call is made at a time."""
         return self._given.get("executor") is None and self._given.get("workers") in (None, 1)
 
-    def run_async(self, opened: ExitStack) -> AsyncIterator[None]:
+    def run_async(self, opened: ExitStack, source: AwaitedItems | None) -> AsyncGenerator[None, None]:
         """Make the calls on tasks of the running event loop."""
         from checkpoint.execution.asynchronous import LoopDriver
 
         parallelism = self._parallelism(self._given.get("workers") or 1)
-        return LoopDriver(self.running, self._call, self._schedule, parallelism, opened).run()
+        return LoopDriver(self.running, self._call, self._schedule, parallelism, opened, source).run()
 
     def _parallelism(self, workers: int) -> Parallelism:
         return Parallelism(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import (
     AsyncGenerator,
+    AsyncIterable,
     AsyncIterator,
     Callable,
     Generator,
@@ -17,11 +18,11 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import fields
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
 
 from checkpoint import clock
 from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
@@ -50,10 +51,12 @@ __all__ = ["AsyncFace", "Face", "SyncFace"]
 R = TypeVar("R")
 T = TypeVar("T")
 log = logging.getLogger("checkpoint")
+Items: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 _CURRENT: Any = object()  # the version of the function itself
 
 if TYPE_CHECKING:
     from checkpoint.catalog.view import VersionView
+    from checkpoint.execution.asynchronous import AwaitedItems
     from checkpoint.provenance.agreement import Agreement
     from checkpoint.provenance.drift import Lineage
     from checkpoint.provenance.fingerprint import Fingerprint
@@ -479,6 +482,16 @@ class SyncFace(Face[R]):
             running.input.check_drawn()
 
 
+def _drawn(items: Any) -> tuple[Iterable[Any], AwaitedItems | None]:
+    """The items to draw from, and whether they are awaited."""
+    if hasattr(items, "__iter__") or not hasattr(items, "__aiter__"):
+        return items, None
+    from checkpoint.execution.asynchronous import AwaitedItems
+
+    source = AwaitedItems(items)
+    return source, source
+
+
 class _AsyncStream(Suspended, AsyncIterator[T]):
     """What an async generator yields; what it has open is let go as soon as its consumer drops it.
 
@@ -511,26 +524,49 @@ class AsyncFace(Face[R]):
 
     @overload
     async def map(
-        self, items: Iterable[Any], *, return_exceptions: Literal[False] = False, **options: Unpack[PassOptions]
+        self,
+        items: Items,
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[PassOptions],
     ) -> Results[R]: ...
     @overload
     async def map(
-        self, items: Iterable[Any], *, return_exceptions: bool, **options: Unpack[PassOptions]
+        self, items: Items, *, return_exceptions: bool, **options: Unpack[PassOptions]
     ) -> Results[R | ItemError]: ...
     async def map(
-        self, items: Iterable[Any], *, return_exceptions: bool = False, **options: Unpack[PassOptions]
+        self,
+        items: Items,
+        *,
+        return_exceptions: bool = False,
+        **options: Unpack[PassOptions],
     ) -> Results[Any]:
-        """The `map` of a plain function, awaited: ``await f.map(items)``."""
-        opened = ExitStack()
+        """The `map` of a plain function, awaited: ``await f.map(items)``.
+
+        Where it is cancelled, it cancels the calls that run, begins no others, and ends when they have: what finished
+        is saved, what a call returns in spite of it too.
+
+        Args:
+            items: as there, or an asynchronous iterable, which is drawn item by item; a generator is closed where the
+                map ends before it does.
+            return_exceptions, options: as there.
+
+        Raises:
+            Exception: as there.
+        """
+        opened, (drawn, source) = ExitStack(), _drawn(items)
         with Suspended(self._self_options.name, opened):
-            work = await self._begun(opened, items, options)
-            async for _ in work.run_async(opened):
+            work = await self._begun(opened, drawn, options)
+            async for _ in work.run_async(opened, source):
                 pass
             await work.running.uploaded()
             return finish(work.running, return_exceptions=return_exceptions)
 
-    def stream(self, items: Iterable[Any], **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
-        """The `stream` of a plain function: ``async for outcome in f.stream(items)``."""
+    def stream(self, items: Items, **options: Unpack[PassOptions]) -> AsyncIterator[Outcome[R]]:
+        """The `stream` of a plain function: ``async for outcome in f.stream(items)``; of items as in `map`.
+
+        To leave it early cancels the calls that run; ``await stream.aclose()`` waits for their end.
+        """
         opened = ExitStack()
         return _AsyncStream(self._self_options.name, self._outcomes(opened, items, options), opened)
 
@@ -550,14 +586,16 @@ class AsyncFace(Face[R]):
                 await asyncio.sleep(min(LOCK_LOOK, left))
 
     async def _outcomes(
-        self, opened: ExitStack, items: Iterable[Any], options: PassOptions
+        self, opened: ExitStack, items: Items, options: PassOptions
     ) -> AsyncGenerator[Outcome[R], None]:
         with opened:
-            work = await self._begun(opened, items, options, collect=True)
+            drawn, source = _drawn(items)
+            work = await self._begun(opened, drawn, options, collect=True)
             running = work.running
-            async for _ in work.run_async(opened):
-                for outcome in running.take():
-                    yield outcome
+            async with aclosing(work.run_async(opened, source)) as steps:
+                async for _ in steps:
+                    for outcome in running.take():
+                        yield outcome
             for outcome in running.take():
                 yield outcome
             await running.uploaded()

@@ -266,8 +266,9 @@ class CheckpointedRunner:
             try:
                 running.prepare()
                 yield running
-            except (KeyboardInterrupt, SystemExit) as error:
-                running.tally.tell_interrupted(error, running.input.total)
+            except BaseException as error:
+                if isinstance(error, (KeyboardInterrupt, SystemExit)) or running.is_cancelled_by(error):
+                    running.tally.tell_interrupted(error, running.input.total)
                 raise
             finally:
                 if running is self._latest:

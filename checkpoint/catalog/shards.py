@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from checkpoint import clock
 from checkpoint.errors import InvalidOption, quote
+from checkpoint.outcomes import NOT_YET
 from checkpoint.values.keys import Key, digest_of, identity
 
 __all__ = ["ALL", "Shard", "ShardOption", "Share", "hash_of", "shard_of", "shards_in", "split_prefix"]
@@ -193,9 +194,13 @@ class Share:
         self.places = array("q")
 
     def __iter__(self) -> Iterator[Any]:
-        own = 0
-        for place, item in enumerate(self._items):
+        place = own = 0
+        for item in self._items:
+            if item is NOT_YET:
+                yield item
+                continue
             if self._shard.has(self._key_of(place, item)):
                 self.places[own : own + 1] = array("q", (place,))
                 own += 1
                 yield item
+            place += 1

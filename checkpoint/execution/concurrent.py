@@ -27,7 +27,7 @@ from checkpoint.execution.coordinator import Coordinator
 from checkpoint.execution.interfaces import Parallelism, PassPort, Report, Task, Workers
 from checkpoint.execution.scheduler import Schedule
 from checkpoint.execution.signals import Interrupts
-from checkpoint.outcomes import Unit
+from checkpoint.outcomes import NOT_YET, Unit
 
 __all__ = ["PoolDriver", "draw_items", "raise_unsaved", "raise_why"]
 
@@ -66,8 +66,11 @@ def draw_items(desk: PassPort, coordinator: Coordinator, interrupts: Interrupts)
 
 
 def _one_by_one(desk: PassPort, _: Coordinator) -> Iterator[tuple[list[Unit], bool | None]]:
-    """What was drawn and admitted, and whether others may have a turn (None) or not (False)."""
+    """What was drawn and admitted, and whether others may have a turn (None) or not (False), or it waits (True)."""
     for drawn, item in enumerate(desk.items, 1):
+        if item is NOT_YET:
+            yield [], True
+            continue
         unit = desk.admit(item)
         yield [] if unit is None else [unit], False if drawn % _UNSEEN else None
 
@@ -86,9 +89,9 @@ def raise_why(coordinator: Coordinator, interrupts: Interrupts) -> None:
         raise interrupts.as_exception()
 
 
-def raise_unsaved(coordinator: Coordinator) -> None:
-    """The way out goes on, unless it would lose what the store could not save."""
-    failure, leaving = coordinator.failure, sys.exception()
+def raise_unsaved(coordinator: Coordinator, leaving: BaseException | None) -> None:
+    """The way out goes on by the exception, unless it would lose what the store could not save."""
+    failure = coordinator.failure
     if isinstance(failure, StoreError) and leaving is not None and leaving is not failure:
         if isinstance(leaving, (KeyboardInterrupt, SystemExit, GeneratorExit)):
             keys = quote(list(failure.unsaved)[:10])
@@ -157,7 +160,7 @@ class PoolDriver:
                     coordinator.close()
                 finally:
                     self._workers.close()
-                raise_unsaved(coordinator)
+                raise_unsaved(coordinator, sys.exception())
             raise_why(coordinator, interrupts)
 
     def wait(self, timeout: float) -> None:

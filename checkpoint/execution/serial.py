@@ -44,6 +44,8 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
     desk.begin_when_admitted()
     parked = Parked(desk)
     for item in desk.items:
+        if interrupts.asked:
+            return
         unit = desk.admit(item)
         if unit is not None and (not desk.is_shared or parked.is_ours(unit, interrupts)):
             answer = call.one(item)
@@ -92,9 +94,12 @@ class Parked:
 
 
 def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    def goes_on() -> bool:
+        return desk.verdict is None and not interrupts.asked
+
     items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
     parked, more = Parked(desk), True
-    while desk.verdict is None and not interrupts.asked:
+    while goes_on():
         for units in parked.back(0):
             schedule.at_once(Attempt(units))
         attempt, answers = _take(schedule)
@@ -109,15 +114,11 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
                 continue
             attempt, answers = _take(schedule)
         if attempt is None:
-            wait = schedule.wait()
-            if parked.count:
-                for units in parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait)):
-                    schedule.at_once(Attempt(units))
-            elif wait is not None:
-                clock.sleep(min(wait, 1.0))  # who is asked to end looks up
-            elif not more:
+            if not (_wait(parked, schedule) or more):
                 break
             continue
+        if not goes_on():  # it was asked to end while it drew
+            break
         if not answers:
             attempt.units = parked.begin(attempt.units)
             if not attempt.units:
@@ -131,6 +132,19 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
         if finished:
             _settle(desk, finished)
             yield
+
+
+def _wait(parked: Parked, schedule: Schedule) -> bool:
+    """Wait a moment for what was parked or put off; False where there is nothing to wait for."""
+    wait = schedule.wait()
+    if parked.count:
+        for units in parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait)):
+            schedule.at_once(Attempt(units))
+        return True
+    if wait is None:
+        return False
+    clock.sleep(min(wait, 1.0))  # who is asked to end looks up
+    return True
 
 
 def _settle(desk: PassPort, finished: list[Done]) -> None:

@@ -481,6 +481,11 @@ class Pass:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
         return self.earlier.places(self.tally.made, self.tally.failed)
 
+    def is_cancelled_by(self, error: BaseException) -> bool:
+        """Whether the error is a cancellation of this pass; one that a call makes is cancelled with that."""
+        # By its name: who has no coroutines need not wait for asyncio.
+        return type(error).__name__ == "CancelledError" and self.in_flight.parent is None
+
     async def uploaded(self) -> None:
         """Wait for uploads here, where an event loop goes on meanwhile, and not at the end of the pass."""
         if self._store.replica.is_remote:

@@ -191,13 +191,17 @@ class Tally:
             yield outcomes.popleft()
 
     def tell_interrupted(self, error: BaseException, total: int | None) -> None:
-        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any."""
+        """Say what a user who pressed Ctrl-C wants to know, and by which item the pass was ended, if by any.
+
+        In a notebook that cancels the cell's task.
+        """
         self.close_bar()
+        ended = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "cancelled"
         of = "" if total is None else f" of {total:,}"
         notes = getattr(error, "__notes__", [])[-1:]
         log.warning(
-            "checkpoint %r: interrupted%s with %s%s done, all of them saved; run the same line again for the rest",
-            self._records.name, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", of,
+            "checkpoint %r: %s%s with %s%s done, all of them saved; run the same line again for the rest",
+            self._records.name, ended, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", of,
         )  # fmt: skip
 
     def tell(self, total: int | None) -> None:

@@ -51,6 +51,7 @@ from checkpoint.testing.trial import (
     acall,
     acall_batch,
     acall_inner,
+    acall_unmoved,
     call,
     call_batch,
     call_inner,
@@ -869,6 +870,42 @@ def _loses_nothing_and_goes_on(trial: Trial) -> None:
         equal(set(trial.begun) - saved, set(), "what began, could have finished, and is not on disk")
     equal(trial.map(trial.items(30)), [n * 10 for n in range(30)], "the results in the end")
     equal({n for n in saved if trial.begun.count(n) > 1}, set(), "what was on disk and was called again")
+
+
+@_law
+def _a_map_that_is_interrupted_begins_nothing_more(make: Make) -> None:
+    """What was handed over by then ends, and is saved; the same line runs the rest, each item once.
+
+    A map of a coroutine function is cancelled, and its calls return all the same. Any other is sent a Ctrl-C while it
+    draws, where that is caught: in the main thread, and where nobody handles it.
+    """
+    trial = make(call, acall_unmoved)
+    gate, count = trial.directory / "gate", trial.workers
+    at_once = count > 1 or trial.engine.is_async
+    items = trial.items(50, {n: [["await", str(gate)]] for n in range(count) if at_once})
+
+    def drawn() -> Iterator[Item]:
+        yield from items[:count]
+        if at_once:
+            driven(waiting(lambda: len(trial.begun) > 0, "a worker makes a call"))
+        signal.raise_signal(signal.SIGINT)
+        gate.touch()
+        yield from items[count:]
+
+    if trial.engine.is_async:
+        trial.cancel_map(items, lambda: len(trial.begun) == count, gate.touch)
+    elif threading.current_thread() is threading.main_thread() and _is_caught(signal.SIGINT):
+        raised(KeyboardInterrupt, lambda: trial.map(drawn()))
+    else:
+        return
+    holds(trial.begun[-1] < count, f"only what {count} workers had been given is called: {trial.begun}")
+    equal(sorted(trial.on_disk()), trial.begun, "the results on disk")
+    equal(trial.map(items), [n * 10 for n in range(50)], "the results of the same line")
+    equal(trial.begun, list(range(50)), "the calls")
+
+
+def _is_caught(number: int) -> bool:
+    return signal.getsignal(number) is signal.default_int_handler
 
 
 @_law

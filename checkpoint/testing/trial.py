@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,6 +40,7 @@ __all__ = [
     "acall",
     "acall_batch",
     "acall_inner",
+    "acall_unmoved",
     "call",
     "call_batch",
     "call_inner",
@@ -234,6 +235,15 @@ def call(item: Item) -> Any:
 async def acall(item: Item) -> Any:
     """What is mapped: a coroutine function."""
     return await _awaited(_play(item))
+
+
+async def acall_unmoved(item: Item) -> Any:
+    """What is mapped: a coroutine function that returns its value though it is cancelled."""
+    call = asyncio.ensure_future(acall(item))
+    while not call.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(call)
+    return call.result()
 
 
 def call_batch(items: list[Item]) -> list[Any]:
@@ -478,6 +488,19 @@ class Trial:
 
     async def _map(self, items: Iterable[Item], options: Mapping[str, Any]) -> Any:
         return await self.f.map(items, **options)
+
+    def cancel_map(self, items: Iterable[Item], until: Callable[[], bool], then: Callable[[], None]) -> None:
+        """Cancel the map of a coroutine function once something is so, do what follows, and see it end by that."""
+        asyncio.run(self._cancel_map(items, until, then))
+
+    async def _cancel_map(self, items: Iterable[Item], until: Callable[[], bool], then: Callable[[], None]) -> None:
+        task = asyncio.ensure_future(self._map(items, self.given))
+        await _awaited(waiting(until, "the time has come to cancel the map"))
+        task.cancel()
+        then()
+        with suppress(asyncio.CancelledError):
+            await task
+        holds(task.cancelled(), "a map that is cancelled ends by that")
 
     def stream(
         self,

@@ -25,6 +25,7 @@ __all__ = ["Loans", "index_of", "is_one_shot", "items_of", "length_of", "refuse_
 
 _CELLS = 1 << 16  # of a table that are Python objects at once
 _MOST_ROWS = 4096  # of a block
+_ASYNC = "; the map of a coroutine function takes asynchronous iterators, else collect it first: [x async for x in …]"
 
 
 def items_of(given: Any) -> Iterable[Any]:
@@ -88,7 +89,7 @@ def is_one_shot(items: Any) -> bool:
     try:
         first = iter(items)
     except TypeError:
-        hint = "; an async iterator must be collected first" if hasattr(items, "__aiter__") else ""
+        hint = _ASYNC if hasattr(items, "__aiter__") else ""
         raise InvalidOption(f"items is {quote(items)}, which cannot be iterated over{hint}") from None
     return first is items or (not isinstance(items, Sized) and first is iter(items))
 
