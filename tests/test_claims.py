@@ -132,8 +132,9 @@ def test_a_failure_is_shared(options: dict[str, Any], threads: ThreadPoolExecuto
     with pytest.raises(ItemsFailed, match="1 of 1"):
         first.result(FOREVER)
     if calls == [1]:
-        with pytest.raises(ItemsFailed, match="1 of 1"):
+        with pytest.raises(ItemsFailed, match="1 of 1") as caught:
             second.result(FOREVER)
+        assert len(caught.value.exceptions[0].__notes__) == 1
         assert f.map([1], progress=False) == [1]
 
 
@@ -265,6 +266,79 @@ def test_each_pass_has_its_own_counts_and_limits(threads: ThreadPoolExecutor) ->
     assert f.runner.progress() == (5, 5)
 
 
+def test_each_pass_counts_what_others_saved_meanwhile() -> None:
+    """Also where its items were keyed before, so that its bar comes to its end."""
+    f = checkpointed("n")(lambda item: item)
+    first = f.stream([1, 2], progress=False)
+    next(first)
+    second = f.stream([0, 2, 1, 2], progress=False)
+    next(second)
+    list(first)
+    assert [outcome.value for outcome in second] == [2, 1, 2]
+    assert f.runner.progress() == (4, 4)
+
+
+def test_loops_of_one_runner_count_what_each_was_given(threads: ThreadPoolExecutor) -> None:
+    """A result is counted by the loop that has the item, and not by one that waits for it."""
+    runner, waits = CheckpointedRunner("n"), threading.Event()
+
+    def two_one() -> list[int]:
+        given = []
+        for item in runner.iterate([2, 1]):
+            given.append(item)
+            runner.save_result(item, item)
+            assert waits.wait(FOREVER)
+        return given
+
+    waiting = threads.submit(two_one)
+    while not runner.is_completed(2):
+        assert not waiting.done()
+    for item in runner.iterate([1]):
+        waits.set()
+        while not runner._passes[0].in_flight.parked:
+            assert not waiting.done()
+        runner.save_result(item, item)
+        runner.save_result(item, item)
+    assert waiting.result(FOREVER) == [2]
+    assert runner.progress() == (1, 1)
+
+
+# --- what has changed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_another_pass_computed_again_is_not_computed_a_third_time(options: dict[str, Any]) -> None:
+    """Both have the later result."""
+    calls: list[int] = []
+
+    @checkpointed("n", key="id", on_change="recompute")
+    def f(item: dict[str, int]) -> int:
+        calls.append(item["id"])
+        return item["n"]
+
+    f.map([{"id": key, "n": 1} for key in range(3)], progress=False)
+    calls.clear()
+    items = [{"id": key, "n": 2} for key in [0, 1, 2, 0]]
+    first = f.stream(items, progress=False)
+    next(first)
+    second = f.stream(items, progress=False)
+    next(second)
+    assert f.map(items, progress=False, **options) == [2, 2, 2, 2]
+    assert [outcome.value for outcome in first] == [outcome.value for outcome in second] == [2, 2, 2]
+    assert sorted(calls) == [0, 1, 2]
+    assert f.runner.progress() == (4, 4)
+
+
+def test_a_result_of_another_item_is_refused_when_it_comes_late() -> None:
+    """The items were keyed before it was there."""
+    f = checkpointed("n", key="id")(lambda item: item["text"])
+    stream = f.stream([{"id": 0, "text": "a"}, {"id": 1, "text": "b"}], progress=False)
+    next(stream)
+    assert f.map([{"id": 1, "text": "a"}], progress=False) == ["a"]
+    with pytest.raises(InputChanged):
+        next(stream)
+
+
 # --- circles ---------------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +393,38 @@ def test_a_circle_of_coroutines_is_refused() -> None:
     with pytest.raises(ItemsFailed):
         asyncio.run(f.map([1, 2], workers=2, progress=False))
     assert all("CircularCall" in str(error.type) for error in f.errors.values())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_loop_by_hand_that_maps_its_own_item_is_refused(options: dict[str, Any]) -> None:
+    """Whichever thread begins the call, and whatever maps are between."""
+    f = checkpointed("n")(lambda item: item)
+    g = checkpointed("g")(lambda item: list(f.map([*range(20), item], progress=False, **options)))
+    runner = CheckpointedRunner("n", version=None)
+    for item in runner.iterate([100]):
+        with pytest.raises(CircularCall, match="a loop in this thread was given"):
+            f.map([*range(20), 100], progress=False, **options)
+        with pytest.raises(ItemsFailed, match="CircularCall"):
+            g.map([item], progress=False, **options)
+        runner.save_result(item, item)
+        assert g.map([item], progress=False, **options) == [[*range(20), 100]]
+
+
+def test_a_circle_that_two_loops_by_hand_close_is_refused(threads: ThreadPoolExecutor) -> None:
+    """Each is within a map of what the other was given."""
+    gate, functions = threading.Barrier(2), {name: checkpointed(name)(lambda item: item) for name in "fg"}
+
+    def loop(mine: str, other: str) -> bool:
+        for _ in CheckpointedRunner(mine, version=None).iterate([1]):
+            gate.wait(FOREVER)
+            try:
+                functions[other].map([1], progress=False)
+            except CircularCall:
+                return True
+        return False
+
+    loops = [threads.submit(loop, *names) for names in ("fg", "gf")]
+    assert sorted(each.result(FOREVER) for each in loops) == [False, True]
 
 
 def test_fibonacci_by_maps_of_itself() -> None:
