@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint import CheckpointedRunner, CircularCall, InputChanged, ItemsFailed, Retry, checkpointed
+from checkpoint import CheckpointedRunner, CircularCall, InputChanged, ItemsFailed, Rate, Retry, checkpointed
 
 FOREVER = 30.0
 OPTIONS = [
@@ -171,6 +171,48 @@ def test_what_was_put_off_is_taken_over(options: dict[str, Any], threads: Thread
     assert checkpointed("n")(call).map([1], progress=False) == [1]
     assert first.result(FOREVER) == [1]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_an_item_that_comes_back_has_been_tried_before(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """A loop by hand had it while its retry waited: there are no more attempts for that."""
+    failed, calls = threading.Event(), []
+
+    def call(item: int) -> int:
+        calls.append(item)
+        raise OSError("no")
+
+    def wait(_: int) -> float:
+        failed.set()
+        return 0.5
+
+    f: Any = checkpointed("n", retry=Retry(2, wait=wait))(call)
+    mapped = threads.submit(f.map, [1], progress=False, return_exceptions=True, **options)
+    assert failed.wait(FOREVER)
+    for _ in CheckpointedRunner("n", version=None).iterate([1]):
+        while not mapped.done() and not f.runner._passes[0].in_flight.parked:
+            pass
+    assert mapped.result(FOREVER).errors[1].type == "OSError"
+    assert calls == [1, 1]
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_what_another_pass_calls_uses_no_permit(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """A rate counts calls that are made."""
+    function, called = Counted(1), threading.Event()
+    first = threads.submit(counted("n", function).map, [1], progress=False)
+    assert function.begun.wait(FOREVER)
+
+    @checkpointed("n", rate=Rate(2, per=3600))
+    def f(item: int) -> Any:
+        called.set()
+        return function(item)
+
+    second = threads.submit(lambda: f.map([1, 2], progress=False, **options))
+    assert called.wait(FOREVER)
+    function.go_on.set()
+    assert (first.result(FOREVER), second.result(FOREVER)) == ([[1]], [[1], [2]])
+    assert function.calls == {1: 1, 2: 1}
 
 
 def test_who_waits_takes_over_from_who_is_cancelled() -> None:

@@ -247,7 +247,7 @@ class Coordinator:
     def _take_back(self, task: Task) -> None:
         with self._lock:
             for attempt in task:
-                self._schedule.at_once(attempt)
+                self._schedule.come_back(attempt.units[0])
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
         """Have settled what finished, and start what may start."""
@@ -400,7 +400,8 @@ class Coordinator:
         """Begin the attempt's calls; False where other passes make, or have made, all of them."""
         called, ended = self._desk.begin(attempt.units, self._return)
         self._under_way -= ended
-        attempt.units = called
+        if len(called) < len(attempt.units):
+            self._schedule.keep(attempt, called)
         return bool(called)
 
     def _return(self, unit: Unit) -> None:

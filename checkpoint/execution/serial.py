@@ -96,7 +96,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
     parked, more = Parked(desk), True
     while desk.verdict is None and not interrupts.asked:
         for units in parked.back(0):
-            schedule.at_once(Attempt(units))
+            schedule.come_back(units[0])
         attempt, answers = _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
@@ -112,14 +112,14 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             wait = schedule.wait()
             if parked.count:
                 for units in parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait)):
-                    schedule.at_once(Attempt(units))
+                    schedule.come_back(units[0])
             elif wait is not None:
                 clock.sleep(min(wait, 1.0))  # who is asked to end looks up
             elif not more:
                 break
             continue
         if not answers:
-            attempt.units = parked.begin(attempt.units)
+            schedule.keep(attempt, parked.begin(attempt.units))
             if not attempt.units:
                 yield
                 continue
