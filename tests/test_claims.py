@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from checkpoint import CheckpointedRunner, CircularCall, InputChanged, ItemsFailed, Rate, Retry, checkpointed
+from checkpoint.outcomes import Failure, Success, Unit
+from checkpoint.passes.claims import Claims
+from checkpoint.passes.settings import PassSettings
+from checkpoint.values.keys import Key
 
 FOREVER = 30.0
 OPTIONS = [
@@ -292,6 +297,47 @@ def test_loops_by_hand_share_their_work(batch_size: int, threads: ThreadPoolExec
         done.result(FOREVER)
     assert given.pop(7) == 4
     assert set(given.values()) == {1}
+
+
+class Keys:
+    """The keys of a pass that does nothing."""
+
+    def __init__(self, claims: Claims) -> None:
+        self.name, self.version, self.claims = "n", "", claims
+        self.begun: dict[Key, Unit] = {}
+        self.parked: dict[Key, Unit] = {}
+        self.ends: dict[Key, Any] = {}
+        self.parent: Any = None
+        self.thread: int | None = None
+        self.task, self.has_company = 0, False
+        claims.join(self)
+
+
+def test_the_end_that_counts_is_that_of_the_pass_which_has_the_key() -> None:
+    """A third one that is done with it, since it shared an earlier failure, tells nobody who waits."""
+    claims, unit = Claims(), Unit(1, 1)
+    owner, other, waiting = Keys(claims), Keys(claims), Keys(claims)
+    told: list[Unit] = []
+    for keys in (owner, waiting):
+        keys.begun[1] = unit
+        assert claims.claim(keys, unit, told.append) == (keys is owner)
+    claims.release(other, [unit], Failure("no"))
+    assert (told, waiting.ends) == ([], {})
+    claims.release(owner, [unit], Success(None))
+    assert (told, waiting.ends) == ([unit], {1: (unit, Success(None))})
+    for keys in (owner, other, waiting):
+        claims.leave(keys)
+
+
+def test_a_pass_that_never_begins_is_nobodys_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt while it is made leaves nothing behind."""
+    f = checkpointed("n")(lambda item: item)
+    with monkeypatch.context() as patch:
+        patch.setattr("checkpoint.passes.pipeline.Tally", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            f.map([1], progress=False)
+    with f.runner.start_pass([1], PassSettings(lambda item: item)) as alone:
+        assert not alone.is_shared
 
 
 def test_each_pass_has_its_own_counts_and_limits(threads: ThreadPoolExecutor) -> None:

@@ -151,9 +151,11 @@ class Claims:
         """The pass is done with the units: they ended so, or were put off (None)."""
         with _lock:
             for unit in units:
-                if self._owners.get((keys.version, unit.key)) is keys:
+                owner = self._owners.get((keys.version, unit.key))
+                if owner is keys:
                     del self._owners[keys.version, unit.key]
-                self._tell(keys, unit, outcome)
+                if owner is None or owner is keys:  # else who waits does so for another pass
+                    self._tell(keys, unit, outcome)
 
     def _tell(self, keys: PassKeys, unit: Unit, outcome: Success | Failure | None) -> None:
         for waiter in self._waiting.pop((keys.version, unit.key), ()):

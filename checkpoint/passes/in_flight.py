@@ -70,7 +70,10 @@ class InFlight:
         self.parent: tuple[PassKeys, frozenset[Key]] | None = None
         if call is not None and isinstance(call[0], InFlight):
             self.parent = call[0], frozenset(call[0].keys_of(call[1]))
-        claims.join(self)
+
+    def join(self) -> None:
+        """The pass begins beside others; who calls this sees that it leaves them."""
+        self.claims.join(self)
 
     def keys_of(self, given: Any) -> list[Key]:
         """The keys of the call that was given this item, or list of items."""

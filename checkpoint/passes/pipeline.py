@@ -113,6 +113,7 @@ class Pass:
             ResultsUnfit: results on disk do not fit the class that the annotation names.
             UnencodableValue: the annotation names a secret.
         """
+        self.in_flight.join()
         self.records.refuse_secrets()
         self.earlier.check_function()
         self.earlier.compare()
