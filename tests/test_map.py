@@ -1527,9 +1527,12 @@ def test_an_interrupt_ends_the_pass_and_loses_only_what_was_in_flight(mapper: Ma
 
 @cache
 def lines_of_with(path: str) -> frozenset[int]:
-    """The exit of a `with` is told as a line too; a signal is not handled there, before the lock is let go."""
+    """The exit of a `with` is told as a line too; a signal is not handled there, before the lock is let go.
+
+    Nor is one at a `try`, which is a line that no block around it covers.
+    """
     lines = enumerate(linecache.getlines(path), start=1)
-    return frozenset(number for number, line in lines if line.lstrip().startswith("with "))
+    return frozenset(number for number, line in lines if line.lstrip().startswith(("with ", "try:")))
 
 
 class Interrupter:
