@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from checkpoint import CheckpointedRunner, CircularCall, InputChanged, ItemsFailed, Retry, checkpointed
+from checkpoint import CheckpointedRunner, CircularCall, InputChanged, ItemsFailed, Rate, Retry, checkpointed
+from checkpoint.outcomes import Failure, Success, Unit
+from checkpoint.passes.claims import Claims
+from checkpoint.passes.settings import PassSettings
+from checkpoint.values.keys import Key
 
 FOREVER = 30.0
 OPTIONS = [
@@ -132,8 +137,9 @@ def test_a_failure_is_shared(options: dict[str, Any], threads: ThreadPoolExecuto
     with pytest.raises(ItemsFailed, match="1 of 1"):
         first.result(FOREVER)
     if calls == [1]:
-        with pytest.raises(ItemsFailed, match="1 of 1"):
+        with pytest.raises(ItemsFailed, match="1 of 1") as caught:
             second.result(FOREVER)
+        assert len(caught.value.exceptions[0].__notes__) == 1
         assert f.map([1], progress=False) == [1]
 
 
@@ -170,6 +176,48 @@ def test_what_was_put_off_is_taken_over(options: dict[str, Any], threads: Thread
     assert checkpointed("n")(call).map([1], progress=False) == [1]
     assert first.result(FOREVER) == [1]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_an_item_that_comes_back_has_been_tried_before(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """A loop by hand had it while its retry waited: there are no more attempts for that."""
+    failed, calls = threading.Event(), []
+
+    def call(item: int) -> int:
+        calls.append(item)
+        raise OSError("no")
+
+    def wait(_: int) -> float:
+        failed.set()
+        return 0.5
+
+    f: Any = checkpointed("n", retry=Retry(2, wait=wait))(call)
+    mapped = threads.submit(f.map, [1], progress=False, return_exceptions=True, **options)
+    assert failed.wait(FOREVER)
+    for _ in CheckpointedRunner("n", version=None).iterate([1]):
+        while not mapped.done() and not f.runner._passes[0].in_flight.parked:
+            pass
+    assert mapped.result(FOREVER).errors[1].type == "OSError"
+    assert calls == [1, 1]
+
+
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_what_another_pass_calls_uses_no_permit(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
+    """A rate counts calls that are made."""
+    function, called = Counted(1), threading.Event()
+    first = threads.submit(counted("n", function).map, [1], progress=False)
+    assert function.begun.wait(FOREVER)
+
+    @checkpointed("n", rate=Rate(2, per=3600))
+    def f(item: int) -> Any:
+        called.set()
+        return function(item)
+
+    second = threads.submit(lambda: f.map([1, 2], progress=False, **options))
+    assert called.wait(FOREVER)
+    function.go_on.set()
+    assert (first.result(FOREVER), second.result(FOREVER)) == ([[1]], [[1], [2]])
+    assert function.calls == {1: 1, 2: 1}
 
 
 def test_who_waits_takes_over_from_who_is_cancelled() -> None:
@@ -251,6 +299,47 @@ def test_loops_by_hand_share_their_work(batch_size: int, threads: ThreadPoolExec
     assert set(given.values()) == {1}
 
 
+class Keys:
+    """The keys of a pass that does nothing."""
+
+    def __init__(self, claims: Claims) -> None:
+        self.name, self.version, self.claims = "n", "", claims
+        self.begun: dict[Key, Unit] = {}
+        self.parked: dict[Key, Unit] = {}
+        self.ends: dict[Key, Any] = {}
+        self.parent: Any = None
+        self.thread: int | None = None
+        self.task, self.has_company = 0, False
+        claims.join(self)
+
+
+def test_the_end_that_counts_is_that_of_the_pass_which_has_the_key() -> None:
+    """A third one that is done with it, since it shared an earlier failure, tells nobody who waits."""
+    claims, unit = Claims(), Unit(1, 1)
+    owner, other, waiting = Keys(claims), Keys(claims), Keys(claims)
+    told: list[Unit] = []
+    for keys in (owner, waiting):
+        keys.begun[1] = unit
+        assert claims.claim(keys, unit, told.append) == (keys is owner)
+    claims.release(other, [unit], Failure("no"))
+    assert (told, waiting.ends) == ([], {})
+    claims.release(owner, [unit], Success(None))
+    assert (told, waiting.ends) == ([unit], {1: (unit, Success(None))})
+    for keys in (owner, other, waiting):
+        claims.leave(keys)
+
+
+def test_a_pass_that_never_begins_is_nobodys_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt while it is made leaves nothing behind."""
+    f = checkpointed("n")(lambda item: item)
+    with monkeypatch.context() as patch:
+        patch.setattr("checkpoint.passes.pipeline.Tally", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            f.map([1], progress=False)
+    with f.runner.start_pass([1], PassSettings(lambda item: item)) as alone:
+        assert not alone.is_shared
+
+
 def test_each_pass_has_its_own_counts_and_limits(threads: ThreadPoolExecutor) -> None:
     """`progress` counts the pass that began last, also when it is over."""
     function = Counted(0)
@@ -263,6 +352,79 @@ def test_each_pass_has_its_own_counts_and_limits(threads: ThreadPoolExecutor) ->
     function.go_on.set()
     first.result(FOREVER)
     assert f.runner.progress() == (5, 5)
+
+
+def test_each_pass_counts_what_others_saved_meanwhile() -> None:
+    """Also where its items were keyed before, so that its bar comes to its end."""
+    f = checkpointed("n")(lambda item: item)
+    first = f.stream([1, 2], progress=False)
+    next(first)
+    second = f.stream([0, 2, 1, 2], progress=False)
+    next(second)
+    list(first)
+    assert [outcome.value for outcome in second] == [2, 1, 2]
+    assert f.runner.progress() == (4, 4)
+
+
+def test_loops_of_one_runner_count_what_each_was_given(threads: ThreadPoolExecutor) -> None:
+    """A result is counted by the loop that has the item, and not by one that waits for it."""
+    runner, waits = CheckpointedRunner("n"), threading.Event()
+
+    def two_one() -> list[int]:
+        given = []
+        for item in runner.iterate([2, 1]):
+            given.append(item)
+            runner.save_result(item, item)
+            assert waits.wait(FOREVER)
+        return given
+
+    waiting = threads.submit(two_one)
+    while not runner.is_completed(2):
+        assert not waiting.done()
+    for item in runner.iterate([1]):
+        waits.set()
+        while not runner._passes[0].in_flight.parked:
+            assert not waiting.done()
+        runner.save_result(item, item)
+        runner.save_result(item, item)
+    assert waiting.result(FOREVER) == [2]
+    assert runner.progress() == (1, 1)
+
+
+# --- what has changed ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_what_another_pass_computed_again_is_not_computed_a_third_time(options: dict[str, Any]) -> None:
+    """Both have the later result."""
+    calls: list[int] = []
+
+    @checkpointed("n", key="id", on_change="recompute")
+    def f(item: dict[str, int]) -> int:
+        calls.append(item["id"])
+        return item["n"]
+
+    f.map([{"id": key, "n": 1} for key in range(3)], progress=False)
+    calls.clear()
+    items = [{"id": key, "n": 2} for key in [0, 1, 2, 0]]
+    first = f.stream(items, progress=False)
+    next(first)
+    second = f.stream(items, progress=False)
+    next(second)
+    assert f.map(items, progress=False, **options) == [2, 2, 2, 2]
+    assert [outcome.value for outcome in first] == [outcome.value for outcome in second] == [2, 2, 2]
+    assert sorted(calls) == [0, 1, 2]
+    assert f.runner.progress() == (4, 4)
+
+
+def test_a_result_of_another_item_is_refused_when_it_comes_late() -> None:
+    """The items were keyed before it was there."""
+    f = checkpointed("n", key="id")(lambda item: item["text"])
+    stream = f.stream([{"id": 0, "text": "a"}, {"id": 1, "text": "b"}], progress=False)
+    next(stream)
+    assert f.map([{"id": 1, "text": "a"}], progress=False) == ["a"]
+    with pytest.raises(InputChanged):
+        next(stream)
 
 
 # --- circles ---------------------------------------------------------------------------------------------------------
@@ -319,6 +481,38 @@ def test_a_circle_of_coroutines_is_refused() -> None:
     with pytest.raises(ItemsFailed):
         asyncio.run(f.map([1, 2], workers=2, progress=False))
     assert all("CircularCall" in str(error.type) for error in f.errors.values())
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_loop_by_hand_that_maps_its_own_item_is_refused(options: dict[str, Any]) -> None:
+    """Whichever thread begins the call, and whatever maps are between."""
+    f = checkpointed("n")(lambda item: item)
+    g = checkpointed("g")(lambda item: list(f.map([*range(20), item], progress=False, **options)))
+    runner = CheckpointedRunner("n", version=None)
+    for item in runner.iterate([100]):
+        with pytest.raises(CircularCall, match="a loop in this thread was given"):
+            f.map([*range(20), 100], progress=False, **options)
+        with pytest.raises(ItemsFailed, match="CircularCall"):
+            g.map([item], progress=False, **options)
+        runner.save_result(item, item)
+        assert g.map([item], progress=False, **options) == [[*range(20), 100]]
+
+
+def test_a_circle_that_two_loops_by_hand_close_is_refused(threads: ThreadPoolExecutor) -> None:
+    """Each is within a map of what the other was given."""
+    gate, functions = threading.Barrier(2), {name: checkpointed(name)(lambda item: item) for name in "fg"}
+
+    def loop(mine: str, other: str) -> bool:
+        for _ in CheckpointedRunner(mine, version=None).iterate([1]):
+            gate.wait(FOREVER)
+            try:
+                functions[other].map([1], progress=False)
+            except CircularCall:
+                return True
+        return False
+
+    loops = [threads.submit(loop, *names) for names in ("fg", "gf")]
+    assert sorted(each.result(FOREVER) for each in loops) == [False, True]
 
 
 def test_fibonacci_by_maps_of_itself() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from checkpoint import CheckpointedRunner, CheckpointLocked, InvalidOption, checkpointed
+from checkpoint import CheckpointedRunner, CheckpointLocked, InputChanged, InvalidOption, checkpointed
 
 FOREVER = 30.0
 HOLD = """
@@ -70,6 +70,29 @@ def test_a_map_waits_and_calls_nothing_that_the_other_one_did() -> None:
         assert f.map([1, 2], progress=False) == [1, 4]
         assert other.wait(FOREVER) == 0
     assert calls == [2]
+
+
+@pytest.mark.parametrize("on_change", [None, "recompute"])
+def test_what_the_other_one_saved_is_compared(on_change: str | None) -> None:
+    """It is refused, or computed again, where it is of another item than ours."""
+    calls: list[int] = []
+
+    def call(n: int) -> int:
+        calls.append(n)
+        return n * n
+
+    options: Any = {"lock_timeout": FOREVER, "on_change": on_change}
+    other_item = checkpointed("n", key=lambda n: n % 10, **options)(call)
+    with writer() as other:
+        timer = threading.Timer(0.2, let_go, [other])
+        timer.start()
+        if on_change is None:
+            with pytest.raises(InputChanged):
+                other_item.map([11], progress=False)
+        else:
+            assert other_item.map([11], progress=False) == [121]
+        assert other.wait(FOREVER) == 0
+    assert calls == ([] if on_change is None else [11])
 
 
 @pytest.mark.parametrize("one_shot", [False, True])

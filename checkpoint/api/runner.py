@@ -129,12 +129,16 @@ class CheckpointedRunner:
         if running is not None:
             running.saved_by_hand(key, failed=True)
 
-    def _pass_of(self, key: Key) -> Pass:
-        """The pass that handed the key out; of none of them, the one that began last."""
-        passes = self._passes
-        if len(passes) == 1:
-            return passes[0]
-        return next((one for one in passes if key in one.in_flight.units), passes[-1])
+    def _pass_of(self, key: Key) -> Pass | None:
+        """The pass that handed the key out; of none of them, the one that began last, if any runs."""
+        passes = self._passes[:]  # another thread may end one
+        if len(passes) < 2:
+            return passes[0] if passes else None
+        flights = [(one, one.in_flight) for one in passes]
+        for one, flight in flights:
+            if flight.owns(key):
+                return one
+        return next((one for one, flight in flights if flight.awaits(key)), passes[-1])
 
     # reading
 

@@ -305,7 +305,7 @@ class Coordinator:
     def _take_back(self, task: Task) -> None:
         with self._lock:
             for attempt in task:
-                self._schedule.at_once(attempt)
+                self._schedule.come_back(attempt.units[0])
 
     def _deal(self, reports: list[tuple[Task, Any]], *, last: bool) -> None:
         """Have settled what finished, and start what may start."""
@@ -421,9 +421,11 @@ class Coordinator:
                 continue
             if attempt is None:
                 break
-            attempt.units, ended = self._desk.begin(attempt.units, self._again)
+            called, ended = self._desk.begin(attempt.units, self._again)
             self._under_way -= ended
-            if not attempt.units:  # other passes make, or have made, all of them
+            if len(called) < len(attempt.units):
+                schedule.keep(attempt, called)
+            if not called:  # other passes make, or have made, all of them
                 continue
             task.append(attempt)
             if attempt.alone:

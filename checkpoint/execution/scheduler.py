@@ -115,6 +115,10 @@ class _Permits:
         self._taken.append((now, cost))
         self._sum += cost
 
+    def give_back(self) -> None:
+        """What was taken last was not used."""
+        self._sum -= self._taken.pop()[1]
+
 
 class Schedule:
     """What is to be called, in which order, and when.
@@ -135,6 +139,7 @@ class Schedule:
         self._later: list[tuple[float, int, Attempt]] = []
         self._due: deque[Attempt] = deque()  # was in `_later`, and goes before what is ready
         self._order = count()
+        self._tried: dict[Any, Attempt] = {}  # by key, what was tried before another pass was at it
         self._paused_until = -math.inf
         self._has_paused = False
         self._waits = 0  # for a Retry-After, since the last success
@@ -190,6 +195,27 @@ class Schedule:
         if self._retry is not None:
             attempt.began = self._now()
         return attempt
+
+    def keep(self, attempt: Attempt, called: list[Unit]) -> None:
+        """Of the call that was just taken only these units are called here; where there is none, no permit is used.
+
+        Others may come back, and then have been tried as often.
+        """
+        if not called:
+            for permits in self._rates:
+                permits.give_back()
+        if len(called) < len(attempt.units) and (attempt.made or attempt.deaths or attempt.waits):
+            kept = {unit.key for unit in called}
+            self._tried.update((unit.key, attempt) for unit in attempt.units if unit.key not in kept)
+        attempt.units = called
+
+    def come_back(self, unit: Unit) -> None:
+        """The unit was not called, since another pass was at it, and is to be called as soon as may be."""
+        attempt, before = Attempt([unit]), self._tried.pop(unit.key, None)
+        if before is not None:
+            attempt.made, attempt.deaths, attempt.waits = before.made, before.deaths, before.waits
+            attempt.alone, attempt.quiet = before.alone, before.quiet
+        self.at_once(attempt)
 
     def _wake(self) -> None:
         later = self._later

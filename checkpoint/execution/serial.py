@@ -101,7 +101,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
     parked, more = Parked(desk), True
     while goes_on():
         for units in parked.back(0):
-            schedule.at_once(Attempt(units))
+            schedule.come_back(units[0])
         attempt, answers = _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
@@ -120,7 +120,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
         if not goes_on():  # it was asked to end while it drew
             break
         if not answers:
-            attempt.units = parked.begin(attempt.units)
+            schedule.keep(attempt, parked.begin(attempt.units))
             if not attempt.units:
                 yield
                 continue
@@ -139,7 +139,7 @@ def _wait(parked: Parked, schedule: Schedule) -> bool:
     wait = schedule.wait()
     if parked.count:
         for units in parked.back(min(_LOOK_UP, _LOOK_UP if wait is None else wait)):
-            schedule.at_once(Attempt(units))
+            schedule.come_back(units[0])
         return True
     if wait is None:
         return False

@@ -45,10 +45,12 @@ class PassKeys(Protocol):
         has_company: whether other passes work on the checkpoint, or did: what they ended is looked for.
         parent: whose call makes this pass, and the keys that it may be of; None where no call does.
         thread: where the user's own loop is at the units that have begun; None where calls are made.
+        task: the id of the event loop's task in which the pass was made; 0 outside of any.
     """
 
     has_company: bool
     thread: int | None
+    task: int
     name: str
     version: str
     claims: Claims
@@ -93,8 +95,10 @@ class Claims:
         self._waiting: dict[tuple[str, Key], list[_Waiter]] = {}
 
     def join(self, keys: PassKeys) -> None:
-        """A pass begins."""
+        """A pass begins; where a loop by hand makes it, it is a part of what that does with its items."""
         with _lock:
+            if (loop := _loop_around(keys)) is not None:
+                keys.parent = loop, frozenset(loop.begun)
             self._passes.append(keys)
             for one in self._passes if len(self._passes) > 1 else ():
                 one.has_company = True
@@ -148,9 +152,11 @@ class Claims:
         """The pass is done with the units: they ended so, or were put off (None)."""
         with _lock:
             for unit in units:
-                if self._owners.get((keys.version, unit.key)) is keys:
+                owner = self._owners.get((keys.version, unit.key))
+                if owner is keys:
                     del self._owners[keys.version, unit.key]
-                self._tell(keys, unit, outcome)
+                if owner is None or owner is keys:  # else who waits does so for another pass
+                    self._tell(keys, unit, outcome)
 
     def _tell(self, keys: PassKeys, unit: Unit, outcome: Success | Failure | None) -> None:
         for waiter in self._waiting.pop((keys.version, unit.key), ()):
@@ -158,6 +164,11 @@ class Claims:
             if outcome is not None:
                 waiter.keys.ends[unit.key] = (unit, outcome)
             waiter.again(waiter.unit)
+
+    def is_owner(self, keys: PassKeys, key: Key) -> bool:
+        """Whether it is this pass that has begun the key."""
+        with _lock:
+            return self.owner(keys.version, key) is keys
 
     def owner(self, version: str, key: Key) -> PassKeys | None:
         """Who has begun a key; the caller holds the lock."""
@@ -169,9 +180,25 @@ class Claims:
 _Call = tuple["PassKeys", Key]
 
 
+def _loop_around(keys: PassKeys) -> PassKeys | None:
+    """The innermost loop by hand in whose body a pass is made; None where no loop is within the call that makes it."""
+    here = threading.get_ident()
+    loops = [one for one in _running if one.thread == here and one.task == keys.task and one.begun]
+    inner = max(loops, key=_depth, default=None)
+    return inner if inner is not None and _depth(inner) >= _depth(keys) else None
+
+
+def _depth(keys: PassKeys) -> int:
+    """How many calls, and loops by hand, are around a pass."""
+    depth = 0
+    while keys.parent is not None:
+        keys, depth = keys.parent[0], depth + 1
+    return depth
+
+
 def _refuse_circle(keys: PassKeys, owner: PassKeys, key: Key) -> None:
     """Raise where the end of the owner's call would wait for this pass."""
-    if owner.thread == threading.get_ident():
+    if owner.thread is not None and (owner.thread == threading.get_ident() or _is_within(keys, owner)):
         raise CircularCall(
             f"checkpoint {owner.name!r}: a loop in this thread was given the item of key {quote(key)} and is not done "
             "with it, so that to wait for it here would never end; save it first, or leave that loop"
@@ -181,6 +208,15 @@ def _refuse_circle(keys: PassKeys, owner: PassKeys, key: Key) -> None:
             f"a call would wait for its own end: {' → '.join(circle)}; call the function itself in place of its map, "
             "or see that the inner call has another key"
         )
+
+
+def _is_within(keys: PassKeys, outer: PassKeys) -> bool:
+    """Whether the pass is made by a call or the body of another, directly or through others."""
+    while keys.parent is not None:
+        keys = keys.parent[0]
+        if keys is outer:
+            return True
+    return False
 
 
 def _circle(keys: PassKeys, owner: PassKeys, key: Key) -> list[str] | None:

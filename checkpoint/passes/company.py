@@ -67,6 +67,7 @@ class Company:
             return False  # another item has that key there
         with self._lock:
             self._count(unit, outcome, None)
+            self._tally.advance(1)
         return True
 
     def _share_result(self, unit: Unit) -> bool:
@@ -78,10 +79,12 @@ class Company:
         item, key = unit.item, unit.key
         is_told = self._in_flight.ends.pop(key, None) is not None
         found = self._records.checkpoint.results.find(self._records.version, key)
-        if found is None or (key in self._earlier.redo and not is_told):
+        if found is None:
+            return False
+        if key in self._earlier.redo and not (is_told or self._earlier.is_renewed(key, found)):
             return False
         with self._lock:
-            self._earlier.redo.discard(key)
+            self._earlier.renew(key)
             if self._earlier.is_redone(key, item, found):
                 return False
             outcome = self._outcome_of(item, key) if self._outcome_of is not None else None

@@ -50,7 +50,7 @@ class Earlier:
     Attributes:
         changes: the items that differ from what their results were computed from.
         count: how many results there were.
-        redo: keys that have a result, and are computed again.
+        redo: keys that have a result, and are computed again; with where that result is, and in which index.
         failed: keys that failed earlier and are run again, with the type of the exception where it was read.
         had_errors: whether there were failures when the pass began.
     """
@@ -64,13 +64,14 @@ class Earlier:
         self._lineage = lineage
         self.changes = Changes(records.name, settings)
         self.count = 0
-        self.redo: set[Key] = set()
+        self.redo: dict[Key, tuple[int, object]] = {}
         self.failed: dict[Key, str | None] = {}
         self.had_errors = False
         self._state: tuple[object, int] = (None, 0)  # the results' index, and its end, when `_found` was filled
         self._found = array("q")  # where the results of the items that were keyed first are, or -1
         self._outdated: set[Key] = set()  # done, but by a function that has changed
         self._unfit: frozenset[Key] = frozenset()  # done, but of a class that has changed
+        self._renewed: set[Key] = set()  # computed again, and by no call of this pass
         self._firsts: list[int] | None = []  # digests of one-shot items, as long as no key of theirs is known
 
     # comparing
@@ -130,16 +131,38 @@ class Earlier:
         if self.count and keys and not self._input.is_one_shot and not self._knows(keys):
             self._refuse_other_keys(list(map(self._settings.digest_of, islice(self._input.items, _FIRST))))
 
-    def find_again(self) -> bool:
-        """Find the results of the keyed items again, where results were saved since; returns whether any were."""
-        if self._checkpoint.results.state == self._state:
+    def find_again(self, *, compares: bool) -> bool:
+        """Find the results of the keyed items again, where results were saved since; returns whether any were.
+
+        Args:
+            compares: whether to compare them, too; nothing is drawn yet.
+
+        Raises:
+            InputChanged: one of these is of another item.
+        """
+        before, found, state = self._state, self._found, self._checkpoint.results.state
+        if state == before:
             return False
-        self._state = self._checkpoint.results.state
+        self._state = state
         if self._lineage is not None:
             self._lineage.begin(self._records)
         if self._input.keyed:
-            self._find_keyed()
+            digests = self._find_keyed()
+            if compares and state[0] == before[0] and found != self._found:
+                self._note_later(found, digests)
         return True
+
+    def _note_later(self, before: array[int], digests: Digests) -> None:
+        """Compare the items whose results are not those that were found before."""
+        changed = [place for place, was in enumerate(before) if self._found[place] not in (was, -1)]
+        later = {self._input.keys[place]: place for place in reversed(changed)}
+        self._unfit -= later.keys()
+        for key in later:
+            self.redo.pop(key, None)
+        for place, item in enumerate(self._input.items):
+            if later.get(self._input.keys[place]) == place:
+                self._note_change(self._input.keys[place], item, Place(self._found[place], digests[place]))
+        self.changes.refuse()
 
     def _find_keyed(self) -> Digests:
         """Find the results of the items that were keyed; returns the digests of what these were computed from."""
@@ -175,15 +198,25 @@ class Earlier:
 
     def _note_change(self, key: Key, item: Any, found: Place) -> None:
         """Note whether the result at the place is to be computed again, and whether its item changed."""
+        again = key in self._unfit and key not in self._renewed
         if self._lineage is not None and found.offset in self._lineage.stale:
-            self.redo.add(key)
+            again = True
             self._outdated.add(key)
-        if key in self._unfit:
-            self.redo.add(key)
         if found.digest and self.changes.differs(found.digest, item):
             self.changes.add(key, item, found.digest)
-            if self._settings.on_change == "recompute":
-                self.redo.add(key)
+            again = again or self._settings.on_change == "recompute"
+        if again:
+            self.redo[key] = found.offset, self._checkpoint.results.state[0]
+
+    def is_renewed(self, key: Key, found: Place) -> bool:
+        """Whether the result is a later one than that for which the key was to be computed again."""
+        offset, index = self.redo[key]
+        return offset != found.offset and self._checkpoint.results.state[0] == index
+
+    def renew(self, key: Key) -> None:
+        """The key has a later result, which no call of this pass computed."""
+        self.redo.pop(key, None)
+        self._renewed.add(key)
 
     # a key function that changed
 
@@ -243,6 +276,16 @@ class Earlier:
     def done(self) -> int:
         """How many of the keyed items are done."""
         return len(self._found) - len(self.undone())
+
+    def is_counted(self, key: Key) -> bool:
+        """Whether `done` counts the items of the key: they were keyed first, and had their result then."""
+        place = self._input.first_places.get(key, -1)
+        return (
+            0 <= place < len(self._found)
+            and self._found[place] >= 0
+            and key not in self.redo
+            and key not in self._renewed
+        )
 
     def undone(self) -> list[int]:
         """The places of those items that were keyed first and have no result, or are computed again."""
@@ -353,6 +396,7 @@ class Earlier:
         results, keys = self._checkpoint.results, self._input.keys
         if results.state[0] == self._state[0] and len(self._found) == len(keys):
             places, todo = self._found[:], []
+            made = made | self._renewed if self._renewed else made
             if made or -1 in places:
                 todo = [place for place, offset in enumerate(places) if offset < 0 or keys[place] in made]
         else:  # one-shot input; or the journal was opened anew

@@ -43,9 +43,10 @@ def let_go_of_frames(exception: BaseException, handled: BaseException | None) ->
 
 
 def add_note(exception: Exception, note: str) -> None:
-    """Add the note to the exception, where its class allows that."""
+    """Add the note to the exception, unless it has it, where its class allows that."""
     try:
-        exception.add_note(note)
+        if note not in getattr(exception, "__notes__", ()):  # the exception is that of several passes
+            exception.add_note(note)
     except (AttributeError, TypeError):
         pass  # a frozen dataclass, or __notes__ that are no list
 

@@ -7,6 +7,7 @@ that runs shares its end. Nothing here is locked: a pass asks under its own lock
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 from threading import get_ident
 from typing import Any
@@ -43,6 +44,7 @@ class InFlight:
         parent: whose call makes this pass, and the keys that it may be of; None where no call does.
         has_company: whether other passes work on the checkpoint, or did.
         thread: where the user's own loop is at the units that have begun; None where calls are made.
+        task: the id of the event loop's task in which the pass was made; 0 outside of any.
         waiting: the items that wait for their equal, by key.
         spoilt: keys whose items were changed before their calls were done.
         strays: keys that the user saved, and that were not handed out.
@@ -61,13 +63,18 @@ class InFlight:
         self.watches_objects = watches_objects
         self.has_company = False
         self.thread: int | None = None
+        self.task = _current_task()
+        self._elsewhere: set[Key] = set()  # what other passes have begun, until it is begun here
         self._count = 0  # how many items wait
         self._loans = Loans()
         call = caller()
         self.parent: tuple[PassKeys, frozenset[Key]] | None = None
         if call is not None and isinstance(call[0], InFlight):
             self.parent = call[0], frozenset(call[0].keys_of(call[1]))
-        claims.join(self)
+
+    def join(self) -> None:
+        """The pass begins beside others; who calls this sees that it leaves them."""
+        self.claims.join(self)
 
     def keys_of(self, given: Any) -> list[Key]:
         """The keys of the call that was given this item, or list of items."""
@@ -97,7 +104,19 @@ class InFlight:
 
     def claim(self, unit: Unit, again: Again) -> bool:
         """Whether a unit that was marked may be called, as `Claims.claim`."""
-        return self.claims.claim(self, unit, again)
+        self._elsewhere.add(unit.key)  # at once: who saves the key meanwhile has it from the other pass
+        if not self.claims.claim(self, unit, again):
+            return False
+        self._elsewhere.discard(unit.key)
+        return True
+
+    def owns(self, key: Key) -> bool:
+        """Whether it is this pass that has begun the key."""
+        return self.claims.is_owner(self, key)
+
+    def awaits(self, key: Key) -> bool:
+        """Whether the key was admitted and is not settled, and no other pass has begun it."""
+        return key in self.units and key not in self._elsewhere
 
     def put_off(self, units: Iterable[Unit]) -> None:
         """The calls of the units did not end them: others may run them until they begin anew."""
@@ -113,10 +132,12 @@ class InFlight:
     def end(self, key: Key, outcome: Success | Failure | None = None) -> None:
         """The key has ended so; items may still wait for it. None: in another pass."""
         unit = self.units.pop(key, None)
-        self.begun.pop(key, None)
+        begun = self.begun.pop(key, None)
         if self.watches_objects and self._loans:
             self._loans.ended(key)
+        unit = begun if unit is None else unit
         if unit is not None and self.has_company:
+            self._elsewhere.discard(key)
             self.claims.release(self, [unit], outcome)
 
     def end_all(self, keys: list[Key]) -> None:
@@ -141,6 +162,8 @@ class InFlight:
 
         Its objects stay watched until the user is done with all that was handed out.
         """
+        if key in self._elsewhere:
+            return False, 0  # the pass that has begun it counts it
         unit = self.units.pop(key, None)
         self.begun.pop(key, None)
         if unit is not None and self.has_company:
@@ -178,6 +201,14 @@ class InFlight:
                 self.name, _were(len(self.strays)), quote(self.strays[0], 60), _were(len(self.units), "item"),
                 quote(next(iter(self.units)), 60),
             )  # fmt: skip
+
+
+def _current_task() -> int:
+    """The id of the task of the event loop that runs in this thread; 0 where there is none."""
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return 0
+    return id(asyncio.current_task())
 
 
 def _were(count: int, noun: str = "result") -> str:

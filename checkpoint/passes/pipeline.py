@@ -115,6 +115,7 @@ class Pass:
             ResultsUnfit: results on disk do not fit the class that the annotation names.
             UnencodableValue: the annotation names a secret.
         """
+        self.in_flight.join()
         self.records.refuse_secrets()
         self.earlier.check_function()
         self.earlier.compare()
@@ -232,10 +233,10 @@ class Pass:
 
     def _resumed(self, item: Any, key: Key, found: Place) -> Unit | None:
         """Count an item that has a result as done; the unit to run where it has to be computed again after all."""
-        made, late = key in self.tally.made, self.input.drawn > self.input.keyed
-        if late and not made and self.earlier.is_redone(key, item, found):
+        made, was_known = key in self.tally.made, self.earlier.is_counted(key)
+        if not (made or was_known) and self.earlier.is_redone(key, item, found):
             return self._to_run(item, key)
-        if late or made:
+        if made or not was_known:
             self.tally.skip(1)
         if self._collect:
             outcome = self._outcome_of(item, key)
@@ -308,7 +309,7 @@ class Pass:
 
     def _recount(self) -> None:
         """Count what another process saved since the items were keyed as done."""
-        if self.earlier.find_again() and self.input.keyed:
+        if self.earlier.find_again(compares=not self._is_prepared) and self.input.keyed:
             self.tally.skip(self.earlier.done - self.tally.completed)
 
     # calls that begin, beside other passes
@@ -414,7 +415,7 @@ class Pass:
         key = unit.key
         self.in_flight.end(key, outcome)
         if self.earlier.redo:
-            self.earlier.redo.discard(key)
+            self.earlier.redo.pop(key, None)
         error = self.tally.count(unit, outcome, value)
         if self.in_flight.waiting:
             for item in self.in_flight.release(key):
@@ -440,7 +441,7 @@ class Pass:
                     self.in_flight.strays.append(key)
                 return
             if self.earlier.redo:
-                self.earlier.redo.discard(key)
+                self.earlier.redo.pop(key, None)
             self.tally.count_by_hand(key, equals, failed=failed)
 
     def moved_on(self) -> None:
