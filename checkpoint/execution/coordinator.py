@@ -140,7 +140,6 @@ class Coordinator:
         self._is_quiet_kept = False  # one runs that nothing else may run beside
         self._under_way = 0  # units that were drawn and are not settled
         self._saver = Saver(desk)
-        self._again = self._return
         self._all_drawn = False
         self._dealing = locks.lock("dealing")
         self._is_over = False  # whether nobody deals with what is reported from now on
@@ -421,7 +420,7 @@ class Coordinator:
                 continue
             if attempt is None:
                 break
-            called, ended = self._desk.begin(attempt.units, self._again)
+            called, ended = self._desk.begin(attempt.units, self._return)
             self._under_way -= ended
             if len(called) < len(attempt.units):
                 schedule.keep(attempt, called)

@@ -7,17 +7,15 @@ failure is shared, and what was put off or let go of is called here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from checkpoint.catalog.view import VersionView
-from checkpoint.outcomes import Failure, Outcome, Success, Unit
+from checkpoint.outcomes import Failure, Success, Unit
 from checkpoint.passes.claims import Again
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.tally import Tally
 from checkpoint.values.digests import are_alike
-from checkpoint.values.keys import Key
 
 __all__ = ["Company"]
 
@@ -29,9 +27,7 @@ class Company:
         records: of the version that the pass works on.
         in_flight, earlier, tally: the pass's.
         lock: under which it counts.
-        count: counts how a unit ended, under the lock.
-        outcome_of: the outcome of an item that has a result, or None where that proves damaged; None where no outcomes
-            are collected.
+        collect: whether outcomes are kept.
     """
 
     def __init__(
@@ -41,14 +37,24 @@ class Company:
         earlier: Earlier,
         tally: Tally,
         lock: threading.Lock,
-        count: Callable[[Unit, Success | Failure, Any], None],
-        outcome_of: Callable[[Any, Key], Outcome[Any] | None] | None,
+        *,
+        collect: bool,
     ) -> None:
         self._records = records
         self._in_flight, self._earlier, self._tally = in_flight, earlier, tally
         self._lock = lock
-        self._count = count
-        self._outcome_of = outcome_of
+        self._collect = collect
+
+    def count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
+        """Count how a unit ended, and the equal items that waited for it; the caller holds the lock."""
+        key = unit.key
+        self._in_flight.end(key, outcome)
+        if self._earlier.redo:
+            self._earlier.redo.pop(key, None)
+        error = self._tally.count(unit, outcome, value)
+        if self._in_flight.waiting:
+            for item in self._in_flight.release(key):
+                self._tally.count_equal(item, key, value, error)
 
     def begin(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
         """Begin the calls of units, as `Pass.begin`, where there are other passes, or were."""
@@ -66,7 +72,7 @@ class Company:
         if unit.digest and ran.digest and not are_alike(ran.digest, unit.digest):
             return False  # another item has that key there
         with self._lock:
-            self._count(unit, outcome, None)
+            self.count(unit, outcome, None)
             self._tally.advance(1)
         return True
 
@@ -87,8 +93,8 @@ class Company:
             self._earlier.renew(key)
             if self._earlier.is_redone(key, item, found):
                 return False
-            outcome = self._outcome_of(item, key) if self._outcome_of is not None else None
-            if self._outcome_of is not None and outcome is None:
+            outcome = self._tally.outcome_of(item, key) if self._collect else None
+            if self._collect and outcome is None:
                 return False
             self._in_flight.end(key)
             self._tally.skip(1)

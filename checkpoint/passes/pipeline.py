@@ -22,10 +22,8 @@ from checkpoint import locks
 from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
-    DamagedRecord,
     InvalidOption,
     StoreError,
-    UnbuildableValue,
     UnencodableValue,
     quote,
 )
@@ -96,8 +94,7 @@ class Pass:
         self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._recorder = Recorder(records, self.tally.handled)
-        outcome_of = self._outcome_of if settings.collect else None
-        self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, self._count, outcome_of)
+        self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
@@ -239,23 +236,12 @@ class Pass:
         if made or not was_known:
             self.tally.skip(1)
         if self._collect:
-            outcome = self._outcome_of(item, key)
+            outcome = self.tally.outcome_of(item, key)
             if outcome is None:
                 self.tally.skip(-1)
                 return self._to_run(item, key)
             self.tally.keep(outcome)
         return None
-
-    def _outcome_of(self, item: Any, key: Key) -> Outcome[Any] | None:
-        """The outcome of an item that has a result; None where that proves damaged."""
-        try:
-            value = self.records.load(key)
-        except (DamagedRecord, KeyError) as error:
-            log.warning("%s", error)
-            return None
-        except UnbuildableValue as error:
-            return Outcome(item, key, None, error, "resumed")
-        return Outcome(item, key, value, None, "fresh" if key in self.tally.made else "resumed")
 
     def _to_run(self, item: Any, key: Key) -> Unit | None:
         """The unit to run for an item without a result, or None where an earlier failure stands."""
@@ -392,7 +378,7 @@ class Pass:
                 self.in_flight.end(key, outcome)
                 self.tally.count_result(key)
             else:
-                self._count(unit, outcome, records.decode(raw) if self._collect else None)
+                self._company.count(unit, outcome, records.decode(raw) if self._collect else None)
                 self.tally.advance(1)
         return True
 
@@ -407,19 +393,8 @@ class Pass:
                 return
             for end in ends:
                 value = decode(end.raw) if collect and end.raw is not None else None
-                self._count(end.unit, failure or end.outcome, value)
+                self._company.count(end.unit, failure or end.outcome, value)
             self.tally.advance(len(ends))
-
-    def _count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
-        """Count how a unit ended, and the equal items that waited for it."""
-        key = unit.key
-        self.in_flight.end(key, outcome)
-        if self.earlier.redo:
-            self.earlier.redo.pop(key, None)
-        error = self.tally.count(unit, outcome, value)
-        if self.in_flight.waiting:
-            for item in self.in_flight.release(key):
-                self.tally.count_equal(item, key, value, error)
 
     def take(self) -> Iterator[Outcome[Any]]:
         """The outcomes that nobody has taken yet, for `stream`."""

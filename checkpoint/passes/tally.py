@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from checkpoint.catalog.view import VersionView
-from checkpoint.errors import UnencodableValue, quote
+from checkpoint.errors import DamagedRecord, UnbuildableValue, UnencodableValue, quote
 from checkpoint.execution.policies import ErrorCount
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.failures import add_note, failure_of, let_go_of_frames, places_of
@@ -96,6 +96,17 @@ class Tally:
     def keep(self, outcome: Outcome[Any]) -> None:
         """Keep an outcome for `take`."""
         self._outcomes.append(outcome)
+
+    def outcome_of(self, item: Any, key: Key) -> Outcome[Any] | None:
+        """The outcome of an item that has a result; None where that proves damaged."""
+        try:
+            value = self._records.load(key)
+        except (DamagedRecord, KeyError) as error:
+            log.warning("%s", error)
+            return None
+        except UnbuildableValue as error:
+            return Outcome(item, key, None, error, "resumed")
+        return Outcome(item, key, value, None, "fresh" if key in self.made else "resumed")
 
     # items that were run
 
