@@ -589,10 +589,14 @@ class AsyncFace(Face[R]):
         self, opened: ExitStack, items: Items, options: PassOptions
     ) -> AsyncGenerator[Outcome[R], None]:
         with opened:
+            # What is open is kept alive: a collection finalizes this generator, and not the one inside of it as well.
+            kept: list[Any] = []
+            opened.callback(kept.clear)
             drawn, source = _drawn(items)
             work = await self._begun(opened, drawn, options, collect=True)
             running = work.running
-            async with aclosing(work.run_async(opened, source)) as steps:
+            kept.append(work.run_async(opened, source))
+            async with aclosing(kept[0]) as steps:
                 async for _ in steps:
                     for outcome in running.take():
                         yield outcome

@@ -134,8 +134,16 @@ def _take(interrupts: Interrupts) -> None:
 def _put_back() -> None:
     for number, before in _before.items():
         if signal.getsignal(number) is _on_signal:
-            signal.signal(number, before)
+            signal.signal(number, _as_it_would_be(before))
     _before.clear()
+
+
+def _as_it_would_be(before: Any) -> Any:
+    """The handler that would stand there by now: `asyncio.run` puts its own away when its main task has ended."""
+    if not _is_of_asyncio(before):
+        return before
+    main_task = before.keywords.get("main_task")
+    return signal.default_int_handler if main_task is not None and main_task.done() else before
 
 
 def _put_back_soon() -> None:
@@ -180,7 +188,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _as_before(number: int, frame: FrameType | None) -> None:
     """Do what stood there before: another thread has ended the last pass."""
-    before = _before.get(number, signal.SIG_DFL)
+    before = _as_it_would_be(_before.get(number, signal.SIG_DFL))
     _put_back()
     if callable(before):
         before(number, frame)
@@ -205,5 +213,10 @@ def _is_main_thread() -> bool:
 def _is_default(name: str, handler: Any) -> bool:
     if handler is (signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL):
         return True
-    method = getattr(handler, "func", None)  # asyncio.run sets a partial of its runner's method
+    return _is_of_asyncio(handler)
+
+
+def _is_of_asyncio(handler: Any) -> bool:
+    """Whether it is that of `asyncio.run`: a partial of its runner's method."""
+    method = getattr(handler, "func", None)
     return getattr(method, "__name__", "") == "_on_sigint" and getattr(method, "__module__", "") == "asyncio.runners"
