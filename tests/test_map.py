@@ -243,7 +243,7 @@ def test_an_async_iterator_of_items_is_for_coroutine_functions(mapper: Maker) ->
     if m._async:
         assert m.map(items()) == [1]
         return
-    with pytest.raises(InvalidOption, match="collected first"):
+    with pytest.raises(InvalidOption, match="collect it first"):
         m.map(items())
 
 
