@@ -525,7 +525,7 @@ def test_a_stream_may_be_collected_by_the_thread_that_settles(
 ) -> None:
     """In the middle of anything: its threads end, and the checkpoint can be mapped over again at once."""
     others = threading.enumerate()
-    f = checkpointed("dropped", checkpoint_dir=tmp_path)(a_moment)
+    f = checkpointed("dropped", checkpoint_dir=tmp_path)(a_moment_and_then_longer)
     kept = Kept(f.stream(iter(range(10**6)), progress=False, grace=FOREVER / 10, **options))
     for _ in range(40):
         next(kept.outcomes)
@@ -659,6 +659,12 @@ def test_a_loop_that_is_closed_ends_what_it_maps(tmp_path: Path) -> None:
 def a_moment(n: int) -> int:
     """Itself, after some time."""
     time.sleep(0.005)
+    return n
+
+
+def a_moment_and_then_longer(n: int) -> int:
+    """So that calls run still when the first forty have ended, on a busy machine too."""
+    time.sleep(0.005 if n < 40 else 0.5)
     return n
 
 
