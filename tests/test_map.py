@@ -1530,15 +1530,18 @@ def test_an_interrupt_ends_the_pass_and_loses_only_what_was_in_flight(mapper: Ma
 def lines_left_out(path: str) -> frozenset[int]:
     """Lines at which a trace does not stand for a signal.
 
-    The exit of a `with` is told as a line too; a signal is not handled there, before the lock is let go. From Python
-    3.12 on, what a trace raises in a comprehension passes by every `finally` around it; what a signal raises does not.
+    The exit of a `with` and a `try:` are told as lines too; a signal is not handled there: before the lock is let go,
+    and where no handler around it is in force. From Python 3.12 on, what a trace raises in a comprehension passes by
+    the handlers around it; what a signal raises does not.
     """
     lines = linecache.getlines(path)
     found = {number for number, line in enumerate(lines, start=1) if line.lstrip().startswith("with ")}
-    if sys.version_info >= (3, 12):
-        for node in ast.walk(ast.parse("".join(lines))):
-            if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp)):
-                found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    for node in ast.walk(ast.parse("".join(lines))):
+        if isinstance(node, (ast.With, ast.Try)):
+            inner = (each for each in ast.walk(node) if isinstance(each, ast.Try) and each is not node)
+            found.update(each.lineno for each in inner)
+        elif sys.version_info >= (3, 12) and isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp)):
+            found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return frozenset(found)
 
 
