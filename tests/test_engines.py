@@ -579,7 +579,7 @@ def test_a_collection_waits_for_nothing_and_takes_no_lock(how: str, where: str, 
     release, held = threading.Event(), threading.Event()
 
     def hold_all() -> None:
-        mine = [one for one in gc.get_objects() if isinstance(one, locks._Checked)]
+        mine = [one for one in gc.get_objects() if type(one) is locks._Checked]
         with ExitStack() as stack:
             for one in sorted(mine, key=lambda one: one._rank):
                 one._really.acquire()  # as if it were the only one: two checkpoints have locks of one rank

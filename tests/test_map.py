@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import errno
 import gc
@@ -1530,13 +1531,22 @@ def test_an_interrupt_ends_the_pass_and_loses_only_what_was_in_flight(mapper: Ma
 
 
 @cache
-def lines_of_with(path: str) -> frozenset[int]:
-    """The exit of a `with` is told as a line too; a signal is not handled there, before the lock is let go.
+def lines_left_out(path: str) -> frozenset[int]:
+    """Lines at which a trace does not stand for a signal.
 
-    Nor at a `try:`, which stands outside of the block around it: what is raised there would not let go of a lock.
+    The exit of a `with` and a `try:` are told as lines too; a signal is not handled there: before the lock is let go,
+    and where no handler around it is in force. From Python 3.12 on, what a trace raises in a comprehension passes by
+    the handlers around it; what a signal raises does not.
     """
-    lines = enumerate(linecache.getlines(path), start=1)
-    return frozenset(number for number, line in lines if line.lstrip().startswith(("with ", "try:")))
+    lines = linecache.getlines(path)
+    found = {number for number, line in enumerate(lines, start=1) if line.lstrip().startswith("with ")}
+    for node in ast.walk(ast.parse("".join(lines))):
+        if isinstance(node, (ast.With, ast.Try)):
+            inner = (each for each in ast.walk(node) if isinstance(each, ast.Try) and each is not node)
+            found.update(each.lineno for each in inner)
+        elif sys.version_info >= (3, 12) and isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp)):
+            found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return frozenset(found)
 
 
 class Interrupter:
@@ -1549,7 +1559,7 @@ class Interrupter:
         path = frame.f_code.co_filename
         if not path.startswith(PACKAGE) or path.endswith(UNTRACED) or frame.f_code.co_name in UNPROTECTED:
             return None
-        left_out = lines_of_with(path)
+        left_out = lines_left_out(path)
 
         def before_line(frame: FrameType, event: str, argument: Any) -> Any:
             if event == "line" and frame.f_lineno not in left_out:

@@ -214,7 +214,7 @@ COLUMNS: list[tuple[str, list[Any], Columns]] = [
     ("of any shape", [np.array([[1.5], [NAN]]), np.zeros((0, 2))], {"result": [[[1.5], [NAN]], []]}),
     ("numpy scalars count as what they hold", [{"a": np.float32(0.5), "b": np.int8(3), "c": np.bool_(True)}],
      {"a": [0.5], "b": [3], "c": [True]}),
-    ("numpy's moments", [np.datetime64("2026-03-01T12:00:00.5"), np.datetime64("NaT")],
+    ("numpy's moments", [np.datetime64("2026-03-01T12:00:00.5"), np.datetime64("NaT", "ms")],
      {"result": [datetime(2026, 3, 1, 12, 0, 0, 500000), None]}),
     ("in days", [np.datetime64("2026-03-01")], {"result": [date(2026, 3, 1)]}),
     ("in nanoseconds that are whole microseconds", [np.datetime64("2026-03-01T00:00:00.000001000")],

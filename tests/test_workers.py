@@ -314,7 +314,7 @@ def act(item: Any) -> Any:
             os.fork()
             return value
         case "say more", path:
-            (pipe,) = (one for one in gc.get_objects() if isinstance(one, pipes_module._Pipe))
+            (pipe,) = (one for one in gc.get_objects() if type(one) is pipes_module.make_pipe)
             threading.Thread(target=lambda: until(Path(path).exists) and pipe.send(b"more")).start()
             return path
         case "answer and die", path:
