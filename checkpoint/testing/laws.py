@@ -369,6 +369,17 @@ def _a_pass_inside_of_a_pass_runs(make: Make) -> None:
 
 
 @_law
+def _maps_at_once_call_each_item_once(make: Make) -> None:
+    """Two of one process whose items overlap: each has all of its results, and what one has begun the other awaits."""
+    trial = make()
+    items = trial.items(12)
+    equal(
+        trial.maps([items[:8], items[4:]]), [[n * 10 for n in range(8)], [n * 10 for n in range(4, 12)]], "the results"
+    )
+    equal(trial.begun, list(range(12)), "the calls")
+
+
+@_law
 def _each_call_has_the_callers_context_and_leaves_nothing_in_it(make: Make) -> None:
     """Context variables where calls are made in this process, and the settings of arithmetic on every engine."""
     variable = "set by the caller" if make.engine.is_local else "not set"

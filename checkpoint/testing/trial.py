@@ -489,6 +489,16 @@ class Trial:
     async def _map(self, items: Iterable[Item], options: Mapping[str, Any]) -> Any:
         return await self.f.map(items, **options)
 
+    def maps(self, several: Sequence[Sequence[Item]]) -> list[Any]:
+        """All results of several maps at once, in threads or in tasks of one event loop."""
+        if self.engine.is_async:
+            return asyncio.run(self._maps(several))
+        with futures.ThreadPoolExecutor(len(several)) as threads:
+            return list(threads.map(self.map, several))
+
+    async def _maps(self, several: Sequence[Sequence[Item]]) -> list[Any]:
+        return await asyncio.gather(*[self._map(items, self.given) for items in several])
+
     def cancel_map(self, items: Iterable[Item], until: Callable[[], bool], then: Callable[[], None]) -> None:
         """Cancel the map of a coroutine function once something is so, do what follows, and see it end by that."""
         asyncio.run(self._cancel_map(items, until, then))
