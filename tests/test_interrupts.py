@@ -591,6 +591,22 @@ def test_the_first_signal_reaches_every_pass() -> None:
             list(outcomes)
 
 
+def test_the_first_signal_stops_at_once_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the process ends: nobody would count the grace down."""
+
+    def refuse(*_: object) -> int:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    before = handlers()
+    outcomes: Any = checkpointed("j")(square).stream(range(9), progress=False)
+    next(outcomes)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert handlers() == before
+    outcomes.close()
+
+
 FORKS = """
 import multiprocessing, signal, sys, time
 from checkpoint import checkpointed

@@ -24,9 +24,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / ".github" / "docs").glob("*.md"))]
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]),
     "PYTHONUTF8": "1",
-    # What executorlib uses of pydantic; and Dask, when another test has a cluster too.
+    # What executorlib uses of pydantic, and Ray of asyncio; and Dask, when another test has a cluster too.
     "PYTHONWARNINGS": "error,ignore:`pydantic.config.Extra` is,ignore:Support for class-based `config` is,"
-    "ignore:Port 8787 is already in use",
+    "ignore:There is no current event loop,ignore:Port 8787 is already in use",
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # where mpiexec is installed
     "RAY_AUTH_TOKEN": secrets.token_hex(),  # else Ray writes one into the home directory
 }
@@ -85,6 +85,18 @@ def test_every_python_block_runs_by_itself_and_prints_what_is_shown(block: Block
         assert ended.returncode == 0, ended.stderr
         if run == "first":
             assert ended.stdout == (block.printed or "")
+
+
+def test_the_pythons_that_are_tried_are_the_same_everywhere() -> None:
+    """In the README, among the classifiers and, in a clone, in the matrix of CI."""
+    (told,) = re.findall(r"It is tried on Python (.*?);", README)
+    tried = re.findall(r"3\.\d+", told)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r"Python :: (3\.\d+)", project) == tried
+    matrix = ROOT / ".github" / "workflows" / "ci.yml"
+    if matrix.exists():
+        (line,) = re.findall(r"python: \[(.*)\]", matrix.read_text(encoding="utf-8"))
+        assert re.findall(r"3\.\d+", line) == tried
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the bash found first may be that of another system")

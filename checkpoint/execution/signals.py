@@ -72,12 +72,16 @@ class Interrupts:
             if not _passes:
                 _put_back() if _is_main_thread() else _put_back_soon()
 
-    def ask(self, number: int) -> None:
-        """Take the first signal, in the handler."""
+    def ask(self, number: int) -> bool:
+        """Take the first signal, in the handler; returns whether there is a thread that counts down."""
         self._signal, self.asked = number, True
-        # Not `threading.Thread`: it takes locks that the interrupted code may hold.
-        _thread.start_new_thread(self._count_down, (number,))
+        try:
+            # Not `threading.Thread`: it takes locks that the interrupted code may hold.
+            _thread.start_new_thread(self._count_down, (number,))
+        except RuntimeError:  # the process ends (Python 3.12), or the system has no more threads
+            return False
         self._wake()
+        return True
 
     def end(self, number: int) -> bool:
         """Take the second one, in the handler; returns whether somebody sees to the end."""
@@ -175,9 +179,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if not passes:
         _as_before(number, frame)
         return
-    if not any(each.asked for each in passes):
-        for each in passes:
-            each.ask(number)
+    if not any(each.asked for each in passes) and all(each.ask(number) for each in passes):
         return
     seen_to = [each.end(number) for each in passes]
     if not all(seen_to):
