@@ -17,7 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,9 @@ def journal(tmp_path: Path) -> Path:
 
 
 def _as_sqlite(data: bytes) -> bytes:
-    base = sqlite3.connect(":memory:")
-    base.execute("create table results (key, result)")
-    return base.serialize()
+    with closing(sqlite3.connect(":memory:")) as base:
+        base.execute("create table results (key, result)")
+        return base.serialize()
 
 
 def _as_zip(data: bytes) -> bytes:
