@@ -261,7 +261,8 @@ class VersionView:
     def save_failure(self, key: Key, failure: Failure, digest: int) -> None:
         """The failure is on disk for the key when this returns."""
         self.open()
-        self.begin_writing()
+        if self.lock_timeout and not self.store.writer.writing:
+            self.begin_writing()
         entry = Entry(self.version, key, digest, self.error_line(key, failure, digest))
         self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False

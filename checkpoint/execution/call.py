@@ -12,7 +12,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from importlib.util import find_spec
 from types import CoroutineType, TracebackType, coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from checkpoint import clock
 from checkpoint.errors import (
@@ -30,9 +30,6 @@ from checkpoint.execution.policies import Retry
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
 from checkpoint.outcomes import Encoded, Unit, describe_exception
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Arrived", "Call", "arrived", "ending"]
 
