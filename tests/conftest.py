@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from promises import NAMES
 
 os.environ.setdefault("CHECKPOINT_LOCK_ORDER", "1")  # read where locks are made, from the first import on
@@ -24,6 +25,11 @@ from checkpoint import CheckpointedRunner, clock
 from checkpoint.catalog.registry import REGISTRY
 
 Opener = Callable[..., CheckpointedRunner]
+
+# A change is checked by the same examples as the one before. New ones are looked for where somebody reads what fails.
+settings.register_profile("same examples", derandomize=True, print_blob=True)
+if not os.environ.get("CHECKPOINT_TEST_EXPLORE"):
+    settings.load_profile("same examples")
 
 # Who starts tests with nohup, or in the background of a script, has one of these ignored by all that they start.
 for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):

@@ -378,7 +378,7 @@ class Checkpoint:
 
         Raises:
             CheckpointLocked: another process writes one of the journals; nothing was accepted.
-            StoreError: as `Writer.alone`.
+            StoreError: as `Writer.begin`.
         """
         self._refresh_theirs()
         with self.store.lock:

@@ -64,9 +64,8 @@ class Interrupts:
     def let_go(self) -> None:
         """Catch no more; at once, where whoever ends the pass still waits for something."""
         with self._last_word:
-            if not self._ended.locked():
-                return
-            self._ended.release()
+            if self._ended.locked():
+                self._ended.release()
         if self in _passes:
             _passes.remove(self)
             if not _passes:
