@@ -146,13 +146,13 @@ class Behind(ThreadPoolExecutor):
 
 
 class Tired(ThreadPoolExecutor):
-    """Takes ten calls."""
+    """Takes three tasks."""
 
     taken = 0
 
     def submit(self, function: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
         self.taken += 1
-        if self.taken > 10:
+        if self.taken > 3:
             raise RuntimeError("enough")
         return super().submit(function, *given, **named)
 
@@ -242,7 +242,7 @@ async def awork(n):
 
 def on(executor, **options):
     with executor:
-        return work.map(range(60), executor=executor, progress=False, **options)
+        return work.map(range(60), executor=executor, progress=False, chunksize=1, **options)
 
 
 def main(kind):
@@ -253,7 +253,7 @@ def main(kind):
     if kind == "chunks":
         return work.map(range(60), progress=False, workers=2, chunksize=4)
     if kind == "processes":
-        return work.map(range(60), progress=False, workers=2, executor="processes")
+        return work.map(range(60), progress=False, workers=2, executor="processes", chunksize=1)
     if kind == "chunks of processes":
         return work.map(range(60), progress=False, workers=2, executor="processes", chunksize=4)
     if kind == "asyncio":

@@ -87,7 +87,7 @@ options = {"progress": False, **given}
 if engine != "serial":
     options["workers"] = 4
 if engine == "processes":
-    options["executor"] = "processes"
+    options |= {"executor": "processes", "chunksize": 1}
 f = checkpointed("j", version=1)(awork if engine == "asyncio" else work)
 
 def run(items):

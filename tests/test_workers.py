@@ -280,10 +280,10 @@ def hired(function: Callable[[Any], Any], count: int, timeout: float | None = No
             assert not thread.is_alive()
 
 
-def whole_messages(reader: Any, writer: Any) -> None:
+def whole_messages(reader: Any, writer: Any, path: str | None) -> None:
     """What a worker does on Windows."""
     vars(worker_process)["make_pipe"] = pipes_module._WholePipe
-    worker_process.serve(reader, writer)
+    worker_process.serve(reader, writer, path)
 
 
 @pytest.fixture(params=["in parts", "whole"])
@@ -351,7 +351,7 @@ def test_tasks_are_answered_whatever_becomes_of_others() -> None:
         assert fails.failure.message == "no"
         assert isinstance(lock, Unsent)
         assert "cannot load the item: TypeError" in str(unloadable.error)
-        assert exits == Died(3)
+        assert exits == Died(3, at_work=0)
     assert sorted(chain(*them.reports)) == sorted(them.told)
 
 
@@ -469,7 +469,7 @@ def test_what_is_not_all_there_in_time_is_no_answer(number: int) -> None:
         os.kill(process.process.pid, number)
         (told,) = them.until_told("stopped")
         if number == signal.SIGKILL:
-            assert told == Died(-signal.SIGKILL)
+            assert told == Died(-signal.SIGKILL, at_work=0)
         else:
             assert "no result within 1 s" in told.failure.message
         assert them.until_told("a") == [1]
@@ -536,7 +536,7 @@ def test_workers_are_spawned_where_nothing_can_be_forked(monkeypatch: pytest.Mon
         them.start(late=("wait", "never"), a="pid", dies=("die", signal.SIGKILL))
         pid, late, dies = them.until_told("a", "late", "dies")
         assert "no result within 1 s" in late.failure.message
-        assert dies == Died(-signal.SIGKILL)
+        assert dies == Died(-signal.SIGKILL, at_work=0)
     until(lambda: is_gone(pid))
 
 

@@ -15,6 +15,7 @@ from checkpoint.api.options import Options, PassOptions
 from checkpoint.api.signatures import named
 from checkpoint.errors import UnguardedMain
 from checkpoint.execution.call import Call
+from checkpoint.execution.chunks import SPAN
 from checkpoint.execution.interfaces import Parallelism, Report, Workers
 from checkpoint.execution.policies import rates_of, retry_of
 from checkpoint.execution.scheduler import Schedule
@@ -51,7 +52,7 @@ class Dispatch:
         agreement: Agreement | None,
     ) -> None:
         self.running = running
-        self._given = given
+        self._given, self._options = given, options
         self._timeout = options.timeout
         self._call = Call(
             function,
@@ -65,6 +66,7 @@ class Dispatch:
             agreement=agreement,
             keys=running.in_flight,
             tells_items=not self._is_serial,
+            span=SPAN if self._chunksize is None else None,
         )
         self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))
 
@@ -112,7 +114,18 @@ class Dispatch:
         return LoopDriver(self.running, self._call, self._schedule, parallelism, opened, source).run()
 
     def _parallelism(self, workers: int) -> Parallelism:
-        return Parallelism(workers, self._given.get("chunksize") or 1, self._given.get("grace", 10.0))
+        return Parallelism(workers, self._chunksize, self._given.get("grace", 10.0))
+
+    @property
+    def _chunksize(self) -> int | None:
+        """How many calls travel together; None: that adapts, where nothing counts single calls as they start."""
+        chunksize, options = self._given.get("chunksize"), self._options
+        if chunksize is not None:
+            return chunksize
+        retry = retry_of(options.retry)
+        waits = retry is not None and retry.attempts > 1 and retry.wait != 0
+        is_counted = options.batch_size is not None or options.rate is not None or options.timeout is not None
+        return 1 if self._given.get("executor") is None or is_counted or waits else None
 
 
 def refuse_while_importing_main(name: str) -> None:

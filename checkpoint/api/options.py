@@ -91,8 +91,9 @@ class PassOptions(TypedDict, total=False):
             function. Default 1: in the caller's own thread; for processes, the number of CPUs.
         executor: "processes" for worker processes, "ray", any `concurrent.futures.Executor`, a Dask client, or an
             executor of submitit; not for coroutine functions.
-        chunksize: how many calls a worker is handed at a time, for functions that take microseconds; default 1.
-            Failures, retries and records stay per item.
+        chunksize: how many calls a worker is handed at a time. Default, on processes and given executors: as many as
+            take about 20 ms, so that calls of microseconds travel together and long ones alone; with `batch_size`,
+            `rate`, `timeout` or retries that wait, one. On threads one. Failures, retries and records stay per item.
         progress: whether a bar is shown; default True.
         desc: what stands before it; default the checkpoint's name.
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from importlib.util import find_spec
+from math import inf
 from types import CoroutineType, TracebackType, coroutine
 from typing import Any, Protocol
 
@@ -63,6 +64,7 @@ class Call:
         agreement: sees in another process that the function is what it is here, before a call is made.
         keys: knows the keys of the pass; code that a call runs finds it as its `caller`.
         tells_items: whether such code finds the item too: not needed where one call is made at a time.
+        span: seconds after which `many` begins no further call; None: it makes all of them.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Call:
         agreement: Agrees | None = None,
         keys: Any = None,
         tells_items: bool = True,
+        span: float | None = None,
     ) -> None:
         self.function = function
         self._context = copy_context()
@@ -93,6 +96,7 @@ class Call:
         self._travels = function if travels is None else travels
         self._encode = encode
         self.name = name
+        self.span = span
         self.batch_size = batch_size
         self.batch = batch_size is not None
         self.timeout = timeout
@@ -133,16 +137,31 @@ class Call:
             "function(item)"
         )
 
-    def many(self, given: list[Any], keep: Callable[[Answer], Answer] | None = None) -> list[Answer]:
-        """The answers for several, one after the other: fewer where one of them says that no more is to be called.
+    def many(
+        self,
+        given: list[Any],
+        keep: Callable[[Answer], Answer] | None = None,
+        began: float | None = None,
+        at_work: memoryview | None = None,
+    ) -> list[Answer]:
+        """The answers for several, one after the other.
+
+        They are fewer where one of them asks for a pause; and where there is a span, when it is over or a call fails.
 
         Args:
             given: what each is given.
             keep: makes of an answer one that later calls do not change; default: its value is encoded.
+            began: when the span began, by `clock.perf_counter`; default: now.
+            at_work: its item 0 becomes the place of the call that runs.
         """
-        answers = []
+        answers: list[Answer] = []
+        end = inf if self.span is None else (clock.perf_counter() if began is None else began) + self.span
         keep = self._kept if keep is None else keep
-        for one in given:
+        for place, one in enumerate(given):
+            if answers and (clock.perf_counter() >= end or (self.span is not None and type(answers[-1]) is Failed)):
+                break
+            if at_work is not None:
+                at_work[0] = place
             try:
                 answer = keep(self.one(one))
             except BaseException as error:  # of a hook of the user's, while a failure was described
@@ -298,7 +317,7 @@ class Call:
         if agreement is not None and not sets:
             agreement = agreement.without_values()
         return (self._travels, self.name, self.batch_size, self._validate, self._retry, settings, agreement,
-                travelled)  # fmt: skip
+                travelled, self.span)  # fmt: skip
 
 
 @coroutine
@@ -413,9 +432,9 @@ class Arrived:
         if self._refusal is not None:
             raise self._refusal
 
-    def many(self, given: list[Any]) -> bytes:
+    def many(self, given: list[Any], began: float | None = None, at_work: memoryview | None = None) -> bytes:
         """The answers, packed."""
-        return pack(self.call.many(given, set_apart if len(given) > 1 else None))
+        return pack(self.call.many(given, set_apart if len(given) > 1 else None, began, at_work))
 
 
 def _has_file() -> bool:
@@ -429,6 +448,6 @@ def arrived(shipped: bytes) -> Arrived:
     Raises:
         Exception: whatever unpickling raises.
     """
-    function, name, batch_size, validate, retry, settings, agreement, travelled = pickle.loads(shipped)
-    call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings)
+    function, name, batch_size, validate, retry, settings, agreement, travelled, span = pickle.loads(shipped)
+    call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings, span=span)
     return Arrived(call, agreement, travelled=travelled)

@@ -19,6 +19,7 @@ from checkpoint import clock, locks
 from checkpoint.errors import StoreError
 from checkpoint.execution.answers import Fatal, failed
 from checkpoint.execution.call import Call, ending
+from checkpoint.execution.chunks import Chunks
 from checkpoint.execution.interfaces import Broken, Died, Parallelism, PassPort, Task, Unsent, Workers
 from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
@@ -129,7 +130,8 @@ class Coordinator:
         self._schedule = schedule
         self._judge = AnswerHandler(schedule)
         self._batches = Batches(call)
-        self._slots, self._chunksize, _ = spread
+        self._slots = spread.slots
+        self._chunks = Chunks(spread.chunksize)
         self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0
         self._wake, self._look = wake, look
         self._inbox: SimpleQueue[tuple[Task, Any] | None] = SimpleQueue()
@@ -165,7 +167,7 @@ class Coordinator:
         return self._room(self._ahead)
 
     def _room(self, ahead: int) -> int:
-        most = self._slots * self._chunksize
+        most = self._slots * self._chunks.size
         return self._schedule.room(most if self._running < self._slots else most - 1, ahead)
 
     @property
@@ -209,7 +211,7 @@ class Coordinator:
         """When something may start that could not just now, on the monotonic clock; under the lock."""
         if not self._may_start or self._waits_for_quiet:
             return None
-        wait = self._schedule.wait(1 if self._all_drawn else self._chunksize)
+        wait = self._schedule.wait(1 if self._all_drawn or self._chunks.adapts else self._chunks.size)
         return None if wait is None else clock.monotonic() + wait
 
     @property
@@ -340,6 +342,8 @@ class Coordinator:
         """What is to be settled; a single call that returned is told flat, since this is the per-item path."""
         finished: list[Done] = []
         for task, answers in reports:
+            if self._chunks.adapts and type(answers) is list:
+                self._chunks.returned(len(task), answers)
             if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
                 attempt, (value, elapsed) = task[0], answers[0]
                 self._schedule.succeeded()
@@ -368,6 +372,8 @@ class Coordinator:
                 answers = unpack(answers)
             except Exception as error:  # unpickling runs the values' own code
                 return judge.apart(task, error, answers)
+            if self._chunks.adapts:
+                self._chunks.returned(len(task), answers)
         if type(answers) is Died:
             return [] if self.stopped else judge.died(task, answers)
         if type(answers) is Unsent:
@@ -407,11 +413,13 @@ class Coordinator:
 
     def _next_task(self) -> Task:
         """The calls that make the next task; none where one that is not full may wait for more."""
-        schedule = self._schedule
+        schedule, size = self._schedule, self._chunks.size
         task: Task = []
-        if self._chunksize > 1 and not self._all_drawn and schedule.ready < self._chunksize:
+        if self._chunks.adapts:
+            size = min(size, max(1, -(-schedule.ready // (self._slots - self._running))))
+        elif size > 1 and not self._all_drawn and schedule.ready < size:
             return task
-        while len(task) < self._chunksize:
+        while len(task) < size:
             try:
                 attempt = schedule.take(first=not task, only=self._running == 0)
             except BadCost as bad:

@@ -36,10 +36,17 @@ Report = Callable[[list[tuple[Task, Any]]], None]
 
 
 class Died(NamedTuple):
-    """In place of answers: the worker process died of the task; `why` is what is known where that is no exit code."""
+    """In place of answers: the worker process died of the task.
+
+    Attributes:
+        exitcode: how it ended.
+        why: what is known where that is no exit code.
+        at_work: the place in the task of the call that ran; None where that is not known.
+    """
 
     exitcode: int | None
     why: str = ""
+    at_work: int | None = None
 
 
 class Unsent(NamedTuple):
@@ -169,10 +176,10 @@ class Parallelism(NamedTuple):
 
     Attributes:
         slots: how many tasks run at once.
-        chunksize: how many calls make a task.
+        chunksize: how many calls make a task; None: as many as take about `chunks.SPAN`.
         grace: seconds that what runs may go on once the pass is to end.
     """
 
     slots: int = 1
-    chunksize: int = 1
+    chunksize: int | None = 1
     grace: float = 10.0

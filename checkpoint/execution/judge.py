@@ -51,7 +51,7 @@ class AnswerHandler:
         finished: list[Done] = []
         if len(answers) < len(task):
             for attempt in reversed(task[len(answers) :]):
-                self._schedule.at_once(attempt)  # not called, since one before it said so
+                self._schedule.at_once(attempt)  # not called: the span was over, or one before it asks for a pause
         for attempt, answer in zip(task, answers, strict=False):
             kind = type(answer)
             if kind is tuple:
@@ -89,6 +89,8 @@ class AnswerHandler:
 
     def died(self, task: Task, death: Died) -> list[Done]:
         """What a worker's death makes of what it was at: whatever did not kill it must not suffer."""
+        if len(task) > 1:
+            return self._chunk_died(task, death)
         finished = []
         for attempt in reversed(task):
             attempt.deaths += 1
@@ -108,6 +110,15 @@ class AnswerHandler:
                 failure = failed(error).failure.counted(attempt.made + attempt.deaths)
                 finished.append(Done(attempt.units[0], failure))
         return finished
+
+    def _chunk_died(self, task: Task, death: Died) -> list[Done]:
+        """Only the call that ran is blamed; where that is not known, the one of them that did it does so again."""
+        place = death.at_work
+        if place is None or place >= len(task):
+            return self._each_alone(task)
+        for attempt in reversed([*task[:place], *task[place + 1 :]]):
+            self._schedule.at_once(attempt)
+        return self.died([task[place]], death)
 
     def _each_alone(self, task: Task) -> list[Done]:
         """Nothing is to be settled: each call is made again by itself."""

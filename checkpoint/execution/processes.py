@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
+from functools import partial
 from importlib.util import find_spec
 from math import inf
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 from checkpoint import clock
 from checkpoint.errors import BrokenWorkers, FunctionChanged, UnsendableItem, quote_error
 from checkpoint.execution.answers import Fatal, out_of_time
+from checkpoint.execution.at_work import AtWork
 from checkpoint.execution.call import Call
 from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.fork_server import Forked, ForkServer
@@ -202,17 +204,17 @@ class Processes:
 
     # by the workers, in the thread
 
-    def begin_process(self) -> Forked | _Spawned:
-        """A worker process, which serves calls.
+    def begin_process(self, at_work: AtWork) -> Forked | _Spawned:
+        """A worker process, which serves calls, and says there which one it is at.
 
         Raises:
             Exception: it does not start.
         """
         if not _FORKS:
-            return _Spawned(self.environment)
+            return _Spawned(self.environment, at_work.path)
         if self._server is None:
             self._server = ForkServer(self.environment)
-        return self._server.fork(serve)
+        return self._server.fork(partial(serve, path=at_work.path))
 
     def grant_time(self, worker: _Worker) -> None:
         """The worker's time begins now."""
@@ -266,14 +268,19 @@ class _Worker:
         Exception: it does not start.
     """
 
-    __slots__ = ("_by_cloudpickle", "_pool", "pipe", "process", "state", "task")
+    __slots__ = ("_at_work", "_by_cloudpickle", "_pool", "pipe", "process", "state", "task")
 
     def __init__(self, pool: Processes) -> None:
         self._pool = pool
         self._by_cloudpickle = False  # whether all travels by it: the process has not got the classes
         self.state = _State.STARTING
         self.task: Task | None = None
-        self.process = pool.begin_process()
+        self._at_work = AtWork()
+        try:
+            self.process = pool.begin_process(self._at_work)
+        except BaseException:
+            self._at_work.close()
+            raise
         self.pipe = self.process.pipe
         pool.selector.register(self.pipe.reader, READ, self.on_event)
         pool.selector.register(self.process.sentinel, READ, self.on_exit)
@@ -297,6 +304,7 @@ class _Worker:
         """Let go of it; an idle one ends."""
         self.state = _State.GONE
         self.process.close()
+        self._at_work.close()
         del self._pool  # it knows us
 
     def _send_inputs(self, task: Task) -> None:
@@ -367,7 +375,8 @@ class _Worker:
             return
         pool, was_ready = self._pool, self.state in (_State.IDLE, _State.BUSY)
         exitcode = self.process.exitcode()
-        self._lose(Died(exitcode, "an unknown cause, since what forks them has ended, too" if exitcode is None else ""))
+        why = "an unknown cause, since what forks them has ended, too" if exitcode is None else ""
+        self._lose(Died(exitcode, why, self._at_work.number))
         if not was_ready:
             pool.report_broken(_no_start(f"it ended with {exit_in_words(exitcode)} before it was ready"))
 
@@ -463,12 +472,13 @@ class _Spawned:
 
     Args:
         environment: variables that it is to have, besides its own.
+        path: of `AtWork`.
 
     Raises:
         Exception: it does not start.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], path: str | None) -> None:
         import multiprocessing
 
         context = multiprocessing.get_context("spawn")
@@ -477,7 +487,9 @@ class _Spawned:
         try:
             with _importable_main():
                 self._process = context.Process(
-                    target=spawned, args=(serve, environment, given, theirs), name="checkpoint-worker"
+                    target=spawned,
+                    args=(partial(serve, path=path), environment, given, theirs),
+                    name="checkpoint-worker",
                 )
                 self._process.start()
         finally:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from checkpoint import clock
 from checkpoint.errors import FunctionChanged, quote_error
+from checkpoint.execution.at_work import opened_at
 from checkpoint.execution.call import Arrived, arrived
 from checkpoint.execution.cpus import bound_loaded
 from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, make_pipe
@@ -69,12 +71,18 @@ def spawned(target: Callable[..., None], environment: dict[str, str], reader: Co
     target(reader, writer)
 
 
-def serve(reader: Connection, writer: Connection) -> None:
-    """What a worker process does: load the call, then make it until nobody asks any more."""
-    pipe, own = make_pipe(reader, writer, waits=True), os.getpid()
+def serve(reader: Connection, writer: Connection, path: str | None = None) -> None:
+    """What a worker process does: load the call, then make it until nobody asks any more.
+
+    Args:
+        reader, writer: the ends of pipes by which tasks come, and answers go.
+        path: of `AtWork`.
+    """
+    pipe, own, at_work = make_pipe(reader, writer, waits=True), os.getpid(), opened_at(path)
     call: Arrived | None = None
     with suppress(EOFError, OSError):
         while asked := pipe.receive():
+            began = clock.perf_counter()  # to load large items takes time, too
             try:
                 given: Any = arrived(asked) if call is None else pickle.loads(asked)
             except Exception as error:  # unpickling runs the items' own code
@@ -89,7 +97,7 @@ def serve(reader: Connection, writer: Connection) -> None:
                 call = given
                 pipe.send(LOADED)
                 continue
-            answers = call.many(given)
+            answers = call.many(given, began, at_work)
             if os.getpid() != own:  # the function forked, and its child came back from it too
                 os._exit(1)
             pipe.send(answers)
