@@ -50,7 +50,8 @@ ROWS = (
     Row(
         "SIGKILL, OOM kill, SIGTERM, Ctrl-C",
         "every acknowledged result is there at the next start with the value that was saved, and its item is not run "
-        "again. Only what was in flight is: at most `workers × chunksize` calls (or one batch a worker; where chunks adapt, what a worker finished in 20 ms). The first "
+        "again. Only what was in flight is: at most `workers × chunksize` calls, or one batch a worker; where chunks "
+        "adapt, one call a worker and what it finished in 20 ms. The first "
         "SIGTERM or Ctrl-C in a pass of the main thread lets even that finish, and saves it; the second stops at once",
     ),
     Row(
