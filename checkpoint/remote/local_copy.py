@@ -215,12 +215,11 @@ class LocalCopy:
             self._failing = False
         except StoreError as error:
             if not self._state_path.exists():
-                raise
+                raise  # and the next look asks again: nobody reads an empty checkpoint instead
             if not self._failing:
                 log.warning("checkpoint %r is read as it was last seen here: %s", self.name, error)
             self._failing = True
-        finally:
-            self._looked_at = clock.monotonic()
+        self._looked_at = clock.monotonic()
 
     def _look(self) -> None:
         listing = self.objects.look()

@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.errors import CheckpointError, StoreError, quote_error
+from checkpoint.errors import CheckpointError, StoreError, quote, quote_error
 from checkpoint.remote.urls import EXTRAS, hide_secrets, url_at
 from checkpoint.storage.journal import KINDS
 
@@ -39,6 +39,11 @@ _AT_ONCE = 8
 _PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
 _WHOLE = re.compile(r"whole-(\d{8,})\.json")
 _OWNER = re.compile(r"(\d{8,})\.json")
+_WITH_BUCKETS = {
+    protocol: "container" if extra == "azure" else "bucket"
+    for protocol, extra in EXTRAS.items()
+    if extra != "sftp" and protocol != "adl"  # what its accounts hold are folders
+}
 _told: set[str] = set()  # URLs where two writers are not noticed, and directories that say what is not believed
 
 
@@ -119,6 +124,8 @@ class Objects:
         except (FileNotFoundError, FileExistsError, CheckpointError):
             raise
         except Exception as error:  # each file system has its own
+            if type(error).__name__ == "ResourceNotFoundError":  # that of Azure's client, which adlfs lets through
+                raise FileNotFoundError(errno.ENOENT, hide_secrets(quote_error(error)), f"{self.url}/{name}") from error
             where = f"{self.url}/{name}" if name else self.url
             number = (error.errno if isinstance(error, OSError) else None) or errno.EIO
             told = f"cannot {doing} {where}: {hide_secrets(quote_error(error))}"
@@ -129,8 +136,27 @@ class Objects:
             system.invalidate_cache()
             try:
                 return list(system.ls(path, detail=True))
-            except (FileNotFoundError, NotADirectoryError):
+            except NotADirectoryError:
                 return []
+            except FileNotFoundError as error:
+                if not self._has_bucket(system, path):
+                    raise self._no_bucket("list", folder, error) from error
+                return []
+
+    def _has_bucket(self, system: Any, path: str) -> bool:
+        """Whether a prefix that holds nothing is in a bucket: where buckets are folders, any folder may yet be made.
+
+        Who may not look at the bucket, but may list what is in it, is told that it is there.
+        """
+        if self._protocol not in _WITH_BUCKETS:
+            return True
+        try:
+            system.info(system.split_path(path)[0])
+        except FileNotFoundError:
+            return False
+        except Exception as error:  # each file system has its own
+            log.debug("%s: it is not known whether the bucket is there: %s", self.url, error)
+        return True
 
     def folders(self) -> Iterator[str]:
         """The names of the folders."""
@@ -204,21 +230,24 @@ class Objects:
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object, in the place of one that this session wrote before."""
-        with self._reaching("write", name) as (system, path):
-            try:
-                if self._protocol in EXTRAS and EXTRAS[self._protocol] != "sftp":
+        try:
+            with self._reaching("write", name) as (system, path):
+                if self._protocol in _WITH_BUCKETS:
                     system.pipe_file(path, data)
                 else:  # a file may be seen, and be left, half-written
                     system.makedirs(path.rpartition("/")[0], exist_ok=True)
                     system.pipe_file(f"{path}.tmp", data)
                     system.mv(f"{path}.tmp", path)
-            except FileNotFoundError as error:
-                raise self._no_bucket(name, error) from error
+        except FileNotFoundError as error:
+            raise self._no_bucket("write", name, error) from error
 
-    def _no_bucket(self, name: str, error: OSError) -> StoreError:
-        why = hide_secrets(str(error))
-        told = f"cannot write {self.url}/{name}: {why}; make the bucket, or name another"
-        return StoreError(told, errno=errno.ENOENT, strerror=why, filename=self.url)
+    def _no_bucket(self, doing: str, name: str, error: OSError) -> StoreError:
+        where, why = f"{self.url}/{name}" if name else self.url, hide_secrets(quote_error(error))
+        if what := _WITH_BUCKETS.get(self._protocol, ""):
+            bucket = self.url.partition("://")[2].partition("/")[0]
+            why = f"there is no {what} {quote(bucket)}; make the {what}, or name another (checkpoint_dir=, or --dir)"
+        told = f"cannot {doing} {where}: {why}"
+        return StoreError(told, errno=errno.ENOENT, strerror=hide_secrets(str(error)), filename=where)
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object that is not there; where the store cannot see to that, say so once.
@@ -236,30 +265,14 @@ class Objects:
                 )  # fmt: skip
 
     def _created_alone(self, name: str, data: bytes) -> bool:
-        from fsspec.spec import AbstractFileSystem
-
-        with self._reaching("create", name) as (system, path):
-            if self._protocol not in EXTRAS or EXTRAS[self._protocol] == "sftp":
-                system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            try:
-                system.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                raise
-            except FileNotFoundError as error:
-                raise self._no_bucket(name, error) from error
-            except (NotImplementedError, TypeError, ValueError):
-                if system.exists(path):
-                    raise FileExistsError(path) from None
-                system.pipe_file(path, data)
-                return False
-            is_own = getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
-            if not is_own:
-                return False  # that of fsspec looks first, and writes then
-            try:
-                system.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return True
-            return False  # it took the condition, and did not heed it
+        """Create an object; returns whether the store saw to it that there was none."""
+        try:
+            with self._reaching("create", name) as (system, path):
+                if self._protocol not in _WITH_BUCKETS:
+                    system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                return _create(system, path, data)
+        except FileNotFoundError as error:
+            raise self._no_bucket("create", name, error) from error
 
     def modified(self, name: str) -> datetime | None:
         """When the object was written, by the store's clock; None where the store does not tell."""
@@ -279,3 +292,24 @@ class Objects:
                     system.rm_file(path)
             except (FileNotFoundError, StoreError) as error:
                 log.debug("%s was not deleted: %s", name, error)
+
+
+def _create(system: Any, path: str, data: bytes) -> bool:
+    """Write a file that is not there; returns whether the file system saw to it."""
+    from fsspec.spec import AbstractFileSystem
+
+    try:
+        system.pipe_file(path, data, mode="create")
+    except (NotImplementedError, TypeError, ValueError):
+        if system.exists(path):
+            raise FileExistsError(path) from None
+        system.pipe_file(path, data)
+        return False
+    is_own = getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
+    if not is_own:
+        return False  # that of fsspec looks first, and writes then
+    try:
+        system.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return True
+    return False  # it took the condition, and did not heed it

@@ -1,0 +1,108 @@
+"""The laws of a store, on servers of each kind that run on loopback: what holds in memory holds there too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from object_store import STORES, Store, forget_file_systems, make_bucket
+
+from checkpoint import CheckpointedRunner, checkpointed
+from checkpoint.cli import main
+from checkpoint.errors import StoreError
+from checkpoint.remote import local_copy
+
+Machine = Callable[..., CheckpointedRunner]
+
+
+def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What is waited for, once it is so."""
+    deadline = time.monotonic() + seconds
+    while not (found := is_so()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture(scope="module", params=STORES)
+def running(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """A server of each kind, for all tests of this file."""
+    with STORES[request.param]() as store:
+        yield store
+
+
+@pytest.fixture
+def store(running: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Clients of this process go there."""
+    forget_file_systems()
+    for name, value in running.environment.items():
+        monkeypatch.setenv(name, value)
+    for protocol, options in running.options.items():
+        monkeypatch.setitem(fsspec.config.conf, protocol, options)
+    running.proxy.set("up")
+    make_bucket(running.url)
+    yield running
+    running.proxy.set("up")
+    forget_file_systems()
+
+
+@pytest.fixture
+def url(store: Store, request: pytest.FixtureRequest) -> str:
+    """A prefix that holds nothing, and that no other test uses."""
+    return f"{store.url}/{request.function.__name__}"
+
+
+@pytest.fixture
+def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
+    opened: list[CheckpointedRunner] = []
+    monkeypatch.setattr(local_copy, "_LOOK_EVERY", 0.0)
+
+    def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
+        monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
+        opened.append(CheckpointedRunner("j", at, **options))
+        return opened[-1]
+
+    yield open_runner
+    for runner in opened:
+        runner.close()
+
+
+# --- buckets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_that_holds_nothing_is_an_empty_checkpoint(url: str, machine: Machine, capsys: Any) -> None:
+    """Whoever reads it makes nothing."""
+    assert machine("first").get_all_results() == {}
+    assert main(["ls", url]) == 0
+    assert machine("second").get_all_results() == {}
+
+
+def test_a_bucket_that_is_not_there_is_an_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever reads is told as well as whoever writes, and each time: a mistyped URL is no empty checkpoint."""
+    if not store.missing:
+        pytest.skip("any folder may be made there")
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+    called: list[int] = []
+    place, csv = f"{store.missing}/prefix", str(tmp_path / "x.csv")
+
+    @checkpointed("j", checkpoint_dir=place, version=1)
+    def work(n: int) -> int:
+        called.append(n)
+        return n
+
+    told = r"there is no (bucket|container) 'no-such-.*make the (bucket|container), or name another"
+    for read in (lambda: len(work.results), lambda: work.plan(range(3)), lambda: work.map(range(3), progress=False)):
+        for _ in range(2):
+            with pytest.raises(StoreError, match=told):
+                read()
+    for command in (["ls", place], ["show", "j", "--dir", place], ["export", "j", csv, "--dir", place]):
+        assert main(command) == 1
+        assert "there is no" in capsys.readouterr().err
+    assert not called
