@@ -291,7 +291,8 @@ def gcs_store() -> Iterator[Store]:
             "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{proxy.port}",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
-        yield Store("gs://laws", "gs://no-such-bucket", False, proxy, environment, {})
+        options = {"gs": {"token": "anon"}, "gcs": {"token": "anon"}}  # else it looks for credentials on the network
+        yield Store("gs://laws", "gs://no-such-bucket", False, proxy, environment, options)
 
 
 SSHD = """

@@ -14,7 +14,8 @@ from object_store import STORES, Store, forget_file_systems, make_bucket
 from checkpoint import CheckpointedRunner, checkpointed
 from checkpoint.cli import main
 from checkpoint.errors import StoreError
-from checkpoint.remote import local_copy
+from checkpoint.remote import local_copy, objects, uploader
+from checkpoint.remote.objects import Objects
 
 Machine = Callable[..., CheckpointedRunner]
 
@@ -106,3 +107,71 @@ def test_a_bucket_that_is_not_there_is_an_error(
         assert main(command) == 1
         assert "there is no" in capsys.readouterr().err
     assert not called
+
+
+# --- who writes ------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_created_only_where_there_is_none(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the other machine was a moment quicker than a look; a store that cannot see to that is told of."""
+    monkeypatch.setattr(objects, "_told", set())
+    first, second = Objects(url, "j"), Objects(url, "j")
+    first.create("owners/00000001.json", b"1")
+    assert first.read("owners/00000001.json") == b"1"
+    assert ("cannot create an object only where there is none" in caplog.text) is not store.heeds
+    if store.heeds:
+        monkeypatch.setattr(type(first._open()[0]), "exists", lambda *_, **__: False)
+        with pytest.raises(FileExistsError):
+            second.create("owners/00000001.json", b"2")
+        assert first.read("owners/00000001.json") == b"1"
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads begin at once, and so do new attempts."""
+    monkeypatch.setattr(uploader, "EVERY", 0.05)
+    monkeypatch.setattr(uploader, "_POLL", 0.02)
+    monkeypatch.setattr(uploader, "_PAUSES", (0.1, 0.2))
+    monkeypatch.setattr(objects, "_PATIENCE", 1.5)  # clients try again for half a minute
+
+
+@pytest.mark.promise("the store behind a URL stops, and comes back")
+def test_uploads_go_on_once_the_store_is_back(store: Store, url: str, machine: Machine, haste: None) -> None:
+    """Over new connections: those of before are dead. The session goes on, and is said to."""
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+        until(lambda: runner.uploaded == (0, 0.0, ""))
+        store.proxy.set("down")
+        runner.save_result(2, 2)
+        until(lambda: (told := runner.uploaded) and told.failing)
+        store.proxy.set("up")
+        until(lambda: runner.uploaded == (0, 0.0, ""))
+        owner = Objects(url, "j")
+        before = owner.modified("owners/00000001.json")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(uploader, "_RENEW", 0.0)
+            until(lambda: owner.modified("owners/00000001.json") != before)
+    assert machine("second").get_all_results() == {1: 1, 2: 2}
+
+
+def test_a_store_that_never_answers_fails_in_time(
+    store: Store, url: str, machine: Machine, haste: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told, and what waits goes up once it answers; who opens it gets an error."""
+    if "sftp" in store.options:
+        monkeypatch.setitem(fsspec.config.conf, "sftp", {**store.options["sftp"], "banner_timeout": 1.5})
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+        until(lambda: runner.uploaded == (0, 0.0, ""))
+        store.proxy.set("hang")
+        runner.save_result(2, 2)
+        until(lambda: (told := runner.uploaded) and told.failing)
+        with pytest.raises(StoreError, match=r"cannot list .*/j: "):
+            machine("second")
+        store.proxy.set("up")
+    assert machine("second").get_all_results() == {1: 1, 2: 2}

@@ -1,7 +1,7 @@
 """The objects of a checkpoint that are under a URL: written, listed and fetched.
 
 The promise: an object is written whole, and nobody overwrites what another session wrote; what is fetched is all of it,
-or an error that names the URL.
+or an error that names the URL. No call waits for ever, and after one that failed the file system is opened anew.
 
     NAME/owners/00000017.json                   who writes, or wrote, in session 17; its time says when it was renewed
     NAME/results-00000017-00000000.jsonl        a run of whole lines that session 17 appended; errors-, unsaved- alike
@@ -36,6 +36,8 @@ __all__ = ["Listing", "Objects", "Part", "names_under"]
 
 log = logging.getLogger("checkpoint")
 _AT_ONCE = 8
+_PATIENCE = 60.0  # seconds for an answer
+_SLOWEST = 10_000  # bytes a second: a line that is slower counts as one that is dead
 _PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
 _WHOLE = re.compile(r"whole-(\d{8,})\.json")
 _OWNER = re.compile(r"(\d{8,})\.json")
@@ -112,30 +114,46 @@ class Objects:
             from fsspec.core import url_to_fs
 
             system, root = url_to_fs(self.url)
+            if (connection := getattr(system, "ftp", None)) is not None:  # else paramiko waits for ever
+                connection.get_channel().settimeout(_PATIENCE)
             self._opened = (os.getpid(), system, root)
         return system, root
+
+    def _let_go(self, system: Any) -> None:
+        """Open the file system anew the next time: it may have failed for its connection, and fsspec would keep it."""
+        if system is not None and self._opened[1] is system:
+            self._opened = (0, None, "")
+            type(system).clear_instance_cache()
+
+    def _bound(self, size: int = 0) -> dict[str, float]:
+        """How long a call may take that moves so many bytes: clients that try again wait for half an hour."""
+        return {"timeout": _PATIENCE + size / _SLOWEST} if self._protocol in _WITH_BUCKETS else {}
 
     @contextmanager
     def _reaching(self, doing: str, name: str = "") -> Iterator[tuple[Any, str]]:
         """(file system, path), with whatever goes wrong told as one of ours; what is missing or there as it is."""
+        system: Any = None
         try:
             system, root = self._open()
             yield system, f"{root}/{name}" if name else root
         except (FileNotFoundError, FileExistsError, CheckpointError):
             raise
         except Exception as error:  # each file system has its own
-            if type(error).__name__ == "ResourceNotFoundError":  # that of Azure's client, which adlfs lets through
-                raise FileNotFoundError(errno.ENOENT, hide_secrets(quote_error(error)), f"{self.url}/{name}") from error
             where = f"{self.url}/{name}" if name else self.url
+            if type(error).__name__ == "ResourceNotFoundError":  # that of Azure's client, which adlfs lets through
+                raise FileNotFoundError(errno.ENOENT, hide_secrets(quote_error(error)), where) from error
+            self._let_go(system)
+            is_silent = isinstance(error, TimeoutError) or type(error).__name__ == "FSTimeoutError"
+            why = "it does not answer" if is_silent and not str(error) else hide_secrets(quote_error(error))
             number = (error.errno if isinstance(error, OSError) else None) or errno.EIO
-            told = f"cannot {doing} {where}: {hide_secrets(quote_error(error))}"
+            told = f"cannot {doing} {where}: {why}"
             raise StoreError(told, errno=number, strerror=hide_secrets(str(error)), filename=where) from error
 
     def _entries(self, folder: str = "") -> list[dict[str, Any]]:
         with self._reaching("list", folder) as (system, path):
             system.invalidate_cache()
             try:
-                return list(system.ls(path, detail=True))
+                return list(system.ls(path, detail=True, **self._bound()))
             except NotADirectoryError:
                 return []
             except FileNotFoundError as error:
@@ -151,7 +169,7 @@ class Objects:
         if self._protocol not in _WITH_BUCKETS:
             return True
         try:
-            system.info(system.split_path(path)[0])
+            system.info(system.split_path(path)[0], **self._bound())
         except FileNotFoundError:
             return False
         except Exception as error:  # each file system has its own
@@ -194,7 +212,7 @@ class Objects:
             StoreError: it cannot be read.
         """
         with self._reaching("read", name) as (system, path):
-            return bytes(system.cat_file(path))
+            return bytes(system.cat_file(path, **self._bound()))
 
     def fetch(self, wanted: Iterable[tuple[Part, int]]) -> Iterator[tuple[Part, int, bytes]]:
         """(part, start, its bytes from there on) of each (part, start), in order, several being under way at once.
@@ -222,7 +240,7 @@ class Objects:
 
     def _read_part(self, part: Part, start: int) -> bytes:
         with self._reaching("read", part.name) as (system, path):
-            data = bytes(system.cat_file(path, start=start, end=part.size))
+            data = bytes(system.cat_file(path, start=start, end=part.size, **self._bound(part.size - start)))
         if len(data) != part.size - start:
             told = f"{self.url}/{part.name} broke off: {len(data):,} of {part.size - start:,} bytes came"
             raise StoreError(told, errno=errno.EIO, strerror="broken off", filename=self.url)
@@ -233,9 +251,9 @@ class Objects:
         try:
             with self._reaching("write", name) as (system, path):
                 if self._protocol in _WITH_BUCKETS:
-                    system.pipe_file(path, data)
+                    system.pipe_file(path, data, **self._bound(len(data)))
                 else:  # a file may be seen, and be left, half-written
-                    system.makedirs(path.rpartition("/")[0], exist_ok=True)
+                    _make_folder(system, path.rpartition("/")[0])
                     system.pipe_file(f"{path}.tmp", data)
                     system.mv(f"{path}.tmp", path)
         except FileNotFoundError as error:
@@ -269,8 +287,8 @@ class Objects:
         try:
             with self._reaching("create", name) as (system, path):
                 if self._protocol not in _WITH_BUCKETS:
-                    system.makedirs(path.rpartition("/")[0], exist_ok=True)
-                return _create(system, path, data)
+                    _make_folder(system, path.rpartition("/")[0])
+                return _create(system, path, data, self._bound())
         except FileNotFoundError as error:
             raise self._no_bucket("create", name, error) from error
 
@@ -294,12 +312,22 @@ class Objects:
                 log.debug("%s was not deleted: %s", name, error)
 
 
-def _create(system: Any, path: str, data: bytes) -> bool:
+def _make_folder(system: Any, path: str) -> None:
+    try:
+        system.makedirs(path, exist_ok=True)
+    except OSError:  # another machine may have been quicker
+        if not system.isdir(path):
+            raise
+
+
+def _create(system: Any, path: str, data: bytes, bound: dict[str, float]) -> bool:
     """Write a file that is not there; returns whether the file system saw to it."""
     from fsspec.spec import AbstractFileSystem
 
+    if (connection := getattr(system, "ftp", None)) is not None:
+        return _create_by_sftp(connection, path, data)
     try:
-        system.pipe_file(path, data, mode="create")
+        system.pipe_file(path, data, mode="create", **bound)
     except (NotImplementedError, TypeError, ValueError):
         if system.exists(path):
             raise FileExistsError(path) from None
@@ -309,7 +337,33 @@ def _create(system: Any, path: str, data: bytes) -> bool:
     if not is_own:
         return False  # that of fsspec looks first, and writes then
     try:
-        system.pipe_file(path, data, mode="create")
+        system.pipe_file(path, data, mode="create", **bound)
     except FileExistsError:
         return True
     return False  # it took the condition, and did not heed it
+
+
+def _create_by_sftp(connection: Any, path: str, data: bytes) -> bool:
+    """As `_create`, by SFTP_FLAG_EXCL, which fsspec does not use: it looks first, and writes then."""
+    with _opened_alone(connection, path) as file:
+        file.write(data)
+    try:
+        _opened_alone(connection, path).close()
+    except FileExistsError:
+        return True
+    with connection.open(path, "w") as file:  # the server did not heed it, and the file is empty now
+        file.write(data)
+    return False
+
+
+def _opened_alone(connection: Any, path: str) -> Any:
+    try:
+        return connection.open(path, "wx")
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        try:
+            connection.stat(path)  # the protocol has no status for "it is there": OpenSSH answers "Failure"
+        except FileNotFoundError:
+            raise error from None
+        raise FileExistsError(errno.EEXIST, "it is there", path) from error
