@@ -13,9 +13,10 @@ from object_store import STORES, Store, forget_file_systems, make_bucket
 
 from checkpoint import CheckpointedRunner, checkpointed
 from checkpoint.cli import main
-from checkpoint.errors import StoreError
-from checkpoint.remote import local_copy, objects, uploader
+from checkpoint.errors import InvalidOption, StoreError
+from checkpoint.remote import local_copy, objects, uploader, urls
 from checkpoint.remote.objects import Objects
+from checkpoint.remote.urls import place_of
 
 Machine = Callable[..., CheckpointedRunner]
 
@@ -71,6 +72,60 @@ def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     yield open_runner
     for runner in opened:
         runner.close()
+
+
+# --- URLs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "told", "why"),
+    [
+        ("s3:///prefix", "no bucket can be called ''", "none is given, and a prefix is none"),
+        ("s3://ab/x", "no bucket can be called 'ab'", "too short"),
+        ("s3://my bucket/x", "no bucket can be called", "no spaces"),
+        ("s3://-bucket/x", "no bucket can be called", "a hyphen at an end"),
+        ("s3://a..b/x", "no bucket can be called", "two dots"),
+        ("s3://192.168.0.1/x", "no bucket can be called", "an address"),
+        ("gs://Bucket/x", "no bucket can be called", "a capital"),
+        ("gs://google/x", "no bucket can be called", "Google's own"),
+        ("az://my_container/x", "no container can be called", "an underscore"),
+        ("az://a--b/x", "no container can be called", "two hyphens"),
+        ("abfs://Container@account/x", "no container can be called", "a capital, before the account"),
+        ("sftp:///x", "whose host cannot be", "none is given"),
+        ("sftp://:22/x", "whose host cannot be", "a port alone"),
+        ("sftp://user@/x", "whose host cannot be", "a user alone"),
+        ("sftp://host:/x", "whose host cannot be", "no port after the colon"),
+        ("sftp://host:99999/x", "whose host cannot be", "no such port"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_at_once(
+    url: str, told: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before credentials are looked for, which may take a minute; and before it matters what is installed."""
+    monkeypatch.setattr(urls, "_check_protocol", lambda *_: None)
+    with pytest.raises(InvalidOption, match=told):
+        place_of(url, "")
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("s3://bucket.with-dots/x", "ordinary"),
+        ("s3://Old_Bucket/x", "buckets of 2017 may be called so"),
+        ("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/x", "an access point"),
+        ("gs://bucket_1/x", "underscores are Google's"),
+        ("az://container-1/x", "ordinary"),
+        ("az://$root/x", "Azure's own"),
+        ("abfs://container@account.dfs.core.windows.net/x", "with the account"),
+        ("sftp://user@host:2222/x", "with a port"),
+        ("sftp://10.0.0.1/x", "an address"),
+        ("memory:///x", "memory has no buckets"),
+    ],
+)
+def test_names_that_may_be_are_not(url: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider knows better."""
+    monkeypatch.setattr(urls, "_check_protocol", lambda *_: None)
+    assert place_of(url, "")[1], why
 
 
 # --- buckets ---------------------------------------------------------------------------------------------------------

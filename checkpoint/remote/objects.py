@@ -37,6 +37,7 @@ __all__ = ["Listing", "Objects", "Part", "names_under"]
 log = logging.getLogger("checkpoint")
 _AT_ONCE = 8
 _PATIENCE = 60.0  # seconds for an answer
+_CONNECT = 15.0  # seconds for a connection, over sftp: else the system waits for two minutes
 _SLOWEST = 10_000  # bytes a second: a line that is slower counts as one that is dead
 _PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
 _WHOLE = re.compile(r"whole-(\d{8,})\.json")
@@ -111,9 +112,11 @@ class Objects:
         """(file system, path); a forked child needs one of its own."""
         pid, system, root = self._opened
         if pid != os.getpid():
+            from fsspec.config import conf
             from fsspec.core import url_to_fs
 
-            system, root = url_to_fs(self.url)
+            is_bounded = EXTRAS.get(self._protocol) != "sftp" or "timeout" in conf.get(self._protocol, {})
+            system, root = url_to_fs(self.url, **({} if is_bounded else {"timeout": _CONNECT}))
             if (connection := getattr(system, "ftp", None)) is not None:  # else paramiko waits for ever
                 connection.get_channel().settimeout(_PATIENCE)
             self._opened = (os.getpid(), system, root)
