@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from object_store import STORES, Store, forget_file_systems, make_bucket
 
 from checkpoint import CheckpointedRunner, checkpointed
 from checkpoint.cli import main
-from checkpoint.errors import InvalidOption, StoreError
-from checkpoint.remote import local_copy, objects, uploader, urls
+from checkpoint.errors import CheckpointLocked, InvalidOption, NotUploaded, StoreError
+from checkpoint.maintenance.compact import compact
+from checkpoint.remote import local_copy, objects, patience, uploader, urls
 from checkpoint.remote.objects import Objects
 from checkpoint.remote.urls import place_of
 
@@ -30,7 +33,7 @@ def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
     return found
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in STORES])
 def running(request: pytest.FixtureRequest) -> Iterator[Store]:
     """A server of each kind, for all tests of this file."""
     with STORES[request.param]() as store:
@@ -164,6 +167,72 @@ def test_a_bucket_that_is_not_there_is_an_error(
     assert not called
 
 
+# --- another machine -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("the machine is lost")
+def test_another_machine_finds_everything(url: str, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results, errors, and values that could not be encoded; and commands find the checkpoint by its URL."""
+    with machine("first") as runner:
+        for number in range(100):
+            runner.save_result(number, {"square": number**2})
+        runner.save_error("bad", ValueError("why"))
+        with pytest.raises(TypeError):
+            runner.save_result("odd", {1, object})
+    second = machine("second")
+    assert second.get_all_results() == {number: {"square": number**2} for number in range(100)}
+    assert set(second.get_all_errors()) == {"bad", "odd"}
+    assert set(second.unsaved) == {"odd"}
+    assert main(["ls", url]) == 0
+    assert "j" in capsys.readouterr().out.split()
+
+
+def test_sessions_of_several_machines_join(url: str, machine: Machine) -> None:
+    """One after the other, forth and back; nothing is uploaded twice, and one owner is left."""
+    for turn in range(6):
+        with machine(("first", "second", "third")[turn % 3]) as runner:
+            assert set(runner.get_all_results()) == set(range(turn))
+            runner.save_result(turn, turn)
+    there = Objects(url, "j")
+    lines = [line for _, _, data in there.fetch((part, 0) for part in there.look().parts) for line in data.splitlines()]
+    assert len(lines) == 6
+    assert there.owners() == [6]
+
+
+def test_compaction_and_clearing_reach_every_machine(url: str, machine: Machine) -> None:
+    """Nothing that was left out comes back from another machine."""
+    with machine("first") as runner:
+        for number in range(50):
+            runner.save_result(number % 5, number)
+    expected = {number: 45 + number for number in range(5)}
+    assert machine("second").get_all_results() == expected
+    machine("first").close()
+    assert compact("j", url).lines == 45
+    second = machine("second")
+    assert second.get_all_results() == expected
+    second.save_result("more", 1)
+    second.clear()
+    third = machine("first")
+    assert third.get_all_results() == {}
+    third.save_result("anew", 1)
+    third.close()
+    assert machine("second").get_all_results() == {"anew": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp's, to the clients of Azure and GCS
+def test_large_values_go_up_and_come_down(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts that are full, and in one that is larger than all."""
+    monkeypatch.setattr(uploader, "SIZE", 1 << 20)
+    with machine("first") as runner:
+        for number in range(1000):
+            runner.save_result(number, "y" * 2000)
+        runner.save_result("large", "x" * 5_000_000)
+        path = runner.records.store.own.results.journal.path
+    second = machine("second")
+    assert len(second.get_all_results()) == 1001
+    assert second.records.store.own.results.journal.path.read_bytes() == path.read_bytes()
+
+
 # --- who writes ------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +250,18 @@ def test_an_object_is_created_only_where_there_is_none(
         with pytest.raises(FileExistsError):
             second.create("owners/00000001.json", b"2")
         assert first.read("owners/00000001.json") == b"1"
+
+
+@pytest.mark.promise("two machines on one URL")
+def test_two_machines_on_one_url(machine: Machine) -> None:
+    """The second is told who writes; once that has ended it goes on."""
+    first, second = machine("first"), machine("second")
+    first.save_result(1, 1)
+    with pytest.raises(CheckpointLocked, match=r"process [0-9]+ on .* since .*taken for dead"):
+        second.save_result(2, 2)
+    first.close()
+    second.save_result(2, 2)
+    assert second.get_all_results() == {1: 1, 2: 2}
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
@@ -230,3 +311,54 @@ def test_a_store_that_never_answers_fails_in_time(
             machine("second")
         store.proxy.set("up")
     assert machine("second").get_all_results() == {1: 1, 2: 2}
+
+
+@pytest.mark.promise("the store behind a URL stops, and comes back")
+def test_a_wait_for_a_silent_store_is_told(
+    store: Store, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who opens it is told what for, before anything is given up."""
+    monkeypatch.setattr(patience, "SLOW", 0.1)
+    store.proxy.set("hang")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(machine, "first")
+        until(lambda: f"{url}/j has not answered" in caplog.text)
+        assert f"waiting for it to list {url}/j" in caplog.text
+        store.proxy.set("up")
+        opening.exception()
+    assert machine("first").get_all_results() == {}
+
+
+@pytest.mark.promise("the store behind a URL stops, and comes back")
+def test_the_end_of_a_job_tells_what_is_not_uploaded(
+    store: Store,
+    url: str,
+    tmp_path: Path,
+    haste: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """How much, where it is, and what it waits for; and at last it ends by an error. The same line makes up for it."""
+    monkeypatch.setattr(patience, "SLOW", 0.1)
+    monkeypatch.setattr(uploader, "_GIVE_UP", 0.5)
+    monkeypatch.setattr(uploader, "_STALLED", 0.5)
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+
+    @checkpointed("j", checkpoint_dir=url, version=1)
+    def work(n: int) -> int:
+        if n == 2:
+            store.proxy.set("hang")
+        return n
+
+    with pytest.raises(NotUploaded, match=r"results? \(.*bytes\) are in .* only, and not in .*next opening") as caught:
+        work.map(range(3), progress=False)
+    assert caught.value.filename == url
+    assert Path(caught.value.directory).is_relative_to(tmp_path)
+    told = [record for record in caplog.records if "the end has waited for" in record.getMessage()]
+    assert [record.levelno for record in told] == [logging.WARNING]
+    assert f"are in {caught.value.directory} only" in told[0].getMessage()
+    store.proxy.set("up")
+    monkeypatch.setattr(uploader, "_GIVE_UP", 60.0)
+    monkeypatch.setattr(uploader, "_STALLED", 60.0)
+    assert list(work.map(range(4), progress=False)) == [0, 1, 2, 3]
+    assert work.runner.uploaded == (0, 0.0, "")

@@ -21,6 +21,7 @@ import msgspec
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, StoreError
 from checkpoint.remote.objects import Listing, Objects, Part
+from checkpoint.remote.patience import telling
 from checkpoint.remote.urls import remember
 from checkpoint.storage.files import (
     fsync,
@@ -211,7 +212,8 @@ class LocalCopy:
         if clock.monotonic() - self._looked_at < (_LOOK_FAILING if self._failing else _LOOK_EVERY):
             return
         try:
-            self._look()
+            with telling(self.objects):
+                self._look()
             self._failing = False
         except StoreError as error:
             if not self._state_path.exists():

@@ -21,10 +21,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from checkpoint import clock
 from checkpoint.errors import CheckpointError, StoreError, quote, quote_error
+from checkpoint.remote.patience import telling
 from checkpoint.remote.urls import EXTRAS, hide_secrets, url_at
 from checkpoint.storage.journal import KINDS
 
@@ -57,7 +60,11 @@ def names_under(directory: Path) -> list[str]:
         StoreError: it cannot be reached.
     """
     url = url_at(directory)
-    return [] if url is None else sorted(Objects(url).folders())
+    if url is None:
+        return []
+    objects = Objects(url)
+    with telling(objects):
+        return sorted(objects.folders())
 
 
 class Part(NamedTuple):
@@ -101,12 +108,17 @@ class Objects:
     Args:
         url: as `place_of` made it.
         name: of a checkpoint; "" for all of them.
+
+    Attributes:
+        waits_for: what the store was asked for and has not answered, in words, or "".
+        answered_at: when it answered last; monotonic.
     """
 
     def __init__(self, url: str, name: str = "") -> None:
         self.url = f"{url}/{name}" if name else url
         self._protocol = url.partition(":")[0]
         self._opened: tuple[int, Any, str] = (0, None, "")
+        self.waits_for, self.answered_at = "", -inf
 
     def _open(self) -> tuple[Any, str]:
         """(file system, path); a forked child needs one of its own."""
@@ -136,6 +148,7 @@ class Objects:
     def _reaching(self, doing: str, name: str = "") -> Iterator[tuple[Any, str]]:
         """(file system, path), with whatever goes wrong told as one of ours; what is missing or there as it is."""
         system: Any = None
+        self.waits_for = f"{doing} {self.url}/{name}" if name else f"{doing} {self.url}"
         try:
             system, root = self._open()
             yield system, f"{root}/{name}" if name else root
@@ -151,6 +164,8 @@ class Objects:
             number = (error.errno if isinstance(error, OSError) else None) or errno.EIO
             told = f"cannot {doing} {where}: {why}"
             raise StoreError(told, errno=number, strerror=hide_secrets(str(error)), filename=where) from error
+        finally:
+            self.waits_for, self.answered_at = "", clock.monotonic()
 
     def _entries(self, folder: str = "") -> list[dict[str, Any]]:
         with self._reaching("list", folder) as (system, path):
