@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -58,7 +62,7 @@ def store(running: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 @pytest.fixture
 def url(store: Store, request: pytest.FixtureRequest) -> str:
     """A prefix that holds nothing, and that no other test uses."""
-    return f"{store.url}/{request.function.__name__}"
+    return f"{store.url}/{request.node.name.partition('[')[0]}-{request.node.name.count('coroutine')}"
 
 
 @pytest.fixture
@@ -313,6 +317,36 @@ def test_a_store_that_never_answers_fails_in_time(
     assert machine("second").get_all_results() == {1: 1, 2: 2}
 
 
+def test_what_sftp_wrote_only_in_part_is_an_error() -> None:
+    """Answers come after the writes, and those that come as a file is closed are lost."""
+    written = io.BytesIO()
+
+    class Full:
+        """A connection to a disk with room for three bytes."""
+
+        def open(self, path: str, mode: str) -> Any:
+            return self
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def set_pipelined(self, pipelined: bool) -> None:
+            pass
+
+        def write(self, data: bytes) -> None:
+            written.write(data[:3])
+
+        def stat(self, path: str) -> Any:
+            return SimpleNamespace(st_size=len(written.getvalue()))
+
+    with pytest.raises(OSError, match="3 of 5 bytes were written") as caught:
+        objects._write_by_sftp(Full(), "a", b"12345")
+    assert caught.value.errno == errno.EIO
+
+
 @pytest.mark.promise("the store behind a URL stops, and comes back")
 def test_a_wait_for_a_silent_store_is_told(
     store: Store, url: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -330,7 +364,9 @@ def test_a_wait_for_a_silent_store_is_told(
 
 
 @pytest.mark.promise("the store behind a URL stops, and comes back")
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
 def test_the_end_of_a_job_tells_what_is_not_uploaded(
+    kind: str,
     store: Store,
     url: str,
     tmp_path: Path,
@@ -350,8 +386,15 @@ def test_the_end_of_a_job_tells_what_is_not_uploaded(
             store.proxy.set("hang")
         return n
 
+    @checkpointed("j", checkpoint_dir=url, version=1)
+    async def awaited(n: int) -> int:
+        return work(n)
+
+    def run() -> Any:
+        return work.map(range(3), progress=False) if kind == "plain" else asyncio.run(awaited.map(range(3)))
+
     with pytest.raises(NotUploaded, match=r"results? \(.*bytes\) are in .* only, and not in .*next opening") as caught:
-        work.map(range(3), progress=False)
+        run()
     assert caught.value.filename == url
     assert Path(caught.value.directory).is_relative_to(tmp_path)
     told = [record for record in caplog.records if "the end has waited for" in record.getMessage()]
