@@ -124,11 +124,9 @@ class Objects:
         """(file system, path); a forked child needs one of its own."""
         pid, system, root = self._opened
         if pid != os.getpid():
-            from fsspec.config import conf
             from fsspec.core import url_to_fs
 
-            is_bounded = EXTRAS.get(self._protocol) != "sftp" or "timeout" in conf.get(self._protocol, {})
-            system, root = url_to_fs(self.url, **({} if is_bounded else {"timeout": _CONNECT}))
+            system, root = url_to_fs(self.url, **_options(self._protocol))
             if (connection := getattr(system, "ftp", None)) is not None:  # else paramiko waits for ever
                 connection.get_channel().settimeout(_PATIENCE)
             self._opened = (os.getpid(), system, root)
@@ -331,6 +329,17 @@ class Objects:
                     system.rm_file(path)
             except (FileNotFoundError, StoreError) as error:
                 log.debug("%s was not deleted: %s", name, error)
+
+
+def _options(protocol: str) -> dict[str, float]:
+    """What bounds the time of connecting; where the user's configuration does not, and it is fsspec's own sftp."""
+    if EXTRAS.get(protocol) != "sftp":
+        return {}
+    from fsspec import get_filesystem_class
+    from fsspec.config import conf
+
+    is_own = get_filesystem_class(protocol).__module__ == "fsspec.implementations.sftp"
+    return {"timeout": _CONNECT} if is_own and "timeout" not in conf.get(protocol, {}) else {}
 
 
 def _make_folder(system: Any, path: str) -> None:
