@@ -25,6 +25,7 @@
     ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
+    │   ├── NotUploaded      OSError          all is saved here, and the store behind the URL has not all of it
     │   └── JournalLost      OSError          a journal was cut, deleted or replaced, or another file is in its place
     ├── ItemError            RuntimeError     one item's failure, as read from disk
     └── ItemsFailed          ExceptionGroup   some items failed; every other one is saved
@@ -60,6 +61,7 @@ __all__ = [
     "ItemsFailed",
     "JournalLost",
     "KeyChanged",
+    "NotUploaded",
     "RefusedValue",
     "ResultsUnfit",
     "StoreClosed",
@@ -309,6 +311,15 @@ class JournalLost(StoreError):
 
     keys: Sequence[object] = ()
     intact: int = 0
+
+
+class NotUploaded(StoreError):
+    """The wait for uploads was given up: everything is saved here, and the store behind the URL has not all of it.
+
+    `.filename` is the URL, `.directory` where the results are. The next opening there uploads them.
+    """
+
+    directory: str = ""
 
 
 class ItemError(CheckpointError, RuntimeError):

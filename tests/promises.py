@@ -194,9 +194,10 @@ ROWS = (
     Row(
         "the store behind a URL stops, and comes back",
         "saving goes on and waits for nothing; nothing local is lost; the failure is told, retried, and caught up "
-        "with. An opening that has never seen the store is an error, never an empty checkpoint; a mirror reads what it "
-        "saw last",
-        "or is slow, refuses, or cuts connections",
+        "with. Who waits for five seconds is told what for; what is not uploaded when the job ends is told by "
+        "`NotUploaded`, and so by its exit status. An opening that has never seen the store is an error, never an "
+        "empty checkpoint, and so is a bucket that is not there; a mirror reads what it saw last",
+        "or is slow, refuses, cuts connections, or never answers",
     ),
     Row(
         "two machines on one URL",

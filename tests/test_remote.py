@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from checkpoint.catalog.paths import resolve_directory
 from checkpoint.catalog.registry import REGISTRY
 from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
-from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, StoreError
+from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, NotUploaded, StoreError
 from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
@@ -660,7 +661,8 @@ def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
     with monkeypatch.context() as patch:
         patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
         first.save_result(2, "late")
-        first.close()
+        with pytest.raises(NotUploaded):
+            first.close()
     monkeypatch.setattr(uploader, "_LEASE", 0.0)
     machine("second").close()
     assert compact("j", "memory://bucket/prefix").lines == 1
@@ -724,25 +726,49 @@ def test_uploads_that_fail_are_told_retried_and_never_waited_for(
 def test_what_could_not_be_uploaded_at_the_end_is_told_and_uploaded_next_time(
     machine: Machine, haste: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The pass ends all the same."""
+    """The pass ends all the same, and by an error, so that a script ends with a status that is not 0."""
     runner = machine("first")
     system = fsspec.filesystem("memory")
     with monkeypatch.context() as patch:
-        for item in runner.iterate(range(10)):
-            if item == 0:
+
+        def save_all() -> None:
+            for item in runner.iterate(range(10)):
                 runner.save_result(item, item)
-                until(lambda: lines_of())
-                patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
-            else:
-                runner.save_result(item, item)
-    assert "9 results" in caplog.text
-    assert "the next opening here uploads them" in caplog.text
+                if item == 0:
+                    until(lambda: lines_of())
+                    patch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
+
+        with pytest.raises(NotUploaded, match="9 results") as caught:
+            save_all()
+    assert "the next opening here uploads them" in str(caught.value)
+    assert caught.value.directory == str(runner.records.store.directory)
     behind = runner.uploaded
     assert behind is not None
     assert behind.bytes > 0
     runner.save_result("more", 1)
     runner.close()
     assert len(machine("second").get_all_results()) == 11
+
+
+@pytest.mark.parametrize("how", ["dropped", "raises"])
+def test_what_could_not_be_uploaded_is_told_where_nobody_can_catch_it(
+    how: str, url: str, tmp_path: Path, haste: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At ERROR: a runner that is collected, or a block that ends by an exception of its own."""
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+    opened = [CheckpointedRunner("j", url)]
+    opened[0].save_result(1, 1)
+    until(lambda: opened[0].uploaded == (0, 0.0, ""))
+    system = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(system), "pipe_file", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "gone")))
+    opened[0].save_result(2, 2)
+    if how == "raises":
+        with pytest.raises(KeyError), opened[0]:
+            raise KeyError
+    opened.clear()
+    gc.collect()
+    until(lambda: "1 result (98 bytes) are in" in caplog.text)
+    assert [record.levelname for record in caplog.records if "are in" in record.getMessage()] == ["ERROR"]
 
 
 @pytest.mark.parametrize(
@@ -958,22 +984,6 @@ def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: M
     second = machine("second", bucket)
     assert len(second.get_all_results()) == 3001
     assert len(second.get_result("large")) == 20_000_000
-
-
-def test_s3_creates_an_owner_only_where_there_is_none(bucket: str, machine: Machine, caplog: Any) -> None:
-    """So that of two that begin at one moment one is refused."""
-    objects = objects_module.Objects(bucket, "j")
-    objects.create("owners/00000001.json", b"1")
-    with pytest.raises(FileExistsError):
-        objects.create("owners/00000001.json", b"2")
-    assert objects.read("owners/00000001.json") == b"1"
-    assert "cannot create" not in caplog.text
-
-
-def test_a_bucket_that_is_not_there_is_named(server: Proxy, bucket: str, machine: Machine) -> None:
-    """None is made."""
-    with pytest.raises(StoreError, match="make the bucket"):
-        machine("first", "s3://no-such-bucket/prefix").save_result(1, 1)
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------

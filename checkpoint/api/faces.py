@@ -452,6 +452,7 @@ class SyncFace(Face[R]):
             InvalidKey, DuplicateKey, InputChanged: naming the items; nothing was run.
             CheckpointLocked: another process writes this checkpoint, or another pass is running.
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.
+            NotUploaded: all are saved here, and the store behind a URL has not all of them. Run again to upload them.
         """
         with self._pass(items, options) as work:
             for _ in work.run():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from checkpoint.catalog.paths import check_name, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, Unsaved, VersionView
-from checkpoint.errors import InvalidOption, quote
+from checkpoint.errors import InvalidOption, NotUploaded, quote
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, wait_for_left
 from checkpoint.execution.policies import Durability, check_choice, check_seconds
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
 T = TypeVar("T")
+log = logging.getLogger("checkpoint")
 
 
 class CheckpointedRunner:
@@ -284,7 +286,11 @@ class CheckpointedRunner:
     # closing
 
     def close(self) -> None:
-        """Let go of the files and the lock. Using the runner afterwards raises `StoreClosed`."""
+        """Let go of the files and the lock. Using the runner afterwards raises `StoreClosed`.
+
+        Raises:
+            NotUploaded: the wait for the store behind a URL was given up.
+        """
         wait_for_left(self.records.name)
         self.records.close()
 
@@ -296,8 +302,13 @@ class CheckpointedRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: object, _: object) -> None:
+        try:
+            self.close()
+        except NotUploaded as lacking:
+            if error is None:
+                raise
+            log.error("%s", lacking)  # what the block raised goes on
 
 
 class ShardRunner(CheckpointedRunner):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from checkpoint import locks
 from checkpoint.catalog.checkpoint import Checkpoint
@@ -93,9 +94,9 @@ class Registry:
     def _detach(self, path: tuple[str, str], opened: Checkpoint) -> None:
         """Let go of a checkpoint that one user less has; a collection may come upon that user anywhere."""
         if locks.may_be_held(sys._getframe()):
-            locks.elsewhere(partial(self._let_go, path, opened), "checkpoint-close")
+            locks.elsewhere(partial(_logged, self._let_go, path, opened), "checkpoint-close")
         else:
-            self._let_go(path, opened)
+            _logged(self._let_go, path, opened)
 
     def _let_go(self, path: tuple[str, str], opened: Checkpoint) -> None:
         with self._lock:
@@ -103,7 +104,7 @@ class Registry:
             if opened.users:
                 return
         if opened.store.replica.is_remote and _is_uploading_thread():  # closing waits for just this thread
-            locks.elsewhere(partial(self._close_unused, path, opened), "checkpoint-close")
+            locks.elsewhere(partial(_logged, self._close_unused, path, opened), "checkpoint-close")
         else:
             self._close_unused(path, opened)
 
@@ -205,8 +206,13 @@ class Registry:
 
 
 def _close(opened: Checkpoint) -> None:
+    _logged(opened.close)
+
+
+def _logged(close: Callable[..., None], *arguments: Any) -> None:
+    """Close where nobody could be told by an exception."""
     try:
-        opened.close()
+        close(*arguments)
     except (StoreError, StoreClosed) as error:
         log.error("%s", error)
 

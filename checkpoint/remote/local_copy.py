@@ -21,6 +21,7 @@ import msgspec
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, StoreError
 from checkpoint.remote.objects import Listing, Objects, Part
+from checkpoint.remote.patience import telling
 from checkpoint.remote.urls import remember
 from checkpoint.storage.files import (
     fsync,
@@ -211,16 +212,16 @@ class LocalCopy:
         if clock.monotonic() - self._looked_at < (_LOOK_FAILING if self._failing else _LOOK_EVERY):
             return
         try:
-            self._look()
+            with telling(self.objects):
+                self._look()
             self._failing = False
         except StoreError as error:
             if not self._state_path.exists():
-                raise
+                raise  # and the next look asks again: nobody reads an empty checkpoint instead
             if not self._failing:
                 log.warning("checkpoint %r is read as it was last seen here: %s", self.name, error)
             self._failing = True
-        finally:
-            self._looked_at = clock.monotonic()
+        self._looked_at = clock.monotonic()
 
     def _look(self) -> None:
         listing = self.objects.look()

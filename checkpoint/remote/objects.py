@@ -1,7 +1,7 @@
 """The objects of a checkpoint that are under a URL: written, listed and fetched.
 
 The promise: an object is written whole, and nobody overwrites what another session wrote; what is fetched is all of it,
-or an error that names the URL.
+or an error that names the URL. No call waits for ever, and after one that failed the file system is opened anew.
 
     NAME/owners/00000017.json                   who writes, or wrote, in session 17; its time says when it was renewed
     NAME/results-00000017-00000000.jsonl        a run of whole lines that session 17 appended; errors-, unsaved- alike
@@ -21,10 +21,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from checkpoint.errors import CheckpointError, StoreError, quote_error
+from checkpoint import clock
+from checkpoint.errors import CheckpointError, StoreError, quote, quote_error
+from checkpoint.remote.patience import telling
 from checkpoint.remote.urls import EXTRAS, hide_secrets, url_at
 from checkpoint.storage.journal import KINDS
 
@@ -36,9 +39,17 @@ __all__ = ["Listing", "Objects", "Part", "names_under"]
 
 log = logging.getLogger("checkpoint")
 _AT_ONCE = 8
+_PATIENCE = 60.0  # seconds for an answer
+_CONNECT = 15.0  # seconds for a connection, over sftp: else the system waits for two minutes
+_SLOWEST = 10_000  # bytes a second: a line that is slower counts as one that is dead
 _PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
 _WHOLE = re.compile(r"whole-(\d{8,})\.json")
 _OWNER = re.compile(r"(\d{8,})\.json")
+_WITH_BUCKETS = {
+    protocol: "container" if extra == "azure" else "bucket"
+    for protocol, extra in EXTRAS.items()
+    if extra != "sftp" and protocol != "adl"  # what its accounts hold are folders
+}
 _told: set[str] = set()  # URLs where two writers are not noticed, and directories that say what is not believed
 
 
@@ -49,7 +60,11 @@ def names_under(directory: Path) -> list[str]:
         StoreError: it cannot be reached.
     """
     url = url_at(directory)
-    return [] if url is None else sorted(Objects(url).folders())
+    if url is None:
+        return []
+    objects = Objects(url)
+    with telling(objects):
+        return sorted(objects.folders())
 
 
 class Part(NamedTuple):
@@ -93,12 +108,17 @@ class Objects:
     Args:
         url: as `place_of` made it.
         name: of a checkpoint; "" for all of them.
+
+    Attributes:
+        waits_for: what the store was asked for and has not answered, in words, or "".
+        answered_at: when it answered last; monotonic.
     """
 
     def __init__(self, url: str, name: str = "") -> None:
         self.url = f"{url}/{name}" if name else url
         self._protocol = url.partition(":")[0]
         self._opened: tuple[int, Any, str] = (0, None, "")
+        self.waits_for, self.answered_at = "", -inf
 
     def _open(self) -> tuple[Any, str]:
         """(file system, path); a forked child needs one of its own."""
@@ -106,13 +126,27 @@ class Objects:
         if pid != os.getpid():
             from fsspec.core import url_to_fs
 
-            system, root = url_to_fs(self.url)
+            system, root = url_to_fs(self.url, **_options(self._protocol))
+            if (connection := getattr(system, "ftp", None)) is not None:  # else paramiko waits for ever
+                connection.get_channel().settimeout(_PATIENCE)
             self._opened = (os.getpid(), system, root)
         return system, root
+
+    def _let_go(self, system: Any) -> None:
+        """Open the file system anew the next time: it may have failed for its connection, and fsspec would keep it."""
+        if system is not None and self._opened[1] is system:
+            self._opened = (0, None, "")
+            type(system).clear_instance_cache()
+
+    def _bound(self, size: int = 0) -> dict[str, float]:
+        """How long a call may take that moves so many bytes: clients that try again wait for half an hour."""
+        return {"timeout": _PATIENCE + size / _SLOWEST} if self._protocol in _WITH_BUCKETS else {}
 
     @contextmanager
     def _reaching(self, doing: str, name: str = "") -> Iterator[tuple[Any, str]]:
         """(file system, path), with whatever goes wrong told as one of ours; what is missing or there as it is."""
+        system: Any = None
+        self.waits_for = f"{doing} {self.url}/{name}" if name else f"{doing} {self.url}"
         try:
             system, root = self._open()
             yield system, f"{root}/{name}" if name else root
@@ -120,17 +154,43 @@ class Objects:
             raise
         except Exception as error:  # each file system has its own
             where = f"{self.url}/{name}" if name else self.url
+            if type(error).__name__ == "ResourceNotFoundError":  # that of Azure's client, which adlfs lets through
+                raise FileNotFoundError(errno.ENOENT, hide_secrets(quote_error(error)), where) from error
+            self._let_go(system)
+            is_silent = isinstance(error, TimeoutError) or type(error).__name__ == "FSTimeoutError"
+            why = "it does not answer" if is_silent and not str(error) else hide_secrets(quote_error(error))
             number = (error.errno if isinstance(error, OSError) else None) or errno.EIO
-            told = f"cannot {doing} {where}: {hide_secrets(quote_error(error))}"
+            told = f"cannot {doing} {where}: {why}"
             raise StoreError(told, errno=number, strerror=hide_secrets(str(error)), filename=where) from error
+        finally:
+            self.waits_for, self.answered_at = "", clock.monotonic()
 
     def _entries(self, folder: str = "") -> list[dict[str, Any]]:
         with self._reaching("list", folder) as (system, path):
             system.invalidate_cache()
             try:
-                return list(system.ls(path, detail=True))
-            except (FileNotFoundError, NotADirectoryError):
+                return list(system.ls(path, detail=True, **self._bound()))
+            except NotADirectoryError:
                 return []
+            except FileNotFoundError as error:
+                if not self._has_bucket(system, path):
+                    raise self._no_bucket("list", folder, error) from error
+                return []
+
+    def _has_bucket(self, system: Any, path: str) -> bool:
+        """Whether a prefix that holds nothing is in a bucket: where buckets are folders, any folder may yet be made.
+
+        Who may not look at the bucket, but may list what is in it, is told that it is there.
+        """
+        if self._protocol not in _WITH_BUCKETS:
+            return True
+        try:
+            system.info(system.split_path(path)[0], **self._bound())
+        except FileNotFoundError:
+            return False
+        except Exception as error:  # each file system has its own
+            log.debug("%s: it is not known whether the bucket is there: %s", self.url, error)
+        return True
 
     def folders(self) -> Iterator[str]:
         """The names of the folders."""
@@ -168,7 +228,7 @@ class Objects:
             StoreError: it cannot be read.
         """
         with self._reaching("read", name) as (system, path):
-            return bytes(system.cat_file(path))
+            return bytes(system.cat_file(path, **self._bound()))
 
     def fetch(self, wanted: Iterable[tuple[Part, int]]) -> Iterator[tuple[Part, int, bytes]]:
         """(part, start, its bytes from there on) of each (part, start), in order, several being under way at once.
@@ -196,7 +256,7 @@ class Objects:
 
     def _read_part(self, part: Part, start: int) -> bytes:
         with self._reaching("read", part.name) as (system, path):
-            data = bytes(system.cat_file(path, start=start, end=part.size))
+            data = bytes(system.cat_file(path, start=start, end=part.size, **self._bound(part.size - start)))
         if len(data) != part.size - start:
             told = f"{self.url}/{part.name} broke off: {len(data):,} of {part.size - start:,} bytes came"
             raise StoreError(told, errno=errno.EIO, strerror="broken off", filename=self.url)
@@ -204,21 +264,27 @@ class Objects:
 
     def put(self, name: str, data: bytes) -> None:
         """Write an object, in the place of one that this session wrote before."""
-        with self._reaching("write", name) as (system, path):
-            try:
-                if self._protocol in EXTRAS and EXTRAS[self._protocol] != "sftp":
-                    system.pipe_file(path, data)
+        try:
+            with self._reaching("write", name) as (system, path):
+                if self._protocol in _WITH_BUCKETS:
+                    system.pipe_file(path, data, **self._bound(len(data)))
                 else:  # a file may be seen, and be left, half-written
-                    system.makedirs(path.rpartition("/")[0], exist_ok=True)
-                    system.pipe_file(f"{path}.tmp", data)
+                    _make_folder(system, path.rpartition("/")[0])
+                    if (connection := getattr(system, "ftp", None)) is not None:
+                        _write_by_sftp(connection, f"{path}.tmp", data)
+                    else:
+                        system.pipe_file(f"{path}.tmp", data)
                     system.mv(f"{path}.tmp", path)
-            except FileNotFoundError as error:
-                raise self._no_bucket(name, error) from error
+        except FileNotFoundError as error:
+            raise self._no_bucket("write", name, error) from error
 
-    def _no_bucket(self, name: str, error: OSError) -> StoreError:
-        why = hide_secrets(str(error))
-        told = f"cannot write {self.url}/{name}: {why}; make the bucket, or name another"
-        return StoreError(told, errno=errno.ENOENT, strerror=why, filename=self.url)
+    def _no_bucket(self, doing: str, name: str, error: OSError) -> StoreError:
+        where, why = f"{self.url}/{name}" if name else self.url, hide_secrets(quote_error(error))
+        if what := _WITH_BUCKETS.get(self._protocol, ""):
+            bucket = self.url.partition("://")[2].partition("/")[0]
+            why = f"there is no {what} {quote(bucket)}; make the {what}, or name another (checkpoint_dir=, or --dir)"
+        told = f"cannot {doing} {where}: {why}"
+        return StoreError(told, errno=errno.ENOENT, strerror=hide_secrets(str(error)), filename=where)
 
     def create(self, name: str, data: bytes) -> None:
         """Write an object that is not there; where the store cannot see to that, say so once.
@@ -236,30 +302,14 @@ class Objects:
                 )  # fmt: skip
 
     def _created_alone(self, name: str, data: bytes) -> bool:
-        from fsspec.spec import AbstractFileSystem
-
-        with self._reaching("create", name) as (system, path):
-            if self._protocol not in EXTRAS or EXTRAS[self._protocol] == "sftp":
-                system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            try:
-                system.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                raise
-            except FileNotFoundError as error:
-                raise self._no_bucket(name, error) from error
-            except (NotImplementedError, TypeError, ValueError):
-                if system.exists(path):
-                    raise FileExistsError(path) from None
-                system.pipe_file(path, data)
-                return False
-            is_own = getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
-            if not is_own:
-                return False  # that of fsspec looks first, and writes then
-            try:
-                system.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return True
-            return False  # it took the condition, and did not heed it
+        """Create an object; returns whether the store saw to it that there was none."""
+        try:
+            with self._reaching("create", name) as (system, path):
+                if self._protocol not in _WITH_BUCKETS:
+                    _make_folder(system, path.rpartition("/")[0])
+                return _create(system, path, data, self._bound())
+        except FileNotFoundError as error:
+            raise self._no_bucket("create", name, error) from error
 
     def modified(self, name: str) -> datetime | None:
         """When the object was written, by the store's clock; None where the store does not tell."""
@@ -279,3 +329,80 @@ class Objects:
                     system.rm_file(path)
             except (FileNotFoundError, StoreError) as error:
                 log.debug("%s was not deleted: %s", name, error)
+
+
+def _options(protocol: str) -> dict[str, float]:
+    """What bounds the time of connecting; where the user's configuration does not, and it is fsspec's own sftp."""
+    if EXTRAS.get(protocol) != "sftp":
+        return {}
+    from fsspec import get_filesystem_class
+    from fsspec.config import conf
+
+    is_own = get_filesystem_class(protocol).__module__ == "fsspec.implementations.sftp"
+    return {"timeout": _CONNECT} if is_own and "timeout" not in conf.get(protocol, {}) else {}
+
+
+def _make_folder(system: Any, path: str) -> None:
+    try:
+        system.makedirs(path, exist_ok=True)
+    except OSError:  # another machine may have been quicker
+        if not system.isdir(path):
+            raise
+
+
+def _create(system: Any, path: str, data: bytes, bound: dict[str, float]) -> bool:
+    """Write a file that is not there; returns whether the file system saw to it."""
+    from fsspec.spec import AbstractFileSystem
+
+    if (connection := getattr(system, "ftp", None)) is not None:
+        return _create_by_sftp(connection, path, data)
+    try:
+        system.pipe_file(path, data, mode="create", **bound)
+    except (NotImplementedError, TypeError, ValueError):
+        if system.exists(path):
+            raise FileExistsError(path) from None
+        system.pipe_file(path, data)
+        return False
+    is_own = getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
+    if not is_own:
+        return False  # that of fsspec looks first, and writes then
+    try:
+        system.pipe_file(path, data, mode="create", **bound)
+    except FileExistsError:
+        return True
+    return False  # it took the condition, and did not heed it
+
+
+def _write_by_sftp(connection: Any, path: str, data: bytes) -> None:
+    """Write a file without waiting for the answer to each 32 KB, as fsspec does: that takes a round trip each."""
+    with connection.open(path, "w") as file:
+        file.set_pipelined(True)
+        file.write(data)
+    if (size := connection.stat(path).st_size) != len(data):  # paramiko drops what goes wrong as it closes
+        raise OSError(errno.EIO, f"{size:,} of {len(data):,} bytes were written")
+
+
+def _create_by_sftp(connection: Any, path: str, data: bytes) -> bool:
+    """As `_create`, by SFTP_FLAG_EXCL, which fsspec does not use: it looks first, and writes then."""
+    with _opened_alone(connection, path) as file:
+        file.write(data)
+    try:
+        _opened_alone(connection, path).close()
+    except FileExistsError:
+        return True
+    with connection.open(path, "w") as file:  # the server did not heed it, and the file is empty now
+        file.write(data)
+    return False
+
+
+def _opened_alone(connection: Any, path: str) -> Any:
+    try:
+        return connection.open(path, "wx")
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        try:
+            connection.stat(path)  # the protocol has no status for "it is there": OpenSSH answers "Failure"
+        except FileNotFoundError:
+            raise error from None
+        raise FileExistsError(errno.EEXIST, "it is there", path) from error

@@ -20,10 +20,12 @@ from typing import Any
 
 from checkpoint import clock, locks
 from checkpoint.clock import Stamper
-from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
+from checkpoint.errors import CheckpointLocked, JournalLost, NotUploaded, StoreError, plural
 from checkpoint.outcomes import Uploaded
+from checkpoint.remote import patience
 from checkpoint.remote.local_copy import Held, LocalCopy, State, mark_of
 from checkpoint.remote.objects import Part
+from checkpoint.remote.patience import telling
 from checkpoint.remote.urls import remember
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.reader import Reader
@@ -89,6 +91,10 @@ class Uploader:
             CheckpointLocked: another machine, or mirror, writes.
             StoreError: the store cannot be reached.
         """
+        with telling(self.mirror.objects):
+            self._begin()
+
+    def _begin(self) -> None:
         mirror, token = self.mirror, os.urandom(8).hex()
         self._owner = {
             "pid": os.getpid(),
@@ -209,23 +215,38 @@ class Uploader:
         return self._session is None or self._session.has_drained()
 
     def finish(self) -> None:
-        """Wait as `drain` does, and end the session; what is not up is told at ERROR."""
+        """Wait as `drain` does, and end the session.
+
+        Raises:
+            NotUploaded: the wait was given up; where Ctrl-C ended it, that is told at ERROR.
+        """
         session = self._session
         if session is None:
             return
-        is_up = False
         try:
-            is_up = session.finish()
-        finally:  # Ctrl-C may end the wait
-            try:
-                if not is_up and session.ended_by is None and (held := waiting(self.mirror)).bytes:
-                    log.error(
-                        "checkpoint %r: %s (%s) are in %s only, and not in %s: %s; the next opening here uploads them",
-                        self.mirror.name, plural(_results_waiting(self.mirror), "result"), plural(held.bytes, "byte"),
-                        self.mirror.directory, self.mirror.url, session.failing or "it takes too long",
-                    )  # fmt: skip
-            finally:
-                self.let_go()
+            lacking = None if session.finish() else self._lacking(session)
+        except BaseException:
+            if (lacking := self._lacking(session)) is not None:
+                log.error("%s", lacking)
+            raise
+        finally:
+            self.let_go()
+        if lacking is not None:
+            raise lacking
+
+    def _lacking(self, session: _Session) -> NotUploaded | None:
+        """What is here only, if anything is; a session that was taken over tells that itself."""
+        mirror = self.mirror
+        if session.ended_by is not None or not waiting(mirror).bytes:
+            return None
+        return NotUploaded(
+            f"checkpoint {mirror.name!r}: {_told_waiting(mirror)} are in {mirror.directory} only, and not in "
+            f"{mirror.url}: {session.failing or 'it takes too long'}; the next opening here uploads them",
+            errno=errno.EIO,
+            strerror=session.failing,
+            filename=mirror.url,
+            directory=str(mirror.directory),
+        )
 
     def let_go(self) -> None:
         """End the session as it is. Whoever takes over need not wait where its end can be told."""
@@ -298,6 +319,7 @@ class _Session:
         self._waiting_since = now if self._behind() else inf
         self._pause = 0.0
         self._asked_at = self._try_at = -inf
+        self._is_told = False  # that the end waits
         self._thread = threading.Thread(target=self._run, name="checkpoint-upload", daemon=True)
 
     def start(self) -> None:
@@ -494,6 +516,7 @@ class _Session:
         if not self._hasty:
             self._hasty, self._asked_at = True, clock.monotonic()
             self._wake.set()
+        self._tell_wait(self._asked_at)
         self._gave_up = self._gave_up or self._is_idle_since(self._asked_at)
         return self._gave_up or self.ended_by is not None or not self._behind()
 
@@ -510,15 +533,29 @@ class _Session:
         self._try_at = -inf
         begun = clock.monotonic()
         self._wake.set()
-        if self.failing and not self._gave_up:
-            log.info("checkpoint %r: waiting for uploads, at most %.0f s", self._mirror.name, _GIVE_UP)
         with self._moved:
             while not is_done():
                 if self.ended_by or self._gave_up or self._is_idle_since(begun):
                     self._gave_up = True
                     return False
                 self._moved.wait(_POLL)
+                self._tell_wait(begun)
         return True
+
+    def _tell_wait(self, begun: float) -> None:
+        """Say once what the end waits for, when it has waited for a while."""
+        waited = clock.monotonic() - begun
+        if self._is_told or waited < patience.SLOW or self._gave_up or self.ended_by is not None:
+            return
+        self._is_told = True
+        mirror = self._mirror
+        held = f"{_told_waiting(mirror)} are in {mirror.directory} only" if waiting(mirror).bytes else "all is there"
+        log.warning(
+            "checkpoint %r: the end has waited for %s for %.0f s: %s; %s. The wait ends after %.0f s of failures, or "
+            "%.0f s without an answer; Ctrl-C ends it too, and the next opening here uploads what is left",
+            mirror.name, mirror.url, waited, held, self.failing or mirror.objects.waits_for or "it is being uploaded",
+            _GIVE_UP, _STALLED,
+        )  # fmt: skip
 
     def abandon(self) -> None:
         """Whatever is under way counts no more."""
@@ -624,6 +661,11 @@ def writer_there(mirror: LocalCopy) -> dict[str, Any] | None:
     if moment is None or clock.now() - moment.timestamp() > _LEASE:
         return None
     return {part: owner.get(part) for part in ("pid", "host", "since")}
+
+
+def _told_waiting(mirror: LocalCopy) -> str:
+    """How much is not in the store, in words."""
+    return f"{plural(_results_waiting(mirror), 'result')} ({plural(waiting(mirror).bytes, 'byte')})"
 
 
 def _results_waiting(mirror: LocalCopy) -> int:

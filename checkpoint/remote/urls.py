@@ -35,7 +35,7 @@ _MANGLED = re.compile(  # pathlib takes a slash away; and a chain of protocols i
     re.IGNORECASE,
 )
 
-_PORT = re.compile(r"[^:]*:[0-9]{1,5}")
+_PORT = re.compile(r"[^:]*:[0-9]{0,5}")
 _QUERY = re.compile(r"[?&#;][^/=]*=")
 _SECRETS = re.compile(r"(?<=://)[^\s/@:]*:[^\s'\"]*@|(?<=[?&])([A-Za-z0-9_.%\-]+)=[^\s&'\"<>]+")
 
@@ -49,6 +49,27 @@ EXTRAS = {
 _HOSTS = frozenset(
     {"sftp", "ssh", "az", "abfs", "abfss", "adl", "file", "local"}
 )  # a user's name may stand before an @
+
+_NAMES = {  # of an extra: how its providers let a bucket be called, and in which words
+    "s3": (
+        re.compile(
+            r"(?!.*\.\.)(?![0-9.]+\Z)[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]|arn:.+"
+        ),  # old ones are so long
+        "bucket",
+        "3 to 63 letters, digits, dots and hyphens, with a letter or digit at both ends",
+    ),
+    "gcs": (
+        re.compile(r"(?!goog|.*\.\.)(?![0-9.]+\Z)[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
+        "bucket",
+        "3 to 63 small letters, digits, dots, hyphens and underscores, with a letter or digit at both ends",
+    ),
+    "azure": (
+        re.compile(r"(?=.{3,63}\Z)[a-z0-9]+(?:-[a-z0-9]+)*|\$[a-z]+"),
+        "container",
+        "3 to 63 small letters and digits, with single hyphens between them",
+    ),
+}
+_HOST = re.compile(r"[A-Za-z0-9._-]+(?::([0-9]+))?")
 
 PROTOCOLS = frozenset({"memory", *EXTRAS})
 """Those that a URL may have besides that of files: no other is opened, whatever fsspec has."""
@@ -83,6 +104,7 @@ def place_of(text: str | os.PathLike[str], beside: str) -> tuple[Path, str | Non
     if protocol not in PROTOCOLS:
         known = ", ".join(sorted(PROTOCOLS))
         raise InvalidOption(f"checkpoint_dir is {quote(given)}; {_WRITE}, where the protocol is one of: {known}")
+    _check_bucket(protocol, rest.partition("/")[0], given)
     _check_protocol(protocol, given)
     parts = [part for part in rest.split("/") if part]
     if not parts or any(part in (".", "..") for part in parts):
@@ -91,6 +113,30 @@ def place_of(text: str | os.PathLike[str], beside: str) -> tuple[Path, str | Non
     return root.joinpath(
         protocol, *[escape(part, safe=" ._-@=+,") for part in parts]
     ), f"{protocol}://{'/'.join(parts)}"
+
+
+def _check_bucket(protocol: str, bucket: str, given: str) -> None:
+    """Refuse a bucket or host that cannot be: else its client looks for credentials first, and tries again and again.
+
+    Raises:
+        InvalidOption: saying how the provider lets them be called.
+    """
+    if protocol in ("memory", "adl") or protocol not in EXTRAS:
+        return
+    if EXTRAS[protocol] == "sftp":
+        found = _HOST.fullmatch(bucket.rpartition("@")[2])
+        if found is None or not 0 < int(found[1] or 22) < 1 << 16:
+            raise InvalidOption(
+                f"checkpoint_dir is {quote(given)}, whose host cannot be; give {protocol}://USER@HOST:PORT/DIRECTORY, "
+                "where USER@ and :PORT (1 to 65535) may be left out"
+            )
+        return
+    pattern, what, rule = _NAMES[EXTRAS[protocol]]
+    if not pattern.fullmatch(bucket.partition("@")[0]):
+        raise InvalidOption(
+            f"checkpoint_dir is {quote(given)}, but no {what} can be called {quote(bucket)}: their names are {rule}; "
+            f"{_WRITE}"
+        )
 
 
 def _refuse_secrets(given: str) -> None:

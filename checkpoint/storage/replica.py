@@ -78,7 +78,11 @@ class Replica(Protocol):
         """
 
     def finish(self) -> None:
-        """Wait as `drain` does, and end."""
+        """Wait as `drain` does, and end.
+
+        Raises:
+            NotUploaded: it has not everything.
+        """
 
     def let_go(self) -> None:
         """End at once."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from checkpoint import clock
-from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, StoreForked
+from checkpoint.errors import CheckpointLocked, JournalLost, NotUploaded, StoreError, StoreForked
 from checkpoint.storage.files import fsync_directory, store_error
 from checkpoint.storage.host import Host
 from checkpoint.storage.journal import Journal
@@ -256,19 +256,19 @@ class Writer:
             running = _Running()
             mine = weakref.ref(running)
             self._running.append(mine)
-        values_on_error = False
+        raised: BaseException | None = None
         try:
             yield
-        except StoreError:
-            values_on_error = True
+        except BaseException as error:
+            raised = error
             raise
         finally:
             try:
                 self.replica.drain()  # here, and not under the lock that others wait for to save
             finally:
-                self._end_pass(mine, values_on_error=values_on_error)
+                self._end_pass(mine, raised)
 
-    def _end_pass(self, running: weakref.ref[_Running], *, values_on_error: bool) -> None:
+    def _end_pass(self, running: weakref.ref[_Running], raised: BaseException | None) -> None:
         with self.lock:
             self._forget(running)
             if self.in_pass:
@@ -276,9 +276,10 @@ class Writer:
             try:
                 self.stop()
             except StoreError as error:
-                if not values_on_error:
+                # A StoreError that is raised holds values that are nowhere else; what is not uploaded is here.
+                if raised is None or not (isinstance(raised, StoreError) or isinstance(error, NotUploaded)):
                     raise
-                log.error("%s", error)  # the one that is raised holds values that are nowhere else
+                log.error("%s", error)
 
     def _forget(self, running: weakref.ref[_Running]) -> None:
         with suppress(ValueError):  # of the parent of this forked process
@@ -329,7 +330,11 @@ class Writer:
     # letting go
 
     def stop(self) -> None:
-        """Everything on the medium, meta and index up to date, the lock let go."""
+        """Everything on the medium, meta and index up to date, the lock let go.
+
+        Raises:
+            NotUploaded: all of it is here, and the replica has not all of it.
+        """
         if not self.writing:
             return
         try:
@@ -358,7 +363,10 @@ class Writer:
         """Let go of the lock, where no pass runs: it was taken for something that is not done."""
         with self.lock, suppress(StoreError):
             if not self.in_pass:
-                self.stop()
+                try:
+                    self.stop()
+                except NotUploaded as error:
+                    log.error("%s", error)
 
     # housekeeping, by a thread that lives while something is owed
 
