@@ -28,9 +28,10 @@ from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
-from checkpoint.remote import local_copy
-from checkpoint.remote.local_copy import LocalCopy, Owed
+from checkpoint.remote import local_copy, state
+from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker
+from checkpoint.remote.state import Owed
 from checkpoint.remote.uploader import _Session
 from checkpoint.storage import files, index_file, lock, record
 from checkpoint.storage.index import Index, IndexScan
@@ -539,7 +540,7 @@ def late_lines_appended(breaker: Breaker) -> None:
 @caught_by(f"{REMOTE}test_a_directory_that_is_restored_brings_nothing_old_back")
 def own_parts_unknown(breaker: Breaker) -> None:
     """A part that was uploaded and not noted is fetched, and its lines are owed all the same."""
-    breaker.replace(local_copy, "_find_own", lambda real: nothing)
+    breaker.replace(state, "find_own", lambda real: nothing)
 
 
 @caught_by(f"{REMOTE}test_what_a_whole_took_in_is_owed_no_more")

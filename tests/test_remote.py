@@ -31,6 +31,7 @@ from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, Stor
 from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
+from checkpoint.remote import state as state_module
 from checkpoint.reporting.status import list_checkpoints
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
@@ -1453,7 +1454,7 @@ def save_five(runner: CheckpointedRunner) -> CheckpointedRunner:
 @pytest.mark.promise("a disk damages a line that is in a store")
 def test_a_disk_damages_a_line_that_is_in_a_store(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads it finds the damage, and what follows from that stays on this machine."""
-    monkeypatch.setattr(local_copy, "_ENDS", 64)  # else a small journal is compared as a whole
+    monkeypatch.setattr(state_module, "_ENDS", 64)  # else a small journal is compared as a whole
     with save_five(machine("first")) as runner:
         pass
     damage(runner)
@@ -1471,7 +1472,7 @@ def test_a_journal_that_is_rewritten_takes_the_lines_of_the_store(
     rewrites: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The damaged line is set aside; its sound one is read again, here and elsewhere."""
-    monkeypatch.setattr(local_copy, "_ENDS", 64)
+    monkeypatch.setattr(state_module, "_ENDS", 64)
     with save_five(machine("first")) as runner:
         runner.save_result(0, "value 0")
     damage(runner)

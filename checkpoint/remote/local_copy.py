@@ -11,18 +11,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import msgspec
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, StoreError, plural
-from checkpoint.remote.objects import Listing, Objects, Part, Stretch
+from checkpoint.remote.objects import Listing, Objects, Part
+from checkpoint.remote.state import Held, Owed, State, covers, date, end_stream, find_own, mark_of, new_token, news_of
 from checkpoint.remote.urls import remember
 from checkpoint.storage.files import (
     fsync,
@@ -38,7 +38,7 @@ from checkpoint.storage.lock import Lock
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import forgets_damage, is_intact
 
-__all__ = ["Held", "LocalCopy", "Owed", "State", "mark_of", "may_go_up"]
+__all__ = ["LocalCopy", "may_go_up"]
 
 log = logging.getLogger("checkpoint")
 
@@ -47,105 +47,7 @@ _LOOK_FAILING = 60.0  # an attempt that fails may take long, and who reads waits
 _TURN = 0.05
 _TOKENS = 4
 _TRIES = 5
-_ENDS = 4096
 _BLOCK = 1 << 20
-
-
-class Owed(NamedTuple):
-    """A span of a journal that the store lacks: bytes of a stream, which is what one session appended.
-
-    Attributes:
-        start, stop: where it is in the journal.
-        epoch: of the session that appended it; -1 where nobody noted it.
-        token: of that session, where its number may be that of another one too.
-        at: its place in the stream.
-    """
-
-    start: int
-    stop: int
-    epoch: int = -1
-    token: str = ""
-    at: int = 0
-
-    def part(self, kind: str) -> Part:
-        """Where it stands in the order of parts."""
-        return Part(self.epoch, True, True, self.token, self.at, "", kind, self.stop - self.start)
-
-    @property
-    def stream(self) -> str:
-        """As `Part.stream`."""
-        return self.part("").stream
-
-    def between(self, at: int, end: int) -> Owed:
-        """The bytes of it from one place of the stream to another."""
-        start = self.start + max(0, at - self.at)
-        return self._replace(start=start, stop=min(self.stop, self.start + end - self.at), at=max(at, self.at))
-
-    def less(self, stretches: list[Stretch]) -> list[Owed]:
-        """What of it is not in these stretches of the stream, which are in order."""
-        left, at, end = [], self.at, self.at + self.stop - self.start
-        for start, stop in stretches:
-            if start < end and stop > at:
-                left += [self.between(at, start)] if start > at else []
-                at = stop
-        return [*left, self.between(at, end)] if at < end else left
-
-
-class Held(msgspec.Struct):
-    """What one journal and the store have in common.
-
-    Attributes:
-        have: how many bytes of each part are in the journal.
-        end: the bytes before it are in the store, but for those that are owed.
-        owed: spans before `end` that are not in the store yet.
-        mark: of the journal's bytes before `end`.
-        since: where the stream of the session begins that appended last.
-    """
-
-    have: dict[str, int] = {}
-    end: int = 0
-    owed: list[Owed] = []
-    mark: str = ""
-    since: int = 0
-
-    def spans(self, end: int, epoch: int, token: str) -> list[Owed]:
-        """What is not in the store of a journal that ends there, and that this session appended to last."""
-        if end <= self.end:
-            return self.owed
-        return [*self.owed, Owed(self.end, end, epoch, token, self.end - self.since)]
-
-
-class State(msgspec.Struct):
-    """What the journals and the store have in common.
-
-    Attributes:
-        whole: the session of the last whole, as it was when this was written.
-        epoch: the session that appended last; -1 where an earlier release wrote this.
-        token: its token, where its number may be that of another one too.
-        tokens: of the sessions that wrote from this directory, the last ones.
-        joining: whether journals are being changed; where that was cut off, nothing is known.
-        sent: seconds since the epoch, when everything was in the store.
-    """
-
-    whole: int = 0
-    epoch: int = -1
-    token: str = ""
-    tokens: list[str] = []
-    joining: bool = False
-    sent: float = 0.0
-    journals: dict[str, Held] = {}
-
-    def spans(self, kind: str, end: int) -> list[Owed]:
-        """What the store lacks of a journal that ends there."""
-        return self.journals.get(kind, Held()).spans(end, self.epoch, self.token)
-
-
-def mark_of(reader: Reader | None, end: int) -> str:
-    """What tells the first `end` bytes of a journal from those of another."""
-    if reader is None or end == 0:
-        return ""
-    size = min(end, _ENDS)
-    return f"{zlib.crc32(reader.pread(size, 0)):08x}{zlib.crc32(reader.pread(size, end - size)):08x}"
 
 
 class LocalCopy:
@@ -184,22 +86,8 @@ class LocalCopy:
         if state is None or state.joining or not all(map(self._fits, state.journals.items())):
             return None
         if state.epoch < 0:
-            self._date(state)
+            date(state)
         return state
-
-    @staticmethod
-    def _date(state: State) -> None:
-        """An earlier release noted no session: what is owed stood behind all that it had seen, in a stream unknown."""
-        names = [name for held in state.journals.values() for name in held.have]
-        state.epoch = max([state.whole, *[int(name.split("-")[1]) for name in names]])
-        state.token = _new_token()
-        at = dict.fromkeys(state.journals, 0)
-        for kind, held in state.journals.items():
-            held.since = held.end
-            for place, owed in enumerate(held.owed):
-                held.owed[place] = owed._replace(epoch=state.epoch, token=state.token, at=at[kind])
-                at[kind] += owed.stop - owed.start
-            held.since -= at[kind]
 
     def _read(self) -> State | None:
         try:
@@ -236,12 +124,8 @@ class LocalCopy:
         return (
             size >= held.end >= 0
             and all(0 <= owed.start < owed.stop <= held.end for owed in held.owed)
-            and self._is_marked(reader, held)
+            and mark_of(reader, held.end) == held.mark
         )
-
-    @staticmethod
-    def _is_marked(reader: Reader | None, held: Held) -> bool:
-        return mark_of(reader, held.end) == held.mark
 
     def save(self, state: State, *, durable: bool = False) -> None:
         """Replace the state file."""
@@ -356,11 +240,11 @@ class LocalCopy:
             self._rebuild(listing, None)
         elif listing.whole > state.whole:
             self._rebuild(listing, state)
-        elif not _covers(listing, state):
+        elif not covers(listing, state):
             self._rebuild(listing, None)
         else:
             for kind in self.paths:
-                _find_own(listing, kind, state.journals[kind])
+                find_own(listing, kind, state.journals[kind])
             if any(self._comes_before(listing.of(kind), state.journals[kind]) for kind in self.paths):
                 self._rebuild(listing, state)
             else:
@@ -370,7 +254,7 @@ class LocalCopy:
         """What was appended since the state was written is owed by the session that appended last."""
         for kind in self.paths:
             held = state.journals.setdefault(kind, Held())
-            reader = self._repaired(kind)
+            reader = _repaired(self.paths[kind])
             end = 0 if reader is None else reader.size()
             held.owed, held.end = held.spans(end, state.epoch, state.token), end
             held.mark = mark_of(reader, end)
@@ -378,7 +262,7 @@ class LocalCopy:
     @staticmethod
     def _comes_before(parts: list[Part], held: Held) -> bool:
         """Whether what is news goes before what the journal has: its order is one on every machine."""
-        news = [part for part, _ in _news(parts, held)]
+        news = [part for part, _ in news_of(parts, held)]
         if not news:
             return False
         there = [part for part in parts if part.name in held.have] + [owed.part(news[0].kind) for owed in held.owed]
@@ -386,13 +270,13 @@ class LocalCopy:
 
     def lines_there(self, kind: str) -> Iterator[bytes]:
         """A journal as the store has it, in runs of whole lines."""
-        for _, _, data in self.objects.fetch(_news(self.objects.look().of(kind), Held())):
+        for _, _, data in self.objects.fetch(news_of(self.objects.look().of(kind), Held())):
             yield data[: data.rfind(b"\n") + 1]
 
     # what is appended
 
     def _append(self, listing: Listing, state: State) -> None:
-        news = {kind: _news(listing.of(kind), state.journals.get(kind, Held())) for kind in self.paths}
+        news = {kind: news_of(listing.of(kind), state.journals.get(kind, Held())) for kind in self.paths}
         if not any(news.values()):
             self.state = state
             return  # what is owed is found again
@@ -401,7 +285,7 @@ class LocalCopy:
         for kind, have in fetched.items():
             held = state.journals.setdefault(kind, Held())
             state.journals[kind] = self._append_one(kind, held, {**held.have, **have})
-        _end_stream(state, listing.greatest)
+        end_stream(state, listing.greatest)
         self.save(state)
 
     def _append_one(self, kind: str, held: Held, have: dict[str, int]) -> Held:
@@ -447,7 +331,7 @@ class LocalCopy:
         placed: list[Owed] = []
         left = deque(sorted(owed, key=lambda each: each.part(kind)))
         reader = Reader.open(self.paths[kind]) if left else None
-        with self._writing(self._temporary(kind)) as file:
+        with _writing(self._temporary(kind)) as file:
 
             def place(before: Part | None) -> None:
                 while left and (before is None or left[0].part(kind) < before):
@@ -468,11 +352,6 @@ class LocalCopy:
             _settle(file)
         return have, placed
 
-    @staticmethod
-    def _writing(path: Path) -> BinaryIO:
-        path.unlink(missing_ok=True)
-        return os.fdopen(open_safely(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
-
     def _take_place(self, kind: str) -> None:
         """The temporary file is the journal. Its index goes first: none is ever taken for another journal's."""
         path = self.paths[kind]
@@ -492,7 +371,7 @@ class LocalCopy:
         """
         raw, cleared = self._read() or State(), listing.marker.cleared
         # Nobody knows which session wrote what only the journals have: it goes before the rest.
-        unknown = Owed(0, 0, 0 if raw.epoch >= 0 and raw.whole < cleared else cleared, _new_token())
+        unknown = Owed(0, 0, 0 if raw.epoch >= 0 and raw.whole < cleared else cleared, new_token())
         built = {}
         for kind in self.paths:
             if state is None:
@@ -507,7 +386,7 @@ class LocalCopy:
                 self._take_place(kind)
             reader = Reader.open(self.paths[kind])
             done.journals[kind] = self._held(kind, have, 0 if reader is None else reader.size(), owed)
-        _end_stream(done, listing.greatest)
+        end_stream(done, listing.greatest)
         self.save(done)
 
     def _build(self, kind: str, listing: Listing, held: Held) -> tuple[dict[str, int], list[Owed]]:
@@ -516,9 +395,9 @@ class LocalCopy:
         Returns:
             What a `Held` says: have, owed.
         """
-        _find_own(listing, kind, held)
-        wanted = _news(listing.of(kind), Held())
-        if not wanted and self._repaired(kind) is None:
+        find_own(listing, kind, held)
+        wanted = news_of(listing.of(kind), Held())
+        if not wanted and _repaired(self.paths[kind]) is None:
             return {}, []
         cleared = [owed for owed in held.owed if owed.epoch < listing.marker.cleared]
         self._set_aside(kind, cleared)
@@ -526,7 +405,7 @@ class LocalCopy:
 
     def _join_unknown(self, kind: str, listing: Listing, unknown: Owed) -> tuple[dict[str, int], list[Owed]]:
         """`_build`, where nothing is known of the journal: its lines are compared with those of the store."""
-        reader, wanted = self._repaired(kind), _news(listing.of(kind), Held())
+        reader, wanted = _repaired(self.paths[kind]), news_of(listing.of(kind), Held())
         if reader is None and not wanted:
             return {}, []
         seen: set[int] = set()
@@ -536,14 +415,8 @@ class LocalCopy:
         if unknown.epoch < listing.marker.cleared:
             self._set_aside(kind, list(_lacking_spans(reader, seen)))
             return have, []
-        own = self._put_before(kind, _lacking(reader, seen, self._keep_damage))
+        own = self._put_before(kind, _lacking(reader, seen, _keep_damage))
         return have, [unknown._replace(stop=own)] if own else []
-
-    @staticmethod
-    def _keep_damage(reader: Reader, pieces: list[tuple[int, bytes]]) -> None:
-        """Lines that this disk has damaged stay here, beside the journal."""
-        Journal(reader.path).set_aside(pieces)
-        log.info("%s: %s set aside; what the store has counts", reader.path, plural(len(pieces), "damaged line"))
 
     def _set_aside(self, kind: str, spans: Sequence[Owed]) -> None:
         """Keep beside the journal what is not to come back, and tell it."""
@@ -560,7 +433,7 @@ class LocalCopy:
 
     def _put_before(self, kind: str, chunks: Iterable[bytes]) -> int:
         fetched, joined = self._temporary(kind), self._temporary(f"{kind}.first")
-        with self._writing(joined) as file:
+        with _writing(joined) as file:
             own = sum(map(file.write, chunks))
             for chunk in _chunks(fetched):
                 file.write(chunk)
@@ -568,53 +441,28 @@ class LocalCopy:
         os.replace(joined, fetched)
         return own
 
-    def _repaired(self, kind: str) -> Reader | None:
-        """The journal, ending in a whole line."""
-        path = self.paths[kind]
-        if not path.exists():
-            return None
-        journal = Journal(path)
-        try:
-            journal.open_to_write()
-            return journal.reader
-        finally:
-            journal.close()
+
+def _keep_damage(reader: Reader, pieces: list[tuple[int, bytes]]) -> None:
+    """Lines that this disk has damaged stay here, beside the journal."""
+    Journal(reader.path).set_aside(pieces)
+    log.info("%s: %s set aside; what the store has counts", reader.path, plural(len(pieces), "damaged line"))
 
 
-def _covers(listing: Listing, state: State) -> bool:
-    """Whether everything that was taken from the store, or brought there, is there."""
-    sizes = {part.name: part.size for part in listing.parts}
-    return all(sizes.get(name, -1) >= size for held in state.journals.values() for name, size in held.have.items())
+def _writing(path: Path) -> BinaryIO:
+    path.unlink(missing_ok=True)
+    return os.fdopen(open_safely(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
 
-def _news(parts: list[Part], held: Held) -> list[tuple[Part, int]]:
-    """What the journal lacks: (part, how much of it is there)."""
-    known = ((part, max(part.skip, held.have.get(part.name, 0))) for part in parts)
-    return [(part, size) for part, size in known if part.size > size]
-
-
-def _find_own(listing: Listing, kind: str, held: Held) -> None:
-    """What a session uploaded without having noted it is owed no more: names and sizes tell which bytes it was."""
-    owed: list[Owed] = []
-    for each in held.owed:
-        end = each.at + each.stop - each.start
-        for part in listing.of(kind):
-            is_own = part.is_placed and part.stream == each.stream
-            if is_own and part.number < end and part.number + part.size > each.at:
-                held.have[part.name] = max(held.have.get(part.name, 0), min(part.size, end - part.number))
-        owed += each.less(listing.has(kind, each.stream))
-    held.owed = owed
-
-
-def _end_stream(state: State, epoch: int) -> None:
-    """What is appended from here on, by whoever holds no session, is of a stream of its own."""
-    state.epoch, state.token = epoch, _new_token()
-    for held in state.journals.values():
-        held.since = held.end
-
-
-def _new_token() -> str:
-    return os.urandom(8).hex()
+def _repaired(path: Path) -> Reader | None:
+    """The journal, ending in a whole line."""
+    if not path.exists():
+        return None
+    journal = Journal(path)
+    try:
+        journal.open_to_write()
+        return journal.reader
+    finally:
+        journal.close()
 
 
 def _digest(line: bytes) -> int:

@@ -25,8 +25,9 @@ from checkpoint import clock, locks
 from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
 from checkpoint.outcomes import Uploaded
-from checkpoint.remote.local_copy import Held, LocalCopy, Owed, State, mark_of, may_go_up
+from checkpoint.remote.local_copy import LocalCopy, may_go_up
 from checkpoint.remote.objects import Marker, Owner, Part
+from checkpoint.remote.state import Held, Owed, State, mark_of
 from checkpoint.remote.urls import remember
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.reader import Reader
