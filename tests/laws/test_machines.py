@@ -35,6 +35,7 @@ from checkpoint.catalog.registry import REGISTRY
 from checkpoint.errors import CheckpointError
 from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, objects, uploader
+from checkpoint.storage.lock import Lock
 
 KEYS = ("k", "l")
 BUCKETS = itertools.count()
@@ -75,6 +76,7 @@ class World:
 
     Attributes:
         wholes: which machine replaced what is there, one after the other.
+        locks: all that were made.
     """
 
     def __init__(self, *, heeds: bool) -> None:
@@ -83,6 +85,7 @@ class World:
         self.moments = itertools.count()
         self.acting: list[Machine] = []
         self.wholes: list[Machine] = []
+        self.locks: list[Lock] = []
 
     def calling(self, name: str) -> Iterator[None]:
         """A remote call of the machine that acts."""
@@ -153,6 +156,9 @@ class Machine:
             if path[0].startswith(root):
                 opened.after_fork()  # as a child lets go of what is its parent's
                 del REGISTRY._opened[path]
+        for lock in self.world.locks:
+            if str(lock.path).startswith((root, str(self.directory))):
+                lock.drop()  # one of a checkpoint that was being closed
         self.is_dead = False
 
     @property
@@ -226,6 +232,13 @@ class Machines(RuleBasedStateMachine):
             system = type(fsspec.filesystem("memory"))
             write = system.pipe_file
             enter(mock.patch.object(system, "pipe_file", lambda self, path, data, mode="": write(self, path, data)))
+        make = Lock.__init__
+
+        def made(self: Lock, *given: Any) -> None:
+            make(self, *given)
+            world.locks.append(self)
+
+        enter(mock.patch.object(Lock, "__init__", made))
         enter(mock.patch.object(uploader._Session, "start", void))
         enter(mock.patch.object(uploader._Session, "_wait", _wait_at_once))
         enter(mock.patch.object(REGISTRY, "maintain", void))
