@@ -28,6 +28,11 @@ from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
+from checkpoint.remote import local_copy, state
+from checkpoint.remote.local_copy import LocalCopy
+from checkpoint.remote.objects import Listing, Marker
+from checkpoint.remote.state import Owed
+from checkpoint.remote.uploader import _Session
 from checkpoint.storage import files, index_file, lock, record
 from checkpoint.storage.index import Index, IndexScan
 from checkpoint.storage.journal import Journal
@@ -505,6 +510,78 @@ def compaction_destroys_damage(breaker: Breaker) -> None:
 def repair_brings_back_old_values(breaker: Breaker) -> None:
     """Nothing takes the place of a damaged line that had hidden an older record."""
     breaker.replace(repair_module, "_forgettings", lambda real: lambda ledger: {})
+
+
+# --- object stores --------------------------------------------------------------------------------------------------
+
+REMOTE = "test_remote.py::"
+
+
+@caught_by(f"{REMOTE}test_what_is_owed_goes_up_under_its_own_session")
+def owed_by_the_one_who_uploads(breaker: Breaker) -> None:
+    """What an earlier session owed is taken for lines of the one that runs."""
+
+    def make(real: Function) -> Function:
+        def upload(self: _Session, kind: str, span: Owed) -> None:
+            (epoch, token), last = self._number, self._tails.get(kind, (0, b""))
+            real(self, kind, span._replace(epoch=epoch, token=token, at=last[0] + len(last[1])))
+
+        return upload
+
+    breaker.replace(_Session, "_upload", make)
+
+
+@caught_by(f"{REMOTE}test_what_is_owed_goes_up_under_its_own_session")
+def late_lines_appended(breaker: Breaker) -> None:
+    """What comes late stands last in a local journal, whenever it was saved."""
+    breaker.replace(LocalCopy, "_comes_before", lambda real: lambda self, parts, held: False)
+
+
+@caught_by(f"{REMOTE}test_a_directory_that_is_restored_brings_nothing_old_back")
+def own_parts_unknown(breaker: Breaker) -> None:
+    """A part that was uploaded and not noted is fetched, and its lines are owed all the same."""
+    breaker.replace(state, "find_own", lambda real: nothing)
+
+
+@caught_by(f"{REMOTE}test_what_a_whole_took_in_is_owed_no_more")
+def taken_is_forgotten(breaker: Breaker) -> None:
+    """What a machine owes is compared with the parts that are there, and not with what wholes took in."""
+
+    def make(real: Function) -> Function:
+        return lambda self, kind, stream: real(self._replace(marker=Marker()), kind, stream)
+
+    breaker.replace(Listing, "has", make)
+
+
+@caught_by(f"{REMOTE}test_what_is_owed_when_all_is_cleared_is_set_aside")
+def clearing_is_forgotten(breaker: Breaker) -> None:
+    """A compaction does not say that all was cleared before."""
+
+    def make(real: Function) -> Function:
+        def taking(self: _Session, *, cleared: int = 0) -> Marker | None:
+            said: Marker | None = real(self, cleared=cleared)
+            if said is not None:
+                said.cleared = cleared
+            return said
+
+        return taking
+
+    breaker.replace(_Session, "_taking", make)
+
+
+@caught_by(
+    f"{REMOTE}test_a_disk_damages_a_line_that_is_in_a_store",
+    f"{REMOTE}test_a_damaged_line_is_not_uploaded",
+)
+def damage_goes_up(breaker: Breaker) -> None:
+    """Lines are uploaded as they are on this disk."""
+    breaker.replace(local_copy, "may_go_up", lambda real: lambda line: True)
+
+
+@caught_by(f"{REMOTE}test_a_journal_that_is_rewritten_takes_the_lines_of_the_store")
+def rewritten_without_the_store(breaker: Breaker) -> None:
+    """A whole is made of what this disk has left."""
+    breaker.replace(Store, "mend", lambda real: lambda self, shelf, damaged: False)
 
 
 # --- the plugin -----------------------------------------------------------------------------------------------------

@@ -202,8 +202,20 @@ ROWS = (
     Row(
         "two machines on one URL",
         "the second gets `CheckpointLocked` with pid, host, since when, and when it may take over: after 60 s without "
-        "a word. A writer that was taken for dead and comes back is told; nothing of either is lost. A store that "
-        "cannot create an object exclusively is told of once",
+        "a word. A writer that was taken for dead and comes back is told; nothing of either is lost. Where a "
+        "store cannot create an object exclusively, that is told once, and no two sessions write one object",
+    ),
+    Row(
+        "a machine that was killed comes back to a URL",
+        "what it had uploaded is known as its own, and what it still owes goes up under the session that saved it: "
+        "nothing that was saved, cleared or compacted later is undone. What it owed when everything was cleared is set "
+        "aside, and told",
+        "or its directory is restored from a copy",
+    ),
+    Row(
+        "a disk damages a line that is in a store",
+        "nothing of that reaches the store: the damaged line is not uploaded, nor is what forgets its key; `check "
+        "--repair` and `compact` take the sound line from the store",
     ),
     Row(
         "a kill while a URL is compacted or cleared",

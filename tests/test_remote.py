@@ -32,6 +32,7 @@ from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, NotU
 from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
+from checkpoint.remote import state as state_module
 from checkpoint.reporting.status import list_checkpoints
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
@@ -562,7 +563,9 @@ def test_a_download_that_breaks_off_changes_nothing(machine: Machine, monkeypatc
 
     def broken(self: Any, path: str, **options: Any) -> bytes:
         data = bytes(read(self, path, **options))
-        return data[: len(data) // 2] if path.endswith("00000005.jsonl") else data
+        return data[: len(data) // 2] if path.endswith(fifth) else data
+
+    fifth = [name for name in objects_of() if name.startswith("results-")][5]
 
     with monkeypatch.context() as patch:
         patch.setattr(type(system), "cat_file", broken)
@@ -637,7 +640,7 @@ assert uploads._session is not None and runner.uploaded.bytes
 runner.close()
 import fsspec
 names = [path.rpartition("/")[2] for path in fsspec.filesystem("memory").find("/bucket")]
-assert names == ["00000001.json", "results-00000001-00000000.jsonl"], names
+assert names == ["00000001.json", "results-00000001-at-00000000.jsonl"], names
 """
 
 
@@ -679,7 +682,7 @@ def test_who_begins_at_one_moment_never_harms_the_other(machine: Machine, monkey
     owners = objects_module.Objects.owners
     raced: list[int] = []
 
-    def late(self: objects_module.Objects) -> list[int]:
+    def late(self: objects_module.Objects) -> list[objects_module.Owner]:
         found = owners(self)
         if not raced:
             raced.append(1)
@@ -1059,8 +1062,11 @@ def test_a_runner_that_is_collected_by_the_uploading_thread_is_closed_all_the_sa
     assert machine("second").get_result(1) == 1
 
 
-def test_who_writes_does_not_wait_for_the_store_to_read(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_writes_does_not_wait_for_the_store_to_read(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Though shards are there."""
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "shards"))
 
     def work(n: int) -> int:
         return n
@@ -1148,3 +1154,355 @@ def test_ls_of_a_url_needs_no_mirror(
     assert "j" in capsys.readouterr().out
     assert main(["show", "none", "--dir", "memory://bucket/prefix"]) == 1
     assert "in memory://bucket/prefix" in capsys.readouterr().err
+
+
+# --- what is owed ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed_when_uploaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[CheckpointedRunner, int], None]:
+    """Kills the process of a runner when a part with so many lines is in the store, before that is noted here."""
+
+    def kill(runner: CheckpointedRunner, lines: int) -> None:
+        def end(self: uploader._Session, *_: Any) -> None:
+            self._over.set()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(uploader._Session, "_count", end)
+            uploading = runner.records.store.replica
+            assert isinstance(uploading, uploader.Uploader)
+            assert uploading._session is not None
+            uploading._session.attempt()
+            assert len(lines_of()) == lines
+            runner.records.store.writer.let_go()
+        runner.close()
+
+    return kill
+
+
+def kill_unseen(runner: CheckpointedRunner) -> None:
+    """The process is killed; nothing is told to the store."""
+    runner.records.store.writer.let_go()
+    runner.close()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is uploaded but at the end, or by the test; and no lease is waited for."""
+    monkeypatch.setattr(uploader, "EVERY", 1e9)
+    monkeypatch.setattr(uploader, "_LEASE", -1.0)
+
+
+@pytest.mark.promise("a machine that was killed comes back to a URL")
+def test_a_machine_that_was_killed_comes_back_to_a_url(
+    machine: Machine, slow: None, killed_when_uploaded: Callable[[CheckpointedRunner, int], None]
+) -> None:
+    """What it had uploaded, and what it had not, stands where it was saved: newer values win, here and everywhere."""
+    first = machine("first")
+    for key, value in (("k", "old"), ("other", 1), ("p", "early")):
+        first.save_result(key, value)
+    first.clear(["p"])
+    killed_when_uploaded(first, 4)
+    with machine("second") as second:
+        assert second.get_all_results() == {"k": "old", "other": 1}
+        second.clear(["k"])
+        second.save_result("k", "new")
+        second.save_result("p", "paid for")
+    with machine("first") as again:
+        assert again.get_all_results() == {"k": "new", "other": 1, "p": "paid for"}
+        again.save_result("z", 0)
+    expected = {"k": "new", "other": 1, "p": "paid for", "z": 0}
+    assert [machine(name).get_all_results() for name in ("first", "second", "third")] == [expected] * 3
+    assert len(lines_of()) == len(set(lines_of())) == 8
+
+
+@pytest.mark.promise("a machine that was killed comes back to a URL")
+def test_what_is_owed_goes_up_under_its_own_session(machine: Machine, slow: None) -> None:
+    """However late: it never stands behind what was saved in a later one."""
+    first = machine("first")
+    first.save_result("k", "owed")
+    first.save_result("only here", 1)
+    kill_unseen(first)
+    with machine("second") as second:
+        second.save_result("k", "meanwhile")
+    with machine("first") as again:
+        assert again.get_result("k") == "meanwhile"
+        again.save_result("z", 0)
+    names = [name for name in objects_of() if name.startswith("results-")]
+    assert [name.split("-")[1] for name in names] == ["00000001", "00000002", "00000003"]
+    assert ".by-" in names[0]
+    for name in ("first", "second", "third"):
+        assert machine(name).get_all_results() == {"k": "meanwhile", "only here": 1, "z": 0}
+
+
+@pytest.mark.promise("a machine that was killed comes back to a URL")
+def test_what_a_whole_took_in_is_owed_no_more(
+    machine: Machine, slow: None, killed_when_uploaded: Callable[[CheckpointedRunner, int], None]
+) -> None:
+    """It does not come back, although the part has gone; what the whole never saw counts where nothing newer does."""
+    first = machine("first")
+    first.save_result("cleared", 1)
+    first.save_result("k", "old")
+    killed_when_uploaded(first, 2)
+    shutil.copytree(first.records.store.directory, first.records.store.directory.with_name("copy"))
+    with machine("first") as again:
+        again.save_result("k", "owed")
+        again.save_result("late", 1)
+        kill_unseen(again)
+    with machine("second") as second:
+        second.clear(["cleared"])
+        second.save_result("k", "new")
+    compact("j", "memory://bucket/prefix")
+    with machine("first") as back:
+        assert back.get_all_results() == {"k": "new", "late": 1}
+        back.save_result("z", 0)
+    expected = {"k": "new", "late": 1, "z": 0}
+    assert machine("third").get_all_results() == expected
+    directory = first.records.store.directory
+    shutil.rmtree(directory)
+    directory.with_name("copy").rename(directory)  # restored, from when all of it was owed
+    with machine("first") as restored:
+        assert restored.get_all_results() == expected
+        restored.save_result("y", 0)
+    assert machine("fourth").get_all_results() == {**expected, "y": 0}
+
+
+def test_what_is_owed_when_all_is_cleared_is_set_aside(
+    machine: Machine, slow: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told where, and does not come back, even after a compaction; what is saved later counts."""
+    first = machine("first")
+    first.save_result("k", "owed")
+    kill_unseen(first)
+    with machine("second") as second:
+        second.clear()
+        second.save_result("new", 1)
+    machine("second").close()
+    with machine("second") as second:
+        second.save_result("new", 2)
+    compact("j", "memory://bucket/prefix")
+    with machine("first") as again:
+        assert again.get_all_results() == {"new": 2}
+        aside = again.records.store.directory / ".j_results.aside"
+        again.save_result("z", 0)
+    assert f"1 line here were not in memory://bucket/prefix yet: set aside in {aside}" in caplog.text
+    assert len(aside.read_bytes().splitlines()) == 1
+    assert machine("third").get_all_results() == {"new": 2, "z": 0}
+
+
+@pytest.mark.promise("a machine that was killed comes back to a URL")
+def test_a_directory_that_is_restored_brings_nothing_old_back(machine: Machine, slow: None) -> None:
+    """What it owed then was uploaded since: it is known by its place in what its session appended."""
+    first = machine("first")
+    first.save_result("k", "old")
+    directory = first.records.store.directory
+    shutil.copytree(directory, directory.with_name("copy"))
+    first.close()
+    with machine("second") as second:
+        second.save_result("k", "new")
+    shutil.rmtree(directory)
+    directory.with_name("copy").rename(directory)
+    with machine("first") as restored:
+        assert restored.get_result("k") == "new"
+        restored.save_result("z", 0)
+    assert machine("third").get_all_results() == {"k": "new", "z": 0}
+    assert len(lines_of()) == 3
+
+
+def test_what_was_owed_to_an_empty_store_is_seen_by_others(machine: Machine) -> None:
+    """Somebody deleted the prefix, and nothing else was saved since."""
+    with machine("first") as runner:
+        runner.save_result(1, 1)
+    fsspec.filesystem("memory").rm("/bucket/prefix/j", recursive=True)
+    with machine("first") as runner:
+        runner.records.store.writer.begin()
+    assert machine("second").get_all_results() == {1: 1}
+
+
+def test_an_earlier_release_wrote_the_state_and_the_objects(machine: Machine, slow: None) -> None:
+    """Its parts are numbered, its wholes say nothing, and its state names no session; all of it is read."""
+    first = machine("first")
+    first.save_result("uploaded", 1)
+    first.close()
+    system, old = fsspec.filesystem("memory"), "/bucket/prefix/j/results-00000001-00000000.jsonl"
+    system.mv("/bucket/prefix/j/results-00000001-at-00000000.jsonl", old)
+    path = first.records.store.own.results.journal.path
+    end = path.stat().st_size
+    state = first.records.store.directory / ".j.remote"
+    held = {"have": {old.rpartition("/")[2]: end}, "end": end, "owed": [], "mark": json.loads(state.read_bytes())
+            ["journals"]["results"]["mark"]}  # fmt: skip
+    line = path.read_bytes()
+    with CheckpointedRunner("other", path.parent) as plain:
+        plain.save_result("owed", 2)
+    path.write_bytes(line + plain.records.store.own.results.journal.path.read_bytes())
+    state.write_bytes(json.dumps({"whole": 0, "tokens": [], "sent": 1.0, "journals": {"results": held}}).encode())
+    with machine("first") as runner:
+        assert runner.get_all_results() == {"uploaded": 1, "owed": 2}
+        runner.save_result("new", 3)
+    assert machine("second").get_all_results() == {"uploaded": 1, "owed": 2, "new": 3}
+    assert len(lines_of()) == 3
+
+
+def test_an_upload_takes_what_was_there_when_it_began(
+    machine: Machine, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that come faster than a round trip do not keep it going: it pauses, and takes them the next time."""
+    runner = machine("first")
+    runner.save_result(0, 0)
+    put, sizes = objects_module.Objects.put, list[int]()
+
+    def meanwhile(self: objects_module.Objects, name: str, data: bytes) -> None:
+        put(self, name, data)
+        if name.startswith("results-") and len(sizes) < 10:
+            sizes.append(data.count(b"\n"))
+            runner.save_result(len(sizes), 0)
+
+    uploading = runner.records.store.replica
+    assert isinstance(uploading, uploader.Uploader)
+    assert uploading._session is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(objects_module.Objects, "put", meanwhile)
+        patch.setattr(locks_of(uploading._session), "acquire", lambda *_: True)
+        patch.setattr(locks_of(uploading._session), "release", lambda *_: None)
+        uploading._session.attempt()
+    assert sizes == [1]
+    assert runner.uploaded is not None
+    assert runner.uploaded.bytes > 0
+
+
+def locks_of(session: uploader._Session) -> Any:
+    """The lock of uploading: one thread plays the one that saves, too."""
+    return vars(session)["_work"]
+
+
+# --- stores that heed no condition -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heedless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store takes the condition, and does not heed it."""
+    system = type(fsspec.filesystem("memory"))
+    write = system.pipe_file
+    monkeypatch.setattr(system, "pipe_file", lambda self, path, data, mode="overwrite": write(self, path, data))
+
+
+def begin_while(
+    other: CheckpointedRunner, monkeypatch: pytest.MonkeyPatch, *, hides: bool
+) -> Callable[[objects_module.Objects], list[objects_module.Owner]]:
+    """`owners` as it is when another machine begins between the first look and the taking of the number."""
+    owners = objects_module.Objects.owners
+    begun: list[bool] = []
+
+    def late(self: objects_module.Objects) -> list[objects_module.Owner]:
+        found = owners(self)
+        if not begun:
+            begun.append(True)
+            thread = threading.Thread(target=other.save_result, args=("other", 1))
+            thread.start()
+            thread.join()
+            return found
+        mine = other.records.store.replica
+        assert isinstance(mine, uploader.Uploader)
+        return [each for each in owners(self) if not hides or each != mine._number]
+
+    return late
+
+
+@pytest.mark.promise("two machines on one URL")
+def test_two_that_begin_at_one_moment_see_each_other_where_no_condition_is_heeded(
+    machine: Machine, heedless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one withdraws."""
+    first, second = machine("first"), machine("second")
+    monkeypatch.setattr(objects_module.Objects, "owners", begin_while(first, monkeypatch, hides=False))
+    with pytest.raises(CheckpointLocked, match="is being written by"):
+        second.save_result("mine", 2)
+    first.close()
+    second.save_result("mine", 2)
+    second.close()
+    assert machine("third").get_all_results() == {"other": 1, "mine": 2}
+
+
+@pytest.mark.promise("two machines on one URL")
+def test_two_that_do_not_see_each_other_write_different_objects(
+    machine: Machine, heedless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listings are late: both go on under one number; nothing of either is lost, and all read one order."""
+    first, second = machine("first"), machine("second")
+    with monkeypatch.context() as patch:
+        patch.setattr(objects_module.Objects, "owners", begin_while(first, monkeypatch, hides=True))
+        second.save_result("mine", 2)
+        for runner in (first, second):
+            runner.save_result("both", runner is first)
+        second.close()
+    first.close()
+    assert len({name for name in objects_of() if name.startswith("results-00000001-at-00000000-")}) == 2
+    found = machine("third").get_all_results()
+    assert found.keys() == {"other", "mine", "both"}
+    assert [machine(name).get_all_results() for name in ("first", "second")] == [found] * 2
+
+
+# --- what this disk did ----------------------------------------------------------------------------------------------
+
+
+def damage(runner: CheckpointedRunner) -> None:
+    """A flipped bit, in the journal of this machine."""
+    path = runner.records.store.own.results.journal.path
+    path.write_bytes(path.read_bytes().replace(b"value 2", b"valqe 2"))
+
+
+FIVE: dict[Any, Any] = {number: f"value {number}" for number in range(5)}
+
+
+def save_five(runner: CheckpointedRunner) -> CheckpointedRunner:
+    """Values of which one can be damaged."""
+    for number, value in FIVE.items():
+        runner.save_result(number, value)
+    return runner
+
+
+@pytest.mark.promise("a disk damages a line that is in a store")
+def test_a_disk_damages_a_line_that_is_in_a_store(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads it finds the damage, and what follows from that stays on this machine."""
+    monkeypatch.setattr(state_module, "_ENDS", 64)  # else a small journal is compared as a whole
+    with save_five(machine("first")) as runner:
+        pass
+    damage(runner)
+    with machine("first") as runner:
+        with pytest.raises(checkpoint.DamagedRecord):
+            runner.get_result(2)
+        runner.save_result("more", 1)
+    assert machine("third").get_all_results() == {**FIVE, "more": 1}
+    assert not any(b"forgotten" in line for line in lines_of())
+
+
+@pytest.mark.promise("a disk damages a line that is in a store")
+@pytest.mark.parametrize("rewrites", ["repair", "compact"])
+def test_a_journal_that_is_rewritten_takes_the_lines_of_the_store(
+    rewrites: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The damaged line is set aside; its sound one is read again, here and elsewhere."""
+    monkeypatch.setattr(state_module, "_ENDS", 64)
+    with save_five(machine("first")) as runner:
+        runner.save_result(0, "value 0")
+    damage(runner)
+    if rewrites == "repair":
+        assert main(["check", "j", "--dir", "memory://bucket/prefix", "--repair"]) in (0, 1)
+        assert "1 damaged line set aside" in capsys.readouterr().out
+    else:
+        assert compact("j", "memory://bucket/prefix").damaged == 0
+    for name in ("first", "second"):
+        assert machine(name).get_all_results() == FIVE
+    assert (runner.records.store.directory / ".j_results.aside").exists()
+
+
+@pytest.mark.promise("a disk damages a line that is in a store")
+def test_a_damaged_line_is_not_uploaded(machine: Machine, slow: None, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told; the lines before and behind it are there."""
+    runner = save_five(machine("first"))
+    damage(runner)
+    runner.close()
+    assert "j_results.jsonl:3: a damaged line is not uploaded" in caplog.text
+    assert len([name for name in objects_of() if name.startswith("results-")]) == 2
+    assert len(lines_of()) == 4
+    assert machine("second").get_all_results() == {key: value for key, value in FIVE.items() if key != 2}

@@ -263,7 +263,7 @@ class Checkpoint:
                 shard, own, local = self.shard, source, offset
             if shard == self.shard:
                 try:
-                    self.store.append(own, [forgetting(version, key, session)])
+                    self.store.append(own, [forgetting(version, key, session, damaged=True)])
                 except (StoreError, StoreForked) as error:
                     log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
                     own.index.forget(version, key)

@@ -106,6 +106,10 @@ def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
         leftovers = discard_leftovers(prefix, directory)
         for shelf, reader in own_logs(store):
             before, ledger = reader.size(), Audit(reader, decode=shelf is store.own.results)
+            if ledger.damage and store.mend(shelf, [(damage.offset, damage.size) for damage in ledger.damage]):
+                assert shelf.journal.reader is not None
+                reader = shelf.journal.reader
+                ledger = Audit(reader, decode=shelf is store.own.results)
             kept = kept_lines(ledger)
             if kept is not None:
                 store.replace(shelf, explained_lines(lines_at(reader, kept, ledger.end), ledger, reader, kept))

@@ -117,6 +117,9 @@ def _repair_one(name: str, directory: Path, shard: Shard) -> Repair:
             ledger = Audit(reader, decode=shelf is store.own.results)
             if not ledger.damage:
                 continue
+            if store.mend(shelf, [(damage.offset, damage.size) for damage in ledger.damage]):
+                moved += ledger.damage
+                continue
             bare = _unsealed(ledger, reader) if fault is not None and fault.is_altered else {}
             instead = {**_forgettings(ledger), **bare}
             try:
@@ -142,7 +145,7 @@ def _torn_bytes(path: Path) -> int:
 def _forgettings(ledger: Audit) -> dict[int, bytes]:
     """By offset of a damaged line, the line that takes its place so that nothing older counts again."""
     session = os.urandom(4).hex().encode()
-    return {claim.at: forgetting(claim.version, claim.key, session).line for claim in ledger.uncovered()}
+    return {claim.at: forgetting(claim.version, claim.key, session, damaged=True).line for claim in ledger.uncovered()}
 
 
 def _unsealed(ledger: Audit, reader: Reader) -> dict[int, bytes]:

@@ -1,8 +1,9 @@
 """The local directory of a checkpoint in a store: what the store has and the journals lack is brought into them.
 
-The promise: no line is lost, local or not; a journal never holds a part of what is being fetched; what was fetched is
-not fetched again. A state file tells what the journals and the store have in common. It is rebuildable: where it is
-lost, or is not of these journals, both are read and joined.
+The promise: no line is lost, local or not; the lines of a journal are in the order of sessions, whenever they came; a
+journal never holds a part of what is being fetched; what was fetched is not fetched again. A state file tells what the
+journals and the store have in common, and what is owed by which session. It is rebuildable: where it is lost, or is not
+of these journals, both are read and joined.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import BinaryIO
@@ -19,9 +20,10 @@ from typing import BinaryIO
 import msgspec
 
 from checkpoint import clock
-from checkpoint.errors import CheckpointLocked, StoreError
+from checkpoint.errors import CheckpointLocked, StoreError, plural
 from checkpoint.remote.objects import Listing, Objects, Part
 from checkpoint.remote.patience import telling
+from checkpoint.remote.state import Held, Owed, State, covers, date, end_stream, find_own, mark_of, new_token, news_of
 from checkpoint.remote.urls import remember
 from checkpoint.storage.files import (
     fsync,
@@ -35,8 +37,9 @@ from checkpoint.storage.files import (
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.lock import Lock
 from checkpoint.storage.reader import Reader
+from checkpoint.storage.record import forgets_damage, is_intact
 
-__all__ = ["Held", "LocalCopy", "State", "mark_of"]
+__all__ = ["LocalCopy", "may_go_up"]
 
 log = logging.getLogger("checkpoint")
 
@@ -45,53 +48,7 @@ _LOOK_FAILING = 60.0  # an attempt that fails may take long, and who reads waits
 _TURN = 0.05
 _TOKENS = 4
 _TRIES = 5
-_ENDS = 4096
 _BLOCK = 1 << 20
-
-
-class Held(msgspec.Struct):
-    """What one journal and the store have in common.
-
-    Attributes:
-        have: how many bytes of each part are in the journal.
-        end: the bytes before it are in the store, but for those that are owed.
-        owed: spans before `end` that are not in the store yet.
-        mark: of the journal's bytes before `end`.
-    """
-
-    have: dict[str, int] = {}
-    end: int = 0
-    owed: list[tuple[int, int]] = []
-    mark: str = ""
-
-    def spans(self, end: int) -> list[tuple[int, int]]:
-        """What is not in the store of a journal that ends there."""
-        return [*self.owed, *([(self.end, end)] if end > self.end else [])]
-
-
-class State(msgspec.Struct):
-    """What the journals and the store have in common.
-
-    Attributes:
-        whole: the session before which nothing counts, as it was when this was written.
-        tokens: of the sessions that wrote from this directory, the last ones.
-        joining: whether journals are being changed; where that was cut off, nothing is known.
-        sent: seconds since the epoch, when everything was in the store.
-    """
-
-    whole: int = 0
-    tokens: list[str] = []
-    joining: bool = False
-    sent: float = 0.0
-    journals: dict[str, Held] = {}
-
-
-def mark_of(reader: Reader | None, end: int) -> str:
-    """What tells the first `end` bytes of a journal from those of another."""
-    if reader is None or end == 0:
-        return ""
-    size = min(end, _ENDS)
-    return f"{zlib.crc32(reader.pread(size, 0)):08x}{zlib.crc32(reader.pread(size, end - size)):08x}"
 
 
 class LocalCopy:
@@ -127,7 +84,11 @@ class LocalCopy:
     def load(self) -> State | None:
         """The state, if it is of these journals."""
         state = self._read()
-        return None if state is None or state.joining or not all(map(self._fits, state.journals.items())) else state
+        if state is None or state.joining or not all(map(self._fits, state.journals.items())):
+            return None
+        if state.epoch < 0:
+            date(state)
+        return state
 
     def _read(self) -> State | None:
         try:
@@ -142,7 +103,7 @@ class LocalCopy:
             return False
         readers = {kind: Reader.open(path) for kind, path in self.paths.items()}
         sizes = {kind: 0 if reader is None else reader.size() for kind, reader in readers.items()}
-        return any(state.journals.get(kind, Held()).spans(size) for kind, size in sizes.items())
+        return any(state.spans(kind, size) for kind, size in sizes.items())
 
     def tokens(self) -> list[str]:
         """Of the sessions that wrote from this directory, the last ones."""
@@ -163,22 +124,31 @@ class LocalCopy:
         size = 0 if reader is None else reader.size()
         return (
             size >= held.end >= 0
-            and all(0 <= a < b <= held.end for a, b in held.owed)
-            and self._is_marked(reader, held)
+            and all(0 <= owed.start < owed.stop <= held.end for owed in held.owed)
+            and mark_of(reader, held.end) == held.mark
         )
 
-    @staticmethod
-    def _is_marked(reader: Reader | None, held: Held) -> bool:
-        return mark_of(reader, held.end) == held.mark
-
-    def save(self, state: State) -> None:
+    def save(self, state: State, *, durable: bool = False) -> None:
         """Replace the state file."""
         self.state = state
         try:
             with replacing(self._state_path, f"{self.name}.remote") as file:
                 file.write(msgspec.json.encode(state))
+                if durable:
+                    _settle(file)
+            if durable:
+                fsync_directory(self.directory)
         except OSError as error:
             raise store_error(error, "cannot write", self._state_path) from error
+
+    def begin_stream(self, epoch: int, token: str) -> None:
+        """What is appended from here on is this session's: it is noted before anything is."""
+        state = self.state
+        state.epoch, state.token = epoch, token
+        for kind in self.paths:
+            held = state.journals.setdefault(kind, Held())
+            held.since = held.end
+        self.save(state, durable=True)
 
     # whose turn it is
 
@@ -225,7 +195,7 @@ class LocalCopy:
 
     def _look(self) -> None:
         listing = self.objects.look()
-        if not listing.greatest and not self._state_path.exists():
+        if not listing.parts and not listing.whole and not self._state_path.exists():
             return  # nothing is made of nothing
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -265,50 +235,72 @@ class LocalCopy:
 
     def _join(self, listing: Listing) -> None:
         state = self.load()
-        if state is not None and listing.whole == state.whole and _covers(listing, state):
-            if any(self._comes_before(listing.of(kind), state.journals.get(kind, Held()), kind) for kind in self.paths):
+        if state is not None:
+            self._owe(state)
+        if state is None or listing.whole < state.whole:
+            self._rebuild(listing, None)
+        elif listing.whole > state.whole:
+            self._rebuild(listing, state)
+        elif not covers(listing, state):
+            self._rebuild(listing, None)
+        else:
+            for kind in self.paths:
+                find_own(listing, kind, state.journals[kind])
+            if any(self._comes_before(listing.of(kind), state.journals[kind]) for kind in self.paths):
                 self._rebuild(listing, state)
             else:
                 self._append(listing, state)
-        elif state is not None and listing.whole > state.whole:
-            self._rebuild(listing, state)
-        else:
-            self._rebuild(listing, None)
 
-    def _comes_before(self, parts: list[Part], held: Held, kind: str) -> bool:
-        """Whether what is news goes before what the journal has: the last record wins, here and on every machine."""
-        news = [part for part, _ in _news(parts, held)]
+    def _owe(self, state: State) -> None:
+        """What was appended since the state was written is owed by the session that appended last."""
+        for kind in self.paths:
+            held = state.journals.setdefault(kind, Held())
+            reader = _repaired(self.paths[kind])
+            end = 0 if reader is None else reader.size()
+            held.owed, held.end = held.spans(end, state.epoch, state.token), end
+            held.mark = mark_of(reader, end)
+
+    @staticmethod
+    def _comes_before(parts: list[Part], held: Held) -> bool:
+        """Whether what is news goes before what the journal has: its order is one on every machine."""
+        news = [part for part, _ in news_of(parts, held)]
         if not news:
             return False
-        reader = Reader.open(self.paths[kind])
-        if reader is not None and held.spans(reader.size()):
-            return True
-        return news[0] < max((part for part in parts if part.name in held.have), default=news[0])
+        there = [part for part in parts if part.name in held.have] + [owed.part(news[0].kind) for owed in held.owed]
+        return news[0] < max(there, default=news[0])
+
+    def lines_there(self, kind: str) -> Iterator[bytes]:
+        """A journal as the store has it, in runs of whole lines."""
+        for _, _, data in self.objects.fetch(news_of(self.objects.look().of(kind), Held())):
+            yield data[: data.rfind(b"\n") + 1]
 
     # what is appended
 
     def _append(self, listing: Listing, state: State) -> None:
-        news = {kind: _news(listing.of(kind), state.journals.get(kind, Held())) for kind in self.paths}
+        news = {kind: news_of(listing.of(kind), state.journals.get(kind, Held())) for kind in self.paths}
         if not any(news.values()):
             self.state = state
-            return
-        fetched = {kind: self._fetch(kind, wanted, None) for kind, wanted in news.items() if wanted}
+            return  # what is owed is found again
+        fetched = {kind: self._fetch(kind, wanted)[0] for kind, wanted in news.items() if wanted}
         self.save(msgspec.structs.replace(state, joining=True))
         for kind, have in fetched.items():
             held = state.journals.setdefault(kind, Held())
             state.journals[kind] = self._append_one(kind, held, {**held.have, **have})
+        end_stream(state, listing.greatest)
         self.save(state)
 
     def _append_one(self, kind: str, held: Held, have: dict[str, int]) -> Held:
         """The fetched file's lines go behind those of the journal, or it is the journal where there is none."""
         path, fetched = self.paths[kind], self._temporary(kind)
         if not path.exists():
-            return self._install(kind, have, fetched.stat().st_size, [])
+            size = fetched.stat().st_size
+            self._take_place(kind)
+            return self._held(kind, have, size, [])
         journal = Journal(path)
         try:
             journal.open_to_write()
             assert journal.reader is not None
-            start = journal.end = journal.reader.size()
+            journal.end = journal.reader.size()
             for chunk in _chunks(fetched):
                 journal.append(chunk)
             journal.sync()
@@ -316,31 +308,50 @@ class LocalCopy:
         finally:
             journal.close()
         fetched.unlink()
-        return self._held(kind, have, end, held.spans(start))
+        return self._held(kind, have, end, held.owed)
 
-    def _held(self, kind: str, have: dict[str, int], end: int, owed: list[tuple[int, int]]) -> Held:
-        return Held(have, end, owed, mark_of(Reader.open(self.paths[kind]), end))
+    def _held(self, kind: str, have: dict[str, int], end: int, owed: list[Owed]) -> Held:
+        return Held(have, end, owed, mark_of(Reader.open(self.paths[kind]), end), end)
 
     def _temporary(self, kind: str) -> Path:
         return self.directory / f".{self.name}_{kind}.pull.{self._own}.tmp"
 
-    def _fetch(self, kind: str, wanted: Iterable[tuple[Part, int]], seen: set[int] | None) -> dict[str, int]:
-        """Write the lines to the temporary file, synced; returns how many bytes of each part there are then."""
+    def _fetch(
+        self,
+        kind: str,
+        wanted: Iterable[tuple[Part, int]],
+        owed: Sequence[Owed] = (),
+        seen: set[int] | None = None,
+    ) -> tuple[dict[str, int], list[Owed]]:
+        """Write lines to the temporary file, synced: those of parts, and those that are owed in their places.
+
+        Returns:
+            How many bytes of each part there are then, and where what is owed is.
+        """
         have: dict[str, int] = {}
-        with self._writing(self._temporary(kind)) as file:
+        placed: list[Owed] = []
+        left = deque(sorted(owed, key=lambda each: each.part(kind)))
+        reader = Reader.open(self.paths[kind]) if left else None
+        with _writing(self._temporary(kind)) as file:
+
+            def place(before: Part | None) -> None:
+                while left and (before is None or left[0].part(kind) < before):
+                    assert reader is not None
+                    each, start = left.popleft(), file.tell()
+                    for piece in _pieces(reader, each):
+                        file.write(piece)
+                    placed.append(each._replace(start=start, stop=file.tell()))
+
             for part, start, data in self.objects.fetch(wanted):
+                place(part)
                 cut = data.rfind(b"\n") + 1
                 file.write(memoryview(data)[:cut])
                 have[part.name] = start + cut
                 if seen is not None:
                     seen.update(map(_digest, data[:cut].split(b"\n")))
+            place(None)
             _settle(file)
-        return have
-
-    @staticmethod
-    def _writing(path: Path) -> BinaryIO:
-        path.unlink(missing_ok=True)
-        return os.fdopen(open_safely(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
+        return have, placed
 
     def _take_place(self, kind: str) -> None:
         """The temporary file is the journal. Its index goes first: none is ever taken for another journal's."""
@@ -359,57 +370,71 @@ class LocalCopy:
             listing: what the store has.
             state: where it is known, only what is owed is kept: the rest was compacted or cleared elsewhere.
         """
-        tokens = self.tokens()
-        first = state is None and listing.whole > 0
+        raw, cleared = self._read() or State(), listing.marker.cleared
+        # Nobody knows which session wrote what only the journals have: it goes before the rest.
+        unknown = Owed(0, 0, 0 if raw.epoch >= 0 and raw.whole < cleared else cleared, new_token())
         built = {}
         for kind in self.paths:
-            held = None if state is None else state.journals.get(kind, Held())
-            built[kind] = self._build(kind, listing.of(kind), held, first=first)
-        # A state that is lost here lets what was cleared elsewhere come back: only renames are left to do.
-        self.save(State(joining=True, tokens=tokens))
-        journals = {kind: Held() if found is None else self._install(kind, *found) for kind, found in built.items()}
-        self.save(State(whole=listing.whole, tokens=tokens, journals=journals))
+            if state is None:
+                built[kind] = self._join_unknown(kind, listing, unknown)
+            else:
+                built[kind] = self._build(kind, listing, state.journals.get(kind, Held()))
+        # What was cleared elsewhere is known by `whole`, should only some of the renames be done.
+        self.save(State(whole=raw.whole, epoch=raw.epoch, tokens=raw.tokens, joining=True))
+        done = State(whole=listing.whole, tokens=raw.tokens)
+        for kind, (have, owed) in built.items():
+            if self._temporary(kind).exists():
+                self._take_place(kind)
+            reader = Reader.open(self.paths[kind])
+            done.journals[kind] = self._held(kind, have, 0 if reader is None else reader.size(), owed)
+        end_stream(done, listing.greatest)
+        self.save(done)
 
-    def _build(
-        self, kind: str, parts: list[Part], held: Held | None, *, first: bool
-    ) -> tuple[dict[str, int], int, list[tuple[int, int]]] | None:
-        """Write the temporary file that is to be the journal; None where the journal stays as it is.
-
-        Args:
-            kind: which journal.
-            parts: what the store has of it.
-            held: what the journal has in common with the store, where that is known.
-            first: what only the journal has goes before the rest: nothing that was compacted away is to win again.
+    def _build(self, kind: str, listing: Listing, held: Held) -> tuple[dict[str, int], list[Owed]]:
+        """Write the temporary file that is to be the journal: what the store has, and what is owed.
 
         Returns:
-            What a `Held` says: have, end, owed.
+            What a `Held` says: have, owed.
         """
-        reader = self._repaired(kind)
-        if not parts and (held is None or reader is None):
-            return None  # all there is, is owed
-        seen: set[int] | None = set() if held is None and reader is not None else None
-        have = self._fetch(kind, [(part, 0) for part in parts], seen)
-        if reader is None:
-            return have, sum(have.values()), []
-        kept = (
-            _lacking(reader, seen) if seen is not None else _pieces(reader, held.spans(reader.size()) if held else [])
-        )
-        if first:
-            own = self._put_before(kind, kept)
-            return have, own + sum(have.values()), [(0, own)] if own else []
-        with os.fdopen(open_safely(self._temporary(kind), os.O_WRONLY | os.O_APPEND), "ab") as file:
-            for chunk in kept:
-                file.write(chunk)
-            _settle(file)
-        return have, sum(have.values()), []
+        find_own(listing, kind, held)
+        wanted = news_of(listing.of(kind), Held())
+        if not wanted and _repaired(self.paths[kind]) is None:
+            return {}, []
+        cleared = [owed for owed in held.owed if owed.epoch < listing.marker.cleared]
+        self._set_aside(kind, cleared)
+        return self._fetch(kind, wanted, [owed for owed in held.owed if owed not in cleared])
 
-    def _install(self, kind: str, have: dict[str, int], end: int, owed: list[tuple[int, int]]) -> Held:
-        self._take_place(kind)
-        return self._held(kind, have, end, owed)
+    def _join_unknown(self, kind: str, listing: Listing, unknown: Owed) -> tuple[dict[str, int], list[Owed]]:
+        """`_build`, where nothing is known of the journal: its lines are compared with those of the store."""
+        reader, wanted = _repaired(self.paths[kind]), news_of(listing.of(kind), Held())
+        if reader is None and not wanted:
+            return {}, []
+        seen: set[int] = set()
+        have, _ = self._fetch(kind, wanted, seen=seen)
+        if reader is None:
+            return have, []
+        if unknown.epoch < listing.marker.cleared:
+            self._set_aside(kind, list(_lacking_spans(reader, seen)))
+            return have, []
+        own = self._put_before(kind, _lacking(reader, seen, _keep_damage))
+        return have, [unknown._replace(stop=own)] if own else []
+
+    def _set_aside(self, kind: str, spans: Sequence[Owed]) -> None:
+        """Keep beside the journal what is not to come back, and tell it."""
+        reader = Reader.open(self.paths[kind])
+        if reader is None or not spans:
+            return
+        pieces = [(each.start, reader.pread(each.stop - each.start, each.start)) for each in spans]
+        journal = Journal(self.paths[kind])
+        journal.set_aside(pieces)
+        log.warning(
+            "checkpoint %r was cleared on another machine while %s here were not in %s yet: set aside in %s", self.name,
+            plural(sum(piece.count(b"\n") for _, piece in pieces), "line"), self.url, journal.aside,
+        )  # fmt: skip
 
     def _put_before(self, kind: str, chunks: Iterable[bytes]) -> int:
         fetched, joined = self._temporary(kind), self._temporary(f"{kind}.first")
-        with self._writing(joined) as file:
+        with _writing(joined) as file:
             own = sum(map(file.write, chunks))
             for chunk in _chunks(fetched):
                 file.write(chunk)
@@ -417,47 +442,67 @@ class LocalCopy:
         os.replace(joined, fetched)
         return own
 
-    def _repaired(self, kind: str) -> Reader | None:
-        """The journal, ending in a whole line."""
-        path = self.paths[kind]
-        if not path.exists():
-            return None
-        journal = Journal(path)
-        try:
-            journal.open_to_write()
-            return journal.reader
-        finally:
-            journal.close()
+
+def _keep_damage(reader: Reader, pieces: list[tuple[int, bytes]]) -> None:
+    """Lines that this disk has damaged stay here, beside the journal."""
+    Journal(reader.path).set_aside(pieces)
+    log.info("%s: %s set aside; what the store has counts", reader.path, plural(len(pieces), "damaged line"))
 
 
-def _covers(listing: Listing, state: State) -> bool:
-    """Whether everything that was taken from the store, or brought there, is there."""
-    sizes = {part.name: part.size for part in listing.parts}
-    return all(sizes.get(name, -1) >= size for held in state.journals.values() for name, size in held.have.items())
+def _writing(path: Path) -> BinaryIO:
+    path.unlink(missing_ok=True)
+    return os.fdopen(open_safely(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb")
 
 
-def _news(parts: list[Part], held: Held) -> list[tuple[Part, int]]:
-    return [(part, known) for part in parts if part.size > (known := held.have.get(part.name, 0))]
+def _repaired(path: Path) -> Reader | None:
+    """The journal, ending in a whole line."""
+    if not path.exists():
+        return None
+    journal = Journal(path)
+    try:
+        journal.open_to_write()
+        return journal.reader
+    finally:
+        journal.close()
 
 
 def _digest(line: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(line, digest_size=16).digest(), "big")
 
 
-def _lacking(reader: Reader, seen: set[int]) -> Iterator[bytes]:
-    """The lines that are not among those seen."""
-    for _, block in reader.blocks(0):
-        lines = block.split(b"\n")
-        lines.pop()
-        lacking = [line + b"\n" for line in lines if _digest(line) not in seen]
-        if lacking:
-            yield b"".join(lacking)
+def may_go_up(line: bytes) -> bool:
+    """Whether a line is as it was written: what this disk did to it, and what was concluded from that, stays here."""
+    return is_intact(line) and not forgets_damage(line)
 
 
-def _pieces(reader: Reader, spans: list[tuple[int, int]]) -> Iterator[bytes]:
-    for start, stop in spans:
-        for at in range(start, stop, _BLOCK):
-            yield reader.pread(min(_BLOCK, stop - at), at)
+def _lacking(
+    reader: Reader, seen: set[int], on_damage: Callable[[Reader, list[tuple[int, bytes]]], None]
+) -> Iterator[bytes]:
+    """The lines that are not among those seen; those that are damaged are told instead."""
+    damaged = []
+    for span in _lacking_spans(reader, seen):
+        line = reader.pread(span.stop - span.start, span.start)
+        if may_go_up(line):
+            yield line
+        else:
+            damaged.append((span.start, line))
+    if damaged:
+        on_damage(reader, damaged)
+
+
+def _lacking_spans(reader: Reader, seen: set[int]) -> Iterator[Owed]:
+    """Where they are."""
+    for start, block in reader.blocks(0):
+        at = start
+        for line in block.split(b"\n")[:-1]:
+            if _digest(line) not in seen:
+                yield Owed(at, at + len(line) + 1)
+            at += len(line) + 1
+
+
+def _pieces(reader: Reader, span: Owed) -> Iterator[bytes]:
+    for at in range(span.start, span.stop, _BLOCK):
+        yield reader.pread(min(_BLOCK, span.stop - at), at)
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

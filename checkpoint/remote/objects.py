@@ -4,11 +4,12 @@ The promise: an object is written whole, and nobody overwrites what another sess
 or an error that names the URL. No call waits for ever, and after one that failed the file system is opened anew.
 
     NAME/owners/00000017.json                   who writes, or wrote, in session 17; its time says when it was renewed
-    NAME/results-00000017-00000000.jsonl        a run of whole lines that session 17 appended; errors-, unsaved- alike
-    NAME/whole-00000018.json                    nothing of a session before 18 counts any more
-    NAME/results-00000018-whole-00000000.jsonl  the journal as it was then; it counts once whole-00000018.json is there
+    NAME/results-00000017-at-00000000.jsonl     whole lines that session 17 appended, from that byte on; errors- alike
+    NAME/results-00000018-whole-00000000.jsonl  the journal as session 18 compacted it, where there is
+    NAME/whole-00000018.json                    what it took in: no part of an older session counts that holds only that
 
-Sessions are numbered; a number is taken by creating its owner object, exclusively where the store can.
+Sessions are numbered; a number is taken by creating its owner object, exclusively where the store can. Where it cannot,
+names carry the session's token. The protocol is on a page of its own: .github/docs/object-store-protocol.md.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointError, StoreError, quote, quote_error
@@ -34,7 +37,7 @@ from checkpoint.storage.journal import KINDS
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Listing", "Objects", "Part", "names_under"]
+__all__ = ["Listing", "Marker", "Objects", "Owner", "Part", "Stretch", "merged", "names_under"]
 
 
 log = logging.getLogger("checkpoint")
@@ -42,9 +45,13 @@ _AT_ONCE = 8
 _PATIENCE = 60.0  # seconds for an answer
 _CONNECT = 15.0  # seconds for a connection, over sftp: else the system waits for two minutes
 _SLOWEST = 10_000  # bytes a second: a line that is slower counts as one that is dead
-_PART = re.compile(rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-)?(\d{{8,}})\.jsonl")
-_WHOLE = re.compile(r"whole-(\d{8,})\.json")
-_OWNER = re.compile(r"(\d{8,})\.json")
+_TOKEN = "[0-9a-f]{4,}"
+_PART = re.compile(
+    rf"({'|'.join(KINDS)})-(\d{{8,}})-(whole-|at-)?(\d{{8,}})(?:-({_TOKEN}))?(?:\.by-({_TOKEN}))?\.jsonl"
+)
+_WHOLE = re.compile(rf"whole-(\d{{8,}})(?:-({_TOKEN}))?\.json")
+_OWNER = re.compile(rf"(\d{{8,}})(?:-({_TOKEN}))?\.json")
+_TRIES = 5
 _WITH_BUCKETS = {
     protocol: "container" if extra == "azure" else "bucket"
     for protocol, extra in EXTRAS.items()
@@ -67,19 +74,97 @@ def names_under(directory: Path) -> list[str]:
         return sorted(objects.folders())
 
 
-class Part(NamedTuple):
-    """An object that holds lines of a journal. Their order is that of the journal."""
+Stretch = tuple[int, int]
+"""Bytes of a stream: from, and up to."""
+
+
+class Owner(NamedTuple):
+    """Who writes, or wrote, in a session. The last one is the greatest."""
 
     epoch: int
-    late: bool  # not of the journal as a whole
-    number: int
-    kind: str
-    size: int
+    token: str = ""  # only where numbers cannot be taken by one session alone
 
     @property
     def name(self) -> str:
         """What the object is called."""
-        return f"{self.kind}-{self.epoch:08}-{'' if self.late else 'whole-'}{self.number:08}.jsonl"
+        return f"owners/{_numbered(self.epoch, self.token)}.json"
+
+
+class Part(NamedTuple):
+    """An object that holds lines of a journal. Their order is that of the journal.
+
+    Attributes:
+        epoch: of the session that appended the lines.
+        is_late: not of the journal as a whole.
+        is_placed: it says which bytes of the session's stream it holds; those of earlier releases did not.
+        token: of that session, where its number may be that of another one too.
+        number: of the part; where it is placed, at which byte of the stream it begins.
+        by: the token of the session that uploaded it, where that is a later one.
+        kind: the journal.
+        size: in bytes.
+        skip: so many bytes at its beginning stand in parts before it, or in the whole.
+    """
+
+    epoch: int
+    is_late: bool
+    is_placed: bool
+    token: str
+    number: int
+    by: str
+    kind: str
+    size: int
+    skip: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the object is called."""
+        place = f"{'at-' if self.is_placed else ''}{'' if self.is_late else 'whole-'}{self.number:08}"
+        by = f".by-{self.by}" if self.by else ""
+        return f"{self.kind}-{self.epoch:08}-{_numbered(place, self.token)}{by}.jsonl"
+
+    @property
+    def stream(self) -> str:
+        """Which stream of its journal it is of."""
+        return _numbered(self.epoch, self.token)
+
+
+def _numbered(number: int | str, token: str) -> str:
+    text = f"{number:08}" if isinstance(number, int) else number
+    return f"{text}-{token}" if token else text
+
+
+class Marker(msgspec.Struct):
+    """What an object says from which on a journal is counted.
+
+    Attributes:
+        cleared: nothing of a session before this one counts.
+        taken: by journal and stream, the bytes that are in a whole, or were superseded in it.
+        since: when it was written, by that machine's clock.
+    """
+
+    cleared: int = 0
+    taken: dict[str, dict[str, list[Stretch]]] = {}
+    since: str = ""
+
+    def taken_of(self, kind: str, stream: str) -> list[Stretch]:
+        """The bytes of one stream."""
+        return self.taken.get(kind, {}).get(stream, [])
+
+    def taking(self, kind: str, stream: str, stretch: Stretch) -> None:
+        """Those of a whole that is about to be written, too."""
+        streams = self.taken.setdefault(kind, {})
+        streams[stream] = merged([*streams.get(stream, []), stretch])
+
+
+def merged(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """The same bytes, in order, in as few stretches as can be."""
+    found: list[Stretch] = []
+    for start, stop in sorted(stretches):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        elif start < stop:
+            found.append((start, stop))
+    return found
 
 
 class Listing(NamedTuple):
@@ -87,19 +172,60 @@ class Listing(NamedTuple):
 
     Attributes:
         parts: those that count, in order.
-        whole: the session before which nothing counts, or 0.
+        whole: the session that wrote the last whole, or 0.
         greatest: the greatest session of any object.
         stale: names of objects that do not count.
+        marker: what the last whole says.
     """
 
     parts: list[Part]
     whole: int
     greatest: int
     stale: list[str]
+    marker: Marker
 
     def of(self, kind: str) -> list[Part]:
         """The parts of one journal."""
         return [part for part in self.parts if part.kind == kind]
+
+    def has(self, kind: str, stream: str) -> list[Stretch]:
+        """The bytes of a stream that are in the store, or were."""
+        there = [
+            (part.number, part.number + part.size)
+            for part in self.parts
+            if part.kind == kind and part.is_placed and part.stream == stream
+        ]
+        return merged([*self.marker.taken_of(kind, stream), *there])
+
+
+def _counting(parts: Iterable[Part], whole: int, token: str, marker: Marker) -> list[Part]:
+    """The parts that count, in order, each with what stands before it already."""
+    found: list[Part] = []
+    ends: dict[tuple[str, str], int] = {}
+    for part in sorted(parts):
+        if part.epoch < marker.cleared:
+            continue
+        if not part.is_late:
+            if (part.epoch, part.token) == (whole, token):
+                found.append(part)
+            continue
+        if not part.is_placed:
+            if part.epoch >= whole:
+                found.append(part)
+            continue
+        skip = _held_before(part, marker.taken_of(part.kind, part.stream))
+        if skip == part.size and (skip or part.epoch < whole):
+            continue  # all of it is in the whole
+        key = part.kind, part.stream
+        end = ends.get(key, 0)
+        ends[key] = max(end, part.number + part.size)
+        found.append(part._replace(skip=min(part.size, max(skip, end - part.number))))
+    return found
+
+
+def _held_before(part: Part, taken: Sequence[Stretch]) -> int:
+    """How many bytes at the beginning of a part are taken."""
+    return next((min(stop - part.number, part.size) for start, stop in taken if start <= part.number < stop), 0)
 
 
 class Objects:
@@ -119,6 +245,7 @@ class Objects:
         self._protocol = url.partition(":")[0]
         self._opened: tuple[int, Any, str] = (0, None, "")
         self.waits_for, self.answered_at = "", -inf
+        self._markers: dict[str, Marker] = {}  # the last one that was read
 
     def _open(self) -> tuple[Any, str]:
         """(file system, path); a forked child needs one of its own."""
@@ -199,26 +326,50 @@ class Objects:
                 yield entry["name"].rstrip("/").rpartition("/")[2]
 
     def look(self) -> Listing:
-        """What is there of a checkpoint."""
-        sizes = {
-            entry["name"].rpartition("/")[2]: entry["size"] for entry in self._entries() if entry["type"] == "file"
-        }
-        wholes = {int(found[1]) for name in sizes if (found := _WHOLE.fullmatch(name))}
-        parts = sorted(
-            Part(int(found[2]), not found[3], int(found[4]), found[1], size)
-            for name, size in sizes.items()
-            if (found := _PART.fullmatch(name))
-        )
-        whole = max(wholes, default=0)
-        counting = [part for part in parts if part.epoch >= whole and (part.late or part.epoch == whole)]
-        stale = {part.name for part in parts} - {part.name for part in counting}
-        stale |= {f"whole-{old:08}.json" for old in wholes if old < whole}
-        return Listing(counting, whole, max((whole, *[part.epoch for part in parts])), sorted(stale))
+        """What is there of a checkpoint.
 
-    def owners(self) -> list[int]:
+        Raises:
+            StoreError: it cannot be reached, or changes all the time.
+        """
+        for _ in range(_TRIES):
+            sizes = {
+                entry["name"].rpartition("/")[2]: entry["size"] for entry in self._entries() if entry["type"] == "file"
+            }
+            wholes = {(int(found[1]), found[2] or ""): name for name in sizes if (found := _WHOLE.fullmatch(name))}
+            whole, token = max(wholes, default=(0, ""))
+            try:
+                marker = self._marker(wholes[whole, token]) if wholes else Marker()
+            except FileNotFoundError:
+                continue  # a newer one took its place
+            parts = [
+                Part(
+                    int(found[2]), found[3] != "whole-", found[3] == "at-", found[5] or "", int(found[4]),
+                    found[6] or "", found[1], size,
+                )
+                for name, size in sizes.items()
+                if (found := _PART.fullmatch(name))
+            ]  # fmt: skip
+            counting = _counting(parts, whole, token, marker)
+            stale = {part.name for part in parts} - {part.name for part in counting}
+            stale |= {name for numbered, name in wholes.items() if numbered < (whole, token)}
+            greatest = max((whole, *[part.epoch for part in parts]))
+            return Listing(counting, whole, greatest, sorted(stale), marker)
+        raise StoreError(f"{self.url} changes all the time", filename=self.url)
+
+    def _marker(self, name: str) -> Marker:
+        """What it says, which never changes; those of earlier releases say nothing of this."""
+        if name not in self._markers:
+            try:
+                self._markers = {name: msgspec.json.decode(self.read(name), type=Marker)}
+            except ValueError as error:
+                told = f"{self.url}/{name} cannot be read: {error}; restore it, or clear the checkpoint"
+                raise StoreError(told, errno=errno.EIO, strerror=str(error), filename=self.url) from error
+        return self._markers[name]
+
+    def owners(self) -> list[Owner]:
         """The sessions that have an owner, in order."""
         names = [entry["name"].rpartition("/")[2] for entry in self._entries("owners")]
-        return sorted(int(found[1]) for name in names if (found := _OWNER.fullmatch(name)))
+        return sorted(Owner(int(found[1]), found[2] or "") for name in names if (found := _OWNER.fullmatch(name)))
 
     def read(self, name: str) -> bytes:
         """A small object.
@@ -286,23 +437,43 @@ class Objects:
         told = f"cannot {doing} {where}: {why}"
         return StoreError(told, errno=errno.ENOENT, strerror=hide_secrets(str(error)), filename=where)
 
+    def heeds_conditions(self, probe: str) -> bool:
+        """Whether the store creates an object only where there is none; where it does not, that is told once.
+
+        Args:
+            probe: the name of an object that nobody else writes. It is deleted.
+        """
+        try:
+            heeds = self._created_alone(probe, b"{}\n") and not self._is_created(probe)
+        finally:
+            self.delete([probe])
+        url = self.url.rpartition("/")[0]
+        if not heeds and url not in _told:
+            _told.add(url)
+            log.warning(
+                "%s: this store cannot create an object only where there is none, so that two machines that begin to "
+                "write one checkpoint at one moment may both go on if its listings are late; they write different "
+                "objects then, and every reader has the lines of both in one order", url,
+            )  # fmt: skip
+        return heeds
+
+    def _is_created(self, name: str) -> bool:
+        try:
+            self.create(name, b"{}\n")
+        except FileExistsError:
+            return False
+        return True
+
     def create(self, name: str, data: bytes) -> None:
-        """Write an object that is not there; where the store cannot see to that, say so once.
+        """Write an object that is not there, as far as the store sees to that.
 
         Raises:
             FileExistsError: it is there.
         """
-        if not self._created_alone(name, data):
-            url = self.url.rpartition("/")[0]
-            if url not in _told:
-                _told.add(url)
-                log.warning(
-                    "%s: this store cannot create an object only where there is none, so that two machines that begin "
-                    "to write one checkpoint at one moment are not noticed at once; nothing is lost by it", url,
-                )  # fmt: skip
+        self._created_alone(name, data)
 
     def _created_alone(self, name: str, data: bytes) -> bool:
-        """Create an object; returns whether the store saw to it that there was none."""
+        """`create`, and whether it is the store that looks whether it is there, and not the client before it writes."""
         try:
             with self._reaching("create", name) as (system, path):
                 if self._protocol not in _WITH_BUCKETS:
@@ -351,7 +522,7 @@ def _make_folder(system: Any, path: str) -> None:
 
 
 def _create(system: Any, path: str, data: bytes, bound: dict[str, float]) -> bool:
-    """Write a file that is not there; returns whether the file system saw to it."""
+    """Write a file that is not there; returns whether it is the store that looks, and not the client."""
     from fsspec.spec import AbstractFileSystem
 
     if (connection := getattr(system, "ftp", None)) is not None:
@@ -363,14 +534,8 @@ def _create(system: Any, path: str, data: bytes, bound: dict[str, float]) -> boo
             raise FileExistsError(path) from None
         system.pipe_file(path, data)
         return False
-    is_own = getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
-    if not is_own:
-        return False  # that of fsspec looks first, and writes then
-    try:
-        system.pipe_file(path, data, mode="create", **bound)
-    except FileExistsError:
-        return True
-    return False  # it took the condition, and did not heed it
+    # That of fsspec looks first, and writes then.
+    return getattr(system, "async_impl", False) or type(system).pipe_file is not AbstractFileSystem.pipe_file
 
 
 def _write_by_sftp(connection: Any, path: str, data: bytes) -> None:
@@ -386,13 +551,7 @@ def _create_by_sftp(connection: Any, path: str, data: bytes) -> bool:
     """As `_create`, by SFTP_FLAG_EXCL, which fsspec does not use: it looks first, and writes then."""
     with _opened_alone(connection, path) as file:
         file.write(data)
-    try:
-        _opened_alone(connection, path).close()
-    except FileExistsError:
-        return True
-    with connection.open(path, "w") as file:  # the server did not heed it, and the file is empty now
-        file.write(data)
-    return False
+    return True
 
 
 def _opened_alone(connection: Any, path: str) -> Any:

@@ -3,7 +3,8 @@
 The promise: saving never waits for the store; what was uploaded and seen to be in order counts, and nothing else does;
 a session that sees a newer one stops uploading, and its local files stay. The thread reads whole, acknowledged
 lines of the local journals, and writes objects of its own session only, so that a writer that was thought dead and
-comes back overwrites nothing.
+comes back overwrites nothing. What an earlier session owed goes up under that session's number. A line that this disk
+has damaged never goes up.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
+import msgspec
+
 from checkpoint import clock, locks
 from checkpoint.clock import Stamper
 from checkpoint.errors import CheckpointLocked, JournalLost, NotUploaded, StoreError, plural
 from checkpoint.outcomes import Uploaded
 from checkpoint.remote import patience
-from checkpoint.remote.local_copy import Held, LocalCopy, State, mark_of
-from checkpoint.remote.objects import Part
+from checkpoint.remote.local_copy import LocalCopy, may_go_up
+from checkpoint.remote.objects import Marker, Owner, Part
 from checkpoint.remote.patience import telling
+from checkpoint.remote.state import Held, Owed, State, mark_of
 from checkpoint.remote.urls import remember
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.reader import Reader
+from checkpoint.storage.record import forgets_damage
 
 __all__ = ["Uploaded", "Uploader", "writer_there"]
 
@@ -63,7 +68,7 @@ class Uploader:
         self.mirror = mirror
         self._journals = journals
         self._session: _Session | None = None
-        self._epoch = 0
+        self._number = Owner(0)
         self._owner: dict[str, Any] = {}
 
     is_remote = True
@@ -103,33 +108,36 @@ class Uploader:
             "token": token,
             "released": False,
         }
+        own = "" if mirror.objects.heeds_conditions(f"owners/asked-{token}.json") else token
         for _ in range(_CANDIDATES):
             listing, owners = mirror.objects.look(), mirror.objects.owners()
-            if owners:
-                self._refuse_if_owned(owners[-1])
-            epoch = max([listing.greatest, *owners]) + 1
+            for each in owners:
+                if each.epoch == owners[-1].epoch:
+                    self._refuse_if_owned(each)
+            number = Owner(max([listing.greatest, *[each.epoch for each in owners]]) + 1, own)
             remember(mirror.directory, mirror.url)
             mirror.note_token(token)
-            if _take(mirror, epoch, self._owner) is None:
-                self._epoch = epoch
+            if _take(mirror, number, self._owner) is None:
+                self._number = number
                 break
         else:
             raise StoreError(f"{mirror.objects.url} gets new sessions all the time", filename=mirror.objects.url)
         try:
             mirror.pull()
-            mirror.objects.delete([_owner_name(old) for old in owners])
+            mirror.begin_stream(number.epoch, number.token)
+            mirror.objects.delete([old.name for old in owners])
         except BaseException:
             self.let_go()
             raise
 
     def _release(self) -> None:
         try:
-            self.mirror.objects.put(_owner_name(self._epoch), _json({**self._owner, "released": True}))
+            self.mirror.objects.put(self._number.name, _json({**self._owner, "released": True}))
         except StoreError as error:
             log.debug("%s", error)
 
-    def _refuse_if_owned(self, epoch: int) -> None:
-        objects, name = self.mirror.objects, _owner_name(epoch)
+    def _refuse_if_owned(self, number: Owner) -> None:
+        objects, name = self.mirror.objects, number.name
         try:
             owner = _said(objects.read(name))
             if owner.get("released") or (owner.get("token") and owner["token"] in self.mirror.tokens()):
@@ -170,7 +178,7 @@ class Uploader:
 
     def start(self) -> None:
         """Upload from here on, in a thread of its own."""
-        self._session = _Session(self.mirror, self._journals, self._epoch, self._owner)
+        self._session = _Session(self.mirror, self._journals, self._number, self._owner)
         self._session.start()
 
     # while it is written
@@ -253,9 +261,9 @@ class Uploader:
         session, self._session = self._session, None
         if session is not None:
             session.abandon()
-        elif self._epoch:
+        elif self._number.epoch:
             self._release()  # it was never started
-        self._epoch = 0
+        self._number = Owner(0)
 
     # another journal
 
@@ -275,6 +283,10 @@ class Uploader:
                 filename=self.mirror.url,
             )
 
+    def lines_of(self, kind: str) -> Iterator[bytes]:
+        """The journal as the store has it; call it when `suspend` has returned."""
+        return self.mirror.lines_there(kind)
+
     def clear(self) -> None:
         """The store holds nothing of the checkpoint when this returns.
 
@@ -286,7 +298,7 @@ class Uploader:
 
     def after_fork(self) -> None:
         """In a forked child: the parent's session is none of its own."""
-        self._session, self._epoch = None, 0
+        self._session, self._number = None, Owner(0)
         self.mirror.after_fork()
 
 
@@ -298,14 +310,15 @@ class _Session:
         ended_by: what has ended the session, or None.
     """
 
-    def __init__(self, mirror: LocalCopy, journals: Mapping[str, Journal], epoch: int, owner: dict[str, Any]) -> None:
-        self._mirror, self._journals, self._epoch, self._owner = mirror, journals, epoch, owner
+    def __init__(
+        self, mirror: LocalCopy, journals: Mapping[str, Journal], number: Owner, owner: dict[str, Any]
+    ) -> None:
+        self._mirror, self._journals, self._number, self._owner = mirror, journals, number, owner
         self.failing = ""
         self.ended_by: CheckpointLocked | None = None
         # A journal that is deleted meanwhile is uploaded to its end: who has it open reads on.
         self._readers = {kind: reader for kind in journals if (reader := Reader.open(mirror.paths[kind])) is not None}
-        self._tails: dict[str, bytes] = {}  # of each journal, the part that grows
-        self._numbers: dict[str, int] = {}
+        self._tails: dict[str, tuple[int, bytes]] = {}  # of each journal, the part that grows: its place, its lines
         self._work = locks.lock("uploading")  # held while objects are written
         self._counting = locks.lock(
             "counting"
@@ -330,14 +343,14 @@ class _Session:
     def _held(self, kind: str) -> Held:
         return self._mirror.state.journals.get(kind) or Held()
 
-    def _spans(self, kind: str) -> list[tuple[int, int]]:
-        return self._held(kind).spans(self._journals[kind].end)
+    def _spans(self, kind: str) -> list[Owed]:
+        return self._mirror.state.spans(kind, self._journals[kind].end)
 
     def _behind(self) -> int:
         """Bytes of acknowledged lines that are not in the store."""
         if self._suspended:
             return 0
-        return sum(stop - start for kind in self._journals for start, stop in self._spans(kind))
+        return sum(span.stop - span.start for kind in self._journals for span in self._spans(kind))
 
     def uploaded(self) -> Uploaded:
         behind = self._behind()
@@ -354,20 +367,23 @@ class _Session:
             behind = self._behind()
             if behind and self._waiting_since == inf:
                 self._waiting_since = now
-            if not self._is_due(now, behind):
-                continue
-            try:
-                with self._work:
-                    self._step()
-            except CheckpointLocked as error:
-                self._end_by(error)
-            except JournalLost as error:  # the local store tells it
-                self.failing, self._gave_up = str(error), True
-                self._over.set()
-            except (StoreError, FileNotFoundError, FileExistsError) as error:
-                self._failed(error)
-            else:
-                self._worked()
+            if self._is_due(now, behind):
+                self.attempt()
+
+    def attempt(self) -> None:
+        """Do what there is to do for the store, here and now; the thread does this from time to time."""
+        try:
+            with self._work:
+                self._step()
+        except CheckpointLocked as error:
+            self._end_by(error)
+        except JournalLost as error:  # the local store tells it
+            self.failing, self._gave_up = str(error), True
+            self._over.set()
+        except (StoreError, FileNotFoundError, FileExistsError) as error:
+            self._failed(error)
+        else:
+            self._worked()
 
     def _is_due(self, now: float, behind: int) -> bool:
         if now < self._try_at:
@@ -384,11 +400,12 @@ class _Session:
             self._upload_whole()
         elif not self._suspended:
             begun = clock.monotonic()
-            for kind in self._journals:
-                while spans := self._spans(kind):
-                    self._upload(kind, *spans[0])
-                    if self._over.is_set():
-                        return
+            ends = {kind: journal.end for kind, journal in self._journals.items()}
+            for kind, end in ends.items():  # what comes meanwhile waits for the next time
+                while (spans := self._mirror.state.spans(kind, end)) and not self._over.is_set():
+                    self._upload(kind, spans[0])
+            if self._over.is_set():
+                return
             self._uploaded_at = clock.monotonic()
             self._waiting_since = begun if self._behind() else inf
         if self._ending and not self._behind():
@@ -397,65 +414,83 @@ class _Session:
         elif clock.monotonic() - self._renewed_at >= _RENEW:
             self._check_ours()
 
-    def _upload(self, kind: str, start: int, stop: int) -> None:
-        """Some of the lines of a span: the part that grows is written anew with them behind it."""
-        data = self._lines(kind, start, stop)
-        part = Part(self._epoch, True, self._numbers.get(kind, 0), kind, 0)
-        whole = self._tails.get(kind, b"") + data
-        self._mirror.objects.put(part.name, whole)
-        self._check_ours()  # else nobody might read it, and it would count
-        with self._counting:
-            if not self._over.is_set():
-                self._count(kind, part.name, whole, start, start + len(data))
-        is_sealed = len(whole) >= _SEALED
-        self._tails[kind] = b"" if is_sealed else whole
-        self._numbers[kind] = part.number + is_sealed
+    def _upload(self, kind: str, span: Owed) -> None:
+        """Some of the lines of a span. Where this session appended them, the part that grows is written anew."""
+        data, left_out = self._lines(kind, span)
+        if data:
+            is_own = (span.epoch, span.token) == self._number
+            at, before = self._tails.get(kind, (span.at, b"")) if is_own else (span.at, b"")
+            if at + len(before) != span.at:
+                at, before = span.at, b""  # something between them was left out
+            whole = before + data
+            by = "" if is_own else self._owner["token"]
+            part = Part(span.epoch, True, True, span.token, at, by, kind, len(whole))
+            self._mirror.objects.put(part.name, whole)
+            self._check_ours()  # else nobody might read it before what came later
+            self._count(kind, span, len(data), part)
+            if is_own:
+                self._tails[kind] = (span.at + len(data), b"") if len(whole) >= _SEALED else (at, whole)
+        elif left_out:
+            self._count(kind, span, left_out, None)
         self._note_work()
 
-    def _count(self, kind: str, name: str, whole: bytes, start: int, stop: int) -> None:
-        """The lines from `start` to `stop` are in the store, at the end of a part."""
-        held = self._mirror.state.journals.setdefault(kind, Held())
-        if held.owed:
-            last = held.owed[0][1]
-            held.owed[:1] = [(stop, last)] if stop < last else []
-        else:
-            held.end, held.mark = stop, mark_of(self._readers[kind], stop)
-        held.have[name] = len(whole)
-        self._mirror.state.sent = clock.now()
-        self._mirror.save(self._mirror.state)
+    def _count(self, kind: str, span: Owed, size: int, part: Part | None) -> None:
+        """The first bytes of a span are in the store, at the end of a part; or they are left out."""
+        with self._counting:
+            if self._over.is_set():
+                return
+            held, stop = self._mirror.state.journals.setdefault(kind, Held()), span.start + size
+            if held.owed:
+                held.owed[:1] = (
+                    [span.between(span.at + size, span.at + span.stop - span.start)] if stop < span.stop else []
+                )
+            else:
+                held.end, held.mark = stop, mark_of(self._readers[kind], stop)
+            if part is not None:
+                held.have[part.name] = part.size
+            self._mirror.state.sent = clock.now()
+            self._mirror.save(self._mirror.state)
 
-    def _lines(self, kind: str, start: int, stop: int) -> bytes:
-        """Whole lines from `start` on: about `SIZE` bytes, and one at least."""
+    def _lines(self, kind: str, span: Owed) -> tuple[bytes, int]:
+        """Whole lines from the beginning of a span on, about `SIZE` bytes, as far as they are as they were written.
+
+        Returns:
+            The lines; or none, and the size of the first one, where that is damaged.
+        """
         reader = self._readers.get(kind)
         if reader is None:
             reader = Reader.open(self._journals[kind].path)
             if reader is None:
                 raise JournalLost(f"{self._journals[kind].path} was deleted")
             self._readers[kind] = reader
-        size = min(SIZE, stop - start)
-        data = reader.pread(size, start)
-        while not (cut := data.rfind(b"\n") + 1) and len(data) == size < stop - start:
-            size = min(2 * size, stop - start)
-            data = reader.pread(size, start)
+        most = span.stop - span.start
+        size = min(SIZE, most)
+        data = reader.pread(size, span.start)
+        while not (cut := data.rfind(b"\n") + 1) and len(data) == size < most:
+            size = min(2 * size, most)
+            data = reader.pread(size, span.start)
         if not cut:
             raise JournalLost(f"{reader.path} was cut")
-        return data[:cut]
+        sound, first = _sound(data[:cut])
+        if not sound and not forgets_damage(first):
+            log.warning("%s: a damaged line is not uploaded; its bytes stay in the file", reader.where(span.start))
+        return data[:sound], 0 if sound else len(first)
 
     def _check_ours(self) -> None:
         """Whether no other session has begun; and from time to time say that this one goes on."""
         owners = self._mirror.objects.owners()
-        if owners and owners[-1] > self._epoch:
+        if owners and owners[-1].epoch > self._number.epoch:
             raise self._superseded(owners[-1])
         if clock.monotonic() - self._renewed_at >= _RENEW:
             self._put_owner(released=False)
 
     def _put_owner(self, *, released: bool) -> None:
-        self._mirror.objects.put(_owner_name(self._epoch), _json({**self._owner, "released": released}))
+        self._mirror.objects.put(self._number.name, _json({**self._owner, "released": released}))
         self._renewed_at = clock.monotonic()
 
-    def _superseded(self, epoch: int) -> CheckpointLocked:
+    def _superseded(self, number: Owner) -> CheckpointLocked:
         try:
-            owner = _said(self._mirror.objects.read(_owner_name(epoch)))
+            owner = _said(self._mirror.objects.read(number.name))
         except (FileNotFoundError, StoreError):
             owner = {}
         pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
@@ -470,6 +505,15 @@ class _Session:
             host=host,
             since=since,
         )
+
+    def _replaced_elsewhere(self) -> CheckpointLocked:
+        """A session that was taken for dead wrote a whole, of what there was before this one."""
+        return CheckpointLocked(
+            f"checkpoint {self._mirror.name!r} in {self._mirror.url} was compacted or cleared by a session that was "
+            f"taken for dead; what is in {self._mirror.directory} only is uploaded when it is opened there to write "
+            "the next time",
+            errno=errno.EWOULDBLOCK, strerror="locked", filename=self._mirror.objects.url,
+        )  # fmt: skip
 
     def _end_by(self, error: CheckpointLocked) -> None:
         self.ended_by, self.failing = error, str(error)
@@ -577,59 +621,102 @@ class _Session:
     def clear(self) -> None:
         with self._work:
             try:
-                self._take_next_epoch()
-                self._put_marker()
+                self._take_next_number()
+                said = self._taking(cleared=self._number.epoch)
+                assert said is not None
+                self._put_marker(said)
+            except CheckpointLocked as error:
+                self._end_by(error)
+                raise
             except (FileNotFoundError, FileExistsError) as error:
                 raise StoreError(str(error), errno=errno.EIO, filename=self._mirror.objects.url) from error
             self._cleared = True
 
-    def _take_next_epoch(self) -> None:
+    def _take_next_number(self) -> None:
         """What a session writes as a whole, it writes under a number of its own: nothing else is in it."""
         self._check_ours()
-        old, epoch = self._epoch, self._epoch + 1
-        if _take(self._mirror, epoch, self._owner) is not None:
-            raise self._superseded(epoch)
-        self._epoch = epoch
-        self._numbers, self._tails = {}, {}
-        self._mirror.objects.delete([_owner_name(old)])
+        old, number = self._number, self._number._replace(epoch=self._number.epoch + 1)
+        if _take(self._mirror, number, self._owner) is not None:
+            raise self._superseded(number)
+        self._number, self._tails = number, {}
+        self._mirror.objects.delete([old.name])
 
-    def _put_marker(self) -> None:
+    def _taking(self, *, cleared: int = 0) -> Marker | None:
+        """What a whole says that is made of the journals as they are; None where they do not know the last one."""
+        listing, state = self._mirror.objects.look(), self._mirror.state
+        if listing.whole != state.whole and not cleared:
+            return None
+        said = msgspec.convert(msgspec.to_builtins(listing.marker), Marker)
+        said.cleared, said.since = cleared or said.cleared, Stamper()().decode()
+        for part in listing.parts:
+            have = state.journals.get(part.kind, Held()).have.get(part.name, 0)
+            if part.is_placed and have:
+                said.taking(part.kind, part.stream, (part.number, part.number + have))
+        return said
+
+    def _put_marker(self, said: Marker) -> None:
         """From here on readers see the new whole, and until here the old one."""
         self._check_ours()
-        self._mirror.objects.put(f"whole-{self._epoch:08}.json", _json({"since": Stamper()().decode()}))
+        number = self._number
+        name = f"whole-{number.epoch:08}{f'-{number.token}' if number.token else ''}.json"
+        self._mirror.objects.put(name, msgspec.json.encode(said) + b"\n")
+        self._check_ours()  # what a session cannot say to be so, it does not acknowledge
 
     def _upload_whole(self) -> None:
         journals: dict[str, Held] = {}
         if not self._cleared:
-            self._take_next_epoch()
+            said = self._taking()
+            if said is None:
+                self._check_ours()
+                raise self._replaced_elsewhere()
+            self._take_next_number()
             for kind, journal in self._journals.items():
                 journals[kind] = self._put_whole(kind, Reader.open(journal.path))
-            self._put_marker()
+            self._put_marker(said)
         with self._counting:
             if not self._over.is_set():
-                tokens = self._mirror.state.tokens
-                self._mirror.save(State(whole=self._epoch, tokens=tokens, sent=clock.now(), journals=journals))
+                (epoch, token), tokens = self._number, self._mirror.state.tokens
+                self._mirror.save(State(epoch, epoch, token, tokens, sent=clock.now(), journals=journals))
         self._replaced = False
         self._mirror.objects.delete(self._mirror.objects.look().stale)
 
     def _put_whole(self, kind: str, reader: Reader | None) -> Held:
         held = Held()
         for number, data in enumerate(_runs(reader)):
-            part = Part(self._epoch, False, number, kind, len(data))
+            epoch, token = self._number
+            part = Part(epoch, False, False, token, number, "", kind, len(data))
             self._mirror.objects.put(part.name, data)
             self._check_ours()
             held.have[part.name] = len(data)
-            held.end += len(data)
             self._note_work()
+        held.end = held.since = 0 if reader is None else reader.size()
         held.mark = mark_of(reader, held.end)
         return held
 
 
+def _sound(lines: bytes) -> tuple[int, bytes]:
+    """How many bytes of the first lines may go up, and the line that may not."""
+    size = 0
+    for line in _split(lines):
+        if not may_go_up(line):
+            return size, line
+        size += len(line)
+    return size, b""
+
+
+def _split(lines: bytes) -> Iterator[bytes]:
+    """The lines, with their newlines; nothing else splits them."""
+    at = 0
+    while (stop := lines.find(b"\n", at) + 1) > 0:
+        yield lines[at:stop]
+        at = stop
+
+
 def _runs(reader: Reader | None) -> Iterator[bytes]:
-    """Runs of whole lines of about `SIZE` bytes."""
+    """Runs of whole lines of about `SIZE` bytes, less those that this disk has damaged."""
     lines: list[bytes] = []
     for _, block in reader.blocks(0) if reader is not None else ():
-        lines.append(block)
+        lines += [line for line in _split(block) if may_go_up(line)]
         if sum(map(len, lines)) >= SIZE:
             yield b"".join(lines)
             lines = []
@@ -640,22 +727,22 @@ def _runs(reader: Reader | None) -> Iterator[bytes]:
 def waiting(mirror: LocalCopy) -> Uploaded:
     """What is in the journals here, and not in the store, as the files tell."""
     state = mirror.load() or State()
-    behind = sum(stop - start for kind in mirror.paths for start, stop in _spans_of(mirror, state, kind))
+    behind = sum(span.stop - span.start for kind in mirror.paths for span in _spans_of(mirror, state, kind))
     seconds = max(0.0, clock.now() - state.sent) if behind and state.sent else 0.0
     return Uploaded(behind, seconds, "")
 
 
-def _spans_of(mirror: LocalCopy, state: State, kind: str) -> list[tuple[int, int]]:
+def _spans_of(mirror: LocalCopy, state: State, kind: str) -> list[Owed]:
     reader = Reader.open(mirror.paths[kind])
-    return [] if reader is None else state.journals.get(kind, Held()).spans(reader.size())
+    return [] if reader is None else state.spans(kind, reader.size())
 
 
 def writer_there(mirror: LocalCopy) -> dict[str, Any] | None:
     """Who writes from another machine (pid, host, since), as far as can be told by our clock: only to be shown."""
     try:
         owners = mirror.objects.owners()
-        owner = _said(mirror.objects.read(_owner_name(owners[-1]))) if owners else {"released": True}
-        moment = None if owner.get("released") else mirror.objects.modified(_owner_name(owners[-1]))
+        owner = _said(mirror.objects.read(owners[-1].name)) if owners else {"released": True}
+        moment = None if owner.get("released") else mirror.objects.modified(owners[-1].name)
     except (FileNotFoundError, StoreError):
         return None
     if moment is None or clock.now() - moment.timestamp() > _LEASE:
@@ -673,11 +760,11 @@ def _results_waiting(mirror: LocalCopy) -> int:
     if reader is None:
         return 0
     spans = _spans_of(mirror, state, "results")
-    return sum(reader.pread(min(SIZE, b - at), at).count(b"\n") for a, b in spans for at in range(a, b, SIZE))
-
-
-def _owner_name(epoch: int) -> str:
-    return f"owners/{epoch:08}.json"
+    return sum(
+        reader.pread(min(SIZE, span.stop - at), at).count(b"\n")
+        for span in spans
+        for at in range(span.start, span.stop, SIZE)
+    )
 
 
 def _json(said: Mapping[str, Any]) -> bytes:
@@ -692,14 +779,35 @@ def _said(data: bytes) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _take(mirror: LocalCopy, epoch: int, owner: dict[str, Any]) -> dict[str, Any] | None:
+def _take(mirror: LocalCopy, number: Owner, owner: dict[str, Any]) -> dict[str, Any] | None:
     """Take the number; returns who was quicker, or None. An answer that was lost on the way may have been ours."""
+    objects = mirror.objects
+    if number.token:
+        return _take_and_look(mirror, number, owner)
     try:
-        mirror.objects.create(_owner_name(epoch), _json(owner))
+        objects.create(number.name, _json(owner))
     except FileExistsError:
         try:
-            there = _said(mirror.objects.read(_owner_name(epoch)))
+            there = _said(objects.read(number.name))
         except FileNotFoundError:
             return {}
         return None if there.get("token") == owner["token"] else there
     return None
+
+
+def _take_and_look(mirror: LocalCopy, number: Owner, owner: dict[str, Any]) -> dict[str, Any] | None:
+    """The same where no object can be created exclusively: each writes its own first, and withdraws if there are two.
+
+    Of two that do so at one moment, the second one to write sees the first.
+    """
+    objects = mirror.objects
+    objects.put(number.name, _json(owner))
+    others = [each for each in objects.owners() if each.epoch >= number.epoch and each != number]
+    if not others:
+        return None
+    objects.delete([number.name])
+    clock.sleep(_POLL * int.from_bytes(os.urandom(1)) / 256)  # both may have withdrawn
+    try:
+        return _said(objects.read(others[-1].name))
+    except FileNotFoundError:
+        return {}

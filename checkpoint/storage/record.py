@@ -33,8 +33,10 @@ __all__ = [
     "codes_in",
     "decode_even_heads",
     "decode_heads",
+    "forgets_damage",
     "head_of",
     "is_hopeless",
+    "is_intact",
     "is_whole",
     "last_in",
     "parse",
@@ -261,6 +263,23 @@ def is_whole(line: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_intact(line: bytes) -> bool:
+    """Whether a line is as it was written, as far as can be told; where it has its checksum, it is not parsed."""
+    bare = line.rstrip(b"\r\n")
+    return _crc_holds(bare) or is_whole(bare)
+
+
+def forgets_damage(line: bytes) -> bool:
+    """Whether a line forgets a key only because the record was damaged on this disk."""
+    if b',"damaged":true' not in line:
+        return False
+    try:
+        fields = _decode_fields(line)
+    except ValueError:
+        return False
+    return all(bytes(fields.get(name, b"")) == b"true" for name in ("forgotten", "damaged"))
 
 
 def with_fields(line: bytes, fields: bytes) -> bytes:

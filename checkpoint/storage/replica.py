@@ -7,6 +7,7 @@ The promise: a store calls these methods in this order, and waits for nothing el
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 __all__ = ["NoReplica", "Replica"]
@@ -70,6 +71,9 @@ class Replica(Protocol):
             StoreError: it has not everything.
         """
 
+    def lines_of(self, kind: str) -> Iterator[bytes]:
+        """A journal as it is there, in runs of whole lines; call it when `suspend` has returned."""
+
     def clear(self) -> None:
         """Hold nothing any more when this returns.
 
@@ -129,6 +133,10 @@ class NoReplica:
 
     def suspend(self) -> None:
         """Nothing is copied."""
+
+    def lines_of(self, kind: str) -> Iterator[bytes]:
+        """It holds nothing."""
+        return iter(())
 
     def clear(self) -> None:
         """It holds nothing."""

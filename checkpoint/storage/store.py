@@ -226,7 +226,7 @@ class Store:
         with self.lock:
             place = each.find(version, key)
             if place is not None and place.offset == offset:
-                self.append(each, [forgetting(version, key, session)])
+                self.append(each, [forgetting(version, key, session, damaged=True)])
 
     def accept(self, old: str, new: str) -> None:
         """The results of one code or version count for another one from now on; call it while writing, under the lock.
@@ -301,6 +301,33 @@ class Store:
         shelf.replace(chunks)
         self.own.synced[kind] = size_of(shelf)
 
+    def mend(self, shelf: KeyedLog, damaged: Iterable[tuple[int, int]]) -> bool:
+        """Where the journals are kept elsewhere too: set damaged lines (offset, size) aside, and take those of there.
+
+        Call it inside of `alone`. A journal that is kept here only is left as it is.
+
+        Returns:
+            Whether the journal was replaced.
+
+        Raises:
+            StoreError: as `KeyedLog.replace`.
+        """
+        if not self.replica.is_remote:
+            return False
+        self.replica.suspend()
+        reader, journal = shelf.journal.reader, shelf.journal
+        assert reader is not None
+        try:
+            journal.set_aside((offset, reader.pread(size, offset)) for offset, size in damaged)
+        except StoreError:
+            raise
+        except OSError as error:
+            raise store_error(error, "cannot set damaged lines aside in", journal.aside) from error
+        kind = next(kind for kind, own in self.own.by_kind() if own is shelf)
+        self.replace(shelf, self.replica.lines_of(kind))
+        shelf.open_to_write()
+        return True
+
     def _take_back(self, kind: str, shelf: KeyedLog) -> None:
         """Meta says nothing of the size of the journal, for good: it is about to become shorter."""
         shelf.journal.stop_writing()  # what this opening has synced counts no more
@@ -347,9 +374,10 @@ class Store:
         self.writer.after_fork(self.lock)
 
 
-def forgetting(version: str, key: Key, session: bytes) -> Tombstone:
-    """The record that forgets a key's."""
+def forgetting(version: str, key: Key, session: bytes, *, damaged: bool = False) -> Tombstone:
+    """The record that forgets a key's; where only that was damaged on this disk, it says so, and stays on this disk."""
+    why = b',"damaged":true' if damaged else b""
     head = b'{"key":%b,"forgotten":true,"timestamp":"%b"' % (key_json(key), clock.Stamper()())
     if version:
         head += b',"version":"%b"' % version.encode()
-    return Tombstone(version, key, 0, seal(head + b',"session":"%b"' % session))
+    return Tombstone(version, key, 0, seal(head + b',"session":"%b"%b' % (session, why)))
