@@ -99,7 +99,8 @@ ROWS = (
         "two writing processes",
         "the second gets `CheckpointLocked` at once with pid, host and since when, and changes nothing. A dead owner's "
         "lock needs no cleaning up. Where the lock's file is deleted while it is held, it is made again within a "
-        "second, or its owner stops, if another was there first",
+        "second, or its owner stops, if another was there first; and a line that is still growing is never cut off as a "
+        "torn one",
     ),
     Row(
         "fork",

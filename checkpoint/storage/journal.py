@@ -11,14 +11,13 @@ import errno
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
 
-from checkpoint import locks
+from checkpoint import clock, locks
 from checkpoint.clock import Stamper
-from checkpoint.errors import JournalLost, StoreError
+from checkpoint.errors import CheckpointLocked, JournalLost, StoreError
 from checkpoint.storage.files import (
     fsync,
     fsync_directory,
@@ -32,15 +31,14 @@ from checkpoint.storage.files import (
 from checkpoint.storage.reader import BLOCK, PROBE, Reader, pread
 from checkpoint.storage.record import is_whole
 
-if sys.platform != "win32":
-    pass
-
 __all__ = ["KINDS", "Journal", "Reader"]
 
 
 KINDS = ("results", "errors", "unsaved")
 """The journals of a checkpoint."""
 log = logging.getLogger("checkpoint")
+_LOOKS = 5
+_LOOK = 0.02  # seconds: what writes a long line adds to it within so many, unless its disk stands still
 
 
 class Journal:
@@ -148,18 +146,26 @@ class Journal:
         It may be cut off at any point and run again. Returns the bytes that were set aside.
 
         Raises:
+            CheckpointLocked: another process is writing this very line; the bytes are still in the file.
             StoreError: it could not be done; the bytes are still in the file.
         """
         assert self._writer is not None
         assert self.reader is not None
         offset, torn = self.reader.tail()
+        end = offset + len(torn)
+        for _ in range(_LOOKS if torn and not self.in_doubt else 0):  # in doubt is an end of our own
+            clock.sleep(_LOOK)
+            self._refuse_if_grown(end)
         try:
             if torn and is_whole(torn):
                 write_all(self._writer, b"\n")
                 torn = b""
             elif torn:
                 self.set_aside([(offset, torn)])
+                self._refuse_if_grown(end)
                 os.ftruncate(self._writer, offset)
+        except StoreError:
+            raise
         except OSError as error:
             raise store_error(error, "cannot repair", self.path) from error
         self.in_doubt = False
@@ -170,6 +176,24 @@ class Journal:
                 self.path, len(torn), self.aside,
             )  # fmt: skip
         return torn
+
+    def _refuse_if_grown(self, end: int) -> None:
+        """A torn end that grows is no torn end: somebody writes it, whose lock was deleted.
+
+        Between this look and the cut a line can still be lost: a file cannot be cut on condition of its size.
+        """
+        assert self.reader is not None
+        if (size := self.reader.size()) == end:
+            return
+        raise CheckpointLocked(
+            f"{self.path} is being written by another process, although this one holds the lock: its last line went "
+            f"from {end:,} to {size:,} bytes of the file in a moment. The lock's file was deleted under its owner, or "
+            "the file system does not lock. Nothing was cut or written; wait for that process or stop it, and leave "
+            "the lock's file where it is: that of a dead owner needs no cleaning up",
+            errno=errno.EWOULDBLOCK,
+            strerror="locked",
+            filename=str(self.path),
+        )
 
     @property
     def aside(self) -> Path:
