@@ -81,7 +81,8 @@ ROWS = (
     Row(
         "EIO on write or fsync",
         "the save fails and is not acknowledged; the store refuses more until it is opened anew, which the next pass "
-        "does; fsync is never retried as if it could succeed: what was to be synced is written again first. EIO on "
+        "does; fsync is never retried as if it could succeed: what was to be synced is written again first, by another "
+        "process too, which a mark beside the journal tells, and lines that prove damaged then are run again. EIO on "
         "read is an error, never an empty checkpoint",
     ),
     Row(
@@ -99,8 +100,7 @@ ROWS = (
         "two writing processes",
         "the second gets `CheckpointLocked` at once with pid, host and since when, and changes nothing. A dead owner's "
         "lock needs no cleaning up. Where the lock's file is deleted while it is held, it is made again within a "
-        "second, or its owner stops, if another was there first; and a line that is still growing is never cut off as a "
-        "torn one",
+        "second, or its owner stops, if another was there first; and a line that still grows is never cut off as torn",
     ),
     Row(
         "fork",

@@ -7,6 +7,8 @@ import errno
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -553,6 +555,83 @@ def test_after_eio_the_store_refuses_until_it_is_opened_anew(make: Opener, disk:
     runner.save_result("third", 3)
     assert runner.get_result("first") == 1
     assert runner.get_result("third") == 3
+
+
+SAVES = """
+import sys
+from checkpoint import CheckpointedRunner
+with CheckpointedRunner("j", sys.argv[1], durability="power") as runner:
+    print(sorted(runner.get_all_results()))
+    for key in sys.argv[2:]:
+        runner.save_result(key, key)
+"""
+
+
+def in_another_process(directory: Path, *keys: str) -> tuple[str, str]:
+    """(stdout, stderr) of a process that prints the keys that it finds, and saves these."""
+    command = [sys.executable, "-c", SAVES, str(directory), *keys]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return ran.stdout.strip(), ran.stderr
+
+
+@pytest.mark.promise("EIO on write or fsync")
+def test_another_process_writes_again_what_a_failed_sync_may_have_lost(
+    make: Opener, tmp_path: Path, disk: Disk
+) -> None:
+    """The system tells of it once; a mark beside the journal tells whoever writes next, and goes when all is synced."""
+    runner = make(durability="power")
+    runner.save_result("first", 1)
+    disk.errors["fdatasync"] = errno.EIO
+    with pytest.raises(StoreError):
+        runner.save_result("second", 2)
+    disk.errors.clear()
+    runner.close()
+    mark = tmp_path / ".j_results.unsynced"
+    first = disk.path.read_bytes().index(b"\n") + 1
+    said = json.loads(mark.read_text())
+    assert (said["from"], said["error"]) == (first, os.strerror(errno.EIO))
+    whole = disk.path.read_bytes()
+    found, told = in_another_process(tmp_path, "third")
+    assert found == "['first', 'second']"
+    assert f"an earlier sync of {disk.path} failed: its {len(whole) - first} bytes from byte {first} on" in told
+    assert disk.path.read_bytes().startswith(whole)
+    assert not mark.exists()
+    assert in_another_process(tmp_path, "fourth") == ("['first', 'second', 'third']", "")
+
+
+@pytest.mark.promise("EIO on write or fsync")
+def test_what_a_failed_sync_has_damaged_is_not_done(
+    make: Opener, tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system may have dropped the pages that it could not write: each line is verified before it counts."""
+    runner = make(durability="power")
+    for key in range(5):
+        runner.save_result(key, "value")
+    disk.errors["fdatasync"] = errno.EIO
+    with pytest.raises(StoreError):
+        runner.save_result(5, "value")
+    disk.errors.clear()
+    runner.close()
+    (tmp_path / ".j_results.unsynced").write_text("")  # it says nothing: all of it is looked at
+    damaged = disk.path.read_bytes().replace(b'{"key":3,"result":"value"', b'{"key":3,"result":"older"')
+    disk.path.write_bytes(damaged)
+    second, ran = make(), []
+    for key in second.iterate(range(6)):
+        ran.append(key)
+        second.save_result(key, "anew")
+    assert ran == [3]
+    assert disk.path.read_bytes().startswith(damaged)
+    assert "1 line of these are damaged" in caplog.text
+    assert second.get_all_results() == {**dict.fromkeys(range(6), "value"), 3: "anew"}
+
+
+@pytest.mark.promise("EIO on write or fsync")
+def test_a_mark_outlives_no_journal(make: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is left of one that was deleted says nothing of the next one."""
+    (tmp_path / ".j_results.unsynced").write_text('{"from": 0}')
+    make().save_result(1, 1)
+    assert not (tmp_path / ".j_results.unsynced").exists()
+    assert not caplog.records
 
 
 @pytest.mark.promise("EIO on write or fsync")

@@ -211,7 +211,17 @@ class Checkpoint:
             self.refresh()
             if is_first and self.store.writer.writing:  # saved by hand just now: then `refresh` leaves it at that
                 self._refresh_theirs()
+            if is_first:
+                self._settle_doubts()
             yield
+
+    def _settle_doubts(self) -> None:
+        """What a failed sync has left in doubt is written again, by a pass that has nothing to save, too."""
+        if any(each.journal.is_doubtful for each in self.store.own):
+            try:
+                self.store.writer.begin()
+            except StoreError as error:
+                log.warning("an earlier sync failed, and what it left in doubt cannot be written again now: %s", error)
 
     def confirm(self) -> None:
         """What was found is on the medium when this returns: its writer may have been killed before it synced it."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from checkpoint import clock, locks
 from checkpoint.clock import Stamper
-from checkpoint.errors import CheckpointLocked, JournalLost, StoreError
+from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
 from checkpoint.storage.files import (
     fsync,
     fsync_directory,
@@ -30,6 +30,7 @@ from checkpoint.storage.files import (
 )
 from checkpoint.storage.reader import BLOCK, PROBE, Reader, pread
 from checkpoint.storage.record import is_whole
+from checkpoint.storage.unsynced import leave_mark, marked_from, remove_mark
 
 __all__ = ["KINDS", "Journal", "Reader"]
 
@@ -53,6 +54,7 @@ class Journal:
         end: bytes of whole lines that are known to be there; where the next record goes.
         dirty: whether something was written since the last `sync`.
         in_doubt: whether an append was left half-way; `repair` tells.
+        unsound: where lines begin that proved damaged when what was not synced was written again.
     """
 
     def __init__(self, path: Path, *, sync: Callable[[int], None] = fsync) -> None:
@@ -61,6 +63,7 @@ class Journal:
         self.end = 0
         self.dirty = False
         self.in_doubt = False
+        self.unsound: list[int] = []
         self._probe = b""
         self._sync = sync
         self._syncing = locks.rlock("syncing")
@@ -98,11 +101,13 @@ class Journal:
             raise store_error(error, "cannot open for writing", self.path) from error
         try:
             if not existed:
+                remove_mark(self.path)  # of a journal that was deleted
                 self._enter_in_directory()
                 self.open()
             self.repair()
-            if self._doubtful is not None:
-                self._write_again(self._doubtful)
+            doubts = [start for start in (self._doubtful, marked_from(self.path)) if start is not None]
+            if doubts:
+                self._write_again(min(doubts))
             self._synced = 0  # who was killed before may have synced nothing
             self._held = None if self.reader is None else self.reader.hold()
         except BaseException:
@@ -111,28 +116,57 @@ class Journal:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether a sync has failed: to sync once more would succeed and do nothing, since the system has given up."""
-        return self._doubtful is not None
+        """Whether a sync has failed, here or in an earlier process: to sync once more would succeed and do nothing."""
+        return self._doubtful is not None or marked_from(self.path) is not None
 
     def _write_again(self, start: int) -> None:
-        """Write what is there from `start` on once more, so that it is synced."""
+        """Write what is there from `start` on once more, so that it is synced, and look whether it is what was written.
+
+        The system may have dropped the pages that it could not write: then older bytes are there, or NULs.
+        """
         assert self.reader is not None
         assert self._writer is not None
+        at = start = start if start == 0 or self.reader.pread(1, start - 1) == b"\n" else 0
         try:
             fd = open_safely(self.path, os.O_RDWR)
             try:
                 if not os.path.samestat(os.fstat(fd), os.fstat(self._writer)):
                     raise OSError(errno.ESTALE, "it was replaced meanwhile")
-                while data := self.reader.pread(BLOCK, start):
-                    os.lseek(fd, start, os.SEEK_SET)
+                while data := self.reader.pread(BLOCK, at):
+                    os.lseek(fd, at, os.SEEK_SET)
                     write_all(fd, data)
-                    start += len(data)
+                    at += len(data)
                 self._sync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise store_error(error, "cannot write again what was not synced to", self.path) from error
+        remove_mark(self.path)
         self._doubtful = None
+        self.unsound = self._unsound_from(start)
+        if at > start:
+            log.warning(
+                "an earlier sync of %s failed: its %s from byte %s on were written again and synced; %s",
+                self.path, plural(at - start, "byte"), f"{start:,}",
+                f"{plural(len(self.unsound), 'line')} of these are damaged, and their items run again"
+                if self.unsound else "every line of these is sound",
+            )  # fmt: skip
+
+    def _unsound_from(self, start: int) -> list[int]:
+        """Where the lines begin that are not what was written."""
+        assert self.reader is not None
+        reader, found = self.reader, []
+
+        def look(offset: int, size: int) -> None:
+            if not reader.is_sealed(offset, size):
+                found.append(offset)
+
+        for offset, block in reader.blocks(start, look):
+            for line in block.split(b"\n")[:-1]:
+                if line.strip() and not is_whole(line):
+                    found.append(offset)
+                offset += len(line) + 1
+        return found
 
     def _enter_in_directory(self) -> None:
         try:
@@ -397,6 +431,7 @@ class Journal:
         except OSError as error:
             self._unsynced = store_error(error, "cannot sync", self.path)
             self._doubtful = self._synced if self._doubtful is None else min(self._doubtful, self._synced)
+            leave_mark(self.path, self._doubtful, error)
             raise self._unsynced from error
         if of is self._held:  # else the journal was replaced meanwhile
             self._synced = end

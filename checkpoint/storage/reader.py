@@ -28,6 +28,7 @@ from checkpoint.storage.files import (
     when_too_many,
 )
 from checkpoint.storage.record import CRC_SIZE, Record, is_hopeless, parse
+from checkpoint.storage.unsynced import leave_mark
 
 if sys.platform != "win32":
     import resource
@@ -210,6 +211,7 @@ class Reader:
             fsync(held.fd)
         except OSError as error:
             if error.errno not in _CANNOT_SYNC:
+                leave_mark(self.path, 0, error)
                 raise store_error(error, "cannot sync", self.path) from error
 
     def pread(self, size: int, offset: int) -> bytes:
