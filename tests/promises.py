@@ -183,7 +183,8 @@ ROWS = (
     Row(
         "shards killed, and resubmitted with another count",
         "every acknowledged result is there, whichever shard saved it; readers see one checkpoint meanwhile; only what "
-        "was in flight is run again",
+        "was in flight is run again. While tasks of one count run, one of another count gets `CheckpointLocked`, which "
+        "names that count",
     ),
     Row(
         "the machine is lost",

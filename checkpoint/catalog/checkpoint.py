@@ -122,6 +122,7 @@ class Checkpoint:
 
     def begun(self) -> None:
         """As `Host.begun`."""
+        self._siblings.refuse_other_counts()
         self._refresh_theirs()
         self.store.writer.refuse()
 
@@ -214,6 +215,8 @@ class Checkpoint:
             if is_first:
                 self._settle_doubts()
             yield
+        if not self.store.writer.in_pass:
+            self._siblings.let_go()
 
     def _settle_doubts(self) -> None:
         """What a failed sync has left in doubt is written again, by a pass that has nothing to save, too."""

@@ -128,6 +128,20 @@ class Lock:
             return fd
         raise OSError(errno.EAGAIN, "it is made and deleted all the time")
 
+    def is_taken(self) -> bool:
+        """Whether somebody holds it at this moment; False where that cannot be told."""
+        try:
+            fd = open_safely(self.path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            _lock(fd)
+        except OSError as error:
+            return error.errno in _BUSY
+        finally:
+            os.close(fd)
+        return False
+
     def check(self) -> None:
         """See that the file that is held is the one that others find; where it was deleted, hold another in its place.
 

@@ -87,6 +87,9 @@ class Reader:
 
     Whoever holds it (`hold`) keeps the bytes: what replaces or unlinks the file does not touch them. Of readers that
     nobody holds the descriptor may be let go (`let_go_when_idle`), and is opened again when they read.
+
+    Attributes:
+        can_be_held: whether `hold` keeps the file open.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -95,6 +98,7 @@ class Reader:
         self._last: weakref.ref[_Descriptor] = weakref.ref(self._held)
         self._left: _Left | None = None
         self._is_shared = False
+        self.can_be_held = True
 
     @classmethod
     def open(cls, path: Path) -> Reader | None:
@@ -111,10 +115,12 @@ class Reader:
     def hold(self) -> object:
         """What keeps the file open: as long as somebody has it, this reader reads the bytes that are there now.
 
+        Where it cannot be held, since it is one of too many, a file that was replaced is told when it is read.
+
         Raises:
             StoreError: it had been let go, and cannot be opened again.
         """
-        return self._held or self._open_again()
+        return (self._held or self._open_again()) if self.can_be_held else None
 
     def let_go_when_idle(self) -> None:
         """Close the descriptor once many others were opened later, unless somebody holds it."""
