@@ -172,7 +172,8 @@ ROWS = (
     Row(
         "NFS, network drives",
         "one writer is as safe as the server's locks and fsync; where a file system has no locks, the first save says "
-        "so. Several hosts on one name are not promised",
+        "so, with the ways out; where it cannot sync, that is told once: there a kill loses nothing, and a power cut "
+        "may. Several hosts on one name are not promised",
     ),
     Row(
         "a given executor breaks",

@@ -7,9 +7,11 @@ import errno
 import json
 import logging
 import os
+import stat
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, StoreError
+from checkpoint.storage import files
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, parse, seal
@@ -406,6 +409,37 @@ def test_a_50_mb_value_round_trips(make: Opener, tmp_path: Path) -> None:
     assert (runner.get_result("before"), runner.get_result("after")) == (1, 2)
 
 
+@pytest.mark.promise("giant or deep records")
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["at the end", "before a line"])
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="files have no holes that can be skipped")
+def test_a_hole_of_gigabytes_takes_bounded_memory(
+    make: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    """A crash of some file systems leaves one; who reads, and who writes next, never has it in memory."""
+    with make() as runner:
+        runner.save_result(1, "one")
+    path = tmp_path / "j_results.jsonl"
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b'{"key":2,"res')
+        file.truncate(size + (4400 << 20))
+        file.seek(0, os.SEEK_END)
+        file.write(end)
+    with make() as runner:
+        tracemalloc.start()
+        try:
+            runner.save_result(3, "three")
+            assert runner.get_all_results() == {1: "one", 3: "three"}
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 256 << 20
+    if not end:
+        assert path.stat().st_size < 1000
+        assert set_aside(path).startswith(b'{"key":2,"res')
+    path.unlink()
+
+
 # --- a system that fails --------------------------------------------------------------------------------------------
 
 
@@ -708,6 +742,39 @@ def test_eio_while_an_index_is_rebuilt_never_empties_a_writer(make: Opener, disk
     runner.save_result("last", 2)
     runner.close()
     assert len(make().get_all_results()) == 42
+
+
+@pytest.mark.promise("NFS, network drives")
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP], ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", ["files", "directories"])
+def test_a_file_system_that_cannot_sync_is_told_once_and_written(
+    make: Opener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, code: int
+) -> None:
+    """What holds there is said, with the way out; nothing fails."""
+
+    def fail(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) == (kind == "directories"):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "_told", set())
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fdatasync", fail, raising=False)
+    for number in range(3):
+        with make(durability="power") as runner:
+            runner.save_result(number, number)
+    assert len(make().get_all_results()) == 3
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"cannot sync {kind} ({os.strerror(code)}, errno {code})" in told
+    assert "may be lost when the power" in told
+    assert "choose a checkpoint_dir on a local disk" in told
+
+
+def test_a_descriptor_that_is_closed_is_no_file_system_that_cannot_sync(tmp_path: Path) -> None:
+    """The fault is ours, and nothing is acknowledged."""
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        files.fsync(fd)
 
 
 def test_a_directory_that_cannot_be_synced_is_an_own_error(make: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

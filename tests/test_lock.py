@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -401,6 +402,26 @@ def test_a_lock_file_that_says_nothing_still_locks(tmp_path: Path, text: bytes, 
     other.acquire()
     assert json.loads(path.read_bytes())["pid"] == os.getpid()
     other.release()
+
+
+@pytest.mark.promise("NFS, network drives")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK], ids=["Lustre", "NFS"])
+def test_a_file_system_without_locks_is_told_with_each_way_out(
+    make: Opener, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """One writer cannot be promised there: the first save is refused, with its value, and reading works."""
+
+    def fail(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with make() as runner:
+        runner.save_result(1, "one")
+    monkeypatch.setattr(lock_module, "_lock", fail)
+    runner = make()
+    with pytest.raises(StoreError, match=r"-o flock.*choose a checkpoint_dir on another file system") as told:
+        runner.save_result(2, "two")
+    assert (told.value.errno, told.value.unsaved) == (code, {2: "two"})
+    assert runner.get_all_results() == {1: "one"}
 
 
 @pytest.mark.promise("symlinks, permissions")

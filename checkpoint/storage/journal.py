@@ -185,16 +185,17 @@ class Journal:
         """
         assert self._writer is not None
         assert self.reader is not None
+        end = self.reader.size()
         offset, torn = self.reader.tail()
-        end = offset + len(torn)
-        for _ in range(_LOOKS if torn and not self.in_doubt else 0):  # in doubt is an end of our own
+        is_torn = end > offset  # by bytes, or by NULs that are too many to be read
+        for _ in range(_LOOKS if is_torn and not self.in_doubt else 0):  # in doubt is an end of our own
             clock.sleep(_LOOK)
             self._refuse_if_grown(end)
         try:
-            if torn and is_whole(torn):
+            if torn and offset + len(torn) == end and is_whole(torn):
                 write_all(self._writer, b"\n")
-                torn = b""
-            elif torn:
+                is_torn, torn = False, b""
+            elif is_torn:
                 self.set_aside([(offset, torn)])
                 self._refuse_if_grown(end)
                 os.ftruncate(self._writer, offset)
@@ -204,10 +205,10 @@ class Journal:
             raise store_error(error, "cannot repair", self.path) from error
         self.in_doubt = False
         self.dirty = True  # what a killed writer left unsynced counts as saved from here on
-        if torn:
+        if is_torn:
             log.warning(
                 "%s ended in a torn record of %d bytes: set aside in %s; its item runs again",
-                self.path, len(torn), self.aside,
+                self.path, end - offset, self.aside,
             )  # fmt: skip
         return torn
 

@@ -339,17 +339,30 @@ class Reader:
         return tail[8:16] == b"%08x" % crc
 
     def tail(self) -> tuple[int, bytes]:
-        """(offset, bytes) of what follows the last newline: empty unless the last write was torn."""
-        at, parts = self.size(), [b""]
+        """(offset, bytes) of what follows the last newline: empty unless the last write was torn.
+
+        NULs at its end, such as a hole that a crash has left, are left out where they are many megabytes.
+        """
+        at, parts, nuls = self.size(), [b""], 0
+        offset = 0
         while at > 0:
+            far = max(0, at - LONG_LINE)
+            if len(parts) == 1 and at - far > BLOCK and not far <= self._data_after(far) < at:  # a hole
+                nuls, at = nuls + at - far, far
+                continue
             step = min(BLOCK, at)
             data = self.pread(step, at - step)
             at -= step
             cut = data.rfind(b"\n") + 1
-            parts.append(data[cut:])
+            if len(parts) == 1 and not data.strip(b"\0"):
+                nuls += step
+            else:
+                parts.append(data[cut:])
             if cut:
-                return at + cut, b"".join(reversed(parts))
-        return 0, b"".join(reversed(parts))
+                offset = at + cut
+                break
+        end = bytes(nuls) if nuls <= LONG_LINE else b""
+        return offset, b"".join(reversed(parts)) + end
 
 
 _idle: deque[weakref.ref[Reader]] = deque()  # whose descriptors may be let go, the one that was opened first first
