@@ -132,7 +132,8 @@ ROWS = (
     ),
     Row(
         "giant or deep records",
-        "a 50 MB result round-trips; a giant or 100,000-deep line in the file damages that line only, and a line "
+        "a 50 MB result round-trips, and a long text is saved with two copies of it in memory; a giant or "
+        "100,000-deep line in the file damages that line only, and a line "
         "without end, a hole, or keys of one hash cost no more than their bytes; no message quotes more than 200 "
         "characters of data",
     ),

@@ -410,6 +410,22 @@ def test_a_50_mb_value_round_trips(make: Opener, tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("giant or deep records")
+def test_a_long_text_is_saved_with_two_copies_of_it(make: Opener) -> None:
+    """What is written, and what it is checked with: not more of a value that fills the memory already."""
+    size = 8 << 20
+    value, runner = "0123456789abcdef" * (size // 16), make()
+    runner.save_result("first", 1)  # which names the version
+    tracemalloc.start()
+    try:
+        runner.save_result("long", value)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * size
+    assert runner.get_result("long") == value
+
+
+@pytest.mark.promise("giant or deep records")
 @pytest.mark.parametrize("end", [b"", b"\n"], ids=["at the end", "before a line"])
 @pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="files have no holes that can be skipped")
 def test_a_hole_of_gigabytes_takes_bounded_memory(

@@ -8,6 +8,7 @@ what was synced is on the medium, or an error says why not.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import os
@@ -147,12 +148,19 @@ def replacing(path: Path, stem: str, mode: int = 0o666) -> Iterator[BinaryIO]:
     """
     fd, temporary = open_temporary(path, stem, mode)
     try:
-        with os.fdopen(fd, "wb") as file:
+        with _file_of(fd) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _file_of(fd: int) -> BinaryIO:
+    try:
+        return os.fdopen(fd, "wb")
+    except ImportError:  # the interpreter ends
+        return io.BufferedWriter(io.FileIO(fd, "wb"))
 
 
 # --- small files ------------------------------------------------------------------------------------------------------
@@ -165,7 +173,7 @@ def read_object(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
         OSError: it cannot be read; FileNotFoundError where it is not there.
         ValueError: it holds anything else, or more than `most` bytes.
     """
-    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+    with io.FileIO(open_file(path, os.O_RDONLY)) as file:  # as the interpreter ends, neither open nor os.fdopen works
         data = b"" if os.fstat(file.fileno()).st_size > most else file.read(most + 1)
     if not data or len(data) > most:
         raise ValueError("it is empty, or too large")
