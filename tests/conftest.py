@@ -23,6 +23,7 @@ os.environ.setdefault("CHECKPOINT_LOCK_ORDER", "1")  # read where locks are made
 
 from checkpoint import CheckpointedRunner, clock
 from checkpoint.catalog.registry import REGISTRY
+from checkpoint.storage import journal
 
 Opener = Callable[..., CheckpointedRunner]
 
@@ -94,6 +95,12 @@ def own_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     """What is noted for the user of the tests is not this user's, and no test's is another's."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
     monkeypatch.setenv("APPDATA", str(tmp_path_factory.mktemp("configuration")))
+
+
+@pytest.fixture(autouse=True)
+def torn_ends_are_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process writes the torn ends that tests make by the thousand: nobody waits to see them grow."""
+    monkeypatch.setattr(journal, "_LOOK", 0)
 
 
 @pytest.fixture

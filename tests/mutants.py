@@ -145,6 +145,12 @@ def no_repair(breaker: Breaker) -> None:
     breaker.replace(Journal, "repair", lambda real: repair)
 
 
+@caught_by("test_lock.py::test_a_line_that_grows_is_never_cut_by_who_holds_a_new_lock")
+def growing_line_is_cut(breaker: Breaker) -> None:
+    """What another process is writing, whose lock was deleted, counts as a torn tail."""
+    breaker.replace(Journal, "_refuse_if_grown", lambda real: nothing)
+
+
 @caught_by("test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too")
 def torn_bytes_destroyed(breaker: Breaker) -> None:
     """What is cut off is kept nowhere."""

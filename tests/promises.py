@@ -82,7 +82,8 @@ ROWS = (
     Row(
         "EIO on write or fsync",
         "the save fails and is not acknowledged; the store refuses more until it is opened anew, which the next pass "
-        "does; fsync is never retried as if it could succeed: what was to be synced is written again first. EIO on "
+        "does; fsync is never retried as if it could succeed: what was to be synced is written again first, by another "
+        "process too, which a mark beside the journal tells, and lines that prove damaged then are run again. EIO on "
         "read is an error, never an empty checkpoint",
     ),
     Row(
@@ -100,7 +101,7 @@ ROWS = (
         "two writing processes",
         "the second gets `CheckpointLocked` at once with pid, host and since when, and changes nothing. A dead owner's "
         "lock needs no cleaning up. Where the lock's file is deleted while it is held, it is made again within a "
-        "second, or its owner stops, if another was there first",
+        "second, or its owner stops, if another was there first; and a line that still grows is never cut off as torn",
     ),
     Row(
         "fork",
@@ -132,7 +133,8 @@ ROWS = (
     ),
     Row(
         "giant or deep records",
-        "a 50 MB result round-trips; a giant or 100,000-deep line in the file damages that line only, and a line "
+        "a 50 MB result round-trips, and a long text is saved with two copies of it in memory; a giant or "
+        "100,000-deep line in the file damages that line only, and a line "
         "without end, a hole, or keys of one hash cost no more than their bytes; no message quotes more than 200 "
         "characters of data",
     ),
@@ -172,7 +174,8 @@ ROWS = (
     Row(
         "NFS, network drives",
         "one writer is as safe as the server's locks and fsync; where a file system has no locks, the first save says "
-        "so. Several hosts on one name are not promised",
+        "so, with the ways out; where it cannot sync, that is told once: there a kill loses nothing, and a power cut "
+        "may. Several hosts on one name are not promised",
     ),
     Row(
         "a given executor breaks",
@@ -183,7 +186,8 @@ ROWS = (
     Row(
         "shards killed, and resubmitted with another count",
         "every acknowledged result is there, whichever shard saved it; readers see one checkpoint meanwhile; only what "
-        "was in flight is run again",
+        "was in flight is run again. While tasks of one count run, one of another count gets `CheckpointLocked`, which "
+        "names that count",
     ),
     Row(
         "the machine is lost",

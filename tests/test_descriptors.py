@@ -110,6 +110,44 @@ assert f.options(name="after").map([1], progress=False) == [1]
     assert many == "True"
 
 
+MANY_SHARDS = """
+import os, resource
+from checkpoint import CheckpointedRunner, checkpointed
+from checkpoint.catalog.shards import hash_of
+from checkpoint.storage.record import seal
+resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
+os.mkdir("checkpoints")
+lines = [[] for _ in range({count})]
+for n in range(2 * {count}):
+    line = seal(b'{{"key":%d,"result":%d,"timestamp":"2026-01-01T00:00:00.000Z"' % (n, n))
+    lines[hash_of(n) % {count}].append(line)
+for number, held in enumerate(lines):
+    with open(f"checkpoints/s@{{number}}-of-{count}_results.jsonl", "wb") as file:
+        file.write(b"".join(held))
+
+def opened():
+    return sum("-of-{count}_" in os.path.realpath(f"/proc/self/fd/{{fd}}") for fd in os.listdir("/proc/self/fd"))
+
+runner = CheckpointedRunner("s", version=None)
+found = runner.get_all_results()
+assert found == {{n: n for n in range(2 * {count})}}
+assert list(runner.iterate(range(2 * {count}))) == []
+print(opened())
+results = checkpointed("s", version=None)(lambda n: 1 / 0).map(range(2 * {count}), progress=False)
+assert results == list(range(2 * {count}))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counted by /proc")
+@pytest.mark.parametrize(
+    ("count", "limit"), [(150, 256), (150, 4000), pytest.param(2000, 256, marks=pytest.mark.soak)], ids=str
+)
+def test_shards_keep_no_descriptor_after_a_pass_over_all(tmp_path: Path, count: int, limit: int) -> None:
+    """However many there are, and however few may be open at once."""
+    done = run(MANY_SHARDS.format(count=count, limit=limit), tmp_path)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr[-2000:]
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """No descriptor is kept that nobody holds."""

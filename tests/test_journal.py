@@ -7,7 +7,11 @@ import errno
 import json
 import logging
 import os
+import stat
+import subprocess
+import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from typing import Any
 import pytest
 
 from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, StoreError
+from checkpoint.storage import files
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE, parse, seal
@@ -404,6 +409,53 @@ def test_a_50_mb_value_round_trips(make: Opener, tmp_path: Path) -> None:
     assert (runner.get_result("before"), runner.get_result("after")) == (1, 2)
 
 
+@pytest.mark.promise("giant or deep records")
+def test_a_long_text_is_saved_with_two_copies_of_it(make: Opener) -> None:
+    """What is written, and what it is checked with: not more of a value that fills the memory already."""
+    size = 8 << 20
+    value, runner = "0123456789abcdef" * (size // 16), make()
+    runner.save_result("first", 1)  # which names the version
+    tracemalloc.start()
+    try:
+        runner.save_result("long", value)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * size
+    assert runner.get_result("long") == value
+
+
+@pytest.mark.promise("giant or deep records")
+@pytest.mark.parametrize("end", [b"", b"\n"], ids=["at the end", "before a line"])
+@pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="files have no holes that can be skipped")
+def test_a_hole_of_gigabytes_takes_bounded_memory(
+    make: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    """A crash of some file systems leaves one; who reads, and who writes next, never has it in memory."""
+    with make() as runner:
+        runner.save_result(1, "one")
+    path = tmp_path / "j_results.jsonl"
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b'{"key":2,"res')
+        file.truncate(size + (4400 << 20))
+        file.seek(0, os.SEEK_END)
+        file.write(end)
+    with make() as runner:
+        tracemalloc.start()
+        try:
+            runner.save_result(3, "three")
+            assert runner.get_all_results() == {1: "one", 3: "three"}
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 256 << 20
+    if not end:
+        assert path.stat().st_size < 1000
+        assert set_aside(path).startswith(b'{"key":2,"res')
+    path.unlink()
+
+
 # --- a system that fails --------------------------------------------------------------------------------------------
 
 
@@ -555,6 +607,83 @@ def test_after_eio_the_store_refuses_until_it_is_opened_anew(make: Opener, disk:
     assert runner.get_result("third") == 3
 
 
+SAVES = """
+import sys
+from checkpoint import CheckpointedRunner
+with CheckpointedRunner("j", sys.argv[1], durability="power") as runner:
+    print(sorted(runner.get_all_results()))
+    for key in sys.argv[2:]:
+        runner.save_result(key, key)
+"""
+
+
+def in_another_process(directory: Path, *keys: str) -> tuple[str, str]:
+    """(stdout, stderr) of a process that prints the keys that it finds, and saves these."""
+    command = [sys.executable, "-c", SAVES, str(directory), *keys]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return ran.stdout.strip(), ran.stderr
+
+
+@pytest.mark.promise("EIO on write or fsync")
+def test_another_process_writes_again_what_a_failed_sync_may_have_lost(
+    make: Opener, tmp_path: Path, disk: Disk
+) -> None:
+    """The system tells of it once; a mark beside the journal tells whoever writes next, and goes when all is synced."""
+    runner = make(durability="power")
+    runner.save_result("first", 1)
+    disk.errors["fdatasync"] = errno.EIO
+    with pytest.raises(StoreError):
+        runner.save_result("second", 2)
+    disk.errors.clear()
+    runner.close()
+    mark = tmp_path / ".j_results.unsynced"
+    first = disk.path.read_bytes().index(b"\n") + 1
+    said = json.loads(mark.read_text())
+    assert (said["from"], said["error"]) == (first, os.strerror(errno.EIO))
+    whole = disk.path.read_bytes()
+    found, told = in_another_process(tmp_path, "third")
+    assert found == "['first', 'second']"
+    assert f"an earlier sync of {disk.path} failed: its {len(whole) - first} bytes from byte {first} on" in told
+    assert disk.path.read_bytes().startswith(whole)
+    assert not mark.exists()
+    assert in_another_process(tmp_path, "fourth") == ("['first', 'second', 'third']", "")
+
+
+@pytest.mark.promise("EIO on write or fsync")
+def test_what_a_failed_sync_has_damaged_is_not_done(
+    make: Opener, tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The system may have dropped the pages that it could not write: each line is verified before it counts."""
+    runner = make(durability="power")
+    for key in range(5):
+        runner.save_result(key, "value")
+    disk.errors["fdatasync"] = errno.EIO
+    with pytest.raises(StoreError):
+        runner.save_result(5, "value")
+    disk.errors.clear()
+    runner.close()
+    (tmp_path / ".j_results.unsynced").write_text("")  # it says nothing: all of it is looked at
+    damaged = disk.path.read_bytes().replace(b'{"key":3,"result":"value"', b'{"key":3,"result":"older"')
+    disk.path.write_bytes(damaged)
+    second, ran = make(), []
+    for key in second.iterate(range(6)):
+        ran.append(key)
+        second.save_result(key, "anew")
+    assert ran == [3]
+    assert disk.path.read_bytes().startswith(damaged)
+    assert "1 line of these are damaged" in caplog.text
+    assert second.get_all_results() == {**dict.fromkeys(range(6), "value"), 3: "anew"}
+
+
+@pytest.mark.promise("EIO on write or fsync")
+def test_a_mark_outlives_no_journal(make: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is left of one that was deleted says nothing of the next one."""
+    (tmp_path / ".j_results.unsynced").write_text('{"from": 0}')
+    make().save_result(1, 1)
+    assert not (tmp_path / ".j_results.unsynced").exists()
+    assert not caplog.records
+
+
 @pytest.mark.promise("EIO on write or fsync")
 def test_after_eio_the_next_pass_opens_anew(make: Opener, disk: Disk) -> None:
     """The same line again is the way on, in the same process too."""
@@ -629,6 +758,39 @@ def test_eio_while_an_index_is_rebuilt_never_empties_a_writer(make: Opener, disk
     runner.save_result("last", 2)
     runner.close()
     assert len(make().get_all_results()) == 42
+
+
+@pytest.mark.promise("NFS, network drives")
+@pytest.mark.parametrize("code", [errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP], ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", ["files", "directories"])
+def test_a_file_system_that_cannot_sync_is_told_once_and_written(
+    make: Opener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, code: int
+) -> None:
+    """What holds there is said, with the way out; nothing fails."""
+
+    def fail(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) == (kind == "directories"):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "_told", set())
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fdatasync", fail, raising=False)
+    for number in range(3):
+        with make(durability="power") as runner:
+            runner.save_result(number, number)
+    assert len(make().get_all_results()) == 3
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert f"cannot sync {kind} ({os.strerror(code)}, errno {code})" in told
+    assert "may be lost when the power" in told
+    assert "choose a checkpoint_dir on a local disk" in told
+
+
+def test_a_descriptor_that_is_closed_is_no_file_system_that_cannot_sync(tmp_path: Path) -> None:
+    """The fault is ours, and nothing is acknowledged."""
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        files.fsync(fd)
 
 
 def test_a_directory_that_cannot_be_synced_is_an_own_error(make: Opener, monkeypatch: pytest.MonkeyPatch) -> None:

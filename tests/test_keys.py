@@ -477,3 +477,20 @@ def test_a_version_is_a_json_value(version: Any) -> None:
     """Anything else is refused, and quoted."""
     with pytest.raises(InvalidOption, match="version is"):
         version_digest(version, "version")
+
+
+PAIR, CHARACTER = "\ud83d\ude00", "\U0001f600"
+
+
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: (text, 1), lambda text: f"a{text}b{text}"])
+def test_a_pair_of_lone_surrogates_is_not_the_character_that_json_makes_of_it(
+    tmp_path: Path, wrap: Callable[[str], Any]
+) -> None:
+    """Two keys, two results, after a restart too; and so it is with values."""
+    with CheckpointedRunner("s", tmp_path) as runner:
+        for text in (PAIR, CHARACTER):
+            runner.save_result(wrap(text), [text, {text: text}])
+    again = CheckpointedRunner("s", tmp_path)
+    assert again.get_all_results() == {wrap(text): [text, {text: text}] for text in (PAIR, CHARACTER)}
+    assert again.get_result(wrap(PAIR)) != again.get_result(wrap(CHARACTER))
+    assert again.progress()[0] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ from typing import IO, Any
 
 import pytest
 
-from checkpoint import CheckpointedRunner, CheckpointLocked, StoreError
+from checkpoint import CheckpointedRunner, CheckpointLocked, StoreError, clock
 from checkpoint.storage import lock as lock_module
+from checkpoint.storage.journal import Journal
 from checkpoint.storage.lock import Lock
+from checkpoint.storage.record import seal
 
 Opener = Callable[..., CheckpointedRunner]
 
@@ -339,6 +342,42 @@ def test_who_finds_that_another_has_taken_a_deleted_lock_writes_no_more(
     assert child.ask("runner.get_all_results()") == "{'a': 1, 'b': 2, 'd': 4}"
 
 
+@pytest.mark.promise("two writing processes")
+@pytest.mark.parametrize("moment", ["before bytes are set aside", "just before the cut"])
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be deleted there")
+def test_a_line_that_grows_is_never_cut_by_who_holds_a_new_lock(
+    make: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The lock's file was deleted while its owner was writing: the end of the journal is taken for a writer's line."""
+    with make() as first:
+        first.save_result(1, "one")
+    line = seal(b'{"key":2,"result":"%b","timestamp":"2026-01-01T00:00:00.000Z"' % (b"x" * 5000))
+    journal = tmp_path / "j_results.jsonl"
+    known = journal.read_bytes()
+    journal.write_bytes(known + line[:2000])
+
+    def grows(*_: object) -> None:
+        with journal.open("ab") as other:
+            other.write(line[len(journal.read_bytes()) - len(known) :][:1500])
+
+    second = make()
+    with monkeypatch.context() as patched:
+        if moment == "just before the cut":
+            patched.setattr(Journal, "set_aside", grows)
+            patched.setattr(clock, "sleep", lambda _: None)
+        else:
+            patched.setattr(clock, "sleep", grows)
+        with pytest.raises(CheckpointLocked, match=r"lock's file was deleted .* wait for that process") as told:
+            second.save_result(3, "three")
+    assert told.value.unsaved == {3: "three"}
+    assert journal.read_bytes() == known + line[:3500]
+    assert not held_elsewhere(tmp_path)
+    grows()  # the other process ends its line
+    grows()
+    second.save_result(3, "three")
+    assert second.get_all_results() == {1: "one", 2: "x" * 5000, 3: "three"}
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -363,6 +402,26 @@ def test_a_lock_file_that_says_nothing_still_locks(tmp_path: Path, text: bytes, 
     other.acquire()
     assert json.loads(path.read_bytes())["pid"] == os.getpid()
     other.release()
+
+
+@pytest.mark.promise("NFS, network drives")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK], ids=["Lustre", "NFS"])
+def test_a_file_system_without_locks_is_told_with_each_way_out(
+    make: Opener, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """One writer cannot be promised there: the first save is refused, with its value, and reading works."""
+
+    def fail(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with make() as runner:
+        runner.save_result(1, "one")
+    monkeypatch.setattr(lock_module, "_lock", fail)
+    runner = make()
+    with pytest.raises(StoreError, match=r"-o flock.*choose a checkpoint_dir on another file system") as told:
+        runner.save_result(2, "two")
+    assert (told.value.errno, told.value.unsaved) == (code, {2: "two"})
+    assert runner.get_all_results() == {1: "one"}
 
 
 @pytest.mark.promise("symlinks, permissions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -28,7 +29,9 @@ from checkpoint import (
     StoreClosed,
     UnencodableValue,
     checkpointed,
+    clock,
 )
+from checkpoint.values.keys import key_spelled
 
 RUNNERS = [CheckpointedRunner, BatchCheckpointedRunner]
 
@@ -535,6 +538,56 @@ def test_a_runner_by_hand_reads_the_version_of_the_last_record(
     runner.save_result("l", 3)
     assert make(version="v2").get_all_results() == {"k": 2, "l": 3}
     assert make(version=LATEST).get_all_results() == {"k": 2, "l": 3}
+
+
+def test_the_last_record_names_the_latest_version_where_it_is_an_error_too(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of the new version that failed for all is the last one: old results do not pass for its."""
+    moments = itertools.count()
+    monkeypatch.setattr(clock.Stamper, "__call__", lambda _: b"2026-01-01T00:00:00.%03dZ" % next(moments))
+    make(version="old").save_result("k", "old")
+    make(version="new").save_error("k", "quota")
+    assert (make().get_all_results(), make().get_all_errors()) == ({}, {"k": "quota"})
+    make(version="old").save_result("l", "old")
+    assert (make().get_all_results(), make().get_all_errors()) == ({"k": "old", "l": "old"}, {})
+
+
+BY_HAND = [
+    (("a", 1), ["('a', 1)", {"$tuple": ["a", 1]}]),
+    (("it's", ("\\", None, True), -1.5e-9), ["""("it's", ('\\\\', None, True), -1.5e-09)"""]),
+    (7, ["7", 7]),
+    (None, ["None", None]),
+]
+
+
+@pytest.mark.parametrize(("key", "spellings"), BY_HAND, ids=lambda value: str(value) if type(value) is list else "")
+def test_lines_by_hand_stand_for_keys_of_that_str(make: Callable[..., Any], key: Any, spellings: list[Any]) -> None:
+    """A result retires an error by hand of its key, and a result by hand beside it is no second one."""
+    runner = make()
+    runner.save_result(key, 5)
+    runner.save_result("other", 6)
+    for close in (True, False):  # appended to what is known, and to what an index file knows
+        for spelling in spellings:
+            with Path("checkpoints/r_errors.jsonl").open("a") as errors:
+                errors.write(json.dumps({"key": spelling, "error": "x", "timestamp": ""}) + "\n")
+            with Path("checkpoints/r_results.jsonl").open("a") as results:
+                results.write(json.dumps({"key": spelling, "result": 2, "timestamp": ""}) + "\n")
+        assert runner.get_all_errors() == {}
+        assert runner.progress()[0] == 2
+        assert runner.get_all_results() == {key: 5, "other": 6}
+        if close:
+            runner.records.store.own.results.write_index()
+            runner.close()
+            runner = make()
+
+
+@pytest.mark.parametrize(
+    "text", ["(1", "('\\d',)", "(1if 2else 3)", "(" * 5000, "(1,)" * 3, "('a' 'b')", "(nan,)", "(0x1,)"]
+)
+def test_a_text_that_is_no_str_of_a_key_stands_for_itself(text: str) -> None:
+    """Nothing is evaluated, and Python warns of nothing."""
+    assert key_spelled(text) == text
 
 
 def test_results_without_a_version_are_read_whatever_version_an_error_has(make: Callable[..., Any]) -> None:

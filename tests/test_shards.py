@@ -378,6 +378,36 @@ def test_another_count_goes_on_where_the_last_one_was(squares: Squares) -> None:
     assert squares.map(range(60), progress=False) == [n * n for n in range(60)]
 
 
+@pytest.mark.promise("shards killed, and resubmitted with another count")
+def test_a_task_of_another_count_is_refused_while_tasks_run(squares: Squares, tmp_path: Path) -> None:
+    """Both counts would run each item. Who runs is named; counts that have ended, and shards of one's own, are none."""
+    squares.array(range(10), 2)
+    squares.array(range(20), 4)
+    done = len(squares.calls)
+    with holding(tmp_path / ".sq@1-of-3.lock"):
+        for refused in ((0, 2), (1, 4)):
+            with pytest.raises(
+                CheckpointLocked, match=r"run as 3 shards \(shard 1/3, by process \d+ on .* of 3;"
+            ) as told:
+                squares.map(range(99), shard=refused, progress=False)
+            assert str(told.value.filename).endswith(".sq@1-of-3.lock")
+        assert len(squares.calls) == done
+        squares.map(range(30), shard=(0, 3), progress=False)
+        squares.map(range(40), progress=False)
+    squares.array(range(50), 2)
+    assert sorted(squares.calls) == list(range(50))
+
+
+def test_of_two_counts_at_once_the_first_goes_on(
+    squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks of two counts that begin together do not refuse each other."""
+    with holding(tmp_path / ".sq@1-of-3.lock"):
+        monkeypatch.setattr(clock.Stamper, "__call__", lambda _: b"2026-01-01T00:00:00.000Z")
+        squares.map(range(30), shard=(0, 2), progress=False)
+    assert len(squares.calls) > 5
+
+
 def test_a_task_opens_no_journal_of_its_siblings(
     squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -460,3 +460,33 @@ def test_whatever_the_clock_says_a_record_has_a_timestamp(moment: float) -> None
     from checkpoint.clock import Stamper
 
     assert len(Stamper(lambda: moment)()) == len(b"2026-03-01T12:00:00.123Z")
+
+
+AT_THE_END = """
+import sys
+from checkpoint import CheckpointedRunner
+
+class Job:
+    def __init__(self):
+        self.make, self.directory = CheckpointedRunner, sys.argv[1]  # names of the main module are gone by then
+        self.runner = self.make("j", self.directory)
+        self.runner.save_result(1, "before")
+
+    def __del__(self):
+        self.runner.save_result(2, "at the end")
+        self.runner.save_error(3, "at the end")
+        self.make("other", self.directory).save_result(1, "at the end")
+
+job = Job()
+"""
+
+
+def test_a_save_from_del_as_the_interpreter_ends_is_saved(tmp_path: Path) -> None:
+    """Nothing can be imported there, and no file be opened by its usual door; it neither hangs nor prints."""
+    command = [sys.executable, "-c", AT_THE_END, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with CheckpointedRunner("j", tmp_path) as runner:
+        assert runner.get_all_results() == {1: "before", 2: "at the end"}
+        assert runner.get_all_errors() == {3: "at the end"}
+    assert CheckpointedRunner("other", tmp_path).get_all_results() == {1: "at the end"}

@@ -122,6 +122,7 @@ class Checkpoint:
 
     def begun(self) -> None:
         """As `Host.begun`."""
+        self._siblings.refuse_other_counts()
         self._refresh_theirs()
         self.store.writer.refuse()
 
@@ -211,7 +212,19 @@ class Checkpoint:
             self.refresh()
             if is_first and self.store.writer.writing:  # saved by hand just now: then `refresh` leaves it at that
                 self._refresh_theirs()
+            if is_first:
+                self._settle_doubts()
             yield
+        if not self.store.writer.in_pass:
+            self._siblings.let_go()
+
+    def _settle_doubts(self) -> None:
+        """What a failed sync has left in doubt is written again, by a pass that has nothing to save, too."""
+        if any(each.journal.is_doubtful for each in self.store.own):
+            try:
+                self.store.writer.begin()
+            except StoreError as error:
+                log.warning("an earlier sync failed, and what it left in doubt cannot be written again now: %s", error)
 
     def confirm(self) -> None:
         """What was found is on the medium when this returns: its writer may have been killed before it synced it."""

@@ -24,7 +24,7 @@ from checkpoint.errors import DamagedRecord
 from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.notes import Notes
-from checkpoint.storage.reader import Reader
+from checkpoint.storage.reader import Reader, most_idle
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import Digests
 from checkpoint.values.keys import Key, identity
@@ -66,6 +66,9 @@ class JoinedReader(Reader):
 
     def __init__(self, readers: Mapping[int, Reader]) -> None:
         self._readers = dict(readers)
+        are_too_many = len(readers) > most_idle() // 4  # there are three kinds of journals
+        for number, reader in readers.items():
+            reader.can_be_held = number == 0 or not are_too_many
 
     def hold(self) -> object:
         """As `Reader.hold`, of each."""

@@ -22,13 +22,14 @@ from checkpoint.errors import InvalidOption, quote
 from checkpoint.outcomes import NOT_YET
 from checkpoint.values.keys import Key, digest_of, identity
 
-__all__ = ["ALL", "Shard", "ShardOption", "Share", "hash_of", "shard_of", "shards_in", "split_prefix"]
+__all__ = ["ALL", "Shard", "ShardOption", "Share", "hash_of", "locks_in", "shard_of", "shards_in", "split_prefix"]
 
 ShardOption = tuple[int, int] | Literal["slurm"]
 
 log = logging.getLogger("checkpoint")
 _MOST = 100_000
 _FILE = re.compile(r"(.+)_(?:results\.jsonl|errors\.jsonl|unsaved\.jsonl|meta\.json)")
+_LOCK = re.compile(r"\.(.+@.+)\.lock")
 _PREFIX = re.compile(r"(.+)@(0|[1-9][0-9]{0,5})-of-([1-9][0-9]{0,5})")
 _PAIR = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 _WRITE = 'write shard=(i, n) with ints 0 <= i < n, such as shard=(3, 100), or shard="slurm" in a Slurm array'
@@ -82,6 +83,12 @@ def shards_in(directory: Path, name: str) -> set[Shard]:
         OSError: the directory cannot be read.
     """
     return set(_all_in(directory).get(name, ()))
+
+
+def locks_in(directory: Path, name: str) -> list[Shard]:
+    """The shards of a checkpoint that have a lock file: that somebody has written at some time."""
+    found = [match[1] for file in os.listdir(directory) if (match := _LOCK.fullmatch(file))]
+    return sorted(shard for owner, shard in map(split_prefix, found) if owner == name and shard != ALL)
 
 
 _listing: tuple[tuple[str, int, int], dict[str, set[Shard]]] | None = None

@@ -6,6 +6,7 @@ behind a URL, and is read from then on.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from math import inf
 
 from checkpoint import clock
 from checkpoint.catalog.merged_log import MergedLog, allow_files
-from checkpoint.catalog.shards import ALL, Shard, hash_of, shards_in, split_prefix
-from checkpoint.errors import StoreError
+from checkpoint.catalog.shards import ALL, Shard, hash_of, locks_in, shards_in, split_prefix
+from checkpoint.errors import CheckpointLocked, StoreError
 from checkpoint.remote.objects import names_under
 from checkpoint.storage.journals import Journals
+from checkpoint.storage.lock import Lock
 from checkpoint.storage.meta import count_or_none, meta_in
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource
@@ -28,6 +30,7 @@ __all__ = ["Siblings"]
 log = logging.getLogger("checkpoint")
 
 _ASK_EVERY = 5.0
+_KEPT = 64  # files that stay open between passes: who looks again and again need not open these anew
 _TICK = 0.1  # seconds; two changes of a directory that are nearer may have one modification time
 
 
@@ -156,6 +159,44 @@ class Siblings:
             for journals in self.all():
                 journals.forget_fault()
 
+    def refuse_other_counts(self) -> None:
+        """Raise where tasks of another count run: both would run each item. Call it with the store's own lock held.
+
+        Of two that find each other, the one that took its lock first goes on. Where a URL is mirrored, this is known of
+        tasks of one machine only.
+
+        Raises:
+            CheckpointLocked: naming the count that runs.
+        """
+        if self._shard == ALL:
+            return
+        directory = self._store.directory
+        own = Lock(directory / f".{self._store.name}.lock", self._store.name).owner()
+        mine = (str(own.get("since", "")), self._shard.of)
+        for shard in locks_in(directory, self._name):
+            if shard.of == self._shard.of:
+                continue
+            lock = Lock(directory / f".{shard.prefix(self._name)}.lock", self._name)
+            if not lock.is_taken():
+                continue
+            owner = lock.owner()
+            pid, host, since = owner.get("pid"), owner.get("host"), owner.get("since")
+            is_ours = (pid, host) == (os.getpid(), own.get("host"))  # to forget a key, or all
+            if is_ours or (since is not None and (since, shard.of) > mine):
+                continue
+            raise CheckpointLocked(
+                f"checkpoint {self._name!r} in {directory} is being run as {shard.of} shards (shard {shard}, by process"
+                f" {pid} on {host} since {since}), and this is shard {self._shard}: each item would be run, and paid "
+                "for, by a task of either count. Wait for those tasks or stop them, or start this one as one of "
+                f"{shard.of}; tasks of another count that have ended are no obstacle",
+                errno=errno.EWOULDBLOCK,
+                strerror="locked",
+                filename=str(lock.path),
+                pid=pid,
+                host=host,
+                since=since,
+            )
+
     def total(self) -> int | None:
         """How many items the last pass had: of shards, the sum of those of its count, where each of them has said it.
 
@@ -176,6 +217,12 @@ class Siblings:
             return None
         last = max(moments, key=lambda of: (moments[of], of))
         return sum(totals[last]) if len(totals[last]) == last else None
+
+    def let_go(self) -> None:
+        """Close the descriptors of all that nobody holds, where there are many: they are opened again when read."""
+        readers = [reader for journals in self.members.values() for each in journals for reader in each.readers]
+        for reader in readers if len(readers) > _KEPT else ():
+            reader.let_go()
 
     def close(self) -> None:
         """Let go of their files."""

@@ -39,7 +39,7 @@ from checkpoint.errors import (
 from checkpoint.outcomes import Failure
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
-from checkpoint.storage.record import Record, seal
+from checkpoint.storage.record import Record, seal, seal_parts
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry, Store
 from checkpoint.storage.writer import in_time
@@ -67,6 +67,7 @@ LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
 T = TypeVar("T")
 _RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
+_LONG = 1 << 20  # bytes of a value, of which no copy is made that can be saved
 _encode_json = msgspec.json.Encoder().encode
 
 
@@ -272,7 +273,7 @@ class VersionView:
         now: bytes = b"",
     ) -> bytes:  # fmt: skip
         """The record of an encoded result; `now` is what `stamp` gave, where several are saved together."""
-        if elapsed is None or attempts is None or not digest:
+        if elapsed is None or attempts is None or not digest or len(raw) > _LONG:
             return self._bare_line(key, raw, digest, elapsed, attempts, now)
         version, session = self._fields
         known = (key_json(key), raw, now or self.stamp_for(key), version, digest, elapsed, attempts, session)
@@ -300,7 +301,7 @@ class VersionView:
                 known += b',"attempts":%d' % attempts
             fields = version + known + session
         stamp = now or self.stamp_for(key)
-        return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, stamp, fields))
+        return seal_parts(b'{"key":%b,"result":' % key_json(key), raw, b',"timestamp":"%b"%b' % (stamp, fields))
 
     def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
         """The record of a failure."""

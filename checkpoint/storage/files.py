@@ -8,7 +8,9 @@ what was synced is on the medium, or an error says why not.
 from __future__ import annotations
 
 import errno
+import io
 import json
+import logging
 import os
 import stat
 import sys
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 
+log = logging.getLogger("checkpoint")
 MOST_JSON = 16 << 20
 """Bytes of a small file that are read: parsing takes up to 22 times as much memory."""
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
@@ -145,12 +148,19 @@ def replacing(path: Path, stem: str, mode: int = 0o666) -> Iterator[BinaryIO]:
     """
     fd, temporary = open_temporary(path, stem, mode)
     try:
-        with os.fdopen(fd, "wb") as file:
+        with _file_of(fd) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _file_of(fd: int) -> BinaryIO:
+    try:
+        return os.fdopen(fd, "wb")
+    except ImportError:  # the interpreter ends
+        return io.BufferedWriter(io.FileIO(fd, "wb"))
 
 
 # --- small files ------------------------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ def read_object(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
         OSError: it cannot be read; FileNotFoundError where it is not there.
         ValueError: it holds anything else, or more than `most` bytes.
     """
-    with os.fdopen(open_file(path, os.O_RDONLY), "rb") as file:
+    with io.FileIO(open_file(path, os.O_RDONLY)) as file:  # as the interpreter ends, neither open nor os.fdopen works
         data = b"" if os.fstat(file.fileno()).st_size > most else file.read(most + 1)
     if not data or len(data) > most:
         raise ValueError("it is empty, or too large")
@@ -176,12 +186,33 @@ def read_object(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
     return held
 
 
+_NOT_SYNCED_HERE = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # vboxsf, virtiofs, some FUSE
+_told: set[int] = set()  # devices
+
+
 def fsync(fd: int) -> None:
-    """Data and size are on the medium when this returns, as far as the system can tell."""
+    """Data and size are on the medium when this returns, as far as the system can tell.
+
+    A file system that has no sync is told once, with what holds there all the same.
+    """
+    try:
+        _fsync(fd)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED_HERE or (os.name == "nt" and error.errno == errno.EBADF):
+            raise  # the latter: a descriptor that only reads
+        _tell_unsynced(fd, error)  # which raises where the descriptor is at fault
+
+
+def _fsync(fd: int) -> None:
     if sys.platform == "darwin":
         import fcntl  # fsync on macOS leaves the data in the drive's cache
 
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        except OSError as error:
+            if error.errno not in (*_NOT_SYNCED_HERE, errno.ENOTTY):
+                raise
+            os.fsync(fd)  # network drives have no other
     elif hasattr(os, "fdatasync"):
         os.fdatasync(fd)
     else:
@@ -189,17 +220,43 @@ def fsync(fd: int) -> None:
 
 
 def fsync_directory(path: Path) -> None:
-    """Names created or renamed in the directory survive a power cut; a no-op where directories cannot be opened."""
+    """Names created or renamed in the directory survive a power cut; a no-op where directories cannot be opened.
+
+    A file system that cannot sync directories is told once.
+    """
     if os.name == "nt":
         return
     fd = open_making_room(path, os.O_RDONLY | _CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no directory fsync
+        if error.errno not in _NOT_SYNCED_HERE:
             raise
+        _tell_unsynced(fd, error, path)
     finally:
         os.close(fd)
+
+
+def _tell_unsynced(fd: int, error: OSError, directory: Path | None = None) -> None:
+    """Say once of each file system what holds where it cannot sync.
+
+    Raises:
+        OSError: the descriptor is none.
+    """
+    device = os.fstat(fd).st_dev
+    if device in _told:
+        return
+    _told.add(device)
+    try:
+        where = str(directory or os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError:
+        where = "a checkpoint's file"
+    log.warning(
+        "the file system of %s cannot sync %s (%s, errno %s): what is saved survives a kill of this process, and may "
+        'be lost when the power or the kernel fails, also with durability="power". Where that matters, choose a '
+        "checkpoint_dir on a local disk, or a URL of an object store",
+        where, "files" if directory is None else "directories", error.strerror, error.errno,
+    )  # fmt: skip
 
 
 def store_error(error: OSError, doing: str, path: Path, advice: str = "", **parts: Any) -> StoreError:

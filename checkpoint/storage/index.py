@@ -39,7 +39,7 @@ from checkpoint.storage.record import (
     parse,
 )
 from checkpoint.values.digests import LOW, Digests, are_alike, are_apart, digest_from
-from checkpoint.values.keys import Crowd, Key, key_from_json, key_json
+from checkpoint.values.keys import Crowd, Key, key_from_json, key_json, key_spelled
 
 __all__ = ["Index", "IndexScan", "IndexSnapshot", "Place"]
 
@@ -450,13 +450,23 @@ class Index:
                 self.latest = latest
 
     def add_loose(self, version: str, text: str, offset: int) -> None:
-        """A line without checksum was read."""
+        """A line without checksum was read: it counts where no key of that str() has a line with one."""
         self._hash()
+        self.has_loose = True
+        self.latest = version
+        if self._has_exact(version, text):
+            return
         row = len(self._places) // 3
         self._places.extend((offset, 0, 0))
-        self.has_loose = True
         self._loose.setdefault(version, {})[text] = row
-        self.latest = version
+
+    def _has_exact(self, version: str, text: str) -> bool:
+        rows, segment = self._rows.get(version, {}), self._segment
+        for key in {text, key_spelled(text)} if rows or segment is not None else ():
+            row = rows.get(key, -2)
+            if row >= 0 or (row == -2 and segment is not None and segment.find(hash_of(version, key)) is not None):
+                return True
+        return False
 
     def add_packed(self, packed: Packed) -> None:
         """Records were read, one behind the other, of one version."""

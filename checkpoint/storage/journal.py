@@ -11,14 +11,13 @@ import errno
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable
 from copy import copy
 from pathlib import Path
 
-from checkpoint import locks
+from checkpoint import clock, locks
 from checkpoint.clock import Stamper
-from checkpoint.errors import JournalLost, StoreError
+from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, plural
 from checkpoint.storage.files import (
     fsync,
     fsync_directory,
@@ -31,9 +30,7 @@ from checkpoint.storage.files import (
 )
 from checkpoint.storage.reader import BLOCK, PROBE, Reader, pread
 from checkpoint.storage.record import is_whole
-
-if sys.platform != "win32":
-    pass
+from checkpoint.storage.unsynced import leave_mark, marked_from, remove_mark
 
 __all__ = ["KINDS", "Journal", "Reader"]
 
@@ -41,6 +38,8 @@ __all__ = ["KINDS", "Journal", "Reader"]
 KINDS = ("results", "errors", "unsaved")
 """The journals of a checkpoint."""
 log = logging.getLogger("checkpoint")
+_LOOKS = 5
+_LOOK = 0.02  # seconds: what writes a long line adds to it within so many, unless its disk stands still
 
 
 class Journal:
@@ -55,6 +54,7 @@ class Journal:
         end: bytes of whole lines that are known to be there; where the next record goes.
         dirty: whether something was written since the last `sync`.
         in_doubt: whether an append was left half-way; `repair` tells.
+        unsound: where lines begin that proved damaged when what was not synced was written again.
     """
 
     def __init__(self, path: Path, *, sync: Callable[[int], None] = fsync) -> None:
@@ -63,6 +63,7 @@ class Journal:
         self.end = 0
         self.dirty = False
         self.in_doubt = False
+        self.unsound: list[int] = []
         self._probe = b""
         self._sync = sync
         self._syncing = locks.rlock("syncing")
@@ -100,11 +101,13 @@ class Journal:
             raise store_error(error, "cannot open for writing", self.path) from error
         try:
             if not existed:
+                remove_mark(self.path)  # of a journal that was deleted
                 self._enter_in_directory()
                 self.open()
             self.repair()
-            if self._doubtful is not None:
-                self._write_again(self._doubtful)
+            doubts = [start for start in (self._doubtful, marked_from(self.path)) if start is not None]
+            if doubts:
+                self._write_again(min(doubts))
             self._synced = 0  # who was killed before may have synced nothing
             self._held = None if self.reader is None else self.reader.hold()
         except BaseException:
@@ -113,28 +116,57 @@ class Journal:
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether a sync has failed: to sync once more would succeed and do nothing, since the system has given up."""
-        return self._doubtful is not None
+        """Whether a sync has failed, here or in an earlier process: to sync once more would succeed and do nothing."""
+        return self._doubtful is not None or marked_from(self.path) is not None
 
     def _write_again(self, start: int) -> None:
-        """Write what is there from `start` on once more, so that it is synced."""
+        """Write what is there from `start` on once more, so that it is synced, and look whether it is what was written.
+
+        The system may have dropped the pages that it could not write: then older bytes are there, or NULs.
+        """
         assert self.reader is not None
         assert self._writer is not None
+        at = start = start if start == 0 or self.reader.pread(1, start - 1) == b"\n" else 0
         try:
             fd = open_safely(self.path, os.O_RDWR)
             try:
                 if not os.path.samestat(os.fstat(fd), os.fstat(self._writer)):
                     raise OSError(errno.ESTALE, "it was replaced meanwhile")
-                while data := self.reader.pread(BLOCK, start):
-                    os.lseek(fd, start, os.SEEK_SET)
+                while data := self.reader.pread(BLOCK, at):
+                    os.lseek(fd, at, os.SEEK_SET)
                     write_all(fd, data)
-                    start += len(data)
+                    at += len(data)
                 self._sync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise store_error(error, "cannot write again what was not synced to", self.path) from error
+        remove_mark(self.path)
         self._doubtful = None
+        self.unsound = self._unsound_from(start)
+        if at > start:
+            log.warning(
+                "an earlier sync of %s failed: its %s from byte %s on were written again and synced; %s",
+                self.path, plural(at - start, "byte"), f"{start:,}",
+                f"{plural(len(self.unsound), 'line')} of these are damaged, and their items run again"
+                if self.unsound else "every line of these is sound",
+            )  # fmt: skip
+
+    def _unsound_from(self, start: int) -> list[int]:
+        """Where the lines begin that are not what was written."""
+        assert self.reader is not None
+        reader, found = self.reader, []
+
+        def look(offset: int, size: int) -> None:
+            if not reader.is_sealed(offset, size):
+                found.append(offset)
+
+        for offset, block in reader.blocks(start, look):
+            for line in block.split(b"\n")[:-1]:
+                if line.strip() and not is_whole(line):
+                    found.append(offset)
+                offset += len(line) + 1
+        return found
 
     def _enter_in_directory(self) -> None:
         try:
@@ -148,28 +180,55 @@ class Journal:
         It may be cut off at any point and run again. Returns the bytes that were set aside.
 
         Raises:
+            CheckpointLocked: another process is writing this very line; the bytes are still in the file.
             StoreError: it could not be done; the bytes are still in the file.
         """
         assert self._writer is not None
         assert self.reader is not None
+        end = self.reader.size()
         offset, torn = self.reader.tail()
+        is_torn = end > offset  # by bytes, or by NULs that are too many to be read
+        for _ in range(_LOOKS if is_torn and not self.in_doubt else 0):  # in doubt is an end of our own
+            clock.sleep(_LOOK)
+            self._refuse_if_grown(end)
         try:
-            if torn and is_whole(torn):
+            if torn and offset + len(torn) == end and is_whole(torn):
                 write_all(self._writer, b"\n")
-                torn = b""
-            elif torn:
+                is_torn, torn = False, b""
+            elif is_torn:
                 self.set_aside([(offset, torn)])
+                self._refuse_if_grown(end)
                 os.ftruncate(self._writer, offset)
+        except StoreError:
+            raise
         except OSError as error:
             raise store_error(error, "cannot repair", self.path) from error
         self.in_doubt = False
         self.dirty = True  # what a killed writer left unsynced counts as saved from here on
-        if torn:
+        if is_torn:
             log.warning(
                 "%s ended in a torn record of %d bytes: set aside in %s; its item runs again",
-                self.path, len(torn), self.aside,
+                self.path, end - offset, self.aside,
             )  # fmt: skip
         return torn
+
+    def _refuse_if_grown(self, end: int) -> None:
+        """A torn end that grows is no torn end: somebody writes it, whose lock was deleted.
+
+        Between this look and the cut a line can still be lost: a file cannot be cut on condition of its size.
+        """
+        assert self.reader is not None
+        if (size := self.reader.size()) == end:
+            return
+        raise CheckpointLocked(
+            f"{self.path} is being written by another process, although this one holds the lock: its last line went "
+            f"from {end:,} to {size:,} bytes of the file in a moment. The lock's file was deleted under its owner, or "
+            "the file system does not lock. Nothing was cut or written; wait for that process or stop it, and leave "
+            "the lock's file where it is: that of a dead owner needs no cleaning up",
+            errno=errno.EWOULDBLOCK,
+            strerror="locked",
+            filename=str(self.path),
+        )
 
     @property
     def aside(self) -> Path:
@@ -373,6 +432,7 @@ class Journal:
         except OSError as error:
             self._unsynced = store_error(error, "cannot sync", self.path)
             self._doubtful = self._synced if self._doubtful is None else min(self._doubtful, self._synced)
+            leave_mark(self.path, self._doubtful, error)
             raise self._unsynced from error
         if of is self._held:  # else the journal was replaced meanwhile
             self._synced = end

@@ -59,6 +59,11 @@ def _plausible(said: dict[str, Any]) -> dict[str, Any]:
     return {part: printable(shorten(value)) if type(value) is str else value for part, value in held.items()}
 
 
+_NO_LOCKS = (
+    "its file system may have no locks (Lustre: have it mounted with -o flock; NFS: the server's lock service may not "
+    "run), and without one two processes could write at once: choose a checkpoint_dir on another file system, such as "
+    "a local disk, or a URL of an object store. Reading needs no lock"
+)
 INSTEAD = "use another name or checkpoint_dir; lock_timeout= waits by itself"
 """What whoever finds a checkpoint locked can do."""
 
@@ -104,7 +109,7 @@ class Lock:
                 raise  # an interrupt: an open descriptor that nobody knows would keep the lock
             if error.errno in _BUSY:
                 raise self._locked() from None
-            raise store_error(error, "cannot lock", self.path, "its file system may not support locks") from error
+            raise store_error(error, "cannot lock", self.path, _NO_LOCKS) from error
         self._sign(fd)
 
     def _open(self) -> int:
@@ -127,6 +132,20 @@ class Lock:
                 raise
             return fd
         raise OSError(errno.EAGAIN, "it is made and deleted all the time")
+
+    def is_taken(self) -> bool:
+        """Whether somebody holds it at this moment; False where that cannot be told."""
+        try:
+            fd = open_safely(self.path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            _lock(fd)
+        except OSError as error:
+            return error.errno in _BUSY
+        finally:
+            os.close(fd)
+        return False
 
     def check(self) -> None:
         """See that the file that is held is the one that others find; where it was deleted, hold another in its place.

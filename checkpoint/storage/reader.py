@@ -28,6 +28,7 @@ from checkpoint.storage.files import (
     when_too_many,
 )
 from checkpoint.storage.record import CRC_SIZE, Record, is_hopeless, parse
+from checkpoint.storage.unsynced import leave_mark
 
 if sys.platform != "win32":
     import resource
@@ -86,6 +87,9 @@ class Reader:
 
     Whoever holds it (`hold`) keeps the bytes: what replaces or unlinks the file does not touch them. Of readers that
     nobody holds the descriptor may be let go (`let_go_when_idle`), and is opened again when they read.
+
+    Attributes:
+        can_be_held: whether `hold` keeps the file open.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -94,6 +98,7 @@ class Reader:
         self._last: weakref.ref[_Descriptor] = weakref.ref(self._held)
         self._left: _Left | None = None
         self._is_shared = False
+        self.can_be_held = True
 
     @classmethod
     def open(cls, path: Path) -> Reader | None:
@@ -110,10 +115,12 @@ class Reader:
     def hold(self) -> object:
         """What keeps the file open: as long as somebody has it, this reader reads the bytes that are there now.
 
+        Where it cannot be held, since it is one of too many, a file that was replaced is told when it is read.
+
         Raises:
             StoreError: it had been let go, and cannot be opened again.
         """
-        return self._held or self._open_again()
+        return (self._held or self._open_again()) if self.can_be_held else None
 
     def let_go_when_idle(self) -> None:
         """Close the descriptor once many others were opened later, unless somebody holds it."""
@@ -210,6 +217,7 @@ class Reader:
             fsync(held.fd)
         except OSError as error:
             if error.errno not in _CANNOT_SYNC:
+                leave_mark(self.path, 0, error)
                 raise store_error(error, "cannot sync", self.path) from error
 
     def pread(self, size: int, offset: int) -> bytes:
@@ -331,17 +339,30 @@ class Reader:
         return tail[8:16] == b"%08x" % crc
 
     def tail(self) -> tuple[int, bytes]:
-        """(offset, bytes) of what follows the last newline: empty unless the last write was torn."""
-        at, parts = self.size(), [b""]
+        """(offset, bytes) of what follows the last newline: empty unless the last write was torn.
+
+        NULs at its end, such as a hole that a crash has left, are left out where they are many megabytes.
+        """
+        at, parts, nuls = self.size(), [b""], 0
+        offset = 0
         while at > 0:
+            far = max(0, at - LONG_LINE)
+            if len(parts) == 1 and at - far > BLOCK and not far <= self._data_after(far) < at:  # a hole
+                nuls, at = nuls + at - far, far
+                continue
             step = min(BLOCK, at)
             data = self.pread(step, at - step)
             at -= step
             cut = data.rfind(b"\n") + 1
-            parts.append(data[cut:])
+            if len(parts) == 1 and not data.strip(b"\0"):
+                nuls += step
+            else:
+                parts.append(data[cut:])
             if cut:
-                return at + cut, b"".join(reversed(parts))
-        return 0, b"".join(reversed(parts))
+                offset = at + cut
+                break
+        end = bytes(nuls) if nuls <= LONG_LINE else b""
+        return offset, b"".join(reversed(parts)) + end
 
 
 _idle: deque[weakref.ref[Reader]] = deque()  # whose descriptors may be let go, the one that was opened first first

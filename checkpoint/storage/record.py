@@ -41,6 +41,7 @@ __all__ = [
     "last_in",
     "parse",
     "seal",
+    "seal_parts",
     "spelled",
     "unsealed",
     "with_fields",
@@ -126,6 +127,12 @@ _scalar_key = (str, int, float, bool, type(None))
 def seal(head: bytes) -> bytes:
     """The line for a record's fields (compact JSON without its closing brace): its checksum and the newline added."""
     return head + b',"crc":"%08x"}\n' % zlib.crc32(head)
+
+
+def seal_parts(head: bytes, long: bytes, tail: bytes) -> bytes:
+    """`seal` of these bytes one behind the other: the long ones are copied once."""
+    crc = zlib.crc32(tail, zlib.crc32(long, zlib.crc32(head)))
+    return b"".join((head, long, tail, b',"crc":"%08x"}\n' % crc))
 
 
 def _crc_holds(line: bytes) -> bool:

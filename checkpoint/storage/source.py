@@ -14,11 +14,9 @@ from checkpoint.storage.notes import Notes
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import Digests
-from checkpoint.values.keys import Key
+from checkpoint.values.keys import Key, key_spelled
 
 __all__ = ["RecordSource", "count_failed", "is_retired", "latest_of"]
-
-_NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 
 
 class RecordSource(Protocol):
@@ -137,29 +135,23 @@ class RecordSource(Protocol):
 
 
 def latest_of(results: RecordSource, errors: RecordSource) -> str:
-    """The version of the last record, results before errors; "" is none."""
-    return (errors if results.is_empty else results).latest
+    """The version of the last record, be it a result or an error, as their timestamps say; "" is none.
+
+    Results come first where the moments are one, or where a line by hand says none.
+    """
+    if results.is_empty or errors.is_empty or results.latest == errors.latest:
+        return (errors if results.is_empty else results).latest
+    saved, failed = results.last_moment(), errors.last_moment()
+    return (errors if saved and failed > saved else results).latest
 
 
 def is_retired(results: RecordSource, version: str, key: Key, error: Record) -> bool:
     """Whether a result retires the key's error; one without checksum stands for any key of equal str()."""
     if results.find(version, key) is not None:
         return True
-    return not error.crc and results.find(version, _key_spelled(str(key))) is not None
+    return not error.crc and results.find(version, key_spelled(str(key))) is not None
 
 
 def count_failed(results: RecordSource, errors: RecordSource, version: str) -> int:
     """How many keys have an error and no result."""
     return sum(not is_retired(results, version, key, error) for key, error in errors.sound(version))
-
-
-def _key_spelled(text: str) -> Key:
-    """The number, bool or None whose str() this is, or else the text."""
-    for read in (int, float, _NAMED.__getitem__):
-        try:
-            key: Key = read(text)
-        except (ValueError, KeyError):
-            continue
-        if str(key) == text:
-            return key
-    return text

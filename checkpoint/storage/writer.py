@@ -27,6 +27,7 @@ from checkpoint.storage.files import fsync_directory, store_error
 from checkpoint.storage.host import Host
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.journals import Journals
+from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import INSTEAD, Lock
 from checkpoint.storage.meta import Meta
 
@@ -165,12 +166,23 @@ class Writer:
             self.refuse()  # before the end of one is repaired
             for each in (self.own.results, self.own.errors) if self.own.fault is None else ():
                 each.open_to_write()
+                self._forget_unsound(each)
             self._settle_names()
             self.own.unsaved.refresh()
             self.replica.start()
         except BaseException:
             self.let_go()
             raise
+
+    def _forget_unsound(self, shelf: KeyedLog) -> None:
+        """The keys of lines that a failed sync has damaged are not done."""
+        unsound, shelf.journal.unsound = shelf.journal.unsound, []
+        if unsound:
+            shelf.learn_anew()  # the file of the index knows hashes only
+        for offset in unsound:
+            for version in shelf.versions:
+                if (found := shelf.index.key_at(version, offset)) is not None:
+                    shelf.index.forget(version, found[0])
 
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""

@@ -100,11 +100,15 @@ class Codec:
         """
         try:  # what plain_bytes does, told flat for short values: this is the per-item path
             raw = write_json(value)
-            frozen = freeze(value, FREEZE)
-            if frozen == freeze(read_json(raw), FREEZE) and len(raw) <= SHORT and b"$" not in raw:
+            if len(raw) > SHORT:  # each copy costs
+                if type(value) is str and read_json(raw) == value:
+                    return raw
+                raise ValueError("it is long")
+            if freeze(value, FREEZE) == freeze(read_json(raw), FREEZE) and b"$" not in raw:
                 return raw
         except Exception:  # the encoders refuse it, or a property of the user's raises: the tagged path tells
             pass
+        raw = b""
         plain = plain_bytes(value)
         if plain is not None and not looks_tagged(plain):
             return plain

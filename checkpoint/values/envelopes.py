@@ -127,9 +127,18 @@ def _tag_itself(t: Tagger, value: Any, where: _Where) -> Any:
     return value
 
 
+_BETWEEN_SURROGATES = re.compile("(?<=[\ud800-\udbff])(?=[\udc00-\udfff])")
+
+
 def tag_str(t: Tagger, value: str, where: _Where) -> Any:
-    """A text as it is, or in an envelope where it holds a lone surrogate."""
-    return {"$str": json.dumps(value)} if has_surrogate(value) else value
+    """A text as it is, or in an envelope where it holds a lone surrogate.
+
+    Two lone surrogates that would be one character in JSON are written in two parts: they are not that character.
+    """
+    if not has_surrogate(value):
+        return value
+    parts = _BETWEEN_SURROGATES.split(value)
+    return {"$str": json.dumps(value if len(parts) == 1 else parts)}
 
 
 def has_surrogate(text: str) -> bool:

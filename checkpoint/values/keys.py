@@ -6,6 +6,7 @@ are one key, `"1"` is another. On disk a key is written as it was given; `identi
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import struct
@@ -47,6 +48,7 @@ __all__ = [
     "key_from_json",
     "key_function",
     "key_json",
+    "key_spelled",
     "keys_json",
     "plain_json",
     "plain_key",
@@ -159,6 +161,35 @@ def key_from_json(key: Any) -> Key:
     if type(key) not in _exact and type(key) is not float:
         key = plain_key(_codec.revive(key))
     return key  # type: ignore[no-any-return]
+
+
+_NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
+_LONGEST_SPELLED = 4096
+# What repr makes of a tuple of keys, and nothing that the parser of Python would warn of.
+_TUPLE = re.compile(
+    r"""\((?:'(?:[^'\\]|\\[\\'nrtxuU])*+'|"(?:[^"\\]|\\[\\"nrtxuU])*+"|[0-9.e+-]++|True|False|None|[(), ])++"""
+)
+
+
+def key_spelled(text: str) -> Key:
+    """The number, bool, None or tuple whose str() this is, or else the text: lines by hand name keys by their str()."""
+    for read in (int, float, _NAMED.__getitem__, _tuple_spelled):
+        try:
+            key: Key = read(text)
+        except (ValueError, KeyError):
+            continue
+        if str(key) == text:
+            return key
+    return text
+
+
+def _tuple_spelled(text: str) -> Key:
+    if len(text) > _LONGEST_SPELLED or not _TUPLE.fullmatch(text):
+        raise ValueError("it is no tuple")
+    try:
+        return plain_key(ast.literal_eval(text))
+    except (SyntaxError, TypeError, MemoryError, RecursionError, InvalidKey) as error:
+        raise ValueError(str(error)) from None
 
 
 def identity(key: Key) -> bytes:

@@ -108,6 +108,8 @@ def _text_of_pattern(part: Any) -> str:
     if type(part) is dict:
         text = part.get("$str", '""')
         part = json.loads(text) if type(text) is str else ""
+        if type(part) is list and all(type(piece) is str for piece in part):
+            part = "".join(part)
     return part if type(part) is str else ""
 
 

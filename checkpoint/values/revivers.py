@@ -85,9 +85,10 @@ def _bytes_of(text: str) -> bytes:
 
 def _str_of(text: str) -> str:
     value = json.loads(text)
-    if type(value) is not str:
-        raise ValueError("$str needs the JSON of a string")
-    return value
+    parts = value if type(value) is list else [value]
+    if not all(type(part) is str for part in parts):
+        raise ValueError("$str needs the JSON of a string, or of its parts")
+    return "".join(parts)
 
 
 def _revive_dict(codec: Owner, env: dict[str, Any]) -> dict[str, Any]:
