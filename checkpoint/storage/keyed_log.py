@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import TypeVar
 
 from checkpoint import locks
-from checkpoint.errors import DamagedRecord, printable, quote, shorten
+from checkpoint.errors import DamagedRecord, quote
+from checkpoint.storage.blocks import State, Trust
+from checkpoint.storage.damage import DamageNotes, SkippedLines
 from checkpoint.storage.files import fsync_directory, index_path
 from checkpoint.storage.index import Index, Place
 from checkpoint.storage.index_file import IndexDamaged
@@ -25,44 +28,15 @@ from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, codes_in, last_in
 from checkpoint.values.digests import Digests
 from checkpoint.values.keys import Key, key_from_json
+from checkpoint.values.marks import mark_of
 
 __all__ = ["KeyedLog", "key_of"]
 
 
 log = logging.getLogger("checkpoint")
-_SHOWN = 10
 _TAIL = 4096
 _LONGEST_TAIL = 1 << 20
 _T = TypeVar("_T")
-
-
-class _Damage:
-    """The damaged lines of one journal that scans have found and nobody was warned of yet."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: list[tuple[int, str]] = []
-
-    def note(self, offset: int, why: str) -> None:
-        """A scan found a damaged line."""
-        self._lines.append((offset, why))
-
-    def clear(self) -> None:
-        """The lines are read again, and are found again then."""
-        self._lines = []
-
-    def tell(self, reader: Reader | None) -> None:
-        """Give one warning for all the damage of one scan: it comes with each opening, since the bytes stay."""
-        damage, self._lines = self._lines, []
-        if not damage or reader is None:
-            return
-        numbers = [reader.line_number(offset) for offset, _ in damage[:_SHOWN]]
-        where, why = f"{self._path}:{numbers[0]}", printable(shorten(damage[0][1]))
-        if len(damage) == 1:
-            log.warning("%s: damaged line skipped: %s; its bytes stay in the file", where, why)
-            return
-        others = ", ".join(map(str, numbers[1:])) + (", …" if len(damage) > _SHOWN else "")
-        log.warning("%s: damaged line skipped: %s; so are lines %s; their bytes stay in the file", where, why, others)
 
 
 class KeyedLog:
@@ -78,13 +52,17 @@ class KeyedLog:
 
     def __init__(self, path: Path, lock: threading.RLock) -> None:
         self.journal = Journal(path)
-        self._damage = _Damage(path)
-        self.index = Index(self._damage.note)
+        self._skipped = SkippedLines(path)
+        self.index = Index(self._skipped.note)
+        self._trust = Trust()
+        self._notes_of_damage = DamageNotes(path)
+        self._known_damage: dict[tuple[str, Key], Place] = {}  # what this process takes for missing, though it is there
         self.lock = lock
         self.examined: Index | None = None  # what was known when the file was last looked at as a whole
         self._index_path = index_path(path)
         self._filing = locks.lock("filing")
         self.settled: set[str] = set()
+        self._edited: tuple[weakref.ref[Reader], State, str, dict[int, int]] | None = None  # where keys are by mark
         self._noted: tuple[Index, int, Notes] = (self.index, 0, Notes())  # of which index, how many, what they say
 
     # what it is at; a joined shelf answers for all of its journals
@@ -165,32 +143,62 @@ class KeyedLog:
     def refresh(self) -> None:
         """Learn what others wrote since; start anew where the file is another one, shorter, or written anew."""
         reader = self.journal.reader
-        size = -1 if reader is None or not reader.is_current() else reader.size()
-        if reader is None or size < self.index.end or not self.journal.is_as_known():
+        if reader is None or not reader.is_current():
             self.reopen()
-        elif size > self.index.end:
+            return
+        state, end = reader.state(), self.index.end
+        if state[0] < end or not self.journal.is_as_known():
+            self.reopen()
+            return
+        if state[0] > end:
             self._learn()
+        if self._trust.has_news(state) and not self._fits_still(reader, end, state):
+            self.reopen()
+
+    def _fits_still(self, reader: Reader, end: int, state: State) -> bool:
+        """Whether what was known up to `end` is to be asked still, although the journal was written."""
+        try:
+            return self._trust.look(reader, self.index.sums, end, state)
+        except (IndexDamaged, OSError):
+            return False
 
     def reopen(self) -> None:
         """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
-        reader, index = Reader.open(self.journal.path), Index(self._damage.note)
+        reader = Reader.open(self.journal.path)
         self.settled = set()
         if reader is None and self.journal.reader is None and self.is_empty:
             return  # there is no file yet: what is known of it, which is nothing, stays valid
-        if reader is not None:
-            try:
-                index.load(self._index_path, reader)
-                index.scan(reader)
-            except IndexDamaged:
-                self._damage.clear()
-                index = Index(self._damage.note)
-                index.scan(reader)
+        trust = Trust()
+        index = Index(self._skipped.note) if reader is None else self._opened(reader, trust)
         self.journal.close()
-        self.journal.reader, self.index = reader, index
+        self.journal.reader, self.index, self._trust = reader, index, trust
         self.journal.learned(index.end)
         if reader is not None:
             reader.let_go_when_idle()
-        self._damage.tell(reader)
+        self._skipped.tell(reader)
+        self._heed_notes()
+
+    def _opened(self, reader: Reader, trust: Trust) -> Index:
+        """What the file of the index and the journal's tail say; where they do not fit, what the whole journal says."""
+        index, state = Index(self._skipped.note), reader.state()
+        try:
+            is_loaded = index.load(self._index_path, reader)
+            filed = index.end
+            index.scan(reader)
+            trust.assure(state)
+            if not is_loaded or index.is_sealed(state) or trust.suspect(reader, index.sums, filed, state):
+                return index
+        except (IndexDamaged, OSError):
+            pass
+        return self._scanned(reader, trust)
+
+    def _scanned(self, reader: Reader, trust: Trust) -> Index:
+        """What the whole journal says."""
+        self._skipped.clear()
+        index, state = Index(self._skipped.note), reader.state()
+        index.scan(reader)
+        trust.assure(state)
+        return index
 
     def replace(self, chunks: Iterable[bytes]) -> None:
         """A journal of these lines takes the place of this one, and is opened. Call it under the lock.
@@ -217,6 +225,7 @@ class KeyedLog:
         if self.journal.reader is not None:
             self.journal.reader.let_go_when_idle()
         self._learn()
+        self._look_at_notes()
 
     def settle_doubt(self) -> None:
         """After an exception in the middle of an append, or between it and the index: look what came of it."""
@@ -231,15 +240,29 @@ class KeyedLog:
             except IndexDamaged:
                 self._rebuilt()
             self.journal.learned(self.index.end)
-            self._damage.tell(self.journal.reader)
+            self._skipped.tell(self.journal.reader)
 
     # looking up
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the key's last record is."""
+        if self._trust.doubt is not None:
+            return self._find_in_doubt(version, key)
         try:  # what `_ask` does, in less time
             return self.index.find(version, key)
         except (IndexDamaged, OSError):
+            return self._rebuilt().find(version, key)
+
+    def _find_in_doubt(self, version: str, key: Key) -> Place | None:
+        """What is found stands in a block that fits; where nothing is found, all blocks do."""
+        with self.lock:
+            reader = self.journal.reader
+            try:
+                place = self.index.find(version, key)
+                if reader is None or self._trust.fits(reader, None if place is None else place.offset):
+                    return place
+            except (IndexDamaged, OSError):
+                pass
             return self._rebuilt().find(version, key)
 
     def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
@@ -273,30 +296,39 @@ class KeyedLog:
         return self._ask(lambda index: list(index.hashes(version)))
 
     def _ask(self, question: Callable[[Index], _T]) -> _T:
-        """What the index answers: if its file proves damaged, what one answers that is read from the journal."""
+        """What the index answers of many keys: if it proves wrong, what one answers that is read from the journal."""
         try:
+            if self._trust.doubt is not None:
+                self._settle_trust()
             return question(self.index)
         except (IndexDamaged, OSError):
             return question(self._rebuilt())
 
+    def _settle_trust(self) -> None:
+        with self.lock:
+            reader = self.journal.reader
+            if reader is not None and not self._trust.fits(reader):
+                self._rebuilt()
+
     def learn_anew(self) -> None:
-        """The index file is not to be trusted: read the journal instead."""
+        """What is known is not to be trusted: read the journal instead."""
         self._rebuilt()
 
     def _rebuilt(self) -> Index:
-        """The index file is not to be trusted: the journal is read instead; who was writing goes on writing."""
+        """The index is of other bytes: the journal is read instead; who was writing goes on writing."""
         with self.lock:
-            log.info("%s is damaged; reading %s anew", self._index_path, self.journal.path)
+            log.info("%s does not fit %s, which is read anew", self._index_path, self.journal.path)
             try:
                 self._index_path.unlink(missing_ok=True)
             except OSError:
-                pass  # a read-only directory: it is found damaged again next time
-            index = Index(self._damage.note)
-            if self.journal.reader is not None:
-                index.scan(self.journal.reader)
-            self.index = index
-            self._damage.tell(self.journal.reader)
-            return index
+                pass  # a read-only directory: it is found out again next time
+            reader = self.journal.reader
+            self.index = Index(self._skipped.note) if reader is None else self._scanned(reader, self._trust)
+            if not self.journal.writable:
+                self.journal.learned(self.index.end)
+            self._skipped.tell(reader)
+            self._heed_notes()
+            return self.index
 
     def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
         """The key's last record, with where it is; None where there is none.
@@ -313,12 +345,95 @@ class KeyedLog:
             held = key_of(reader, record, place.offset)
             if held != (key if record.crc else str(key)):
                 raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
+            if record.forgotten or (record.version != version and record.version not in self._counting_for(version)):
+                raise reader.damaged(place.offset, "it is of another version, or forgets the key", key=key)
         except DamagedRecord:
-            if not self.index.reads_file:
+            if reader is self.journal.reader and not self._is_moved(reader, place.offset):
                 raise
-            self._rebuilt()  # the index file may be of a journal that was edited since
             return self.read(version, key)
         return reader, place, record
+
+    def _is_moved(self, reader: Reader, offset: int) -> bool:
+        """Whether the index is of other bytes than those that are there: then it is learned anew."""
+        with self.lock:
+            try:
+                if self.index.sums.fits_at(reader, offset):
+                    return False
+            except IndexDamaged:
+                pass
+            self._rebuilt()
+            return True
+
+    def _counting_for(self, version: str) -> list[str]:
+        """The versions whose records may count for a version: its own, and those that were accepted for it."""
+        known, found = self.notes().accepted, [version]
+        for each in found:  # which grows
+            found += [line.accepts for line in known if line.of == each and line.accepts not in found]
+        return found
+
+    def place_of(self, reader: Reader, version: str, mark: int, near: int) -> int | None:
+        """Where the last record of the key of a mark is in an open file that was edited, as that is now."""
+        with self.lock:
+            state = reader.state()
+            known = self._edited
+            if known is None or known[0]() is not reader or known[1:3] != (state, version):
+                index = Index()
+                index.scan(reader)
+                held = index.recent_of(version)
+                places = {
+                    mark_of(key): offset for key, offset in zip(held, index.find_all(version, held)[0], strict=True)
+                }
+                known = self._edited = (weakref.ref(reader), state, version, places)
+            return known[3].get(mark)
+
+    # damage
+
+    def note_damage(self, version: str, key: Key) -> None:
+        """The key's record proved damaged: it is not found any more, and who opens the journal next looks again."""
+        with self.lock:
+            self._take_for_missing(version, key)
+        self._notes_of_damage.add((version, key))
+
+    def _take_for_missing(self, version: str, key: Key) -> None:
+        if (place := self.find(version, key)) is not None:
+            self._known_damage[version, key] = place
+            self.index.forget(version, key)
+
+    def _heed_notes(self) -> None:
+        """Look again at what readers found damaged, in the journal as it is now."""
+        self._known_damage = {}
+        reader = self.journal.reader
+        for version, key in self._notes_of_damage.read() if reader is not None else ():
+            if (place := self.find(version, key)) is not None and not self._is_sound(version, key, place):
+                self._take_for_missing(version, key)
+
+    def _is_sound(self, version: str, key: Key, place: Place) -> bool:
+        reader = self.journal.reader
+        assert reader is not None
+        try:
+            record = reader.read(place.offset)
+            return key_of(reader, record, place.offset) == (key if record.crc else str(key))
+        except DamagedRecord:
+            return False
+
+    def _look_at_notes(self) -> None:
+        """Under the lock: what is sound after all counts again, and only what is damaged still stays noted."""
+        noted = self._notes_of_damage.read()
+        known = dict.fromkeys([*noted, *self._known_damage])
+        if not known:
+            return
+        for (version, key), place in list(self._known_damage.items()):
+            if self.find(version, key) is None and self._is_sound(version, key, place):
+                latest = self.index.latest
+                self.index.add(version, key, place.offset, place.digest)
+                self.index.latest = latest
+                del self._known_damage[version, key]
+        for version, key in noted:
+            if (found := self.find(version, key)) is not None and not self._is_sound(version, key, found):
+                self._take_for_missing(version, key)
+        left = [each for each in known if each in self._known_damage and self.find(*each) is None]
+        if left != noted:
+            self._notes_of_damage.keep(left)
 
     def records(self, version: str) -> Iterator[tuple[Reader, int, Key, Record]]:
         """(reader, offset, key, record) of every key, in the order of the file; the reader keeps them readable.
@@ -334,10 +449,13 @@ class KeyedLog:
         """`records` of those at these offsets, which this index gave; a line with a checksum wins over one without."""
         _held = reader.hold()
         loose = self.index.has_loose
+        counting = self._counting_for(version)
         exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
         for offset in offsets:
             record = self.read_at(reader, version, offset)
             key = key_of(reader, record, offset)
+            if record.forgotten or record.version not in counting:
+                raise reader.moved(offset)
             if record.crc or key not in exact:
                 yield reader, offset, key, record
 
@@ -405,7 +523,7 @@ class KeyedLog:
                 yield str(key_of(reader, record, offset))
 
     def read_at(self, reader: Reader, version: str, offset: int) -> Record:
-        """The record at an offset that this index gave.
+        """The record at an offset that this index gave; where an edit has moved it, from where it is now.
 
         Raises:
             DamagedRecord: with the key, which is not done from now on.
@@ -413,14 +531,16 @@ class KeyedLog:
         try:
             return reader.read(offset)
         except DamagedRecord as error:
-            found = None
             with self.lock:
-                if reader is self.journal.reader:  # else the offset is one of a file that was replaced
-                    found = self.index.key_at(version, offset)
-                    if found is None:
-                        found = self._rebuilt().key_at(version, offset)  # the file of the index knows hashes only
-            if found is None:
-                raise
+                if reader is not self.journal.reader:
+                    raise  # the offset is one of a file that was replaced
+                found = self.index.key_at(version, offset)
+                if found is None:
+                    raise
+                if self._is_moved(reader, offset):
+                    place = self.find(version, found[0])
+                    if place is not None and place.offset != offset:
+                        return reader.read(place.offset, found[0])
             raise reader.damaged(offset, error.why, key=found[0]) from None
 
     def write_index_if_worth(self, growth: float, rows: int, size: int) -> None:
@@ -429,6 +549,25 @@ class KeyedLog:
         lacks, lacking = self.index.recent, self.index.end - covered
         if (lacks > rows or lacking > size) and (lacks > growth * filed or lacking > growth * covered):
             self.write_index()
+        with self.lock:
+            self._vouch()
+
+    def _vouch(self) -> None:
+        """Whoever writes lets go of the journal: the index, and its file, are right of it as it is now."""
+        reader, trust = self.journal.reader, self._trust
+        if reader is None or not self.journal.writable:
+            return
+        state = reader.state()
+        if state[0] != self.index.end or self.journal.in_doubt:
+            return
+        if trust.doubt is not None:
+            trust.seen = state  # what was in doubt is so still
+            return
+        trust.assure(state)
+        try:
+            self.index.seal(self._index_path, state)
+        except OSError as error:
+            log.debug("the index %s was not sealed: %s", self._index_path, error)
 
     def write_index(self) -> None:
         """Write the index file. It is only a cache: failing to write it is not an error."""
@@ -458,13 +597,14 @@ class KeyedLog:
     def close(self) -> None:
         """Let go of both files; `refresh` opens them again."""
         self.journal.close()
-        self.index = Index(self._damage.note)
+        self.index, self._trust, self._edited = Index(self._skipped.note), Trust(), None
 
     def unlink(self) -> None:
         """Delete journal and index; whoever has them open reads on."""
         self.close()
         self.journal.path.unlink(missing_ok=True)
         self._index_path.unlink(missing_ok=True)
+        self._notes_of_damage.unlink()
 
 
 def _pass_over(offset: int, size: int) -> None:

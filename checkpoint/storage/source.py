@@ -102,6 +102,12 @@ class RecordSource(Protocol):
             DamagedRecord: with the key.
         """
 
+    def place_of(self, reader: Reader, version: str, mark: int, near: int) -> int | None:
+        """Where the record of a mark's key is in an open file that was edited, the one that has the place `near`."""
+
+    def note_damage(self, version: str, key: Key) -> None:
+        """The key's record proved damaged: it is not found any more, and who opens the journal next looks again."""
+
     def keys_of_inputs(self, version: str, digests: Set[int]) -> dict[int, Key]:
         """By digest, a key whose last record was computed from that input; for those digests that have one."""
 

@@ -183,7 +183,9 @@ class Store:
             offset = journal.append(lines)
         except StoreError as error:
             raise self._unwritten(shelf, error) from error.__cause__
-        if offset != known:
+        if offset == known:
+            shelf.index.sums.add(lines)
+        else:
             self._learn_foreign(shelf)
         self.meta.owed = True
         return offset
@@ -219,14 +221,6 @@ class Store:
                 if known:
                     self.append(each, [forgetting(version, key, session) for _, key in known], durable=durable)
         return forgotten
-
-    def discard_at(self, path: Path, version: str, key: Key, offset: int, session: bytes) -> None:
-        """Forget the key's record, if it is the one at this offset of that one of the journals."""
-        (each,) = (each for each in self.own if each.journal.path == path)
-        with self.lock:
-            place = each.find(version, key)
-            if place is not None and place.offset == offset:
-                self.append(each, [forgetting(version, key, session)])
 
     def accept(self, old: str, new: str) -> None:
         """The results of one code or version count for another one from now on; call it while writing, under the lock.
