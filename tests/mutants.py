@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from checkpoint.catalog import view
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
-from checkpoint.storage import files, index_file, lock, record
+from checkpoint.storage import files, index_file, lock, record, source
 from checkpoint.storage.blocks import BlockSums
 from checkpoint.storage.damage import DamageNotes
 from checkpoint.storage.index import Index, IndexScan
+from checkpoint.storage.indexed_journal import IndexedJournal
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.reader import Reader
@@ -450,7 +450,7 @@ def blocks_believed(breaker: Breaker) -> None:
 @caught_by(f"{READERS}::test_a_line_that_moved_is_no_damage_though_nothing_tells_of_the_edit")
 def moved_lines_are_damage(breaker: Breaker) -> None:
     """Where a record of another key stands, the key's own is damaged."""
-    breaker.replace(KeyedLog, "_is_moved", lambda real: lambda self, reader, offset: False)
+    breaker.replace(IndexedJournal, "_is_moved", lambda real: lambda self, reader, offset: False)
 
 
 @caught_by(f"{READERS}::test_damage_that_a_reader_met_is_looked_at_again_by_the_next_pass")
@@ -465,7 +465,7 @@ def reading_forgets(breaker: Breaker) -> None:
 
         return note
 
-    breaker.replace(KeyedLog, "note_damage", make)
+    breaker.replace(IndexedJournal, "note_damage", make)
 
 
 @caught_by(f"{READERS}::test_damage_that_a_reader_met_is_looked_at_again_by_the_next_pass")
@@ -477,13 +477,13 @@ def damage_untold(breaker: Breaker) -> None:
 @caught_by(f"{READERS}::test_what_is_noted_of_damage_is_believed_of_no_sound_line")
 def notes_believed(breaker: Breaker) -> None:
     """What is noted is damaged, and nobody looks again."""
-    breaker.replace(KeyedLog, "_is_sound", lambda real: lambda *given: False)
+    breaker.replace(IndexedJournal, "_is_sound", lambda real: lambda *given: False)
 
 
 @caught_by(f"{READERS}::test_results_see_that_a_record_is_of_their_item")
 def any_record_is_the_items(breaker: Breaker) -> None:
     """What stands at the place of an item is its result."""
-    breaker.replace(view, "_is_of", lambda real: lambda *given: True)
+    breaker.replace(source, "_is_of", lambda real: lambda *given: True)
 
 
 @caught_by(
@@ -547,7 +547,7 @@ def renamed_without_directory_sync(breaker: Breaker) -> None:
 @caught_by("test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is")
 def index_outlives_its_journal(breaker: Breaker) -> None:
     """An index file stays while the journal that it is of is replaced."""
-    breaker.replace(KeyedLog, "_unlink_index", lambda real: nothing)
+    breaker.replace(IndexedJournal, "_unlink_index", lambda real: nothing)
 
 
 @caught_by("test_upkeep.py::test_damaged_lines_stay_where_they_are_and_are_read_as_before")

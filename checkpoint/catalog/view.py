@@ -37,15 +37,13 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Failure
-from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
-from checkpoint.storage.source import RecordSource
+from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.storage.store import Entry, Store
 from checkpoint.storage.writer import in_time
 from checkpoint.values.codec import Codec
-from checkpoint.values.keys import Key, key_from_json, key_json, plain_key, version_digest
-from checkpoint.values.marks import mark_of
+from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
 
 __all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error"]
@@ -373,54 +371,20 @@ class VersionView:
             return self._value(reader, place.offset, record, key)
 
     def load_at(self, reader: Reader, offset: int, mark: int | None = None, text: str = "") -> tuple[Key, Any]:
-        """(key, decoded result) at a place that a pass found; `mark` and `text` as in `record_at`."""
+        """(key, decoded result) at a place that a pass found; `mark` and `text` as of `record_at`."""
         shelf = self.checkpoint.results
         with self.noting_damage(shelf, reader):
-            offset, key, record = self.record_at(shelf, reader, offset, mark, text)
+            offset, key, record = record_at(shelf, reader, self.version, offset, mark, text)
             return key, self._value(reader, offset, record, key)
 
     def load_error_at(
         self, reader: Reader, offset: int, mark: int | None = None, text: str = ""
     ) -> tuple[Key, ItemError]:
-        """(key, failure) at a place that a pass found; `mark` and `text` as in `record_at`."""
+        """(key, failure) at a place that a pass found; `mark` and `text` as of `record_at`."""
         shelf = self.checkpoint.errors
         with self.noting_damage(shelf, reader):
-            _, key, record = self.record_at(shelf, reader, offset, mark, text)
+            _, key, record = record_at(shelf, reader, self.version, offset, mark, text)
             return key, item_error(key, record)
-
-    def record_at(
-        self, shelf: RecordSource, reader: Reader, offset: int, mark: int | None, text: str
-    ) -> tuple[int, Key, Record]:
-        """(offset, key, record) at a place that a pass found; where an edit moved the line, from where it is now.
-
-        Args:
-            shelf: where it was found.
-            reader: the file, open since.
-            offset: the place.
-            mark: that of the key whose record it was; None believes the record.
-            text: the str() of the key, where a line without checksum may stand for it.
-
-        Raises:
-            DamagedRecord: its bytes are not those that were written.
-            JournalLost: the file was edited, and the key has no record in it any more.
-        """
-        damage: DamagedRecord | None = None
-        try:
-            record = shelf.read_at(reader, self.version, offset)
-            key = key_of(reader, record, offset)
-            if mark is None or _is_of(record, key, mark, text):
-                return offset, key, record
-        except DamagedRecord as error:
-            if mark is None:
-                raise
-            damage = error
-        found = shelf.place_of(reader, self.version, mark, offset)
-        if damage is not None and found in (None, offset):
-            raise damage
-        if found is None:
-            raise reader.moved(offset)
-        record = reader.read(found)
-        return found, key_of(reader, record, found), record
 
     def load_error(self, key: Key) -> ItemError:
         """The failure recorded for the key, where it has no result.
@@ -548,13 +512,6 @@ class Unsaved(Mapping[Any, Any]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} values that could not be encoded: {quote(list(islice(self, 5)))}>"
-
-
-def _is_of(record: Record, key: Key, mark: int, text: str) -> bool:
-    """Whether a record is of the key of a mark; or of that text, where it has no checksum."""
-    if record.forgotten:
-        return False
-    return mark_of(key if record.crc else key_from_json(record.key)) == mark or (not record.crc and key == text)
 
 
 def item_error(key: Any, record: Record) -> ItemError:

@@ -57,7 +57,7 @@ from checkpoint.reporting.columns import (
 from checkpoint.storage.files import fsync, open_safely, store_error
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
-from checkpoint.storage.source import RecordSource
+from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.values.keys import Key, plain_key
 from checkpoint.values.plain_json import with_stack
 
@@ -204,7 +204,7 @@ class Table:
         mark = None if self._marks is None else self._marks[number]
         text = "" if self._keys is None else str(self._keys[number])
         with records.noting_damage(shelf, reader):
-            _, key, record = records.record_at(shelf, reader, offset, mark, text)
+            _, key, record = record_at(shelf, reader, records.version, offset, mark, text)
         return key, record
 
     # columns

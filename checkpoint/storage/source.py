@@ -9,14 +9,17 @@ from array import array
 from collections.abc import Callable, Iterator, Set
 from typing import Protocol
 
+from checkpoint.errors import DamagedRecord
 from checkpoint.storage.index import Place
+from checkpoint.storage.indexed_journal import key_of
 from checkpoint.storage.notes import Notes
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import Digests
-from checkpoint.values.keys import Key
+from checkpoint.values.keys import Key, key_from_json
+from checkpoint.values.marks import mark_of
 
-__all__ = ["RecordSource", "count_failed", "is_retired", "latest_of"]
+__all__ = ["RecordSource", "count_failed", "is_retired", "latest_of", "record_at"]
 
 _NAMED: dict[str, Key] = {"True": True, "False": False, "None": None}
 
@@ -157,6 +160,49 @@ def is_retired(results: RecordSource, version: str, key: Key, error: Record) -> 
 def count_failed(results: RecordSource, errors: RecordSource, version: str) -> int:
     """How many keys have an error and no result."""
     return sum(not is_retired(results, version, key, error) for key, error in errors.sound(version))
+
+
+def record_at(
+    source: RecordSource, reader: Reader, version: str, offset: int, mark: int | None, text: str
+) -> tuple[int, Key, Record]:
+    """(offset, key, record) at a place that a pass found; where an edit moved the line, from where it is now.
+
+    Args:
+        source: where it was found.
+        reader: the file, open since.
+        version: of which it was found.
+        offset: the place.
+        mark: that of the key whose record it was; None believes the record.
+        text: the str() of the key, where a line without checksum may stand for it.
+
+    Raises:
+        DamagedRecord: its bytes are not those that were written.
+        JournalLost: the file was edited, and the key has no record in it any more.
+    """
+    damage: DamagedRecord | None = None
+    try:
+        record = source.read_at(reader, version, offset)
+        key = key_of(reader, record, offset)
+        if mark is None or _is_of(record, key, mark, text):
+            return offset, key, record
+    except DamagedRecord as error:
+        if mark is None:
+            raise
+        damage = error
+    found = source.place_of(reader, version, mark, offset)
+    if damage is not None and found in (None, offset):
+        raise damage
+    if found is None:
+        raise reader.moved(offset)
+    record = reader.read(found)
+    return found, key_of(reader, record, found), record
+
+
+def _is_of(record: Record, key: Key, mark: int, text: str) -> bool:
+    """Whether a record is of the key of a mark; or of that text, where it has no checksum."""
+    if record.forgotten:
+        return False
+    return mark_of(key if record.crc else key_from_json(record.key)) == mark or (not record.crc and key == text)
 
 
 def _key_spelled(text: str) -> Key:
