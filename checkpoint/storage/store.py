@@ -5,7 +5,8 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
 
     NAME_results.jsonl   what succeeded          .NAME_*.index    rebuildable
     NAME_errors.jsonl    what failed             .NAME.lock       who writes
-    NAME_meta.json       counts, for people      .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
+    NAME_meta.json       counts, for people      .NAME_*.damaged  where readers met damage; may be deleted
+                                                 .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
 
 A store knows its own journals only. What else is read beside them, and who looks after it, its `Host` knows; where the
 journals are kept elsewhere too, a `Replica` brings them from there and back.
