@@ -47,6 +47,7 @@ with instrumented:
     from checkpoint import CheckpointedRunner, CheckpointError, checkpointed
     from checkpoint.cli import main
     from checkpoint.storage import index_file as segments
+    from checkpoint.storage.blocks import BlockSums
     from checkpoint.storage.reader import Reader
     from checkpoint.storage.record import seal
     from checkpoint.values.digests import Digests
@@ -161,8 +162,10 @@ def _lying_index(offset: Callable[[int], int]) -> Callable[[Path, random.Random,
         damage = [(offset(key), ORDERS) for key in keys]
         name = path.with_name(".j_results.index")
         at = [offset(key) for key in keys]
+        sums = BlockSums()
+        sums.add(reader.pread(reader.size(), 0))
         segments.IndexFile.write(
-            name, reader, None, {"": news, "v": news}, reader.size(), ORDERS, damage, at, {"v": [ORDERS]}
+            name, reader, None, {"": news, "v": news}, reader.size(), ORDERS, damage, at, {"v": [ORDERS]}, sums.state()
         )
 
     return put

@@ -33,18 +33,22 @@ from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker
 from checkpoint.remote.state import Owed
 from checkpoint.remote.uploader import _Session
-from checkpoint.storage import files, index_file, lock, record
+from checkpoint.storage import files, index_file, lock, record, source
+from checkpoint.storage.blocks import BlockSums
+from checkpoint.storage.damage import DamageNotes
 from checkpoint.storage.index import Index, IndexScan
+from checkpoint.storage.indexed_journal import IndexedJournal
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE
-from checkpoint.storage.store import Store
+from checkpoint.storage.store import Store, forgetting
 from checkpoint.storage.writer import Writer
 
 __all__ = ["MUTANTS", "Breaker", "Mutant", "Run"]
 
 Function = Callable[..., Any]
+READERS = "laws/test_readers.py"
 FAILING = "test_failing_calls.py::test_a_call_that_fails_loses_nothing_that_was_acknowledged"
 
 
@@ -436,6 +440,61 @@ def meta_believed(breaker: Breaker) -> None:
 def index_of_any_journal(breaker: Breaker) -> None:
     """An index file is of the journal beside it."""
     breaker.replace(index_file, "_is_of", lambda real: lambda header, reader: True)
+    breaker.replace(Index, "is_sealed", lambda real: lambda self, state: True)
+
+
+@caught_by(f"{READERS}::test_the_last_line_of_a_key_counts_whatever_the_index_file_says")
+def index_of_another_state(breaker: Breaker) -> None:
+    """An index file whose journal begins and ends as it knows is right, whatever was edited between."""
+    breaker.replace(Index, "is_sealed", lambda real: lambda self, state: True)
+
+
+@caught_by(f"{READERS}::test_the_last_line_of_a_key_counts_whatever_the_index_file_says")
+def blocks_believed(breaker: Breaker) -> None:
+    """A block of the journal is what the index was learned from, whatever its checksum says."""
+    breaker.replace(BlockSums, "fits", lambda real: lambda self, reader, block: True)
+
+
+# --- readers beside edits -------------------------------------------------------------------------------------------
+
+
+@caught_by(f"{READERS}::test_a_line_that_moved_is_no_damage_though_nothing_tells_of_the_edit")
+def moved_lines_are_damage(breaker: Breaker) -> None:
+    """Where a record of another key stands, the key's own is damaged."""
+    breaker.replace(IndexedJournal, "_is_moved", lambda real: lambda self, reader, offset: False)
+
+
+@caught_by(f"{READERS}::test_damage_that_a_reader_met_is_looked_at_again_by_the_next_pass")
+def reading_forgets(breaker: Breaker) -> None:
+    """A reader that meets damage appends a record that forgets the key."""
+
+    def make(real: Function) -> Function:
+        def note(self: KeyedLog, version: str, key: Any) -> None:
+            real(self, version, key)
+            with self.journal.path.open("ab") as file:
+                file.write(forgetting(version, key, b"").line)
+
+        return note
+
+    breaker.replace(IndexedJournal, "note_damage", make)
+
+
+@caught_by(f"{READERS}::test_damage_that_a_reader_met_is_looked_at_again_by_the_next_pass")
+def damage_untold(breaker: Breaker) -> None:
+    """What a reader met stays with that reader."""
+    breaker.replace(DamageNotes, "add", lambda real: nothing)
+
+
+@caught_by(f"{READERS}::test_what_is_noted_of_damage_is_believed_of_no_sound_line")
+def notes_believed(breaker: Breaker) -> None:
+    """What is noted is damaged, and nobody looks again."""
+    breaker.replace(IndexedJournal, "_is_sound", lambda real: lambda *given: False)
+
+
+@caught_by(f"{READERS}::test_results_see_that_a_record_is_of_their_item")
+def any_record_is_the_items(breaker: Breaker) -> None:
+    """What stands at the place of an item is its result."""
+    breaker.replace(source, "_is_of", lambda real: lambda *given: True)
 
 
 @caught_by(
@@ -499,7 +558,7 @@ def renamed_without_directory_sync(breaker: Breaker) -> None:
 @caught_by("test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is")
 def index_outlives_its_journal(breaker: Breaker) -> None:
     """An index file stays while the journal that it is of is replaced."""
-    breaker.replace(KeyedLog, "_unlink_index", lambda real: nothing)
+    breaker.replace(IndexedJournal, "_unlink_index", lambda real: nothing)
 
 
 @caught_by("test_upkeep.py::test_damaged_lines_stay_where_they_are_and_are_read_as_before")

@@ -70,8 +70,17 @@ ROWS = (
         "damaged line in the middle",
         "every intact record before and after it is kept. A logged warning names file and line; `checkpoint check` "
         "lists all of them; the bytes stay. Framing is checked when a file is scanned, the checksum whenever a value "
-        "is read, everything by `check`; a value found damaged raises `DamagedRecord`, is not done from then on, and "
-        "the next pass computes it. A line without a checksum cannot tell",
+        "is read, everything by `check`; a value found damaged raises `DamagedRecord`, and is not done in this process "
+        "from then on. Reading appends nothing: it leaves a note beside the journal where it can, and the next pass "
+        "looks at the line again and computes what is damaged still. A line without a checksum cannot tell",
+    ),
+    Row(
+        "a journal edited beside readers",
+        "no value is read under another key, whatever is edited while readers and `Results` are open and whatever "
+        "index file lies there: sorted, joined, formatted, restored, replaced, cut, or written in place with the same "
+        "size. A line that moved is found by its key, by an open reader within 50 ms (of a long journal that also "
+        "grows, within 100 times what it takes to read it), or an error says what happened. Reading changes no byte",
+        "by another program",
     ),
     Row(
         "disk full, quota, file-size limit",
@@ -244,8 +253,8 @@ class Cause(NamedTuple):
 def causes(directory: Path = TESTS) -> list[Cause]:
     """Every marked test of the directory, in the order of files and lines; nothing is imported for it."""
     return [
-        Cause(path.name, node.name, rows)
-        for path in sorted(directory.glob("test_*.py"))
+        Cause(path.relative_to(directory).as_posix(), node.name, rows)
+        for path in sorted([*directory.glob("test_*.py"), *directory.glob("laws/test_*.py")])
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if (rows := tuple(_marked(node)))

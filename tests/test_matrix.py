@@ -79,7 +79,7 @@ def test_every_promise_of_the_readme_leads_to_its_row() -> None:
     named = re.findall(r"(?m)^\| \[[^]]+\]\[([a-z0-9-]+)\] \|", section)
     assert named == [row.slug for row in ROWS]
     files = {test.name: f"tests/{test.file}" for test in TESTS}
-    shown = re.findall(r"\[(test_\w+)\]\((tests/test_\w+\.py)\)", section.partition("\nBeside the faults")[0])
+    shown = re.findall(r"\[(test_\w+)\]\((tests/(?:laws/)?test_\w+\.py)\)", section.partition("\nBeside the faults")[0])
     assert shown == [(row.test, files[row.test]) for row in ROWS]
     targets = dict(re.findall(r"(?m)^\[([a-z0-9-]+)\]: (\S+)$", section))
     assert targets == {row.slug: f"tests/PROMISES.md#{row.slug}" for row in ROWS}

@@ -1,13 +1,14 @@
 """What a pass returns, and what a checkpoint holds, read from disk on demand.
 
-`Results` keeps 8 bytes an item, a descriptor of the file, and no value: each access decodes anew.
+`Results` keeps 16 bytes an item, a descriptor of the file, and no value: each access decodes anew, and sees that the
+record that it reads is of its item's key.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -18,6 +19,7 @@ from checkpoint.passes.failures import failure_of
 from checkpoint.passes.pipeline import Pass
 from checkpoint.reporting.causes import Cause, causes_of, summarize
 from checkpoint.values.keys import plain_key
+from checkpoint.values.marks import marks_of
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped,unused-ignore]  # its stubs are another distribution
@@ -143,7 +145,7 @@ class Results(_Rows, Sequence[R]):
         (True, 25, [9, 9], {3: 9, 5: 25})
     """
 
-    __slots__ = ("_errors", "_held", "_index", "_keys", "_places", "_records", "_results")
+    __slots__ = ("_errors", "_held", "_index", "_keys", "_marks", "_places", "_records", "_results")
 
     def __init__(self, running: Pass) -> None:
         self._records = running.records
@@ -158,6 +160,7 @@ class Results(_Rows, Sequence[R]):
             loose = checkpoint.results.has_loose or checkpoint.errors.has_loose
             told = not loose and NOT_RUN not in self._places
         self._keys = None if told else list(running.input.keys)
+        self._marks = marks_of(running.input.keys)
         self._index = running.input.index
 
     def __len__(self) -> int:
@@ -169,27 +172,29 @@ class Results(_Rows, Sequence[R]):
     def __getitem__(self, index: slice, /) -> list[R]: ...
     def __getitem__(self, index: int | slice, /) -> R | list[R]:
         if isinstance(index, slice):
-            return [self._load(place)[1] for place in self._places[index]]
+            return [self._load(number)[1] for number in range(len(self))[index]]
         try:
-            place = self._places[index]
+            number = range(len(self))[index]
         except IndexError:
             raise IndexError(f"index {index} is out of range for {len(self)} results") from None
-        return self._load(place)[1]  # type: ignore[no-any-return]
+        return self._load(number)[1]  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[R]:
-        for place in self._places:
-            yield self._load(place)[1]
+        for number in range(len(self)):
+            yield self._load(number)[1]
 
-    def _load(self, place: int) -> tuple[Any, Any]:
-        """(key, value or error) at a place."""
+    def _load(self, number: int) -> tuple[Any, Any]:
+        """(key, value or error) of an item: the record at its place is of its key, or is looked for."""
+        place, mark = self._places[number], self._marks[number]
+        text = "" if self._keys is None else str(self._keys[number])
         if place >= 0:
             assert self._results is not None
-            return self._records.load_at(self._results, place)
+            return self._records.load_at(self._results, place, mark, text)
         if place == NOT_RUN:
             message = "it was not run, since the pass was ended early"
             return None, ItemError(message, message=message, type="NotRun")
         assert self._errors is not None
-        return self._records.load_error_at(self._errors, ~place)
+        return self._records.load_error_at(self._errors, ~place, mark, text)
 
     @property
     def item_keys(self) -> list[Any]:
@@ -197,13 +202,13 @@ class Results(_Rows, Sequence[R]):
 
         It is not called `keys`: pandas takes an object that has `keys` for a mapping, and aligns it by index.
         """
-        return list(self._keys) if self._keys is not None else [self._load(place)[0] for place in self._places]
+        return list(self._keys) if self._keys is not None else [self._load(number)[0] for number in range(len(self))]
 
     @property
     def errors(self) -> dict[Any, ItemError]:
         """The failures among them, by key."""
         keys = self._keys or [None] * len(self)
-        failed = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True) if place < 0]
+        failed = [(keys[number], self._load(number)) for number, place in enumerate(self._places) if place < 0]
         return {told if key is None else key: error for key, (told, error) in failed}
 
     def _not_run(self) -> list[Any]:
@@ -215,7 +220,7 @@ class Results(_Rows, Sequence[R]):
     def to_dict(self) -> dict[Any, R]:
         """The values by key."""
         keys = self._keys or [None] * len(self)
-        pairs = [(key, self._load(place)) for key, place in zip(keys, self._places, strict=True)]
+        pairs = [(key, self._load(number)) for number, key in enumerate(keys)]
         return {told if self._keys is None else key: value for key, (told, value) in pairs}
 
     def __eq__(self, other: object) -> bool:
@@ -227,13 +232,18 @@ class Results(_Rows, Sequence[R]):
 
     def _table(self, *, errors: bool) -> Table:
         readers = self._results, self._errors
-        return _table_of(self._records, self._places, *readers, self._keys, failures=errors, index=self._index)
+        return _table_of(
+            self._records, self._places, *readers, self._keys, failures=errors, index=self._index, marks=self._marks
+        )
 
     def _shown(self) -> tuple[Table, int, str]:
         failed = sum(place < 0 for place in self._places)
         told = f", {failed:,} of them failed" if failed else ""
         keys = None if self._keys is None else self._keys[:_FIRST]
-        first = _table_of(self._records, self._places[:_FIRST], self._results, self._errors, keys, failures=failed > 0)
+        first = _table_of(
+            self._records, self._places[:_FIRST], self._results, self._errors, keys,
+            failures=failed > 0, marks=self._marks,
+        )  # fmt: skip
         return first, len(self), f"{plural(len(self), 'result')}{told}"
 
     def __repr__(self) -> str:
@@ -295,6 +305,14 @@ class _Keyed(Mapping[Any, V], Generic[V]):
     def __iter__(self) -> Iterator[Any]:
         return (key for key, _ in self._items())
 
+    def items(self) -> ItemsView[Any, V]:
+        """(key, value) of each, as it was when iterating began, whatever is cleared meanwhile."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[V]:
+        """The value of each, as it was when iterating began, whatever is cleared meanwhile."""
+        return _Values(self)
+
     def __len__(self) -> int:
         return sum(1 for _ in self._items())
 
@@ -303,6 +321,27 @@ class _Keyed(Mapping[Any, V], Generic[V]):
         shown = ", ".join([f"{quote(key, 40)}: {quote(value, 80)}" for key, value in first])
         kind = type(self).__name__.removeprefix("Keyed").lower()
         return f"<{len(self):,} {kind} of checkpoint {self._records.name!r}: {shown}>"
+
+
+class _Items(ItemsView[Any, V]):
+    """Items that are read in one go: not looked up one by one, since they may be cleared by then."""
+
+    _mapping: _Keyed[V]
+
+    def __iter__(self) -> Iterator[tuple[Any, V]]:
+        return self._mapping._items()
+
+
+class _Values(ValuesView[V]):
+    """Values that are read in one go."""
+
+    _mapping: _Keyed[V]
+
+    def __iter__(self) -> Iterator[V]:
+        return (value for _, value in self._mapping._items())
+
+    def __contains__(self, value: object) -> bool:
+        return any(held is value or held == value for held in self)
 
 
 class KeyedResults(_Rows, _Keyed[V]):

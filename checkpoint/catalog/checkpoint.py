@@ -15,11 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from checkpoint.catalog.merged_log import MergedLog
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.siblings import Siblings
-from checkpoint.errors import StoreError, StoreForked, quote
 from checkpoint.remote.replication import replica_of
 from checkpoint.storage.journals import Journals
 from checkpoint.storage.keyed_log import KeyedLog
@@ -28,7 +26,7 @@ from checkpoint.storage.meta import Summary, meta_in
 from checkpoint.storage.record import Record
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource, count_failed, is_retired, latest_of
-from checkpoint.storage.store import Store, forgetting
+from checkpoint.storage.store import Store
 from checkpoint.storage.writer import Writer
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, version_digest
 
@@ -260,34 +258,15 @@ class Checkpoint:
                 opened.callback(self._owner.open(self.name, self.directory, user, shard))
             yield [user.checkpoint.store for user in users]
 
-    def discard(self, source: RecordSource, version: str, key: Key, offset: int, session: bytes) -> None:
-        """The key's record proved damaged: it is not done from now on, and on disk too where that can be said.
+    def note_damage(self, source: RecordSource, version: str, key: Key, offset: int) -> None:
+        """The key's record proved damaged: it is not done from now on, and the next pass is told to look at it.
 
         A later record of the key, or a file that is no longer the current one, is another matter.
         """
         with self.store.lock:
             place = source.find(version, key)
-            if place is None or place.offset != offset:
-                return
-            if isinstance(source, MergedLog):
-                shard, own, local = source.shard_at(offset)
-            else:
-                assert isinstance(source, KeyedLog)
-                shard, own, local = self.shard, source, offset
-            if shard == self.shard:
-                try:
-                    self.store.append(own, [forgetting(version, key, session, damaged=True)])
-                except (StoreError, StoreForked) as error:
-                    log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
-                    own.index.forget(version, key)
-                return
-            assert isinstance(source, MergedLog)
-            source.forget_at(offset, version, key)
-        try:
-            with self._others([shard]) as (other,):
-                other.discard_at(own.journal.path, version, key, local, session)
-        except (StoreError, StoreForked) as error:
-            log.debug("the damage of key %s was not noted on disk: %s", quote(key), error)
+            if place is not None and place.offset == offset:
+                source.note_damage(version, key)
 
     def clear(self) -> None:
         """Forget everything: unlink the journals, indexes and meta. Lock files and bytes set aside stay.

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from checkpoint import clock
 from checkpoint.catalog.shards import Shard, hash_of
-from checkpoint.errors import DamagedRecord
+from checkpoint.errors import DamagedRecord, JournalLost
 from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.notes import Notes
@@ -97,6 +97,10 @@ class JoinedReader(Reader):
     def damaged(self, offset: int, why: str, line: bytes = b"", key: object = None) -> DamagedRecord:
         """As `Reader.damaged`."""
         return _located(self.part(offset).damaged(offset & _LOCAL, why, line, key), offset)
+
+    def moved(self, offset: int) -> JournalLost:
+        """As `Reader.moved`."""
+        return self.part(offset).moved(offset & _LOCAL)
 
     def where(self, offset: int) -> str:
         """As `Reader.where`."""
@@ -225,15 +229,12 @@ class MergedLog:
     def _at(self, offset: int) -> KeyedLog:
         return self._shelves[offset >> _SHIFT]
 
-    def shard_at(self, offset: int) -> tuple[Shard, KeyedLog, int]:
-        """(whose journal an offset is in, the journal, the offset there)."""
-        number = offset >> _SHIFT
-        return self._shards[number], self._shelves[number], offset & _LOCAL
-
-    def forget_at(self, offset: int, version: str, key: Key) -> None:
-        """The key has no record any more in the journal that the offset is in, as far as this process goes."""
-        self._at(offset).index.forget(version, key)
-        self._known.clear()
+    def note_damage(self, version: str, key: Key) -> None:
+        """As `KeyedLog.note_damage`, in the journal whose record counts."""
+        with self.lock:
+            if (place := self.find(version, key)) is not None:
+                self._at(place.offset).note_damage(version, key)
+                self._known.clear()
 
     # looking up
 
@@ -322,6 +323,12 @@ class MergedLog:
             return self._at(offset).read_at(part, version, offset & _LOCAL)
         except DamagedRecord as error:
             raise _located(error, offset) from None
+
+    def place_of(self, reader: Reader, version: str, mark: int, near: int) -> int | None:
+        """As `KeyedLog.place_of`."""
+        part = reader.part(near) if isinstance(reader, JoinedReader) else reader
+        found = self._at(near).place_of(part, version, mark, near & _LOCAL)
+        return None if found is None else near & ~_LOCAL | found
 
     # all of them
 

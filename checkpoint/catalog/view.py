@@ -37,10 +37,9 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Failure
-from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal, seal_parts
-from checkpoint.storage.source import RecordSource
+from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.storage.store import Entry, Store
 from checkpoint.storage.writer import in_time
 from checkpoint.values.codec import Codec
@@ -89,7 +88,7 @@ class VersionView:
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
         schema: of the classes that `result_type` names, or None.
-        only_reads: whether nothing is to be written, not even that a record is damaged.
+        only_reads: whether nothing is to be written, not even a note that a record is damaged.
     """
 
     checkpoint: Checkpoint
@@ -372,20 +371,20 @@ class VersionView:
             reader, place, record = found
             return self._value(reader, place.offset, record, key)
 
-    def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
-        """(key, decoded result) at a place that a pass found."""
+    def load_at(self, reader: Reader, offset: int, mark: int | None = None, text: str = "") -> tuple[Key, Any]:
+        """(key, decoded result) at a place that a pass found; `mark` and `text` as of `record_at`."""
         shelf = self.checkpoint.results
         with self.noting_damage(shelf, reader):
-            record = shelf.read_at(reader, self.version, offset)
-            key = key_of(reader, record, offset)
+            offset, key, record = record_at(shelf, reader, self.version, offset, mark, text)
             return key, self._value(reader, offset, record, key)
 
-    def load_error_at(self, reader: Reader, offset: int) -> tuple[Key, ItemError]:
-        """(key, failure) at a place that a pass found."""
+    def load_error_at(
+        self, reader: Reader, offset: int, mark: int | None = None, text: str = ""
+    ) -> tuple[Key, ItemError]:
+        """(key, failure) at a place that a pass found; `mark` and `text` as of `record_at`."""
         shelf = self.checkpoint.errors
         with self.noting_damage(shelf, reader):
-            record = shelf.read_at(reader, self.version, offset)
-            key = key_of(reader, record, offset)
+            _, key, record = record_at(shelf, reader, self.version, offset, mark, text)
             return key, item_error(key, record)
 
     def load_error(self, key: Key) -> ItemError:
@@ -409,7 +408,7 @@ class VersionView:
             yield
         except DamagedRecord as error:
             if not self.only_reads and (reader is None or shelf.holds(reader, error.offset)):
-                self.checkpoint.discard(shelf, self.version, plain_key(error.key), error.offset, self._session)
+                self.checkpoint.note_damage(shelf, self.version, plain_key(error.key), error.offset)
             raise
 
     def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:

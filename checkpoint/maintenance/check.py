@@ -407,7 +407,7 @@ def leftovers_of(name: str, directory: Path) -> Iterator[tuple[str, int]]:
     """(path, bytes) of temporary files of this checkpoint. This process's own may be in use by another thread."""
     pattern = re.compile(
         rf"\.{re.escape(name)}_(?:(?:results|errors|unsaved)\.(?:pull\.)?tmp"  # as they were named before
-        rf"|(?:meta|(?:results|errors|unsaved)(?:\.index|(?:\.first)?\.pull)?)"
+        rf"|(?:meta|(?:results|errors|unsaved)(?:\.index|\.damaged|(?:\.first)?\.pull)?)"
         rf"\.(?!{os.getpid()}\.)[0-9]+(?:\.[0-9a-f]+)?\.tmp)"
         rf"|\.{re.escape(name)}\.remote\.(?!{os.getpid()}\.)[0-9]+\.[0-9a-f]+\.tmp"
     )

@@ -25,7 +25,7 @@ import io
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -55,10 +55,9 @@ from checkpoint.reporting.columns import (
     tidy_text,
 )
 from checkpoint.storage.files import fsync, open_safely, store_error
-from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
-from checkpoint.storage.source import RecordSource
+from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.values.keys import Key, plain_key
 from checkpoint.values.plain_json import with_stack
 
@@ -117,6 +116,7 @@ class Table:
         keys: the keys of the rows, where the records do not tell.
         failures: whether there are columns for failures.
         index: that of the pandas DataFrame whose rows these are of, if any.
+        marks: those of the keys of the rows, where a record is only right if it is of that key.
     """
 
     def __init__(
@@ -129,8 +129,10 @@ class Table:
         *,
         failures: bool = False,
         index: Any = None,
+        marks: Sequence[int] | None = None,
     ) -> None:
         self._records = records
+        self._marks = marks
         self._places = places
         self._readers = results, errors
         self._keys = keys
@@ -172,19 +174,19 @@ class Table:
 
     def _rows(self) -> Iterator[_Row]:
         for number, place in enumerate(self._places):
-            row = self._row(place)
+            row = self._row(place, number)
             yield row if self._keys is None else row._replace(own=(tidy(self._keys[number]), *row.own[1:]))
 
-    def _row(self, place: int) -> _Row:
+    def _row(self, place: int, number: int) -> _Row:
         if place == NOT_RUN:
             return _Row((None, "it was not run, since the pass was ended early", "NotRun", None, None, None), None, 0)
         checkpoint = self._records.checkpoint
         if place < 0:
-            key, record = self._read(checkpoint.errors, self._readers[1], ~place, self._records.load_error_at)
+            key, record = self._read(checkpoint.errors, self._readers[1], ~place, number)
             told = tidy_text(record.error or ""), record.type and tidy_text(record.type)
             return _Row(_own(key, record, *told), None, 0)
         reader = self._readers[0]
-        key, record = self._read(checkpoint.results, reader, place, self._records.load_at)
+        key, record = self._read(checkpoint.results, reader, place, number)
         raw, sealed = bytes(record.result), bool(record.crc or record.session)
         try:
             value = tidy_result(raw, sealed=sealed)
@@ -196,16 +198,14 @@ class Table:
             value = tidy_text(raw.decode("utf-8", "replace"))  # another program's, nested deeper than can be followed
         return _Row(_own(key, record, None, None), value, len(raw))
 
-    def _read(
-        self, shelf: RecordSource, reader: Reader | None, offset: int, load: Callable[[Reader, int], Any]
-    ) -> tuple[Key, Record]:
+    def _read(self, shelf: RecordSource, reader: Reader | None, offset: int, number: int) -> tuple[Key, Record]:
         assert reader is not None
-        try:
-            record = shelf.read_at(reader, self._records.version, offset)
-            return key_of(reader, record, offset), record
-        except DamagedRecord:
-            load(reader, offset)  # which raises the same, and notes that the key is not done
-            raise
+        records = self._records
+        mark = None if self._marks is None else self._marks[number]
+        text = "" if self._keys is None else str(self._keys[number])
+        with records.noting_damage(shelf, reader):
+            _, key, record = record_at(shelf, reader, records.version, offset, mark, text)
+        return key, record
 
     # columns
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint import locks
+from checkpoint.storage.blocks import BlockSums, State
 from checkpoint.storage.index_file import Delta, IndexDamaged, IndexFile, hash_of, hashes_of, loose_hash
 from checkpoint.storage.packed import Packed, Place, place_in
 from checkpoint.storage.reader import LONG_LINE, Reader
@@ -66,6 +67,7 @@ class IndexSnapshot:
         damaged: (offset, why) of lines that could not be read.
         notes: where the lines are that accept, and the records that say what a digest stands for.
         codes: by version, the fingerprints that its records have named, the last one last.
+        sums: the checksums of the blocks that were covered.
     """
 
     rows: dict[str, dict[Key, int]]
@@ -79,6 +81,7 @@ class IndexSnapshot:
     damaged: list[tuple[int, str]]
     notes: list[int]
     codes: dict[str, list[str]]
+    sums: tuple[bytes, int]
 
     def write(self, path: Path, journal: Reader) -> IndexFile | None:
         """Replace the file at `path` by one that covers all that was known; readers of the old one go on reading it.
@@ -91,7 +94,7 @@ class IndexSnapshot:
         """
         news = {version: self._news(version) for version in set(self.rows) | set(self.loose)}
         return IndexFile.write(
-            path, journal, self.base, news, self.end, self.latest, self.damaged, self.notes, self.codes
+            path, journal, self.base, news, self.end, self.latest, self.damaged, self.notes, self.codes, self.sums
         )
 
     def _news(self, version: str) -> Delta:
@@ -122,6 +125,7 @@ class Index:
         codes: by version, the fingerprints that its records have named, the last one last.
         rest: where a last line without newline begins that counts already, and its length.
         crowd: watches the keys that are read.
+        sums: the checksums of the bytes that it was learned from.
     """
 
     def __init__(self, on_damage: Callable[[int, str], None] = lambda offset, why: None) -> None:
@@ -140,6 +144,7 @@ class Index:
         self._places = array("Q")
         self.rest = (0, 0)
         self.crowd = Crowd()
+        self.sums = BlockSums()
         self.end = 0
         self.latest = ""
         self.has_loose = False
@@ -339,12 +344,16 @@ class Index:
         return [key for key, row in self._rows.get(version, {}).items() if row >= 0]
 
     def key_at(self, version: str, offset: int) -> tuple[Key] | None:
-        """The recent key whose record starts at `offset`, in a tuple."""
+        """The key whose record starts at `offset`, in a tuple; of those in the file, as far as it can be read."""
         for table in (self._rows, self._loose):
             for key, row in table.get(version, {}).items():
                 if row >= 0 and self._places[3 * row] == offset:
                     return (key,)
-        return None
+        try:
+            filed = self._segment.places(version) if self._segment is not None else ()
+            return next(((key,) for key, at, _ in filed if at == offset), None)
+        except (IndexDamaged, OSError):
+            return None
 
     def snapshot(self) -> IndexSnapshot:
         """What is known at this moment, to be written by another thread while this one learns on."""
@@ -360,7 +369,12 @@ class Index:
             damaged=self.damaged[:],
             notes=self.notes[:],
             codes={version: list(codes) for version, codes in self.codes.items()},
+            sums=self._sums_of_file(),
         )
+
+    def _sums_of_file(self) -> tuple[bytes, int]:
+        self.sums.align(self.end)
+        return self.sums.state()
 
     # learning
 
@@ -492,6 +506,7 @@ class Index:
         if segment is None:
             return False
         self._segment = self._base = segment
+        self.sums = BlockSums(segment.header.covered, segment.header.last_block, segment.block_sums)
         self.end, self.latest = segment.header.covered, segment.header.latest
         self.has_loose = segment.header.loose > 0
         known = [(offset, why) for offset, why in segment.header.damaged if 0 <= offset < self.end]
@@ -501,6 +516,19 @@ class Index:
         for offset, why in self.damaged:
             self._on_damage(offset, why)
         return True
+
+    def is_sealed(self, state: State) -> bool:
+        """Whether the file says that it is right of the journal in this state."""
+        return self._base is None or self._base.sealed == state
+
+    def seal(self, path: Path, state: State) -> None:
+        """The file at `path`, if there is one, is right of the journal in this state; not to note it loses only time.
+
+        Raises:
+            OSError: it could not be noted.
+        """
+        if self._base is not None:
+            self._base.seal(path, state)
 
     def drop_base(self) -> None:
         """The file is not to be built upon: the next one is made from what is known here, which must be everything."""
@@ -524,7 +552,9 @@ class IndexScan:
     def run(self) -> None:
         """Learn all of it, a last line without newline included if it is whole."""
         index = self._index
+        index.sums.align(index.end)
         for offset, block in self._journal.blocks(index.end, self._read_long):
+            index.sums.add(block)
             if block.find(b"\n") > LONG_KEY or index.has_loose or not self._pack(offset, block):
                 self._read_lines(offset, block)
             index.end = offset + len(block)
@@ -545,6 +575,7 @@ class IndexScan:
 
     def _read_long(self, offset: int, size: int) -> None:
         """A line of many megabytes: its beginning and its end are enough where its checksum holds."""
+        self._index.sums.skip(size + 1)
         is_sealed = self._journal.is_sealed(offset, size)
         if is_sealed:
             ends = self._journal.pread(LONG_KEY, offset) + self._journal.pread(LONG_KEY, offset + size - LONG_KEY)

@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from checkpoint.storage.blocks import BlockSums, Doubt, State
 from checkpoint.storage.files import open_safely, replacing
 from checkpoint.storage.reader import Reader
 from checkpoint.values.digests import Digests, are_apart
@@ -32,13 +33,14 @@ from checkpoint.values.keys import Key, identity, key_from_json, keys_json
 
 __all__ = ["Delta", "IndexDamaged", "IndexFile", "file_state", "hash_of", "hashes_of", "loose_hash"]
 
-_FORMAT = 5
+_FORMAT = 6
 _HEADER = 4096  # bytes; the header takes as many of these as it needs
 _LONGEST_HEADER = 4 << 20
 _ENTRY = struct.Struct("<16sqQQH")  # hash, offset, input digest, version number (and _LOOSE)
 _PAGE = struct.Struct("<QI")  # first entry, checksum of the page
 _RUN = struct.Struct("<IIH")  # of a run: how many keys, bytes of their JSON, version number; and its checksum:
 _CHECK = struct.Struct("<I")
+_SEAL = struct.Struct("<QQI")  # a state of the journal, and the checksum of that
 _RUN_KEYS = 4096
 _LOOSE = 0x8000  # so many versions there may be
 _PROBE = 64
@@ -54,7 +56,8 @@ class _Header(msgspec.Struct):
     covered: int  # bytes of the journal that the entries stand for
     head: str  # the journal's first bytes, in hex, and
     tail: str  # the last covered ones: another journal has others
-    modified: int  # when the journal was, in nanoseconds, where it ended there: what is edited in place may look alike
+    blocks: int  # how many checksums of whole blocks of the journal stand behind the seal; and that of the rest:
+    last_block: int
     entries: int
     pages: int
     runs: int
@@ -141,13 +144,18 @@ class Delta(NamedTuple):
 
 
 class IndexFile:
-    """The index file, open."""
+    """The index file, open.
+
+    Behind its header stands the *seal*: the state that the journal was in when a writer that knew it to fit let go.
+    Behind that stand the checksums of the journal's blocks, which vouch for the entries in any other state.
+    """
 
     def __init__(self, fd: int, header: _Header, size: int) -> None:
         self._fd = fd
         self.header = header
-        self._pages_at = size
-        self._entries_at = size + (header.pages + 1) * _PAGE.size
+        self._seal_at = size
+        self._pages_at = size + _SEAL.size + _CHECK.size * (header.blocks + 1)
+        self._entries_at = self._pages_at + (header.pages + 1) * _PAGE.size
         self._shift = 128 - (header.pages.bit_length() - 1)
         self._salt = _salt(header)
 
@@ -171,6 +179,7 @@ class IndexFile:
     def write(
         cls, path: Path, journal: Reader, base: IndexFile | None, news: dict[str, Delta],
         covered: int, latest: str, damaged: list[tuple[int, str]], notes: list[int], codes: dict[str, list[str]],
+        sums: tuple[bytes, int],
     ) -> IndexFile | None:  # fmt: skip
         """Replace the file at `path` by what `base` holds and the news; readers of the old one go on reading it.
 
@@ -183,6 +192,7 @@ class IndexFile:
             latest: the version of the last record.
             damaged: (offset, why) of lines that could not be read.
             notes, codes: as in an `Index`.
+            sums: as `BlockSums.state` gives them.
 
         Returns the new one; None where it is not found to be sound.
 
@@ -196,12 +206,49 @@ class IndexFile:
         entries, runs, counts, loose = cls._merged(base, news, versions)
         head, tail = _probes(journal, covered)
         header = _Header(
-            _FORMAT, sys.byteorder, covered, head, tail, journal.modified_at(covered), len(entries),
+            _FORMAT, sys.byteorder, covered, head, tail, len(sums[0]) // _CHECK.size, sums[1], len(entries),
             _page_count(len(entries)), len(runs), versions, counts, loose, latest, damaged, notes, codes,
         )  # fmt: skip
-        _write_file(path, header, entries, runs)
+        _write_file(path, header, sums[0], entries, runs)
         written = cls.open(path, journal)
         return written if written is not None and written.header.covered == covered else None
+
+    @property
+    def sealed(self) -> State:
+        """The state of the journal in which everything in the file is right; (0, 0) where none is known."""
+        data = os.pread(self._fd, _SEAL.size, self._seal_at)
+        if len(data) != _SEAL.size:
+            return 0, 0
+        size, modified, check = _SEAL.unpack(data)
+        return (size, modified) if check == _seal_check(self._salt, size, modified) else (0, 0)
+
+    def seal(self, path: Path, state: State) -> None:
+        """Everything in the file, which is at `path`, is right of the journal in this state.
+
+        Raises:
+            OSError: it could not be noted; a seal that was cut off fails its checksum.
+        """
+        if state == self.sealed:
+            return
+        fd = open_safely(path, os.O_RDWR)
+        try:
+            if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+                os.lseek(fd, self._seal_at, os.SEEK_SET)
+                os.write(fd, _SEAL.pack(*state, _seal_check(self._salt, *state)))
+        finally:
+            os.close(fd)
+
+    def block_sums(self) -> array[int]:
+        """The checksums of the journal's whole blocks.
+
+        Raises:
+            IndexDamaged: they are not those that were written.
+        """
+        size = _CHECK.size * self.header.blocks
+        data = os.pread(self._fd, size + _CHECK.size, self._seal_at + _SEAL.size)
+        if len(data) != size + _CHECK.size or _CHECK.unpack(data[size:])[0] != _checksum(self._salt, data[:size]):
+            raise IndexDamaged
+        return array("I", data[:size])
 
     @staticmethod
     def _merged(
@@ -392,7 +439,7 @@ def _checksum(page: int, data: bytes) -> int:
 
 def _salt(header: _Header) -> int:
     """What pages of this file have, and those of the one before, which a power cut may leave in it, have not."""
-    made_of = (header.covered, header.tail, header.modified, header.entries)
+    made_of = (header.covered, header.tail, header.last_block, header.entries)
     return zlib.crc32(repr(made_of).encode())
 
 
@@ -422,8 +469,6 @@ def _probes(journal: Reader, covered: int) -> tuple[str, str]:
 def _is_of(header: _Header, journal: Reader) -> bool:
     if not 0 < header.covered <= journal.size():
         return False
-    if header.modified and journal.modified_at(header.covered) not in (0, header.modified):
-        return False
     head = journal.pread(len(header.head) // 2, 0)
     size = len(header.tail) // 2
     return (head.hex(), journal.pread(size, header.covered - size).hex()) == (header.head, header.tail)
@@ -452,6 +497,12 @@ def file_state(path: Path, journal: Reader | None) -> Literal["sound", "stale", 
     segment = None if journal is None else IndexFile.open(path, journal)
     if segment is None:
         return "stale"
+    try:
+        sums = BlockSums(segment.header.covered, segment.header.last_block, segment.block_sums)
+        if journal is not None and not Doubt(sums, segment.header.covered).fits_all(journal):
+            return "stale"
+    except IndexDamaged:
+        return "damaged"
     return "sound" if segment.is_whole() else "damaged"
 
 
@@ -511,7 +562,11 @@ def _page_count(entries: int) -> int:
     return 1 << max(0, (entries // 16).bit_length())
 
 
-def _write_file(path: Path, header: _Header, entries: list[bytes], runs: list[_Run]) -> None:
+def _seal_check(salt: int, size: int, modified: int) -> int:
+    return _checksum(salt, b"%d %d" % (size, modified))
+
+
+def _write_file(path: Path, header: _Header, sums: bytes, entries: list[bytes], runs: list[_Run]) -> None:
     text = msgspec.json.encode(header)
     text += b" %08x" % zlib.crc32(text)
     size = (len(text) // _HEADER + 1) * _HEADER
@@ -520,6 +575,8 @@ def _write_file(path: Path, header: _Header, entries: list[bytes], runs: list[_R
     text = text.ljust(size - 1) + b"\n"
     with replacing(path, path.name.removeprefix(".")) as file:
         file.write(text)
+        file.write(bytes(_SEAL.size))
+        file.write(sums + _CHECK.pack(_checksum(_salt(header), sums)))
         file.write(_page_table(entries, header.pages, _salt(header)))
         file.writelines(entries)
         for number, run in enumerate(runs):

@@ -7,84 +7,41 @@ found any more. A shelf learns what others append; it writes nothing but the ind
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Set
+import weakref
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
-from typing import TypeVar
 
-from checkpoint import locks
-from checkpoint.errors import DamagedRecord, printable, quote, shorten
-from checkpoint.storage.files import fsync_directory, index_path
+from checkpoint.errors import DamagedRecord, quote
+from checkpoint.storage.blocks import State
 from checkpoint.storage.index import Index, Place
-from checkpoint.storage.index_file import IndexDamaged
-from checkpoint.storage.journal import Journal
+from checkpoint.storage.indexed_journal import IndexedJournal, key_of
 from checkpoint.storage.notes import Notes
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, codes_in, last_in
-from checkpoint.values.digests import Digests
-from checkpoint.values.keys import Key, key_from_json
+from checkpoint.values.keys import Key
+from checkpoint.values.marks import mark_of
 
 __all__ = ["KeyedLog", "key_of"]
 
 
 log = logging.getLogger("checkpoint")
-_SHOWN = 10
 _TAIL = 4096
 _LONGEST_TAIL = 1 << 20
-_T = TypeVar("_T")
 
 
-class _Damage:
-    """The damaged lines of one journal that scans have found and nobody was warned of yet."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: list[tuple[int, str]] = []
-
-    def note(self, offset: int, why: str) -> None:
-        """A scan found a damaged line."""
-        self._lines.append((offset, why))
-
-    def clear(self) -> None:
-        """The lines are read again, and are found again then."""
-        self._lines = []
-
-    def tell(self, reader: Reader | None) -> None:
-        """Give one warning for all the damage of one scan: it comes with each opening, since the bytes stay."""
-        damage, self._lines = self._lines, []
-        if not damage or reader is None:
-            return
-        numbers = [reader.line_number(offset) for offset, _ in damage[:_SHOWN]]
-        where, why = f"{self._path}:{numbers[0]}", printable(shorten(damage[0][1]))
-        if len(damage) == 1:
-            log.warning("%s: damaged line skipped: %s; its bytes stay in the file", where, why)
-            return
-        others = ", ".join(map(str, numbers[1:])) + (", …" if len(damage) > _SHOWN else "")
-        log.warning("%s: damaged line skipped: %s; so are lines %s; their bytes stay in the file", where, why, others)
-
-
-class KeyedLog:
+class KeyedLog(IndexedJournal):
     """One journal with its index: records by key.
 
     Args:
         path: the journal's.
         lock: the store's: whoever opens files anew holds it.
-
-    Attributes:
-        settled: the versions whose next record need not say what a digest stands for.
     """
 
     def __init__(self, path: Path, lock: threading.RLock) -> None:
-        self.journal = Journal(path)
-        self._damage = _Damage(path)
-        self.index = Index(self._damage.note)
-        self.lock = lock
+        super().__init__(path, lock)
         self.examined: Index | None = None  # what was known when the file was last looked at as a whole
-        self._index_path = index_path(path)
-        self._filing = locks.lock("filing")
-        self.settled: set[str] = set()
+        self._edited: tuple[weakref.ref[Reader], State, str, dict[int, int]] | None = None  # where keys are by mark
         self._noted: tuple[Index, int, Notes] = (self.index, 0, Notes())  # of which index, how many, what they say
 
     # what it is at; a joined shelf answers for all of its journals
@@ -160,91 +117,7 @@ class KeyedLog:
         index = self.index
         return None if index.reads_file or index.has_loose else index.recent_of(version)
 
-    # learning
-
-    def refresh(self) -> None:
-        """Learn what others wrote since; start anew where the file is another one, shorter, or written anew."""
-        reader = self.journal.reader
-        size = -1 if reader is None or not reader.is_current() else reader.size()
-        if reader is None or size < self.index.end or not self.journal.is_as_known():
-            self.reopen()
-        elif size > self.index.end:
-            self._learn()
-
-    def reopen(self) -> None:
-        """Read the index file and the journal's tail. Who looks up meanwhile finds what was known before."""
-        reader, index = Reader.open(self.journal.path), Index(self._damage.note)
-        self.settled = set()
-        if reader is None and self.journal.reader is None and self.is_empty:
-            return  # there is no file yet: what is known of it, which is nothing, stays valid
-        if reader is not None:
-            try:
-                index.load(self._index_path, reader)
-                index.scan(reader)
-            except IndexDamaged:
-                self._damage.clear()
-                index = Index(self._damage.note)
-                index.scan(reader)
-        self.journal.close()
-        self.journal.reader, self.index = reader, index
-        self.journal.learned(index.end)
-        if reader is not None:
-            reader.let_go_when_idle()
-        self._damage.tell(reader)
-
-    def replace(self, chunks: Iterable[bytes]) -> None:
-        """A journal of these lines takes the place of this one, and is opened. Call it under the lock.
-
-        Raises:
-            StoreError: as `Journal.replace`.
-        """
-        try:
-            self.journal.replace(chunks, first=self._unlink_index)
-            self._unlink_index()  # one that a thread wrote meanwhile
-        finally:
-            self.reopen()
-
-    def _unlink_index(self) -> None:
-        """It is gone for good before the journal that it is of: no index file is ever taken for another journal's."""
-        if os.path.lexists(self._index_path):
-            self._index_path.unlink(missing_ok=True)
-            fsync_directory(self._index_path.parent)
-
-    def open_to_write(self) -> None:
-        """Repair the end of the journal and learn what is there; call it under the lock."""
-        self.refresh()
-        self.journal.open_to_write()
-        if self.journal.reader is not None:
-            self.journal.reader.let_go_when_idle()
-        self._learn()
-
-    def settle_doubt(self) -> None:
-        """After an exception in the middle of an append, or between it and the index: look what came of it."""
-        self.journal.repair()
-        self._learn()
-
-    def _learn(self) -> None:
-        """Read on: what was appended, or repaired, is in the file but not yet in the index."""
-        if self.journal.reader is not None:
-            try:
-                self.index.scan(self.journal.reader)
-            except IndexDamaged:
-                self._rebuilt()
-            self.journal.learned(self.index.end)
-            self._damage.tell(self.journal.reader)
-
-    # looking up
-
-    def find(self, version: str, key: Key) -> Place | None:
-        """Where the key's last record is."""
-        try:  # what `_ask` does, in less time
-            return self.index.find(version, key)
-        except (IndexDamaged, OSError):
-            return self._rebuilt().find(version, key)
-
-    def find_all(self, version: str, keys: list[Key]) -> tuple[array[int], Digests]:
-        """Where the last record of each key is, as `Index.find_all` tells it."""
-        return self._ask(lambda index: index.find_all(version, keys))
+    # reading
 
     def keys_of_inputs(self, version: str, digests: Set[int]) -> dict[int, Key]:
         """By digest, a key whose last record was computed from that input; for those digests that have one."""
@@ -263,41 +136,6 @@ class KeyedLog:
                 found[digest] = key
         return found
 
-    def count(self, version: str) -> int:
-        """How many keys have a record."""
-        with self.lock:
-            return self._ask(lambda index: index.count(version))
-
-    def hashes(self, version: str) -> list[tuple[bytes, int]]:
-        """As `Index.hashes` tells it."""
-        return self._ask(lambda index: list(index.hashes(version)))
-
-    def _ask(self, question: Callable[[Index], _T]) -> _T:
-        """What the index answers: if its file proves damaged, what one answers that is read from the journal."""
-        try:
-            return question(self.index)
-        except (IndexDamaged, OSError):
-            return question(self._rebuilt())
-
-    def learn_anew(self) -> None:
-        """The index file is not to be trusted: read the journal instead."""
-        self._rebuilt()
-
-    def _rebuilt(self) -> Index:
-        """The index file is not to be trusted: the journal is read instead; who was writing goes on writing."""
-        with self.lock:
-            log.info("%s is damaged; reading %s anew", self._index_path, self.journal.path)
-            try:
-                self._index_path.unlink(missing_ok=True)
-            except OSError:
-                pass  # a read-only directory: it is found damaged again next time
-            index = Index(self._damage.note)
-            if self.journal.reader is not None:
-                index.scan(self.journal.reader)
-            self.index = index
-            self._damage.tell(self.journal.reader)
-            return index
-
     def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
         """The key's last record, with where it is; None where there is none.
 
@@ -313,12 +151,35 @@ class KeyedLog:
             held = key_of(reader, record, place.offset)
             if held != (key if record.crc else str(key)):
                 raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
+            if record.forgotten or (record.version != version and record.version not in self._counting_for(version)):
+                raise reader.damaged(place.offset, "it is of another version, or forgets the key", key=key)
         except DamagedRecord:
-            if not self.index.reads_file:
+            if reader is self.journal.reader and not self._is_moved(reader, place.offset):
                 raise
-            self._rebuilt()  # the index file may be of a journal that was edited since
             return self.read(version, key)
         return reader, place, record
+
+    def _counting_for(self, version: str) -> list[str]:
+        """The versions whose records may count for a version: its own, and those that were accepted for it."""
+        known, found = self.notes().accepted, [version]
+        for each in found:  # which grows
+            found += [line.accepts for line in known if line.of == each and line.accepts not in found]
+        return found
+
+    def place_of(self, reader: Reader, version: str, mark: int, near: int) -> int | None:
+        """Where the last record of the key of a mark is in an open file that was edited, as that is now."""
+        with self.lock:
+            state = reader.state()
+            known = self._edited
+            if known is None or known[0]() is not reader or known[1:3] != (state, version):
+                index = Index()
+                index.scan(reader)
+                held = index.recent_of(version)
+                places = {
+                    mark_of(key): offset for key, offset in zip(held, index.find_all(version, held)[0], strict=True)
+                }
+                known = self._edited = (weakref.ref(reader), state, version, places)
+            return known[3].get(mark)
 
     def records(self, version: str) -> Iterator[tuple[Reader, int, Key, Record]]:
         """(reader, offset, key, record) of every key, in the order of the file; the reader keeps them readable.
@@ -334,10 +195,13 @@ class KeyedLog:
         """`records` of those at these offsets, which this index gave; a line with a checksum wins over one without."""
         _held = reader.hold()
         loose = self.index.has_loose
+        counting = self._counting_for(version)
         exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
         for offset in offsets:
             record = self.read_at(reader, version, offset)
             key = key_of(reader, record, offset)
+            if record.forgotten or record.version not in counting:
+                raise reader.moved(offset)
             if record.crc or key not in exact:
                 yield reader, offset, key, record
 
@@ -405,7 +269,7 @@ class KeyedLog:
                 yield str(key_of(reader, record, offset))
 
     def read_at(self, reader: Reader, version: str, offset: int) -> Record:
-        """The record at an offset that this index gave.
+        """The record at an offset that this index gave; where an edit has moved it, from where it is now.
 
         Raises:
             DamagedRecord: with the key, which is not done from now on.
@@ -413,58 +277,17 @@ class KeyedLog:
         try:
             return reader.read(offset)
         except DamagedRecord as error:
-            found = None
             with self.lock:
-                if reader is self.journal.reader:  # else the offset is one of a file that was replaced
-                    found = self.index.key_at(version, offset)
-                    if found is None:
-                        found = self._rebuilt().key_at(version, offset)  # the file of the index knows hashes only
-            if found is None:
-                raise
+                if reader is not self.journal.reader:
+                    raise  # the offset is one of a file that was replaced
+                found = self.index.key_at(version, offset)
+                if found is None:
+                    raise
+                if self._is_moved(reader, offset):
+                    place = self.find(version, found[0])
+                    if place is not None and place.offset != offset:
+                        return reader.read(place.offset, found[0])
             raise reader.damaged(offset, error.why, key=found[0]) from None
-
-    def write_index_if_worth(self, growth: float, rows: int, size: int) -> None:
-        """Write the index file, once what it lacks is large in itself and by comparison."""
-        filed, covered = self.index.filed
-        lacks, lacking = self.index.recent, self.index.end - covered
-        if (lacks > rows or lacking > size) and (lacks > growth * filed or lacking > growth * covered):
-            self.write_index()
-
-    def write_index(self) -> None:
-        """Write the index file. It is only a cache: failing to write it is not an error."""
-        if not self._filing.acquire(blocking=False):
-            return  # another thread is at it; we do not wait for it, since who ends a pass holds a lock that it needs
-        try:
-            with self.lock:
-                index, reader = self.index, self.journal.reader
-                snapshot = index.snapshot()
-            try:
-                if reader is not None:
-                    segment = snapshot.write(self._index_path, reader)
-                    if segment is not None:
-                        index.wrote(snapshot, segment)
-                    if not reader.is_current():  # the journal was replaced meanwhile
-                        self._index_path.unlink(missing_ok=True)
-            except IndexDamaged:  # the file before, which this one was to be made from
-                if index.reads_file:
-                    self._rebuilt()
-                else:
-                    index.drop_base()
-            except (OSError, ValueError) as error:  # the latter for versions that only a line by hand can have
-                log.debug("the index %s was not written: %s", self._index_path, error)
-        finally:
-            self._filing.release()
-
-    def close(self) -> None:
-        """Let go of both files; `refresh` opens them again."""
-        self.journal.close()
-        self.index = Index(self._damage.note)
-
-    def unlink(self) -> None:
-        """Delete journal and index; whoever has them open reads on."""
-        self.close()
-        self.journal.path.unlink(missing_ok=True)
-        self._index_path.unlink(missing_ok=True)
 
 
 def _pass_over(offset: int, size: int) -> None:
@@ -481,12 +304,3 @@ def _last_of(reader: Reader | None) -> tuple[str, str, str]:
         tail *= 16
         found = last_in(reader.pread(tail, max(0, size - tail)))
     return found or ("", "", "")
-
-
-def key_of(reader: Reader, record: Record, offset: int) -> Key:
-    """The key on a record: as text where the line stands for any key of equal str()."""
-    try:
-        key = key_from_json(record.key)
-    except ValueError as error:
-        raise reader.damaged(offset, str(error)) from None
-    return key if record.crc else str(key)

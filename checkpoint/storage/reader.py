@@ -165,10 +165,14 @@ class Reader:
         self.let_go_when_idle()
         return held
 
-    def modified_at(self, end: int) -> int:
-        """When the file was modified last, in nanoseconds; 0 where it does not end there."""
+    def state(self) -> tuple[int, int]:
+        """(size, when it was modified, in nanoseconds): both are equal as long as nobody writes the file.
+
+        Raises:
+            StoreError: the system reported an error.
+        """
         state = self._stat()
-        return state.st_mtime_ns if state.st_size == end else 0
+        return state.st_size, state.st_mtime_ns
 
     def size(self) -> int:
         """Bytes in the file.
@@ -269,6 +273,16 @@ class Reader:
             key=key,
             why=why,
             offset=offset,
+        )
+
+    def moved(self, offset: int) -> JournalLost:
+        """The error for a place where another line stands than the one that was looked for."""
+        return JournalLost(
+            f"{self.path} was edited while this process read it: another line stands at byte {offset:,}; nothing was "
+            "read from it. Run the same line again to read what is there",
+            errno=errno.ESTALE,
+            strerror="stale file handle",
+            filename=str(self.path),
         )
 
     def line_number(self, offset: int) -> int:

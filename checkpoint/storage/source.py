@@ -9,14 +9,17 @@ from array import array
 from collections.abc import Callable, Iterator, Set
 from typing import Protocol
 
+from checkpoint.errors import DamagedRecord
 from checkpoint.storage.index import Place
+from checkpoint.storage.indexed_journal import key_of
 from checkpoint.storage.notes import Notes
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import Digests
-from checkpoint.values.keys import Key, key_spelled
+from checkpoint.values.keys import Key, key_from_json, key_spelled
+from checkpoint.values.marks import mark_of
 
-__all__ = ["RecordSource", "count_failed", "is_retired", "latest_of"]
+__all__ = ["RecordSource", "count_failed", "is_retired", "latest_of", "record_at"]
 
 
 class RecordSource(Protocol):
@@ -100,6 +103,12 @@ class RecordSource(Protocol):
             DamagedRecord: with the key.
         """
 
+    def place_of(self, reader: Reader, version: str, mark: int, near: int) -> int | None:
+        """Where the record of a mark's key is in an open file that was edited, the one that has the place `near`."""
+
+    def note_damage(self, version: str, key: Key) -> None:
+        """The key's record proved damaged: it is not found any more, and who opens the journal next looks again."""
+
     def keys_of_inputs(self, version: str, digests: Set[int]) -> dict[int, Key]:
         """By digest, a key whose last record was computed from that input; for those digests that have one."""
 
@@ -155,3 +164,46 @@ def is_retired(results: RecordSource, version: str, key: Key, error: Record) -> 
 def count_failed(results: RecordSource, errors: RecordSource, version: str) -> int:
     """How many keys have an error and no result."""
     return sum(not is_retired(results, version, key, error) for key, error in errors.sound(version))
+
+
+def record_at(
+    source: RecordSource, reader: Reader, version: str, offset: int, mark: int | None, text: str
+) -> tuple[int, Key, Record]:
+    """(offset, key, record) at a place that a pass found; where an edit moved the line, from where it is now.
+
+    Args:
+        source: where it was found.
+        reader: the file, open since.
+        version: of which it was found.
+        offset: the place.
+        mark: that of the key whose record it was; None believes the record.
+        text: the str() of the key, where a line without checksum may stand for it.
+
+    Raises:
+        DamagedRecord: its bytes are not those that were written.
+        JournalLost: the file was edited, and the key has no record in it any more.
+    """
+    damage: DamagedRecord | None = None
+    try:
+        record = source.read_at(reader, version, offset)
+        key = key_of(reader, record, offset)
+        if mark is None or _is_of(record, key, mark, text):
+            return offset, key, record
+    except DamagedRecord as error:
+        if mark is None:
+            raise
+        damage = error
+    found = source.place_of(reader, version, mark, offset)
+    if damage is not None and found in (None, offset):
+        raise damage
+    if found is None:
+        raise reader.moved(offset)
+    record = reader.read(found)
+    return found, key_of(reader, record, found), record
+
+
+def _is_of(record: Record, key: Key, mark: int, text: str) -> bool:
+    """Whether a record is of the key of a mark; or of that text, where it has no checksum."""
+    if record.forgotten:
+        return False
+    return mark_of(key if record.crc else key_from_json(record.key)) == mark or (not record.crc and key == text)

@@ -5,7 +5,8 @@ waits; whoever writes holds the lock. Opening reads the index files and the jour
 
     NAME_results.jsonl   what succeeded          .NAME_*.index    rebuildable
     NAME_errors.jsonl    what failed             .NAME.lock       who writes
-    NAME_meta.json       counts, for people      .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
+    NAME_meta.json       counts, for people      .NAME_*.damaged  where readers met damage; may be deleted
+                                                 .NAME_unsaved.jsonl, .NAME_*.aside   kept: values, bytes
 
 A store knows its own journals only. What else is read beside them, and who looks after it, its `Host` knows; where the
 journals are kept elsewhere too, a `Replica` brings them from there and back.
@@ -183,7 +184,9 @@ class Store:
             offset = journal.append(lines)
         except StoreError as error:
             raise self._unwritten(shelf, error) from error.__cause__
-        if offset != known:
+        if offset == known:
+            shelf.index.sums.add(lines)
+        else:
             self._learn_foreign(shelf)
         self.meta.owed = True
         return offset
@@ -219,14 +222,6 @@ class Store:
                 if known:
                     self.append(each, [forgetting(version, key, session) for _, key in known], durable=durable)
         return forgotten
-
-    def discard_at(self, path: Path, version: str, key: Key, offset: int, session: bytes) -> None:
-        """Forget the key's record, if it is the one at this offset of that one of the journals."""
-        (each,) = (each for each in self.own if each.journal.path == path)
-        with self.lock:
-            place = each.find(version, key)
-            if place is not None and place.offset == offset:
-                self.append(each, [forgetting(version, key, session, damaged=True)])
 
     def accept(self, old: str, new: str) -> None:
         """The results of one code or version count for another one from now on; call it while writing, under the lock.
