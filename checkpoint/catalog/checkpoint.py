@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.siblings import Siblings
+from checkpoint.errors import StoreError
 from checkpoint.remote.replication import replica_of
 from checkpoint.storage.journals import Journals
 from checkpoint.storage.keyed_log import KeyedLog
