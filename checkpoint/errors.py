@@ -315,7 +315,9 @@ class ItemError(CheckpointError, RuntimeError):
     """One item's failure, as it was recorded: what stands in a failed item's place.
 
     `.key`; `.type`, the exception's type name; `.message`; `.traceback`, plain text or None; `.attempts` or None;
-    `.elapsed`, seconds that the last call took, or None.
+    `.elapsed`, seconds that the last call took, or None. `.value` is what the call returned, where that was paid for
+    and is no result, since `validate` refused it; else None. It is read from disk; where it could not be encoded it is
+    its repr.
     """
 
     key: object = None
@@ -324,6 +326,7 @@ class ItemError(CheckpointError, RuntimeError):
     traceback: str | None = None
     attempts: int | None = None
     elapsed: float | None = None
+    value: Any = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ItemError):

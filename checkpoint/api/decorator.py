@@ -109,7 +109,8 @@ def checkpointed(
         timeout: seconds that a call may take: coroutines are cancelled, processes killed. On threads, where nothing can
             be stopped, `map` refuses it. Default: any.
         validate: a function of the value that returns False or raises where the value is no result (empty, refused, cut
-            short): the item has failed then. Values that are saved already are not validated again.
+            short): the item has failed then, and its error keeps the value (``f.errors[key].value``). The next run
+            validates that again, and calls the function only where it is still refused. Results are not validated again.
         durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
             every record.
         result_type: an annotation that names classes to rebuild; default the function's return annotation, of a

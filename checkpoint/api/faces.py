@@ -35,7 +35,7 @@ from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.errors import CheckpointError, CheckpointLocked, InvalidOption, ItemError, plural, quote
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, Suspended
-from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
+from checkpoint.execution.policies import ErrorLimit, check_count, judge_value, rates_of
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
@@ -278,6 +278,7 @@ class Face(Generic[R], _Parts):
             lock_timeout=0.0 if is_async else options.lock_timeout,
             locks_first=is_async and options.lock_timeout > 0,
             progress=given.get("progress", True),
+            judge=partial(judge_value, options.validate),
             desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
         )
 
@@ -419,6 +420,7 @@ class Face(Generic[R], _Parts):
             on_change=options.on_change,
             workers=workers,
             rates=rates_of(options.rate),
+            judge=partial(judge_value, options.validate),
         )
 
 

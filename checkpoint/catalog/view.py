@@ -36,10 +36,10 @@ from checkpoint.errors import (
     printable,
     quote,
 )
-from checkpoint.outcomes import Failure
+from checkpoint.outcomes import Encoded, Failure
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
-from checkpoint.storage.record import Record, seal
+from checkpoint.storage.record import Record, seal, with_fields
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.store import Entry, Store
 from checkpoint.storage.writer import in_time
@@ -267,6 +267,14 @@ class VersionView:
         self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False
 
+    def save_paid(self, key: Key, failed: Record, digest: int) -> None:
+        """The value that a failure kept is the result for the key, on disk when this returns."""
+        view = copy(self)  # what computed it, not what accepts it
+        view.set_code(failed.code)
+        line = view.result_line(key, bytes(failed.paid), digest, failed.elapsed, failed.attempts)
+        line = with_fields(line, b',"from":"refused"')
+        self.store.append_one(self.store.own.results, self.version, key, digest, line, durable=self.power)
+
     def result_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None,
         now: bytes = b"",
@@ -318,7 +326,19 @@ class VersionView:
         if digest:
             parts.append(b',"input":"%032x"' % digest)
         parts.append(session)
+        if failure.paid is not None:
+            parts.append(self._paid(failure.paid.value))
         return seal(b"".join(parts))
+
+    def _paid(self, value: Any) -> bytes:
+        """The field of a value that was paid for and is no result; its repr where it cannot be encoded."""
+        try:
+            raw = value.raw if type(value) is Encoded else self.encode(value)
+        except UnencodableValue as error:
+            raw = error
+        if type(raw) is bytes:
+            return b',"paid":%b' % raw
+        return b',"repr":%b' % _text(_safe_repr(value.value if type(value) is Encoded else value))
 
     def keep_aside(self, key: Key, value: Any, digest: int, error: UnencodableValue) -> UnencodableValue:
         """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
@@ -385,7 +405,7 @@ class VersionView:
         with self.noting_damage(shelf, reader):
             record = shelf.read_at(reader, self.version, offset)
             key = key_of(reader, record, offset)
-            return key, item_error(key, record)
+            return key, self.error_of(key, record)
 
     def load_error(self, key: Key) -> ItemError:
         """The failure recorded for the key, where it has no result.
@@ -399,7 +419,21 @@ class VersionView:
             found = checkpoint.errors.read(self.version, key)
         if found is None or checkpoint.is_retired(self.version, key, found[2]):
             raise KeyError(key)
-        return item_error(key, found[2])
+        return self.error_of(key, found[2])
+
+    def error_of(self, key: Any, record: Record) -> ItemError:
+        """What stands in a failed item's place, with the value that was paid for, if its record has one."""
+        error = item_error(key, record)
+        if raw := bytes(record.paid):
+            try:
+                error.value = self.decode(raw)
+            except ValueError:
+                error.value = None
+            except UnbuildableValue:  # its class has changed: whoever looks why it failed gets what is there
+                error.value = decode_foreign(raw)
+        elif record.repr is not None:
+            error.value = record.repr
+        return error
 
     @contextmanager
     def noting_damage(self, shelf: RecordSource, reader: Reader | None = None) -> Iterator[None]:
@@ -445,7 +479,7 @@ class VersionView:
         with self.noting_damage(checkpoint.errors):
             for _, _, key, record in checkpoint.errors.records(self.version):
                 if not checkpoint.is_retired(self.version, key, record):
-                    yield item_error(key, record)
+                    yield self.error_of(key, record)
 
     def is_done(self, key: Key) -> bool:
         """Whether the key has a result; the store as it was last seen."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from checkpoint.errors import InvalidOption, quote
+from checkpoint.errors import InvalidOption, RefusedValue, quote
 from checkpoint.execution.clients import first, is_lost_connection, retry_after_of, status_of, stays, with_causes
 
 __all__ = [
@@ -75,6 +75,23 @@ def check_validate(validate: object) -> None:
             f"validate is {quote(validate)}; give a plain function of the value, which returns False or raises where "
             "the value is no result"
         )
+
+
+def judge_value(validate: Callable[[Any], Any] | None, value: Any) -> None:
+    """Raise where `validate` refuses the value; None refuses nothing.
+
+    Raises:
+        RefusedValue: it returned False, or another false value but None.
+        InvalidOption: it returned something to be awaited.
+        Exception: whatever it raises.
+    """
+    if validate is None:
+        return
+    verdict = validate(value)
+    if hasattr(verdict, "__await__"):
+        raise InvalidOption(f"validate returned {quote(verdict)}; it must be a plain function of the value")
+    if verdict is not None and not verdict:
+        raise RefusedValue(f"validate returned {quote(verdict)} for {quote(value)}")
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from checkpoint.outcomes import NOT_RUN
 from checkpoint.passes.changes import Changes
 from checkpoint.passes.failures import failure_of
 from checkpoint.passes.input import Input
+from checkpoint.passes.paid import PaidValues
 from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.index import Place
 from checkpoint.storage.source import RecordSource
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Earlier", "Fate"]
 
-Fate = Literal["done", "aside", "redone", "failed", "new"]
+Fate = Literal["done", "aside", "redone", "paid", "failed", "new"]
 log = logging.getLogger("checkpoint")
 _FEW = 10  # results that may well be of equal items under other keys
 _FIRST = 100  # keys that tell whether the key function is still the same
@@ -53,6 +54,7 @@ class Earlier:
         redo: keys that have a result, and are computed again; with where that result is, and in which index.
         failed: keys that failed earlier and are run again, with the type of the exception where it was read.
         had_errors: whether there were failures when the pass began.
+        paid: the values that failures kept.
     """
 
     def __init__(self, records: VersionView, items: Input, settings: PassSettings, lineage: Lineage | None) -> None:
@@ -67,6 +69,7 @@ class Earlier:
         self.redo: dict[Key, tuple[int, object]] = {}
         self.failed: dict[Key, str | None] = {}
         self.had_errors = False
+        self.paid = PaidValues(records, settings.judge, lineage)
         self._state: tuple[object, int] = (None, 0)  # the results' index, and its end, when `_found` was filled
         self._found = array("q")  # where the results of the items that were keyed first are, or -1
         self._outdated: set[Key] = set()  # done, but by a function that has changed
@@ -309,8 +312,12 @@ class Earlier:
                 yield key, "aside"
             elif redo:
                 yield key, "redone"
+            elif self._checkpoint.errors.find(self._version, key) is None:
+                yield key, "new"
+            elif self.paid.accepted(key, self._settings.digest_of(item)) is not None:
+                yield key, "paid"
             else:
-                yield key, "new" if self._checkpoint.errors.find(self._version, key) is None else "failed"
+                yield key, "failed"
 
     def is_any_run(self) -> bool:
         """Whether one of the items that were keyed first will be run, as far as can be told without its content."""

@@ -260,6 +260,11 @@ class Pass:
                 return None
         if self.earlier.had_errors:
             self.earlier.note_type(key)
+            if not redo and (paid := self.earlier.paid.accepted(key, digest)) is not None:
+                self.records.save_paid(key, paid, digest)
+                found = checkpoint.results.find(self._version, key)
+                assert found is not None
+                return self._resumed(item, key, found)
         unit = Unit(item, key, digest)
         self.in_flight.start(unit)
         return unit

@@ -1,0 +1,238 @@
+"""What a call returned was paid for: it is kept where `validate` refuses it, and is never paid for twice unasked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import checkpoint
+from checkpoint import ItemError, RefusedValue, checkpointed
+
+ITEMS = [1, 2, 3]
+
+
+class Counted:
+    """A function of the item that counts its calls, and what it returns: the item tenfold, as text in a dict."""
+
+    def __init__(self) -> None:
+        self.called: list[Any] = []
+
+    def ask(self, directory: Path, **options: Any) -> Any:
+        """The function, checkpointed anew as by another run."""
+
+        def ask(n: int) -> dict[str, Any]:
+            self.called.append(n)
+            return {"text": f"{n}0", "tail": "PAID " * 200}
+
+        return checkpointed("answers", checkpoint_dir=directory, **options)(ask)
+
+    async def answer(self, n: int) -> dict[str, Any]:
+        """The same, as a coroutine function."""
+        self.called.append(n)
+        return {"text": f"{n}0"}
+
+
+@pytest.fixture
+def counted() -> Counted:
+    """One for the test."""
+    return Counted()
+
+
+def lines(directory: Path, name: str) -> list[dict[str, Any]]:
+    """The records of a journal."""
+    path = directory / f"answers_{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def refuses_two(value: Any) -> bool:
+    """What `validate` is given, at the top level for other processes."""
+    return bool(value["text"] != "20")
+
+
+def tenfold(n: int) -> dict[str, Any]:
+    """What other processes call."""
+    return {"text": f"{n}0"}
+
+
+def tenfolds(numbers: list[int]) -> list[dict[str, Any]]:
+    """The same for batches."""
+    return [tenfold(n) for n in numbers]
+
+
+# --- validate keeps what it refuses ---------------------------------------------------------------------------------
+
+
+def test_a_refused_value_is_kept_in_its_error(counted: Counted, tmp_path: Path) -> None:
+    """Whole, on disk, as it was: `f.errors[key].value`, and `.value` of what stands in its place."""
+    ask = counted.ask(tmp_path, validate=refuses_two)
+    got = ask.map(ITEMS, return_exceptions=True, progress=False)
+    want = {"text": "20", "tail": "PAID " * 200}
+    assert got[1].value == ask.errors[2].value == got.errors[2].value == want
+    assert [error.value for error in ask.errors.values()] == [want]
+    assert lines(tmp_path, "errors")[0]["paid"] == want
+
+
+def test_values_that_json_cannot_hold_are_kept_too(tmp_path: Path) -> None:
+    """By the codec; what that cannot write is kept as its repr, and its item is called again as ever."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, validate=lambda value: False)(
+        lambda n: (n, float("inf")) if n == 1 else (lambda: n)
+    )
+    ask.map([1, 2], return_exceptions=True, progress=False)
+    assert ask.errors[1].value == (1, float("inf"))
+    assert str(ask.errors[2].value).startswith("<function")
+    assert ask.errors[2].type == "checkpoint.errors.RefusedValue"
+    assert not ask.unsaved
+
+
+def test_an_error_without_a_value_has_none(tmp_path: Path) -> None:
+    """A call that raised returned nothing."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path)(lambda n: 1 // 0)
+    ask.map([1], return_exceptions=True, progress=False)
+    assert ask.errors[1].value is None
+    assert "paid" not in lines(tmp_path, "errors")[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "given"),
+    [
+        (tenfold, {}, {}),
+        (tenfold, {}, {"workers": 2}),
+        (tenfold, {}, {"workers": 1, "executor": "processes", "chunksize": 3}),
+        (tenfolds, {"batch_size": 2}, {}),
+        (tenfolds, {"batch_size": 2}, {"workers": 1, "executor": "processes"}),
+    ],
+    ids=["serial", "threads", "processes", "batches", "batches on processes"],
+)
+def test_every_engine_keeps_it(function: Any, options: dict[str, Any], given: dict[str, Any], tmp_path: Path) -> None:
+    """Of a batch for each item; back from other processes too."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, validate=refuses_two, **options)(function)
+    ask.map(ITEMS, return_exceptions=True, progress=False, **given)
+    assert {key: error.value for key, error in ask.errors.items()} == {2: {"text": "20"}}
+
+
+def test_coroutine_functions_keep_it(counted: Counted, tmp_path: Path) -> None:
+    """On the tasks of a loop."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, validate=refuses_two)(counted.answer)
+    asyncio.run(ask.map(ITEMS, workers=3, return_exceptions=True, progress=False))
+    assert ask.errors[2].value == {"text": "20"}
+
+
+def test_a_value_that_a_later_call_changes_is_kept_as_it_was_refused(tmp_path: Path) -> None:
+    """A function may fill one buffer time and again."""
+    held: list[int] = []
+
+    def fill(n: int) -> list[int]:
+        held[:] = [n]
+        return held
+
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, validate=lambda value: False)(fill)
+    ask.map(ITEMS, return_exceptions=True, progress=False)
+    assert [ask.errors[n].value for n in ITEMS] == [[1], [2], [3]]
+
+
+# --- and takes it over once it is mended ----------------------------------------------------------------------------
+
+
+def test_a_mended_validate_takes_over_what_was_paid_for(counted: Counted, tmp_path: Path) -> None:
+    """Without a call; the record says so, and keeps attempts and time of the call that was paid for."""
+    counted.ask(tmp_path, validate=refuses_two).map(ITEMS, return_exceptions=True, progress=False)
+    mended = counted.ask(tmp_path, validate=lambda value: True)
+    plan = mended.plan(ITEMS)
+    assert (plan.done, plan.paid, plan.failed, plan.calls) == (2, 1, 0, 0)
+    assert "1 paid for and accepted" in str(plan)
+    assert [value["text"] for value in mended.map(ITEMS, progress=False)] == ["10", "20", "30"]
+    assert counted.called == ITEMS
+    assert not mended.errors
+    line, failure = lines(tmp_path, "results")[-1], lines(tmp_path, "errors")[0]
+    assert line["from"] == "refused"
+    assert [line[name] for name in ("input", "code", "attempts", "elapsed")] == [
+        failure[name] for name in ("input", "code", "attempts", "elapsed")
+    ]
+
+
+def test_without_validate_everything_is_accepted(counted: Counted, tmp_path: Path) -> None:
+    """Who takes the check out has the answers; from one-shot input and in a stream, too."""
+    counted.ask(tmp_path, validate=refuses_two).map(ITEMS, return_exceptions=True, progress=False)
+    outcomes = list(counted.ask(tmp_path).stream(iter(ITEMS), progress=False))
+    assert sorted(outcome.value["text"] for outcome in outcomes) == ["10", "20", "30"]
+    assert counted.called == ITEMS
+
+
+def test_what_is_still_refused_is_called_again(counted: Counted, tmp_path: Path) -> None:
+    """A model answers otherwise the next time; the latest value is kept."""
+    for _ in range(2):
+        counted.ask(tmp_path, validate=refuses_two).map(ITEMS, return_exceptions=True, progress=False)
+    assert counted.called == [1, 2, 3, 2]
+    assert counted.ask(tmp_path, validate=refuses_two).plan(ITEMS).failed == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"version": "other"}, "another version has nothing of it"),
+        ({"depends": ["other"]}, "without a version, another code did not compute it"),
+        ({"input": lambda n: n + 1}, "the item has changed"),
+    ],
+)
+def test_a_value_counts_only_for_what_it_was_computed_from(
+    changed: dict[str, Any], reason: str, counted: Counted, tmp_path: Path
+) -> None:
+    """The version, the code and the input are those of the call."""
+    counted.ask(tmp_path, validate=lambda value: False).map([2], return_exceptions=True, progress=False)
+    counted.ask(tmp_path, **changed).map([2], progress=False)
+    assert counted.called == [2, 2], reason
+
+
+def test_a_version_keeps_what_was_paid_for_while_code_changes(counted: Counted, tmp_path: Path) -> None:
+    """It names what results depend on, so that the code need not be the same; the record names its own."""
+    first = counted.ask(tmp_path, version="v", validate=lambda value: False)
+    first.map([2], return_exceptions=True, progress=False)
+    counted.ask(tmp_path, version="v", depends=["other"]).map([2], progress=False)
+    assert counted.called == [2]
+    assert lines(tmp_path, "results")[0]["code"] == lines(tmp_path, "errors")[0]["code"]
+
+
+def test_failures_that_are_to_stand_stand(counted: Counted, tmp_path: Path) -> None:
+    """`retry_failed=False` leaves all of them alone."""
+    counted.ask(tmp_path, validate=refuses_two).map(ITEMS, return_exceptions=True, progress=False)
+    got = counted.ask(tmp_path).map(ITEMS, return_exceptions=True, progress=False, retry_failed=False)
+    assert isinstance(got[1], ItemError)
+    assert counted.called == ITEMS
+
+
+def test_a_loop_by_hand_gets_the_item(counted: Counted, tmp_path: Path) -> None:
+    """It has no `validate`, and is the one that decides."""
+    ask = counted.ask(tmp_path, validate=refuses_two)
+    ask.map(ITEMS, return_exceptions=True, progress=False)
+    assert list(ask.runner.iterate(ITEMS)) == [2]
+
+
+def test_a_kill_takes_nothing_of_it(tmp_path: Path) -> None:
+    """The value is on disk as soon as the failure is."""
+    script = (
+        "import os, signal\n"
+        "from checkpoint import checkpointed\n"
+        "ask = checkpointed('answers', version='v', validate=lambda v: False)(lambda n: {'text': 'x' * 10_000})\n"
+        "for outcome in ask.stream([1, 2], progress=False):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {"CHECKPOINT_DIR": str(tmp_path), "PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    ask: Any = checkpointed("answers", checkpoint_dir=tmp_path, version="v")(tenfold)
+    assert ask.errors[1].value == {"text": "x" * 10_000}
+
+
+def test_what_validate_raises_is_raised_with_the_value_in_the_error(counted: Counted, tmp_path: Path) -> None:
+    """`ItemsFailed` holds the refusal; the value is read from `f.errors`."""
+    ask = counted.ask(tmp_path, validate=refuses_two)
+    with pytest.raises(checkpoint.ItemsFailed) as caught:
+        ask.map(ITEMS, progress=False)
+    assert [type(error) for error in caught.value.exceptions] == [RefusedValue]
+    assert caught.value.results is not None
+    assert caught.value.results[1].value["text"] == "20"
