@@ -236,3 +236,164 @@ def test_what_validate_raises_is_raised_with_the_value_in_the_error(counted: Cou
     assert [type(error) for error in caught.value.exceptions] == [RefusedValue]
     assert caught.value.results is not None
     assert caught.value.results[1].value["text"] == "20"
+
+
+# --- parse reads what was paid for ----------------------------------------------------------------------------------
+
+
+def number(value: dict[str, Any]) -> int:
+    """What `parse` is given: reads the text."""
+    return int(value["text"])
+
+
+def number_but_two(value: dict[str, Any]) -> int:
+    """The same; of the second item it raises."""
+    if value["text"] == "20":
+        raise LookupError("twenty")
+    return int(value["text"])
+
+
+def test_the_journal_holds_what_was_paid_for_and_parse_what_is_read(counted: Counted, tmp_path: Path) -> None:
+    """On the first run and on a resumed one, by every way to read; the plain call is as ever."""
+    for _ in range(2):
+        ask = counted.ask(tmp_path, parse=number)
+        assert ask.map(ITEMS, progress=False) == [10, 20, 30]
+    assert counted.called == ITEMS
+    assert [line["result"]["text"] for line in lines(tmp_path, "results")] == ["10", "20", "30"]
+    assert [outcome.value for outcome in ask.stream(ITEMS, progress=False)] == [10, 20, 30]
+    assert dict(ask.results) == {1: 10, 2: 20, 3: 30}
+    assert ask.results[2] == 20
+    assert dict(ask.results.of(None)) == dict(ask.results)
+    assert ask.map(ITEMS, progress=False).to_dict() == {1: 10, 2: 20, 3: 30}
+    assert ask.runner.get_result(1)["text"] == ask(1)["text"] == "10"
+
+
+def test_an_edited_parser_costs_nothing(counted: Counted, tmp_path: Path) -> None:
+    """It is no part of the fingerprint: nothing is refused or told, and nothing is called."""
+    assert counted.ask(tmp_path, parse=number).map(ITEMS, progress=False) == [10, 20, 30]
+    edited = counted.ask(tmp_path, parse=lambda value: value["text"] + "!", on_change="error")
+    assert edited.plan(ITEMS).stale == edited.plan(ITEMS).calls == 0
+    assert edited.map(ITEMS, progress=False) == ["10!", "20!", "30!"]
+    assert counted.called == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "given"),
+    [
+        (tenfold, {}, {}),
+        (tenfold, {}, {"workers": 2}),
+        (tenfold, {}, {"workers": 1, "executor": "processes", "chunksize": 2}),
+        (tenfolds, {"batch_size": 2}, {}),
+    ],
+    ids=["serial", "threads", "processes", "batches"],
+)
+def test_every_engine_parses(function: Any, options: dict[str, Any], given: dict[str, Any], tmp_path: Path) -> None:
+    """In the driver, item by item; what travels to other processes knows nothing of it."""
+    unpicklable = open(__file__)  # noqa: SIM115
+    with unpicklable:
+        parse = lambda value: (unpicklable.name, number(value))[1]  # noqa: E731
+        ask = checkpointed("answers", checkpoint_dir=tmp_path, parse=parse, **options)(function)
+        assert ask.map(ITEMS, progress=False, **given) == [10, 20, 30]
+        assert sorted(outcome.value for outcome in ask.options(name="streamed").stream(ITEMS, **given)) == [10, 20, 30]
+
+
+def test_coroutine_functions_and_methods_are_parsed(counted: Counted, tmp_path: Path) -> None:
+    """A parser is a plain function of the value."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, parse=number)(counted.answer)
+    assert asyncio.run(ask.map(ITEMS, workers=2, progress=False)) == [10, 20, 30]
+
+    class Model:
+        times = 2
+
+        @checkpointed("methods", checkpoint_dir=tmp_path, version=None, parse=lambda value: value + 1)
+        def ask(self, n: int) -> int:
+            return self.times * n
+
+    assert Model().ask.map(ITEMS, progress=False) == [3, 5, 7]
+
+
+def test_validate_judges_before_parse(counted: Counted, tmp_path: Path) -> None:
+    """It sees what was paid for; what it refuses is never parsed."""
+    parsed: list[Any] = []
+    ask = counted.ask(tmp_path, validate=refuses_two, parse=lambda value: parsed.append(value["text"]))
+    ask.map(ITEMS, return_exceptions=True, progress=False)
+    assert set(parsed) == {"10", "30"}
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["fresh", "resumed"])
+def test_what_cannot_be_parsed_is_a_failure_whose_value_is_kept(again: bool, counted: Counted, tmp_path: Path) -> None:
+    """On the first run and on every later one, until the parser is mended; nothing is paid for meanwhile."""
+    ask = counted.ask(tmp_path, parse=number_but_two)
+    if again:
+        ask.map(ITEMS, return_exceptions=True, progress=False)
+    with pytest.raises(checkpoint.ItemsFailed, match=r"1 of 3 .* \(1 LookupError\); .* without a call$") as caught:
+        ask.map(ITEMS, progress=False)
+    (error,) = caught.value.exceptions
+    assert type(error) is LookupError
+    assert "item 2" in error.__notes__[0]
+    assert "number_but_two" in error.__notes__[0]
+    got = ask.map(ITEMS, return_exceptions=True, progress=False)
+    assert [got[0], got[2]] == [10, 30]
+    assert list(got.errors) == [2]
+    for failure in (got[1], got.errors[2], ask.errors[2], dict(ask.errors)[2]):
+        assert (failure.key, failure.type, failure.value["text"]) == (2, "LookupError", "20")
+        assert failure.attempts == 1
+        assert "number_but_two" in str(failure.traceback)
+    assert [cause.type for cause in ask.errors.causes()] == ["LookupError"]
+    assert len(ask.errors) == 1
+    with pytest.raises(ItemError, match="item 2 failed: parse raised LookupError: twenty"):
+        ask.results[2]
+    assert ask.plan(ITEMS).calls == 0
+    assert counted.ask(tmp_path, parse=number).map(ITEMS, progress=False) == [10, 20, 30]
+    assert counted.called == ITEMS
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["fresh", "resumed"])
+def test_a_stream_yields_what_parse_raised(again: bool, counted: Counted, tmp_path: Path) -> None:
+    """As an outcome's error, of equal items too; and of one-shot input."""
+    ask = counted.ask(tmp_path, parse=number_but_two)
+    if again:
+        ask.map(ITEMS, return_exceptions=True, progress=False)
+    outcomes = list(ask.stream(iter([*ITEMS, 2]), progress=False, workers=2))
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    assert [outcome.key for outcome in failed] == [2, 2]
+    assert len(outcomes) == 4
+    assert all("twenty" in str(outcome.error) for outcome in failed)
+
+
+def test_failures_of_parse_end_a_pass_like_others(counted: Counted, tmp_path: Path) -> None:
+    """Who is answered nonsense need not pay for all of it."""
+    ask = counted.ask(tmp_path, parse=lambda value: int("nonsense"))
+    with pytest.raises(checkpoint.TooManyErrors):
+        ask.map(range(300), progress=False)
+    assert len(counted.called) == 100
+    with pytest.raises(checkpoint.TooManyErrors):
+        ask.map(range(300), progress=False, max_errors=5)
+    assert len(counted.called) == 106
+
+
+def test_a_value_that_parse_changes_is_on_disk_as_it_was(counted: Counted, tmp_path: Path) -> None:
+    """Each reading decodes anew."""
+    ask = counted.ask(tmp_path, parse=lambda value: value.pop("text"))
+    assert ask.map(ITEMS, progress=False) == ask.map(ITEMS, progress=False) == ["10", "20", "30"]
+
+
+def test_tables_are_of_what_parse_returns(counted: Counted, tmp_path: Path) -> None:
+    """A row that it cannot read is one of a failure, in its place; what cannot be written is shown."""
+    pytest.importorskip("pandas")
+    ask = counted.ask(tmp_path, parse=lambda value: {"n": number_but_two(value)})
+    results = ask.map(ITEMS, return_exceptions=True, progress=False)
+    frame = results.to_pandas(errors=True)
+    assert frame["n"][0] == 10
+    assert frame["n"].isna().tolist() == [False, True, False]
+    assert frame["type"].fillna("").tolist() == ["", "LookupError", ""]
+    assert ask.errors.to_pandas()[["key", "error"]].to_numpy().tolist() == [[2, "twenty"]]
+    odd = counted.ask(tmp_path, parse=lambda value: object()).results.to_pandas()
+    assert "object object" in odd["result"][0]
+
+
+@pytest.mark.parametrize("parse", ["number", 3, Counted().answer], ids=["str", "int", "coroutine function"])
+def test_what_cannot_parse_is_refused(parse: Any) -> None:
+    """When it is given."""
+    with pytest.raises(checkpoint.InvalidOption, match=r"parse is .*give a plain function"):
+        checkpointed("answers", parse=parse)

@@ -167,7 +167,7 @@ class Face(Generic[R], _Parts):
     @property
     def results(self) -> KeyedResults[R]:
         """The results of this version by key, read from disk on demand."""
-        return KeyedResults(self.runner.records)
+        return KeyedResults(self.runner.records.parsing(self._self_options.parse))
 
     @property
     def errors(self) -> KeyedErrors:
@@ -175,7 +175,7 @@ class Face(Generic[R], _Parts):
 
         `.causes()` groups them by type and place, and ``print(f.errors)`` shows that.
         """
-        return KeyedErrors(self.runner.records)
+        return KeyedErrors(self.runner.records.parsing(self._self_options.parse))
 
     @property
     def unsaved(self) -> Mapping[Any, Any]:
@@ -279,6 +279,7 @@ class Face(Generic[R], _Parts):
             locks_first=is_async and options.lock_timeout > 0,
             progress=given.get("progress", True),
             judge=partial(judge_value, options.validate),
+            parse=options.parse,
             desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
         )
 

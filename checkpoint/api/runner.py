@@ -261,7 +261,7 @@ class CheckpointedRunner:
         with self.records.checkpoint.a_pass():  # which brings it up to date
             self.records.pin()
             try:
-                running = Pass(self.records.of_pass(), items, settings, lineage)
+                running = Pass(self.records.of_pass(settings.parse), items, settings, lineage)
             except BaseException:  # what is given for items runs code of the user's
                 self.records.unpin()
                 raise

@@ -28,6 +28,7 @@ from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import (
     DamagedRecord,
+    InvalidOption,
     ItemError,
     StoreClosed,
     StoreError,
@@ -36,7 +37,7 @@ from checkpoint.errors import (
     printable,
     quote,
 )
-from checkpoint.outcomes import Encoded, Failure
+from checkpoint.outcomes import Encoded, Failure, describe_exception
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal, with_fields
@@ -88,12 +89,14 @@ class VersionView:
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
         schema: of the classes that `result_type` names, or None.
+        parse: what is made of each value that is read; None: it is read as it is.
         only_reads: whether nothing is to be written, not even that a record is damaged.
     """
 
     checkpoint: Checkpoint
     store: Store
     only_reads = False
+    parse: Callable[[Any], Any] | None = None
 
     def __init__(
         self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL,
@@ -179,11 +182,16 @@ class VersionView:
         """The pass is over."""
         self._pins -= 1
 
-    def of_pass(self) -> VersionView:
-        """The same records, for one pass: several may save what different code computed."""
+    def of_pass(self, parse: Callable[[Any], Any] | None = None) -> VersionView:
+        """The same records, for one pass: several may save what different code computed, and read it otherwise."""
         view = copy(self)
         view._whole = self  # when that is collected its files are closed
+        view.parse = parse
         return view
+
+    def parsing(self, parse: Callable[[Any], Any] | None) -> VersionView:
+        """The same records, each value read through the function."""
+        return self if parse is self.parse else self.of_pass(parse)
 
     def _follow(self) -> None:
         """Where no version was named: go over to that of the last record, and say so; until something is saved."""
@@ -382,6 +390,7 @@ class VersionView:
             KeyError: there is none.
             DamagedRecord: its bytes are not those that were written; the key is not done from now on.
             UnbuildableValue: its class has changed since.
+            ItemError: `parse` raised; the value is its `.value`.
         """
         shelf = self.open(key).results
         with self.noting_damage(shelf):
@@ -446,6 +455,36 @@ class VersionView:
             raise
 
     def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
+        value = self._decoded(reader, offset, record, key)
+        return value if self.parse is None else self.parsed(key, value, record.attempts, record.elapsed)
+
+    def parsed(self, key: Key, value: Any, attempts: int | None = None, elapsed: float | None = None) -> Any:
+        """What `parse` makes of a value that was decoded for it.
+
+        Raises:
+            ItemError: it raised; `.value` is the value, and `__cause__` what was raised.
+        """
+        assert self.parse is not None
+        try:
+            made = self.parse(value)
+            if hasattr(made, "__await__"):
+                raise InvalidOption(f"parse returned {quote(made)}; it must be a plain function of the value")
+            return made
+        except Exception as error:
+            told = describe_exception(error, skip=1)
+            raise ItemError(
+                f"item {quote(key)} failed: parse raised {printable(f'{told.type}: {told.message}')}; what was paid "
+                f"for is kept, and is the .value of this error",
+                key=key,
+                type=told.type,
+                message=told.message,
+                traceback=told.traceback,
+                attempts=attempts,
+                elapsed=elapsed,
+                value=value,
+            ) from error
+
+    def _decoded(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
         raw = bytes(record.result)
         try:
             return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
@@ -465,6 +504,18 @@ class VersionView:
         with self.noting_damage(shelf):
             for reader, offset, key, record in shelf.records(self.version):
                 yield key, self._value(reader, offset, record, key)
+
+    def iter_unparsed(self) -> Iterator[ItemError]:
+        """The error of every result of this version that `parse` cannot read; it reads them all."""
+        if self.parse is None:
+            return
+        shelf = self.open().results
+        with self.noting_damage(shelf):
+            for reader, offset, key, record in shelf.records(self.version):
+                try:
+                    self._value(reader, offset, record, key)
+                except ItemError as error:
+                    yield error
 
     def iter_keys(self) -> Iterator[Any]:
         """The keys of this version that have a result, in the order in which they were saved."""

@@ -77,6 +77,17 @@ def check_validate(validate: object) -> None:
         )
 
 
+def check_parse(parse: object) -> None:
+    """Raise `InvalidOption` unless it is None or a plain function."""
+    if parse is None:
+        return
+    if not callable(parse) or inspect.iscoroutinefunction(parse):
+        raise InvalidOption(
+            f"parse is {quote(parse)}; give a plain function of what the decorated function returned: it is free, and "
+            "runs at each reading"
+        )
+
+
 def judge_value(validate: Callable[[Any], Any] | None, value: Any) -> None:
     """Raise where `validate` refuses the value; None refuses nothing.
 
@@ -336,6 +347,11 @@ class ErrorCount:
         self.failed += 1
         self._again += again
         self._unencodable += unencodable
+        self.by_type[kind] += 1
+
+    def recall(self, kind: str) -> None:
+        """An item that is not run stands as failed, with an exception of this type, and is raised."""
+        self.failed += 1
         self.by_type[kind] += 1
 
     def in_a_row(self, kind: str, ran: int, *, again: bool = False) -> None:

@@ -33,6 +33,7 @@ class PassSettings:
         lock_timeout: seconds that the pass waits while another process writes.
         locks_first: whether it takes the lock before it draws from input that can be read once only.
         judge: raises where a value that was refused earlier is still no result; None: such values are left alone.
+        parse: what is made of each value that is read.
     """
 
     key_of: KeyFunction
@@ -47,6 +48,7 @@ class PassSettings:
     lock_timeout: float = 0.0
     locks_first: bool = False
     judge: Callable[[Any], None] | None = None
+    parse: Callable[[Any], Any] | None = None
 
     @property
     def refuses_changes(self) -> bool:

@@ -2,7 +2,7 @@
 
 The promise: a column holds what was saved, or text that says all of it; never a value that only looks like it. A file
 is the whole table, or is not there. All kinds of tables have the same columns, whatever classes the reader knows: no
-class is built, and no code of the user runs.
+class is built, and no code of the user runs but `parse`.
 
     columns      key; the fields of the results; error and type, where asked for; timestamp, elapsed, attempts
     fields       of dicts and objects, nested ones by dotted names; of anything else, one column "result"
@@ -37,7 +37,17 @@ import msgspec
 
 from checkpoint.catalog.locate import locate
 from checkpoint.catalog.view import LATEST, VersionCount, VersionView
-from checkpoint.errors import DamagedRecord, ExtraNeeded, InvalidOption, StoreError, plural, quote, shorten
+from checkpoint.errors import (
+    DamagedRecord,
+    ExtraNeeded,
+    InvalidOption,
+    ItemError,
+    StoreError,
+    UnencodableValue,
+    plural,
+    quote,
+    shorten,
+)
 from checkpoint.outcomes import NOT_RUN
 from checkpoint.reporting.columns import (
     JSON_TYPE,
@@ -59,6 +69,7 @@ from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
+from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, plain_key
 from checkpoint.values.plain_json import with_stack
 
@@ -156,9 +167,14 @@ class Table:
                 break
             if not checkpoint.is_retired(version, key, record):
                 failed[key], error_reader = ~offset, reader
-        for reader, offset, key, _ in _noting(checkpoint.results.records(version), records.load) if results else ():
+        parses = errors and records.parse is not None
+        for reader, offset, key, _ in (
+            _noting(checkpoint.results.records(version), records.load) if results or parses else ()
+        ):
             if len(places) == at_most:
                 break
+            if not results and not _is_unparsed(records, reader, offset):
+                continue
             places.append(offset)
             failed.pop(key, None)  # it was computed meanwhile
             result_reader = reader
@@ -194,7 +210,24 @@ class Table:
             assert reader is not None
             self._records.load_at(reader, place)  # which tells what is wrong, and where
             value = tidy_text(raw.decode("utf-8", "replace"))  # another program's, nested deeper than can be followed
+        if self._records.parse is not None:
+            return self._parsed_row(key, record, place)
         return _Row(_own(key, record, None, None), value, len(raw))
+
+    def _parsed_row(self, key: Key, record: Record, place: int) -> _Row:
+        """The row of a result as `parse` reads it, or of what that raised."""
+        reader = self._readers[0]
+        assert reader is not None
+        size = len(bytes(record.result))
+        try:
+            value = self._records.load_at(reader, place)[1]
+        except ItemError as error:
+            return _Row(_own(key, record, tidy_text(error.message), error.type and tidy_text(error.type)), None, size)
+        try:
+            made = tidy_result(_codec.encode(value), sealed=True)
+        except UnencodableValue:  # nobody asked that it can be written
+            made = tidy_text(quote(value))
+        return _Row(_own(key, record, None, None), made, size)
 
     def _read(
         self, shelf: RecordSource, reader: Reader | None, offset: int, load: Callable[[Reader, int], Any]
@@ -382,6 +415,16 @@ class Table:
         )
 
 
+def _is_unparsed(records: VersionView, reader: Reader, offset: int) -> bool:
+    """Whether `parse` cannot read the result."""
+    try:
+        records.load_at(reader, offset)
+    except ItemError:
+        return True
+    return False
+
+
+_codec = Codec()
 _Place = tuple[Reader, int, Key, Record]
 
 
@@ -628,5 +671,5 @@ def of_version(records: VersionView, version: Any) -> VersionView:
             f"checkpoint {records.name!r} holds nothing of version {quote(label)}; it holds {there or 'nothing'}"
         )
     other = VersionView(records.name, checkpoint.directory, version=None, power=records.power, result_type=None)
-    other.decode, other.version = records.decode, digest
+    other.decode, other.version, other.parse = records.decode, digest, records.parse
     return other
