@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 import checkpoint
-from checkpoint import ItemError, RefusedValue, checkpointed
+from checkpoint import GiveUp, ItemError, RefusedValue, Retry, checkpointed
+from checkpoint.cli.main import main
+from checkpoint.maintenance.compact import compact
 
 ITEMS = [1, 2, 3]
 
@@ -213,19 +216,45 @@ def test_a_loop_by_hand_gets_the_item(counted: Counted, tmp_path: Path) -> None:
     assert list(ask.runner.iterate(ITEMS)) == [2]
 
 
-def test_a_kill_takes_nothing_of_it(tmp_path: Path) -> None:
-    """The value is on disk as soon as the failure is."""
+@pytest.mark.promise("an answer that is refused, or cannot be parsed")
+def test_an_answer_that_is_refused_or_cannot_be_parsed(tmp_path: Path) -> None:
+    """The process is killed once each failure was yielded; what it paid for outlives that, and compaction."""
     script = (
         "import os, signal\n"
-        "from checkpoint import checkpointed\n"
-        "ask = checkpointed('answers', version='v', validate=lambda v: False)(lambda n: {'text': 'x' * 10_000})\n"
-        "for outcome in ask.stream([1, 2], progress=False):\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from checkpoint import checkpointed, GiveUp\n"
+        "def judge(value):\n"
+        "    if value['n'] == 3:\n"
+        "        raise GiveUp('for good')\n"
+        "    return value['n'] == 2\n"
+        "@checkpointed('answers', version='v', validate=judge, parse=lambda value: 1 // 0)\n"
+        "def ask(n):\n"
+        "    return {'n': n, 'text': 'x' * 10_000}\n"
+        "left = 3\n"
+        "for outcome in ask.stream([1, 2, 3, 4], progress=False):\n"
+        "    left -= 1\n"
+        "    left or os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     environment = {"CHECKPOINT_DIR": str(tmp_path), "PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=False)
-    ask: Any = checkpointed("answers", checkpoint_dir=tmp_path, version="v")(tenfold)
-    assert ask.errors[1].value == {"text": "x" * 10_000}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert done.returncode == -9
+    called: list[int] = []
+
+    def answer(n: int) -> dict[str, Any]:
+        called.append(n)
+        return {"n": n}
+
+    options: Any = {"checkpoint_dir": tmp_path, "version": "v"}
+    for _ in range(2):
+        ask: Any = checkpointed("answers", parse=lambda value: 1 // 0, **options)(answer)
+        paid = {key: (error.type.rpartition(".")[2], len(error.value["text"])) for key, error in ask.errors.items()}
+        assert paid == {
+            1: ("RefusedValue", 10_000), 2: ("ZeroDivisionError", 10_000), 3: ("GiveUp", 10_000)
+        }  # fmt: skip
+        ask.runner.close()
+        compact("answers", tmp_path)
+    got = checkpointed("answers", parse=lambda value: value["n"], **options)(answer).map([1, 2, 3, 4], progress=False)
+    assert (got[0], got[1], got[2].given_up, got[3]) == (1, 2, True, 4)
+    assert called == [4]
 
 
 def test_what_validate_raises_is_raised_with_the_value_in_the_error(counted: Counted, tmp_path: Path) -> None:
@@ -397,3 +426,150 @@ def test_what_cannot_parse_is_refused(parse: Any) -> None:
     """When it is given."""
     with pytest.raises(checkpoint.InvalidOption, match=r"parse is .*give a plain function"):
         checkpointed("answers", parse=parse)
+
+
+# --- GiveUp ---------------------------------------------------------------------------------------------------------
+
+
+def gives_up_two(n: int) -> int:
+    """A call whose second item is refused for good."""
+    if n == 2:
+        raise GiveUp("refused")
+    return n * 10
+
+
+def gives_up_two_of(numbers: list[int]) -> list[Any]:
+    """The same for batches: an exception stands in its item's place."""
+    return [GiveUp("refused") if n == 2 else n * 10 for n in numbers]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "given"),
+    [
+        (gives_up_two, {}, {}),
+        (gives_up_two, {"retry": Retry(5, on=Exception, wait=0.0)}, {"workers": 2}),
+        (gives_up_two, {}, {"workers": 1, "executor": "processes"}),
+        (gives_up_two_of, {"batch_size": 3}, {}),
+    ],
+    ids=["serial", "threads and retries", "processes", "batches"],
+)
+def test_what_was_given_up_is_left_alone(
+    function: Any, options: dict[str, Any], given: dict[str, Any], tmp_path: Path
+) -> None:
+    """The run that gives up raises; later ones do not call it, and do not raise: it stands in its place."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, **options)(function)
+    with pytest.raises(checkpoint.ItemsFailed) as caught:
+        ask.map(ITEMS, progress=False, **given)
+    assert [(type(error), str(error)) for error in caught.value.exceptions] == [(GiveUp, "refused")]
+    assert ask.errors[2].given_up
+    assert ask.errors[2].attempts == 1
+    again = checkpointed("answers", checkpoint_dir=tmp_path, **options)(function)
+    plan = again.plan([*ITEMS, 4])
+    assert (plan.done, plan.given_up, plan.failed, plan.calls) == (2, 1, 0, 1)
+    assert "1 given up" in str(plan)
+    assert again.plan(ITEMS).calls == 0
+    for items in (ITEMS, iter(ITEMS)):
+        got = again.map(items, progress=False, **given)
+        assert [got[0], got[2]] == [10, 30]
+        assert str(got[1]) == "item 2 was given up: checkpoint.errors.GiveUp: refused"
+    assert {outcome.key: outcome.ok for outcome in again.stream(ITEMS, progress=False)} == {1: True, 2: False, 3: True}
+
+
+def counting(called: list[Any]) -> Any:
+    """A function that notes its calls, and gives all of them up."""
+
+    def ask(n: int) -> int:
+        called.append(n)
+        raise GiveUp(ValueError("no"))
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("change", "calls"),
+    [
+        ({}, [2]),
+        ({"version": "other"}, [2, 2]),
+        ({"input": lambda n: n + 1}, [2, 2]),
+    ],
+    ids=["the same", "another version", "another input"],
+)
+def test_it_is_called_again_for_another_version_or_item(
+    change: dict[str, Any], calls: list[int], tmp_path: Path
+) -> None:
+    """It is that item under that version which was given up."""
+    called: list[Any] = []
+    ask = checkpointed("answers", checkpoint_dir=tmp_path)(counting(called))
+    ask.map([2], return_exceptions=True, progress=False)
+    ask.options(**change).map([2], return_exceptions=True, progress=False)
+    assert called == calls
+
+
+def test_it_is_called_again_once_it_is_cleared(tmp_path: Path) -> None:
+    """`f.clear([key])` forgets the failure."""
+    called: list[Any] = []
+    ask = checkpointed("answers", checkpoint_dir=tmp_path)(counting(called))
+    ask.map([2, 3], return_exceptions=True, progress=False)
+    ask.clear([2])
+    ask.map([2, 3], return_exceptions=True, progress=False)
+    assert called == [2, 3, 2]
+
+
+def test_validate_gives_up_what_was_paid_for(counted: Counted, tmp_path: Path) -> None:
+    """In the call, and in a later run of what was kept: without a call, and raised by that run."""
+
+    def final(value: dict[str, Any]) -> None:
+        if value["text"] == "20":
+            raise GiveUp("for good")
+
+    counted.ask(tmp_path, validate=refuses_two).map(ITEMS, return_exceptions=True, progress=False)
+    ask = counted.ask(tmp_path, validate=final)
+    assert ask.plan(ITEMS).given_up == 1
+    with pytest.raises(checkpoint.ItemsFailed, match="1 of 3 items failed"):
+        ask.map(ITEMS, progress=False)
+    ask.map([*ITEMS, 4], progress=False)
+    assert counted.called == [*ITEMS, 4]
+    assert ask.errors[2].value["text"] == "20"
+    fresh = counted.ask(tmp_path / "fresh", validate=final)
+    fresh.map(ITEMS, return_exceptions=True, progress=False)
+    assert (fresh.errors[2].given_up, fresh.errors[2].value["text"]) == (True, "20")
+
+
+def test_parse_gives_up(counted: Counted, tmp_path: Path) -> None:
+    """What it reads so stands as a failure; only the run that made the item raises it."""
+
+    def final(value: dict[str, Any]) -> str:
+        if value["text"] == "20":
+            raise GiveUp("unreadable")
+        return str(value["text"])
+
+    ask = counted.ask(tmp_path, parse=final)
+    with pytest.raises(checkpoint.ItemsFailed):
+        ask.map(ITEMS, progress=False)
+    got = ask.map(ITEMS, progress=False)
+    assert [got[0], got[1].message, got[1].given_up] == ["10", "unreadable", True]
+    assert ask.errors[2].given_up
+
+
+def test_by_hand_it_is_saved_as_an_error(tmp_path: Path) -> None:
+    """And is not handed out again."""
+    with checkpoint.CheckpointedRunner("by hand", tmp_path) as runner:
+        for item in runner.iterate(ITEMS):
+            runner.save_error(item, GiveUp("no")) if item == 2 else runner.save_error(item, "later")
+        assert list(runner.iterate(ITEMS)) == [1, 3]
+
+
+def test_it_pickles() -> None:
+    """With its reason."""
+    error = pickle.loads(pickle.dumps(GiveUp("refused")))
+    assert (type(error), str(error)) == (GiveUp, "refused")
+
+
+def test_it_is_told_where_errors_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`errors` and `show` say that they were given up."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path)(gives_up_two)
+    ask.map(ITEMS, return_exceptions=True, progress=False)
+    assert "given up" in str(ask.errors)
+    for command in ("errors", "show"):
+        main([command, "answers", "--dir", str(tmp_path)])
+        assert ", given up" in capsys.readouterr().out

@@ -101,7 +101,8 @@ class PassOptions(TypedDict, total=False):
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
             Default: a hundred in a row with one exception type. Items that fail as they did in an earlier pass do not
             count.
-        retry_failed: whether items that failed earlier are run again (default), or stand in their places.
+        retry_failed: whether items that failed earlier are run again (default), or stand in their places. Those that
+            were given up (`GiveUp`) stand in any case.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
         shard: run and return only the items of one shard: (i, n), 0 ≤ i < n, or "slurm" for the place of this task in
             its Slurm array; (0, 1) is all. Default: what ``$CHECKPOINT_SHARD`` says (``3/100`` or ``slurm``), else all.

@@ -416,7 +416,8 @@ def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
     if return_exceptions:
         return results
     for error in results.unparsed(running.tally.made):
-        running.tally.recall_unparsed(error)
+        if not error.given_up:  # what earlier runs gave up stands in its place, and raises nothing
+            running.tally.recall_unparsed(error)
     if not (running.tally.errors.failed or running.tally.kept_aside):
         return results
     raise _failed(ItemsFailed, running, results)

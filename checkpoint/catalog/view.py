@@ -334,6 +334,8 @@ class VersionView:
         if digest:
             parts.append(b',"input":"%032x"' % digest)
         parts.append(session)
+        if failure.given_up:
+            parts.append(b',"given_up":true')
         if failure.paid is not None:
             parts.append(self._paid(failure.paid.value))
         return seal(b"".join(parts))
@@ -482,6 +484,7 @@ class VersionView:
                 attempts=attempts,
                 elapsed=elapsed,
                 value=value,
+                given_up=told.given_up,
             ) from error
 
     def _decoded(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
@@ -605,13 +608,14 @@ def item_error(key: Any, record: Record) -> ItemError:
     message = record.error or ""
     shown = f"{record.type}: {message}" if record.type else message
     return ItemError(
-        f"item {quote(key)} failed: {printable(shown)}",
+        f"item {quote(key)} {'was given up' if record.given_up else 'failed'}: {printable(shown)}",
         key=key,
         type=record.type,
         message=message,
         traceback=record.traceback,
         attempts=record.attempts,
         elapsed=record.elapsed,
+        given_up=record.given_up,
     )
 
 

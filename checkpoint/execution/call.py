@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from checkpoint import clock
 from checkpoint.errors import (
     FunctionChanged,
+    GiveUp,
     InvalidFunction,
     UnencodableValue,
     plural,
@@ -209,7 +210,7 @@ class Call:
     def failed(self, error: BaseException, elapsed: float | None = None) -> Failed:
         """The answer of a call that raised."""
         again = None
-        if self._retry is not None and isinstance(error, Exception):
+        if self._retry is not None and isinstance(error, Exception) and not isinstance(error, GiveUp):
             try:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`

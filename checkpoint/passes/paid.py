@@ -7,10 +7,12 @@ and the input that it was computed by; what is still refused is called again, si
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.catalog.view import VersionView
-from checkpoint.errors import DamagedRecord
+from checkpoint.errors import DamagedRecord, GiveUp
+from checkpoint.outcomes import Encoded, Failure, Success, describe_exception
 from checkpoint.storage.record import Record
 from checkpoint.values.digests import are_alike, digest_from
 from checkpoint.values.keys import Key
@@ -35,8 +37,11 @@ class PaidValues:
         self._judge = judge
         self._lineage = lineage
 
-    def accepted(self, key: Key, digest: int) -> Record | None:
-        """The failure of the key whose value is a result after all; None where there is none.
+    def judge_again(self, key: Key, digest: int) -> Record | Failure | None:
+        """What is thought today of the value that the failure of a key kept.
+
+        Returns its record where the value is a result after all, a failure where it is given up, and None where there
+        is no such value or it is still refused: then the item is called again.
 
         Args:
             key: of an item that failed earlier.
@@ -47,8 +52,13 @@ class PaidValues:
         record = self._kept(key, digest)
         if record is None:
             return None
+        raw = bytes(record.paid)
         try:
-            self._judge(self._records.decode(bytes(record.paid)))
+            value = self._records.decode(raw)
+            self._judge(value)
+        except GiveUp as error:
+            failure = describe_exception(error, elapsed=record.elapsed, attempts=record.attempts, skip=2)
+            return replace(failure, paid=Success(Encoded(value, raw)))
         except Exception:  # of the user's function: the item is called again, which tells what is wrong
             return None
         return record

@@ -249,7 +249,8 @@ class Pass:
         """The unit to run for an item without a result, or None where an earlier failure stands."""
         checkpoint, redo = self._checkpoint, key in self.earlier.redo
         digest = self._digest_of(item)
-        if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest):
+        may_stand = not (self._retry_failed and checkpoint.unsaved.is_empty) or self.earlier.had_errors
+        if may_stand and self._failed_before(key, digest):
             self.tally.stand(item, key)
             return None
         if not self._is_writing:
@@ -262,14 +263,27 @@ class Pass:
                 return None
         if self.earlier.had_errors:
             self.earlier.note_type(key)
-            if not redo and (paid := self.earlier.paid.accepted(key, digest)) is not None:
-                self.records.save_paid(key, paid, digest)
-                found = checkpoint.results.find(self._version, key)
-                assert found is not None
-                return self._resumed(item, key, found)
         unit = Unit(item, key, digest)
+        if self.earlier.had_errors and not redo and self._is_judged_again(unit):
+            return None
         self.in_flight.start(unit)
         return unit
+
+    def _is_judged_again(self, unit: Unit) -> bool:
+        """Whether the value that an earlier failure kept ends the unit: as its result, or given up; it is on disk."""
+        item, key, digest = unit.item, unit.key, unit.digest
+        verdict = self.earlier.paid.judge_again(key, digest)
+        if verdict is None:
+            return False
+        if isinstance(verdict, Failure):
+            self.records.save_failure(key, verdict, digest)
+            self._company.count(unit, verdict, None)
+            self.tally.advance(1)
+            return True
+        self.records.save_paid(key, verdict, digest)
+        found = self._checkpoint.results.find(self._version, key)
+        assert found is not None
+        return self._resumed(item, key, found) is None
 
     def _failed_before(self, key: Key, digest: int) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""

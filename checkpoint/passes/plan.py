@@ -46,7 +46,7 @@ _VERSIONS = 20
 class Plan:
     """What a `map` of some items would do; ``print`` it.
 
-    Every item is one of `done`, `failed`, `paid`, `aside`, `new`, `redone` and `duplicates`.
+    Every item is one of `done`, `failed`, `given_up`, `paid`, `aside`, `new`, `redone` and `duplicates`.
 
     Attributes:
         name: the checkpoint's.
@@ -54,6 +54,7 @@ class Plan:
         done: have a result, which stays.
         failed: failed earlier and would be tried again.
         causes: how many of these by type of error, the most frequent first.
+        given_up: failed for good (`GiveUp`): they stand as failed and would not be run.
         paid: failed earlier with a value that `validate` accepts as it is today: they would be done without a call.
         aside: have a value that could not be stored (`f.unsaved`): they stand as failed and would not be run.
         new: have never been run under this version.
@@ -106,6 +107,7 @@ class Plan:
     at_most: float | None = None
     refusal: CheckpointError | None = None
     paid: int = 0
+    given_up: int = 0
 
     @property
     def calls(self) -> int:
@@ -120,6 +122,7 @@ class Plan:
         parts = [f"{self.done:,} done", f"{self.failed:,} failed", f"{self.new:,} new"]
         more = [
             (self.redone, f"{self.redone:,} computed anew"),
+            (self.given_up, f"{self.given_up:,} given up"),
             (self.paid, f"{self.paid:,} paid for and accepted"),
             (self.aside, f"{self.aside:,} kept aside"),
             (self.duplicates, plural(self.duplicates, "duplicate")),
@@ -227,7 +230,15 @@ def _planned(
 ) -> Plan:
     """The plan in numbers: what becomes of each key, and how long the calls take."""
     records, drift = code.records, code.drift
-    fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "paid": [], "failed": [], "new": []}
+    fates: dict[str, list[Key]] = {
+        "done": [],
+        "aside": [],
+        "redone": [],
+        "given_up": [],
+        "paid": [],
+        "failed": [],
+        "new": [],
+    }
     for key, fate in earlier.foresee():
         fates[fate].append(key)
     there = [*fates["done"], *fates["redone"]]

@@ -77,6 +77,7 @@ class Record(msgspec.Struct, gc=False):
     detail: msgspec.Raw = msgspec.Raw()
     value: msgspec.Raw = msgspec.Raw()
     paid: msgspec.Raw = msgspec.Raw()
+    given_up: bool = False
     crc: str = ""
 
     def __post_init__(self) -> None:
