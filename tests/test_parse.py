@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -573,3 +574,35 @@ def test_it_is_told_where_errors_are(tmp_path: Path, capsys: pytest.CaptureFixtu
     for command in ("errors", "show"):
         main([command, "answers", "--dir", str(tmp_path)])
         assert ", given up" in capsys.readouterr().out
+
+
+# --- what comes from elsewhere --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What a result is built as."""
+
+    text: str
+
+
+def answers(n: int) -> Answer:
+    """The function whose results come from elsewhere."""
+    return Answer(f"{n}0")
+
+
+@pytest.mark.parametrize("version", [None, "v"])
+def test_what_is_saved_by_hand_is_as_if_computed(version: str | None, tmp_path: Path) -> None:
+    """Under the function's version, its code and its class: the records say the same but for item and call."""
+    ask = checkpointed("answers", checkpoint_dir=tmp_path, version=version)(answers)
+    ask.runner.save_result(1, Answer("10"))
+    ask.runner.save_error(2, "lost")
+    assert ask.plan(ITEMS).calls == 2
+    assert ask.map(ITEMS, progress=False) == [Answer("10"), Answer("20"), Answer("30")]
+    ask.runner.save_result(4, Answer("40"))
+    records = lines(tmp_path, "results")
+    assert len({(line.get("version"), line["code"], line["schema"]) for line in records}) == 1
+    assert "detail" in records[0]
+    assert lines(tmp_path, "errors")[0]["code"] == records[0]["code"]
+    edited = checkpointed("answers", checkpoint_dir=tmp_path, version=version)(lambda n: Answer(str(n * 10)))
+    assert edited.plan([1, 4]).stale == 2

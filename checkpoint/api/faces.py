@@ -135,7 +135,11 @@ class Face(Generic[R], _Parts):
 
     @property
     def runner(self) -> CheckpointedRunner:
-        """The runner behind it, for this version and directory."""
+        """The runner behind it, for this version and directory.
+
+        What is saved by it counts as computed by the function: under its version, its code and its classes. It reads
+        what is on disk, without `parse`.
+        """
         return self._runner_of(ALL)
 
     def _runner_of(self, shard: Shard) -> CheckpointedRunner:
@@ -157,7 +161,16 @@ class Face(Generic[R], _Parts):
                 options.name, directory, version=version, durability=options.durability, result_type=result_type,
                 lock_timeout=options.lock_timeout,
             )  # fmt: skip
+            runner.name_code = self._name_code
         return runner
+
+    def _name_code(self, records: VersionView) -> None:
+        """Have the records of what is saved by hand name the function's code."""
+        code = self._fingerprint()
+        lineage = self._lineage(code)
+        if code is not None and lineage is not None:
+            records.set_code(code.digest)
+            lineage.note(records)
 
     def _returned(self, options: Options) -> Any:
         """The annotation of one result."""
