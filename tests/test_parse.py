@@ -94,6 +94,25 @@ def test_values_that_json_cannot_hold_are_kept_too(tmp_path: Path) -> None:
     assert not ask.unsaved
 
 
+def test_a_value_may_look_like_a_record(tmp_path: Path) -> None:
+    """Its fields are none of its line's, however long that is; nor are those of what is taken over."""
+    value = {
+        "key": 2, "result": [{"result": 1}], "paid": 0, "timestamp": "x", "given_up": True, "version": "b" * 5000,
+        "forgotten": True, "crc": "00000000", "last": {"a": 1, "result": 2, "timestamp": "z", "error": None},
+    }  # fmt: skip
+    options: Any = {"checkpoint_dir": tmp_path, "version": "v"}
+    checkpointed("answers", validate=lambda _: False, **options)(lambda n: value).map(
+        [1], return_exceptions=True, progress=False
+    )
+    ask: Any = checkpointed("answers", parse=lambda _: 1 // 0, **options)(lambda n: None)
+    ask.runner.close()
+    for path in tmp_path.glob(".answers*index*"):
+        path.unlink()
+    assert (ask.errors[1].value, ask.errors[1].given_up, len(ask.errors)) == (value, False, 1)
+    ask.map([1], return_exceptions=True, progress=False)
+    assert (ask.errors[1].value, len(ask.results)) == (value, 1)
+
+
 def test_an_error_without_a_value_has_none(tmp_path: Path) -> None:
     """A call that raised returned nothing."""
     ask = checkpointed("answers", checkpoint_dir=tmp_path)(lambda n: 1 // 0)

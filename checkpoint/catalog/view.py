@@ -326,6 +326,10 @@ class VersionView:
             parts.append(b',"type":%b' % _text(failure.type))
         if failure.traceback is not None:
             parts.append(b',"traceback":%b' % _text(failure.traceback))
+        if failure.given_up:
+            parts.append(b',"given_up":true')
+        if failure.paid is not None:
+            parts.append(self._paid(failure.paid.value))
         if failure.attempts is not None:
             parts.append(b',"attempts":%d' % failure.attempts)
         if failure.elapsed is not None:
@@ -334,10 +338,6 @@ class VersionView:
         if digest:
             parts.append(b',"input":"%032x"' % digest)
         parts.append(session)
-        if failure.given_up:
-            parts.append(b',"given_up":true')
-        if failure.paid is not None:
-            parts.append(self._paid(failure.paid.value))
         return seal(b"".join(parts))
 
     def _paid(self, value: Any) -> bytes:
