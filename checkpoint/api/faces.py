@@ -184,8 +184,9 @@ class Face(Generic[R], _Parts):
 
     @property
     def errors(self) -> KeyedErrors:
-        """The failures of items that have no result, by key, read from disk on demand.
+        """The failures of items that have no result, by key, read from disk on demand; with `parse`, of results, too.
 
+        The `.value` of each is what its call returned, where `validate` refused that or `parse` could not read it.
         `.causes()` groups them by type and place, and ``print(f.errors)`` shows that.
         """
         return KeyedErrors(self.runner.records.parsing(self._self_options.parse))

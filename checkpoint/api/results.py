@@ -356,7 +356,9 @@ class KeyedResults(_Rows, _Keyed[V]):
 
 
 class KeyedErrors(_Rows, _Keyed[ItemError]):
-    """The failures of a checkpoint by key: of items that have no result.
+    """The failures of a checkpoint by key: of items that have no result, or one that `parse` cannot read.
+
+    To find the latter each result is read: `errors[key]` reads one, and to go over all of them reads all.
 
     Its tables have the columns `error` and `type` in any case.
     """
