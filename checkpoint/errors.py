@@ -17,6 +17,7 @@
     ├── StoreClosed          ValueError       used after close()
     ├── StoreForked          RuntimeError     a forked child used its parent's open checkpoint
     ├── RefusedValue         ValueError       `validate` refused what the function returned
+    ├── GiveUp               RuntimeError     raised by a call: its item is left alone by later runs
     ├── UnsendableItem       TypeError        an item that cannot go to a worker; the function was not called with it
     ├── WorkerDied           RuntimeError     an item killed the worker process that ran it, time and again
     ├── BrokenWorkers        RuntimeError     worker processes could not start, or a given executor broke
@@ -52,6 +53,7 @@ __all__ = [
     "DuplicateKey",
     "ExtraNeeded",
     "FunctionChanged",
+    "GiveUp",
     "InputChanged",
     "InvalidFunction",
     "InvalidKey",
@@ -258,6 +260,31 @@ class RefusedValue(CheckpointError, ValueError):
     """`validate` returned False for what the function returned: it is a failure, and not a result."""
 
 
+class GiveUp(CheckpointError, RuntimeError):
+    """Raise it in a function, in `validate` or in `parse`: the item has failed for good.
+
+    It is not tried again, by no retry and by no later run, until it is cleared (``f.clear([key])``), its item changes,
+    or the version does. The run in which it is raised raises it with the other failures; in later ones it stands in
+    its place and raises nothing.
+
+    Args:
+        reason: what is recorded of it.
+
+    Example:
+        >>> @checkpointed("refusals")
+        ... def ask(prompt):
+        ...     if "bomb" in prompt:
+        ...         raise GiveUp("refused")
+        ...     return prompt.upper()
+        >>> _ = ask.map(["a pun", "a bomb"], return_exceptions=True, progress=False)
+        >>> print(ask.map(["a pun", "a bomb"], progress=False)[1])
+        item 'a bomb' was given up: checkpoint.errors.GiveUp: refused
+    """
+
+    def __init__(self, reason: object, /, **parts: Any) -> None:
+        super().__init__(str(reason), **parts)
+
+
 class UnsendableItem(CheckpointError, TypeError):
     """An item cannot go to a worker process, which needs its pickle; the function was not called with it."""
 
@@ -326,7 +353,9 @@ class ItemError(CheckpointError, RuntimeError):
     """One item's failure, as it was recorded: what stands in a failed item's place.
 
     `.key`; `.type`, the exception's type name; `.message`; `.traceback`, plain text or None; `.attempts` or None;
-    `.elapsed`, seconds that the last call took, or None.
+    `.elapsed`, seconds that the last call took, or None. `.value` is what the call returned, where that was paid for
+    and is no result, since `validate` refused it or `parse` raised; else None. It is read from disk; where it could
+    not be encoded it is its repr. `.given_up` says whether later runs leave the item alone (`GiveUp`).
     """
 
     key: object = None
@@ -335,6 +364,8 @@ class ItemError(CheckpointError, RuntimeError):
     traceback: str | None = None
     attempts: int | None = None
     elapsed: float | None = None
+    value: Any = None
+    given_up: bool = False
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ItemError):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Type
 
 import msgspec
 
+from checkpoint.errors import GiveUp
+
 if TYPE_CHECKING:
     from checkpoint.errors import UnencodableValue
 
@@ -75,6 +77,8 @@ class Failure:
         traceback: plain text: file, line and code; never locals or arguments.
         elapsed: seconds that the last call took; of a batch, an item's share.
         attempts: how many calls were made; those that only told to come again later (Retry-After) do not count.
+        given_up: whether later runs are to leave the item alone.
+        paid: what the call returned, where its value was refused; None where it returned nothing.
     """
 
     message: str
@@ -83,6 +87,8 @@ class Failure:
     elapsed: float | None = None
     attempts: int | None = None
     exception: BaseException | None = field(default=None, compare=False)
+    paid: Success | None = field(default=None, compare=False)
+    given_up: bool = False
 
     def counted(self, attempts: int) -> Failure:
         """The same, after so many attempts."""
@@ -147,7 +153,8 @@ def describe_exception(
         text = "".join(traceback.format_exception(kind, exception, frames))
     except Exception as broken:
         text = f"{name}: {message} (its traceback could not be formatted: {type(broken).__name__})"
-    return Failure(message, name, text, elapsed, attempts, exception)
+    given_up = isinstance(exception, GiveUp)
+    return Failure(message, name, text, elapsed, attempts, exception, given_up=given_up)
 
 
 NOT_RUN: Final = -(1 << 63)

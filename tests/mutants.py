@@ -28,6 +28,8 @@ from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
+from checkpoint.passes.earlier import Earlier
+from checkpoint.passes.paid import PaidValues
 from checkpoint.remote import local_copy, state
 from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker
@@ -647,6 +649,37 @@ def damage_goes_up(breaker: Breaker) -> None:
 def rewritten_without_the_store(breaker: Breaker) -> None:
     """A whole is made of what this disk has left."""
     breaker.replace(Store, "mend", lambda real: lambda self, shelf, damaged: False)
+
+
+# --- what was paid for ----------------------------------------------------------------------------------------------
+
+
+@caught_by("test_parse.py::test_a_refused_value_is_kept_in_its_error")
+def refused_values_dropped(breaker: Breaker) -> None:
+    """What `validate` refuses is only a message."""
+    breaker.replace(VersionView, "_paid", lambda real: lambda self, value: b"")
+
+
+@caught_by("test_parse.py::test_a_mended_validate_takes_over_what_was_paid_for")
+def refused_values_paid_again(breaker: Breaker) -> None:
+    """What a mended check would accept is called again."""
+    breaker.replace(PaidValues, "judge_again", lambda real: lambda self, key, digest: None)
+
+
+@caught_by("test_parse.py::test_a_value_counts_only_for_what_it_was_computed_from")
+def refused_values_count_for_any_item(breaker: Breaker) -> None:
+    """A value is taken over though its item, or its function, is another one."""
+
+    def make(real: Function) -> Function:
+        return lambda self, key, digest: self._records.checkpoint.errors.read(self._records.version, key)[2]
+
+    breaker.replace(PaidValues, "_kept", make)
+
+
+@caught_by("test_parse.py::test_it_is_called_again_once_it_is_cleared")
+def given_up_is_called_again(breaker: Breaker) -> None:
+    """Each run pays for the refusal anew."""
+    breaker.replace(Earlier, "_is_given_up", lambda real: lambda self, key: False)
 
 
 # --- the plugin -----------------------------------------------------------------------------------------------------

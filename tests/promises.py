@@ -235,6 +235,11 @@ ROWS = (
         "every reader sees the old or the new, and no result is lost",
     ),
     Row(
+        "an answer that is refused, or cannot be parsed",
+        "what was paid for is on disk as soon as its failure is, survives a kill and compaction, and is the value of "
+        "`f.errors[key]`. A mended `validate` or `parse` takes it without a call; what was given up is left alone",
+    ),
+    Row(
         "a checkpoint of schema 1.0.0",
         "opens and resumes; its lines count for any key of equal `str()`, and stay as they are",
     ),

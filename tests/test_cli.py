@@ -498,7 +498,7 @@ def test_errors_of_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     told = run_json(capsys, "errors", "job", "--dir", str(tmp_path))
     assert (told["name"], told["count"], len(told["causes"])) == ("job", 3, 2)
     assert [error["key"] for error in told["errors"]] == ["x", "y\x1b[2J", "z"]
-    assert set(told["errors"][0]) == {"key", "type", "message", "attempts", "elapsed", "timestamp"}
+    assert set(told["errors"][0]) == {"key", "type", "message", "attempts", "elapsed", "timestamp", "given_up"}
     told = run_json(capsys, "errors", "job", "--dir", str(tmp_path), "--traceback", "--type", "KeyError")
     assert [error["key"] for error in told["errors"]] == ["z"]
     assert "KeyError: 'title'" in told["errors"][0]["traceback"]

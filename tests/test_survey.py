@@ -419,6 +419,7 @@ def test_failures_are_listed_one_at_a_time(tmp_path: Path) -> None:
     failed = next(iter(failures("j", tmp_path, type="ValueError")))
     assert failed.to_json() == {
         "key": "a", "type": "ValueError", "message": "bad", "attempts": None, "elapsed": None, "timestamp": stamp(9),
+        "given_up": False,
     }  # fmt: skip
     assert failed.to_json(traceback=True)["traceback"] is None
     with pytest.raises(StoreError):

@@ -59,6 +59,21 @@ class Scorer:
     def plain(text: str) -> bytes:
         return b""
 
+def read(text: str) -> Summary:
+    return Summary()
+
+@checkpointed("parsed", key="id", parse=read)
+def pf(doc: dict[str, str]) -> str:
+    return ""
+
+@checkpointed("aparsed", parse=lambda text: len(text))
+async def apf(n: int) -> str:
+    return ""
+
+@checkpointed("bparsed", batch_size=2, parse=read)
+def bpf(docs: list[int]) -> list[str]:
+    return []
+
 annotated: CheckpointedFunction[[dict[str, str], bool], Summary]
 docs: list[dict[str, str]] = []
 scorer = Scorer()
@@ -94,6 +109,14 @@ REVEALED = [
     ("await abf.map([1])", "Results[float]", "a coroutine function of batches"),
     ("await abf([1])", "Sequence[float]", "which is called with a list too"),
     ("scorer.scores.map(['x'])", "Results[float]", "a method of batches"),
+    ("pf.map(docs)", "Results[Summary]", "a map with a parser is of what that returns"),
+    ("pf({})", "str", "and a call of what the function does"),
+    ("pf.results['a']", "Summary", "results are parsed"),
+    ("next(pf.stream(docs)).value", "Summary | None", "and so are outcomes"),
+    ("await apf.map([1])", "Results[int]", "a parsed coroutine function"),
+    ("await apf(1)", "str", "and its call"),
+    ("bpf.map([1])", "Results[Summary]", "a parsed function of batches"),
+    ("bpf([1])", "list[str]", "and its call"),
     ("checkpointed('lambda')(lambda n: 1).map([1])", "Results[int]", "a lambda"),
 ]
 WRONG = [
@@ -109,6 +132,7 @@ WRONG = [
     ("f.map(docs, executor='gpu')", "an executor that is none"),
     ("checkpointed('n', retry='3')", "a policy that is none"),
     ("checkpointed('n', batch_size=2)(len)", "a function of batches that returns no list"),
+    ("checkpointed('n', parse='json')", "a parser that is none"),
     ("checkpointed()", "a name is needed"),
     ("for _ in af.stream([1]): ...", "an asynchronous stream in a plain loop"),
     ("r: Results[str] = f.map(docs)", "results of another type"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, overload
 
 from checkpoint.api.options import Arguments, Options
 from checkpoint.api.proxies import AsyncCheckpointedFunction, CheckpointedFunction
@@ -19,6 +19,7 @@ __all__ = ["checkpointed"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class _Decorator:
@@ -57,13 +58,34 @@ if TYPE_CHECKING:
         def __call__(self, function: Callable[P, Sequence[R]], /) -> CheckpointedFunction[P, R, Sequence[R]]: ...
         def __call__(self, function: Any, /) -> Any: ...
 
+    class _ParsingDecorator(Generic[T]):
+        """The same with `parse`: a result is what that returns, and a call what the function does."""
+
+        @overload
+        def __call__(  # type: ignore[overload-overlap]  # as above
+            self, function: Callable[P, Coroutine[Any, Any, R]], /
+        ) -> AsyncCheckpointedFunction[P, T, R]: ...
+        @overload
+        def __call__(self, function: Callable[P, R], /) -> CheckpointedFunction[P, T, R]: ...
+        def __call__(self, function: Any, /) -> Any: ...
+
 
 @overload
-def checkpointed(name: str, *, batch_size: None = None, **options: Unpack[Arguments]) -> _Decorator: ...
+def checkpointed(
+    name: str, *, batch_size: None = None, parse: None = None, **options: Unpack[Arguments]
+) -> _Decorator: ...
 
 
 @overload
-def checkpointed(name: str, *, batch_size: int, **options: Unpack[Arguments]) -> _BatchDecorator: ...
+def checkpointed(
+    name: str, *, batch_size: int, parse: None = None, **options: Unpack[Arguments]
+) -> _BatchDecorator: ...
+
+
+@overload
+def checkpointed(
+    name: str, *, parse: Callable[[Any], T], batch_size: int | None = None, **options: Unpack[Arguments]
+) -> _ParsingDecorator[T]: ...
 
 
 def checkpointed(
@@ -81,6 +103,7 @@ def checkpointed(
     rate: str | Rate | Sequence[str | Rate] | None = None,
     timeout: float | None = None,
     validate: Callable[[Any], Any] | None = None,
+    parse: Callable[[Any], Any] | None = None,
     durability: Durability = "process",
     result_type: Any = None,
     lock_timeout: float = 0.0,
@@ -109,7 +132,12 @@ def checkpointed(
         timeout: seconds that a call may take: coroutines are cancelled, processes killed. On threads, where nothing can
             be stopped, `map` refuses it. Default: any.
         validate: a function of the value that returns False or raises where the value is no result (empty, refused, cut
-            short): the item has failed then. Values that are saved already are not validated again.
+            short): the item has failed then, and its error keeps the value (``f.errors[key].value``). The next run
+            validates that again, and calls the function only where it is still refused; results are not judged again.
+        parse: a function of what the function returned, which gives what `map`, `stream`, `results` and tables return.
+            It is free: what is on disk is what was paid for, and is parsed at each reading, by whatever parser there is
+            then. Where it raises, the item has failed, and keeps its value (``f.errors[key].value``). `validate` judges
+            first. Default: what the function returned.
         durability: "process" survives the death of the process, and a power cut but for the last second; "power" syncs
             every record.
         result_type: an annotation that names classes to rebuild; default the function's return annotation, of a
@@ -133,6 +161,6 @@ def checkpointed(
     return _Decorator(
         Options(
             name, key, checkpoint_dir, version, depends, ignore, input, on_change, batch_size, retry, rate, timeout,
-            validate, durability, result_type, lock_timeout,
+            validate, parse, durability, result_type, lock_timeout,
         )
     )  # fmt: skip

@@ -35,7 +35,7 @@ from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.errors import CheckpointError, CheckpointLocked, InvalidOption, ItemError, plural, quote
 from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, Suspended
-from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
+from checkpoint.execution.policies import ErrorLimit, check_count, judge_value, rates_of
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
@@ -135,7 +135,11 @@ class Face(Generic[R], _Parts):
 
     @property
     def runner(self) -> CheckpointedRunner:
-        """The runner behind it, for this version and directory."""
+        """The runner behind it, for this version and directory.
+
+        What is saved by it counts as computed by the function: under its version, its code and its classes. It reads
+        what is on disk, without `parse`.
+        """
         return self._runner_of(ALL)
 
     def _runner_of(self, shard: Shard) -> CheckpointedRunner:
@@ -157,7 +161,16 @@ class Face(Generic[R], _Parts):
                 options.name, directory, version=version, durability=options.durability, result_type=result_type,
                 lock_timeout=options.lock_timeout,
             )  # fmt: skip
+            runner.name_code = self._name_code
         return runner
+
+    def _name_code(self, records: VersionView) -> None:
+        """Have the records of what is saved by hand name the function's code."""
+        code = self._fingerprint()
+        lineage = self._lineage(code)
+        if code is not None and lineage is not None:
+            records.set_code(code.digest)
+            lineage.note(records)
 
     def _returned(self, options: Options) -> Any:
         """The annotation of one result."""
@@ -167,15 +180,16 @@ class Face(Generic[R], _Parts):
     @property
     def results(self) -> KeyedResults[R]:
         """The results of this version by key, read from disk on demand."""
-        return KeyedResults(self.runner.records)
+        return KeyedResults(self.runner.records.parsing(self._self_options.parse))
 
     @property
     def errors(self) -> KeyedErrors:
-        """The failures of items that have no result, by key, read from disk on demand.
+        """The failures of items that have no result, by key, read from disk on demand; with `parse`, of results, too.
 
+        The `.value` of each is what its call returned, where `validate` refused that or `parse` could not read it.
         `.causes()` groups them by type and place, and ``print(f.errors)`` shows that.
         """
-        return KeyedErrors(self.runner.records)
+        return KeyedErrors(self.runner.records.parsing(self._self_options.parse))
 
     @property
     def unsaved(self) -> Mapping[Any, Any]:
@@ -278,6 +292,8 @@ class Face(Generic[R], _Parts):
             lock_timeout=0.0 if is_async else options.lock_timeout,
             locks_first=is_async and options.lock_timeout > 0,
             progress=given.get("progress", True),
+            judge=partial(judge_value, options.validate),
+            parse=options.parse,
             desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
         )
 
@@ -419,6 +435,7 @@ class Face(Generic[R], _Parts):
             on_change=options.on_change,
             workers=workers,
             rates=rates_of(options.rate),
+            judge=partial(judge_value, options.validate),
         )
 
 

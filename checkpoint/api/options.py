@@ -17,6 +17,7 @@ from checkpoint.execution.policies import (
     Retry,
     check_choice,
     check_count,
+    check_parse,
     check_seconds,
     check_validate,
     rates_of,
@@ -47,6 +48,7 @@ class Options:
     rate: str | Rate | Sequence[str | Rate] | None = None
     timeout: float | None = None
     validate: Callable[[Any], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
     durability: Durability = "process"
     result_type: Any = None
     lock_timeout: float = 0.0
@@ -66,6 +68,7 @@ class Options:
         if self.timeout is not None:
             check_seconds("timeout", self.timeout, positive=True)
         check_validate(self.validate)
+        check_parse(self.parse)
         check_seconds("lock_timeout", self.lock_timeout)
         if not (self.version is None or callable(self.version)):
             version_digest(self.version, "version", self.name)
@@ -99,7 +102,8 @@ class PassOptions(TypedDict, total=False):
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
             Default: a hundred in a row with one exception type. Items that fail as they did in an earlier pass do not
             count.
-        retry_failed: whether items that failed earlier are run again (default), or stand in their places.
+        retry_failed: whether items that failed earlier are run again (default), or stand in their places. Those that
+            were given up (`GiveUp`) stand in any case.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
         shard: run and return only the items of one shard: (i, n), 0 ≤ i < n, or "slurm" for the place of this task in
             its Slurm array; (0, 1) is all. Default: what ``$CHECKPOINT_SHARD`` says (``3/100`` or ``slurm``), else all.
@@ -175,7 +179,7 @@ def may_overlap(options: Options, given: PassOptions) -> bool:
 
 
 class Arguments(TypedDict, total=False):
-    """What `checkpointed` takes besides the name and `batch_size`."""
+    """What `checkpointed` takes besides the name, `batch_size` and `parse`."""
 
     key: str | KeyFunction | None
     checkpoint_dir: str | os.PathLike[str] | None

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
-from itertools import islice
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, Set, ValuesView
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
 from checkpoint.outcomes import NOT_RUN
-from checkpoint.passes.failures import failure_of
+from checkpoint.passes.failures import failure_of, let_go_of_frames
 from checkpoint.passes.pipeline import Pass
 from checkpoint.reporting.causes import Cause, causes_of, summarize
 from checkpoint.values.keys import plain_key
@@ -189,7 +189,11 @@ class Results(_Rows, Sequence[R]):
         text = "" if self._keys is None else str(self._keys[number])
         if place >= 0:
             assert self._results is not None
-            return self._records.load_at(self._results, place, mark, text)
+            try:
+                return self._records.load_at(self._results, place, mark, text)
+            except ItemError as error:  # of `parse`
+                let_go_of_frames(error, None)
+                return error.key, error
         if place == NOT_RUN:
             message = "it was not run, since the pass was ended early"
             return None, ItemError(message, message=message, type="NotRun")
@@ -208,8 +212,24 @@ class Results(_Rows, Sequence[R]):
     def errors(self) -> dict[Any, ItemError]:
         """The failures among them, by key."""
         keys = self._keys or [None] * len(self)
-        failed = [(keys[number], self._load(number)) for number, place in enumerate(self._places) if place < 0]
-        return {told if key is None else key: error for key, (told, error) in failed}
+        parses = self._records.parse is not None
+        failed = [
+            (keys[number], self._load(number)) for number, place in enumerate(self._places) if place < 0 or parses
+        ]
+        return {told if key is None else key: error for key, (told, error) in failed if isinstance(error, ItemError)}
+
+    def unparsed(self, made: Set[Any]) -> Iterator[ItemError]:
+        """The error of each key that `parse` cannot read, but for those of items made in the pass."""
+        if self._records.parse is None:
+            return
+        seen: set[int] = set()
+        for number, place in enumerate(self._places):
+            if place < 0 or place in seen:
+                continue
+            seen.add(place)
+            _, error = self._load(number)
+            if isinstance(error, ItemError) and error.key not in made:
+                yield error
 
     def _not_run(self) -> list[Any]:
         """The keys of items that were not run."""
@@ -372,7 +392,9 @@ class KeyedResults(_Rows, _Keyed[V]):
 
 
 class KeyedErrors(_Rows, _Keyed[ItemError]):
-    """The failures of a checkpoint by key: of items that have no result.
+    """The failures of a checkpoint by key: of items that have no result, or one that `parse` cannot read.
+
+    To find the latter each result is read: `errors[key]` reads one, and to go over all of them reads all.
 
     Its tables have the columns `error` and `type` in any case.
     """
@@ -386,10 +408,19 @@ class KeyedErrors(_Rows, _Keyed[ItemError]):
         return first, failed, f"{plural(failed, 'error')} of checkpoint {self._records.name!r}"
 
     def _items(self) -> Iterator[tuple[Any, ItemError]]:
-        return ((error.key, error) for error in self._records.iter_errors())
+        errors = chain(self._records.iter_errors(), self._records.iter_unparsed())
+        return ((error.key, error) for error in errors)
 
     def __getitem__(self, key: Any) -> ItemError:
-        return self._records.load_error(plain_key(key))
+        key = plain_key(key)
+        if self._records.parse is not None:
+            try:
+                self._records.load(key)
+            except KeyError:
+                pass
+            except ItemError as error:
+                return error
+        return self._records.load_error(key)
 
     def causes(self) -> list[Cause]:
         """The failures grouped by type and by where they came from, the most frequent first."""
@@ -420,7 +451,12 @@ def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
             "the same line again to compute them anew",
             keys=lost[:100],
         )
-    if return_exceptions or not (running.tally.errors.failed or running.tally.kept_aside):
+    if return_exceptions:
+        return results
+    for error in results.unparsed(running.tally.made):
+        if not error.given_up:  # what earlier runs gave up stands in its place, and raises nothing
+            running.tally.recall_unparsed(error)
+    if not (running.tally.errors.failed or running.tally.kept_aside):
         return results
     raise _failed(ItemsFailed, running, results)
 
@@ -449,8 +485,13 @@ def _summary(running: Pass, failed: int) -> str:
     path = running.records.store.own.results.journal.path
     done = plural(running.tally.completed, "item")
     parts.append(f"{done} {'is' if running.tally.completed == 1 else 'are'} done, in {path}")
+    unparsed = running.tally.unparsed
+    if unparsed:
+        parts.append(
+            f"parse raised for {unparsed:,} of these, whose results are kept: they are parsed again without a call"
+        )
     unwritten = len(running.tally.kept_aside) + running.tally.errors.by_type["UnencodableValue"]
-    if unwritten < failed or running.verdict:
+    if unwritten + unparsed < failed or running.verdict:
         parts.append("the same call tries only the rest again")
     if unwritten:
         parts.append(

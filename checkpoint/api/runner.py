@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -78,6 +78,7 @@ class CheckpointedRunner:
         self._passes: list[Pass] = []  # that run
         self._latest: Pass | None = None  # the one that began last, as long as it runs
         self._last: tuple[int, int | None] | None = None
+        self.name_code: Callable[[VersionView], None] | None = None  # of a decorated function, before the first save
         self.records = VersionView(
             self.name,
             resolve_directory(checkpoint_dir),
@@ -110,6 +111,7 @@ class CheckpointedRunner:
         """
         if type(key) is not str:
             key = plain_key(key)
+        self._name_code()
         running = self._pass_of(key) if self._passes else None
         if running is None:
             self.records.save(key, result, 0)
@@ -125,11 +127,18 @@ class CheckpointedRunner:
             error: a message, or an exception, of which type and plain traceback are kept too.
         """
         key = plain_key(key)
+        self._name_code()
         failure = describe_exception(error) if isinstance(error, BaseException) else Failure(str(error))
         running = self._pass_of(key) if self._passes else None
         self.records.save_failure(key, failure, 0 if running is None else running.digest_for(key))
         if running is not None:
             running.saved_by_hand(key, failed=True)
+
+    def _name_code(self) -> None:
+        """What is saved by hand for a decorated function counts as what its code computed."""
+        if self.name_code is not None:
+            name, self.name_code = self.name_code, None
+            name(self.records)
 
     def _pass_of(self, key: Key) -> Pass | None:
         """The pass that handed the key out; of none of them, the one that began last, if any runs."""
@@ -263,7 +272,7 @@ class CheckpointedRunner:
         with self.records.checkpoint.a_pass():  # which brings it up to date
             self.records.pin()
             try:
-                running = Pass(self.records.of_pass(), items, settings, lineage)
+                running = Pass(self.records.of_pass(settings.parse), items, settings, lineage)
             except BaseException:  # what is given for items runs code of the user's
                 self.records.unpin()
                 raise

@@ -28,6 +28,7 @@ from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import (
     DamagedRecord,
+    InvalidOption,
     ItemError,
     StoreClosed,
     StoreError,
@@ -36,9 +37,9 @@ from checkpoint.errors import (
     printable,
     quote,
 )
-from checkpoint.outcomes import Failure
+from checkpoint.outcomes import Encoded, Failure, describe_exception
 from checkpoint.storage.reader import Reader
-from checkpoint.storage.record import Record, seal, seal_parts
+from checkpoint.storage.record import Record, seal, seal_parts, with_fields
 from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.storage.store import Entry, Store
 from checkpoint.storage.writer import in_time
@@ -88,12 +89,14 @@ class VersionView:
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
         schema: of the classes that `result_type` names, or None.
+        parse: what is made of each value that is read; None: it is read as it is.
         only_reads: whether nothing is to be written, not even a note that a record is damaged.
     """
 
     checkpoint: Checkpoint
     store: Store
     only_reads = False
+    parse: Callable[[Any], Any] | None = None
 
     def __init__(
         self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL,
@@ -179,11 +182,16 @@ class VersionView:
         """The pass is over."""
         self._pins -= 1
 
-    def of_pass(self) -> VersionView:
-        """The same records, for one pass: several may save what different code computed."""
+    def of_pass(self, parse: Callable[[Any], Any] | None = None) -> VersionView:
+        """The same records, for one pass: several may save what different code computed, and read it otherwise."""
         view = copy(self)
         view._whole = self  # when that is collected its files are closed
+        view.parse = parse
         return view
+
+    def parsing(self, parse: Callable[[Any], Any] | None) -> VersionView:
+        """The same records, each value read through the function."""
+        return self if parse is self.parse else self.of_pass(parse)
 
     def _follow(self) -> None:
         """Where no version was named: go over to that of the last record, and say so; until something is saved."""
@@ -267,6 +275,14 @@ class VersionView:
         self.store.append(self.store.own.errors, [entry], durable=self.power)
         self._follows = False
 
+    def save_paid(self, key: Key, failed: Record, digest: int) -> None:
+        """The value that a failure kept is the result for the key, on disk when this returns."""
+        view = copy(self)  # what computed it, not what accepts it
+        view.set_code(failed.code)
+        line = view.result_line(key, bytes(failed.paid), digest, failed.elapsed, failed.attempts)
+        line = with_fields(line, b',"from":"refused"')
+        self.store.append_one(self.store.own.results, self.version, key, digest, line, durable=self.power)
+
     def result_line(
         self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None,
         now: bytes = b"",
@@ -310,6 +326,10 @@ class VersionView:
             parts.append(b',"type":%b' % _text(failure.type))
         if failure.traceback is not None:
             parts.append(b',"traceback":%b' % _text(failure.traceback))
+        if failure.given_up:
+            parts.append(b',"given_up":true')
+        if failure.paid is not None:
+            parts.append(self._paid(failure.paid.value))
         if failure.attempts is not None:
             parts.append(b',"attempts":%d' % failure.attempts)
         if failure.elapsed is not None:
@@ -319,6 +339,16 @@ class VersionView:
             parts.append(b',"input":"%032x"' % digest)
         parts.append(session)
         return seal(b"".join(parts))
+
+    def _paid(self, value: Any) -> bytes:
+        """The field of a value that was paid for and is no result; its repr where it cannot be encoded."""
+        try:
+            raw = value.raw if type(value) is Encoded else self.encode(value)
+        except UnencodableValue as error:
+            raw = error
+        if type(raw) is bytes:
+            return b',"paid":%b' % raw
+        return b',"repr":%b' % _text(_safe_repr(value.value if type(value) is Encoded else value))
 
     def keep_aside(self, key: Key, value: Any, digest: int, error: UnencodableValue) -> UnencodableValue:
         """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
@@ -362,6 +392,7 @@ class VersionView:
             KeyError: there is none.
             DamagedRecord: its bytes are not those that were written; the key is not done from now on.
             UnbuildableValue: its class has changed since.
+            ItemError: `parse` raised; the value is its `.value`.
         """
         shelf = self.open(key).results
         with self.noting_damage(shelf):
@@ -385,7 +416,7 @@ class VersionView:
         shelf = self.checkpoint.errors
         with self.noting_damage(shelf, reader):
             _, key, record = record_at(shelf, reader, self.version, offset, mark, text)
-            return key, item_error(key, record)
+            return key, self.error_of(key, record)
 
     def load_error(self, key: Key) -> ItemError:
         """The failure recorded for the key, where it has no result.
@@ -399,7 +430,21 @@ class VersionView:
             found = checkpoint.errors.read(self.version, key)
         if found is None or checkpoint.is_retired(self.version, key, found[2]):
             raise KeyError(key)
-        return item_error(key, found[2])
+        return self.error_of(key, found[2])
+
+    def error_of(self, key: Any, record: Record) -> ItemError:
+        """What stands in a failed item's place, with the value that was paid for, if its record has one."""
+        error = item_error(key, record)
+        if raw := bytes(record.paid):
+            try:
+                error.value = self.decode(raw)
+            except ValueError:
+                error.value = None
+            except UnbuildableValue:  # its class has changed: whoever looks why it failed gets what is there
+                error.value = decode_foreign(raw)
+        elif record.repr is not None:
+            error.value = record.repr
+        return error
 
     @contextmanager
     def noting_damage(self, shelf: RecordSource, reader: Reader | None = None) -> Iterator[None]:
@@ -412,6 +457,37 @@ class VersionView:
             raise
 
     def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
+        value = self._decoded(reader, offset, record, key)
+        return value if self.parse is None else self.parsed(key, value, record.attempts, record.elapsed)
+
+    def parsed(self, key: Key, value: Any, attempts: int | None = None, elapsed: float | None = None) -> Any:
+        """What `parse` makes of a value that was decoded for it.
+
+        Raises:
+            ItemError: it raised; `.value` is the value, and `__cause__` what was raised.
+        """
+        assert self.parse is not None
+        try:
+            made = self.parse(value)
+            if hasattr(made, "__await__"):
+                raise InvalidOption(f"parse returned {quote(made)}; it must be a plain function of the value")
+            return made
+        except Exception as error:
+            told = describe_exception(error, skip=1)
+            raise ItemError(
+                f"item {quote(key)} failed: parse raised {printable(f'{told.type}: {told.message}')}; what was paid "
+                f"for is kept, and is the .value of this error",
+                key=key,
+                type=told.type,
+                message=told.message,
+                traceback=told.traceback,
+                attempts=attempts,
+                elapsed=elapsed,
+                value=value,
+                given_up=told.given_up,
+            ) from error
+
+    def _decoded(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
         raw = bytes(record.result)
         try:
             return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
@@ -432,6 +508,18 @@ class VersionView:
             for reader, offset, key, record in shelf.records(self.version):
                 yield key, self._value(reader, offset, record, key)
 
+    def iter_unparsed(self) -> Iterator[ItemError]:
+        """The error of every result of this version that `parse` cannot read; it reads them all."""
+        if self.parse is None:
+            return
+        shelf = self.open().results
+        with self.noting_damage(shelf):
+            for reader, offset, key, record in shelf.records(self.version):
+                try:
+                    self._value(reader, offset, record, key)
+                except ItemError as error:
+                    yield error
+
     def iter_keys(self) -> Iterator[Any]:
         """The keys of this version that have a result, in the order in which they were saved."""
         shelf = self.open().results
@@ -445,7 +533,7 @@ class VersionView:
         with self.noting_damage(checkpoint.errors):
             for _, _, key, record in checkpoint.errors.records(self.version):
                 if not checkpoint.is_retired(self.version, key, record):
-                    yield item_error(key, record)
+                    yield self.error_of(key, record)
 
     def is_done(self, key: Key) -> bool:
         """Whether the key has a result; the store as it was last seen."""
@@ -520,13 +608,14 @@ def item_error(key: Any, record: Record) -> ItemError:
     message = record.error or ""
     shown = f"{record.type}: {message}" if record.type else message
     return ItemError(
-        f"item {quote(key)} failed: {printable(shown)}",
+        f"item {quote(key)} {'was given up' if record.given_up else 'failed'}: {printable(shown)}",
         key=key,
         type=record.type,
         message=message,
         traceback=record.traceback,
         attempts=record.attempts,
         elapsed=record.elapsed,
+        given_up=record.given_up,
     )
 
 

@@ -284,7 +284,7 @@ def _no_errors(arguments: argparse.Namespace, directory: Path) -> str:
 
 
 def _print_cause(cause: Cause, *, traceback: bool) -> None:
-    place = f" at {cause.where}" if cause.where else ""
+    place = (f" at {cause.where}" if cause.where else "") + (", given up" if cause.given_up else "")
     keys = [quote(key, 60) for key in cause.keys[:_SHOWN_KEYS]]
     more = f", … ({cause.count - len(keys):,} more)" if cause.count > len(keys) else ""
     print_parts(("\n", ""), (f"{cause.count:,} × ", "bold"), (cause.type or "error", "bold red"), (place, "cyan"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from checkpoint.execution.policies import Again
-from checkpoint.outcomes import Failure, describe_exception
+from checkpoint.outcomes import Failure, Success, describe_exception
 
-__all__ = ["Answer", "Failed", "Fatal", "failed", "out_of_time"]
+__all__ = ["Answer", "Failed", "Fatal", "failed", "out_of_time", "with_paid"]
 
 
 class Failed(NamedTuple):
@@ -36,6 +38,15 @@ class Fatal(NamedTuple):
 
 Answer = Any
 """(value, elapsed) for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
+
+
+def with_paid(answer: Failed, make: Callable[[Answer], Answer]) -> Failed:
+    """The same, its refused value made into what `make` makes of the value that a call returned."""
+    paid = answer.failure.paid
+    if paid is None:
+        return answer
+    value, elapsed = make((paid.value, paid.elapsed))
+    return answer._replace(failure=replace(answer.failure, paid=Success(value, elapsed)))
 
 
 def out_of_time(timeout: float | None) -> TimeoutError:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import replace
 from importlib.util import find_spec
 from math import inf
 from types import CoroutineType, TracebackType, coroutine
@@ -18,19 +19,18 @@ from typing import Any, Protocol
 from checkpoint import clock
 from checkpoint.errors import (
     FunctionChanged,
+    GiveUp,
     InvalidFunction,
-    InvalidOption,
-    RefusedValue,
     UnencodableValue,
     plural,
     quote,
 )
-from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
+from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time, with_paid
 from checkpoint.execution.caller import enter_call, enter_pass
-from checkpoint.execution.policies import Retry
+from checkpoint.execution.policies import Retry, judge_value
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
-from checkpoint.outcomes import Encoded, Unit, describe_exception
+from checkpoint.outcomes import Encoded, Success, Unit, describe_exception
 
 __all__ = ["Arrived", "Call", "arrived", "ending"]
 
@@ -177,6 +177,8 @@ class Call:
             return answer
         if type(answer) is list:
             return [self._kept(one) for one in answer]
+        if type(answer) is Failed:
+            return with_paid(answer, self._kept)
         if type(answer) is not tuple or type(answer[0]) in FIXED:
             return answer
         value, elapsed = answer
@@ -227,7 +229,7 @@ class Call:
     def failed(self, error: BaseException, elapsed: float | None = None) -> Failed:
         """The answer of a call that raised."""
         again = None
-        if self._retry is not None and isinstance(error, Exception):
+        if self._retry is not None and isinstance(error, Exception) and not isinstance(error, GiveUp):
             try:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`
@@ -248,16 +250,11 @@ class Call:
         return self._validated(value, elapsed)
 
     def _validated(self, value: Any, elapsed: float) -> Answer:
-        if self._validate is None:
-            return (value, elapsed)
         try:
-            verdict = self._validate(value)
-            if hasattr(verdict, "__await__"):
-                raise InvalidOption(f"validate returned {quote(verdict)}; it must be a plain function of the value")
-            if verdict is not None and not verdict:
-                raise RefusedValue(f"validate returned {quote(verdict)} for {quote(value)}")
+            judge_value(self._validate, value)
         except Exception as error:
-            return self.failed(error, elapsed)
+            failure, again = self.failed(error, elapsed)
+            return Failed(replace(failure, paid=Success(value, elapsed)), again)
         return (value, elapsed)
 
     def _split(self, value: Any, count: int) -> list[Any]:
@@ -343,10 +340,13 @@ async def _waiting(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
 
+_OURS = frozenset({__file__, judge_value.__code__.co_filename})
+
+
 def _frames_of_ours(traceback: TracebackType | None) -> int:
     """How many frames there are before those of the user's."""
     count = 0
-    while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in _OURS:
         traceback, count = traceback.tb_next, count + 1
     return count
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from checkpoint.errors import InvalidOption, quote
+from checkpoint.errors import InvalidOption, RefusedValue, quote
 from checkpoint.execution.clients import first, is_lost_connection, retry_after_of, status_of, stays, with_causes
 
 __all__ = [
@@ -75,6 +75,34 @@ def check_validate(validate: object) -> None:
             f"validate is {quote(validate)}; give a plain function of the value, which returns False or raises where "
             "the value is no result"
         )
+
+
+def check_parse(parse: object) -> None:
+    """Raise `InvalidOption` unless it is None or a plain function."""
+    if parse is None:
+        return
+    if not callable(parse) or inspect.iscoroutinefunction(parse):
+        raise InvalidOption(
+            f"parse is {quote(parse)}; give a plain function of what the decorated function returned: it is free, and "
+            "runs at each reading"
+        )
+
+
+def judge_value(validate: Callable[[Any], Any] | None, value: Any) -> None:
+    """Raise where `validate` refuses the value; None refuses nothing.
+
+    Raises:
+        RefusedValue: it returned False, or another false value but None.
+        InvalidOption: it returned something to be awaited.
+        Exception: whatever it raises.
+    """
+    if validate is None:
+        return
+    verdict = validate(value)
+    if hasattr(verdict, "__await__"):
+        raise InvalidOption(f"validate returned {quote(verdict)}; it must be a plain function of the value")
+    if verdict is not None and not verdict:
+        raise RefusedValue(f"validate returned {quote(verdict)} for {quote(value)}")
 
 
 # --- retries ---------------------------------------------------------------------------------------------------------
@@ -319,6 +347,11 @@ class ErrorCount:
         self.failed += 1
         self._again += again
         self._unencodable += unencodable
+        self.by_type[kind] += 1
+
+    def recall(self, kind: str) -> None:
+        """An item that is not run stands as failed, with an exception of this type, and is raised."""
+        self.failed += 1
         self.by_type[kind] += 1
 
     def in_a_row(self, kind: str, ran: int, *, again: bool = False) -> None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, UnsendableItem, quote, quote_error
-from checkpoint.execution.answers import Answer, Failed, Fatal
+from checkpoint.execution.answers import Answer, Failed, Fatal, with_paid
 
 __all__ = [
     "FIXED",
@@ -132,6 +132,8 @@ def set_apart(answer: Answer) -> Answer:
     """The answer with its value as it is at this moment: the next call of its function may change it."""
     if type(answer) is list:
         return [set_apart(one) for one in answer]
+    if type(answer) is Failed:
+        return with_paid(answer, _packed_value)
     if type(answer) is tuple and type(answer[0]) not in FIXED:
         return _packed(answer)
     return answer
@@ -154,7 +156,7 @@ class _FailedApart(NamedTuple):
 def _portable(answer: Answer) -> Answer:
     if type(answer) is Failed:
         failure, again = answer
-        told = Failed(failure.without_exception(), again)
+        told = with_paid(Failed(failure.without_exception(), again), _packed_value)
         try:
             answer = _FailedApart(told, portable_bytes(failure.exception, "its exception"))
         except Exception:  # pickling runs the exception's own code
@@ -172,6 +174,19 @@ def _travels(exception: BaseException) -> bool:
         return type(pickle.loads(pickle.dumps(exception))) is type(exception)
     except Exception:
         return False
+
+
+def _packed_value(answer: Answer) -> Answer:
+    """(what stands for the value, elapsed) of a call that returned; once, however often it is asked for."""
+    value, elapsed = answer
+    if type(value) is _Apart or type(value) in FIXED:
+        return answer
+    packed = _packed(answer)
+    return (packed if type(packed) is _Apart else packed[0], elapsed)
+
+
+def _unpacked_value(answer: Answer) -> Answer:
+    return _unpacked(answer[0]) if type(answer[0]) is _Apart else answer
 
 
 def _packed(answer: Answer) -> Answer:
@@ -202,7 +217,9 @@ def _unpacked(answer: Answer) -> Answer:
     if type(answer) is list:
         return [_unpacked(one) for one in answer]
     if type(answer) is _FailedApart:
-        return _with_exception(*answer)
+        return with_paid(_with_exception(*answer), _unpacked_value)
+    if type(answer) is Failed:
+        return with_paid(answer, _unpacked_value)
     if type(answer) is not _Apart:
         return answer
     try:

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 from checkpoint.catalog.view import VersionView
+from checkpoint.errors import ItemError
 from checkpoint.outcomes import Failure, Success, Unit
 from checkpoint.passes.claims import Again
 from checkpoint.passes.earlier import Earlier
@@ -45,13 +46,19 @@ class Company:
         self._lock = lock
         self._collect = collect
 
-    def count(self, unit: Unit, outcome: Success | Failure, value: Any) -> None:
-        """Count how a unit ended, and the equal items that waited for it; the caller holds the lock."""
+    def count(self, unit: Unit, outcome: Success | Failure, value: Any, unparsed: ItemError | None = None) -> None:
+        """Count how a unit ended, and the equal items that waited for it; the caller holds the lock.
+
+        Args:
+            unit, outcome: that ended so.
+            value: of a result, as it is read.
+            unparsed: why it cannot be read.
+        """
         key = unit.key
         self._in_flight.end(key, outcome)
         if self._earlier.redo:
             self._earlier.redo.pop(key, None)
-        error = self._tally.count(unit, outcome, value)
+        error = self._tally.count(unit, outcome, value, unparsed)
         if self._in_flight.waiting:
             for item in self._in_flight.release(key):
                 self._tally.count_equal(item, key, value, error)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, FunctionChanged, KeyChanged, plural, quote
-from checkpoint.outcomes import NOT_RUN
+from checkpoint.outcomes import NOT_RUN, Failure
 from checkpoint.passes.changes import Changes
 from checkpoint.passes.failures import failure_of
 from checkpoint.passes.input import Input
+from checkpoint.passes.paid import PaidValues
 from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.index import Place
 from checkpoint.storage.source import RecordSource
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Earlier", "Fate"]
 
-Fate = Literal["done", "aside", "redone", "failed", "new"]
+Fate = Literal["done", "aside", "redone", "given_up", "paid", "failed", "new"]
 log = logging.getLogger("checkpoint")
 _FEW = 10  # results that may well be of equal items under other keys
 _FIRST = 100  # keys that tell whether the key function is still the same
@@ -53,6 +54,7 @@ class Earlier:
         redo: keys that have a result, and are computed again; with where that result is, and in which index.
         failed: keys that failed earlier and are run again, with the type of the exception where it was read.
         had_errors: whether there were failures when the pass began.
+        paid: the values that failures kept.
     """
 
     def __init__(self, records: VersionView, items: Input, settings: PassSettings, lineage: Lineage | None) -> None:
@@ -67,6 +69,7 @@ class Earlier:
         self.redo: dict[Key, tuple[int, object]] = {}
         self.failed: dict[Key, str | None] = {}
         self.had_errors = False
+        self.paid = PaidValues(records, settings.judge, lineage)
         self._state: tuple[object, int] = (None, 0)  # the results' index, and its end, when `_found` was filled
         self._found = array("q")  # where the results of the items that were keyed first are, or -1
         self._outdated: set[Key] = set()  # done, but by a function that has changed
@@ -309,8 +312,19 @@ class Earlier:
                 yield key, "aside"
             elif redo:
                 yield key, "redone"
+            elif self._checkpoint.errors.find(self._version, key) is None:
+                yield key, "new"
             else:
-                yield key, "new" if self._checkpoint.errors.find(self._version, key) is None else "failed"
+                yield key, self._foresee_failed(key, self._settings.digest_of(item))
+
+    def _foresee_failed(self, key: Key, digest: int) -> Fate:
+        """What becomes of an item that failed earlier."""
+        if self.failure_stands(key, digest):
+            return "given_up"
+        verdict = self.paid.judge_again(key, digest)
+        if verdict is None:
+            return "failed"
+        return "given_up" if isinstance(verdict, Failure) else "paid"
 
     def is_any_run(self) -> bool:
         """Whether one of the items that were keyed first will be run, as far as can be told without its content."""
@@ -319,7 +333,8 @@ class Earlier:
     def _will_run(self, key: Key) -> bool:
         if key not in self.redo and self._records.is_done(key):
             return False
-        stands = not self._settings.retry_failed and self._checkpoint.errors.find(self._version, key) is not None
+        failed = self._checkpoint.errors.find(self._version, key) is not None
+        stands = failed and (not self._settings.retry_failed or self._is_given_up(key))
         return not stands and self._checkpoint.unsaved.find(self._version, key) is None
 
     def note_failed(self) -> None:
@@ -344,14 +359,23 @@ class Earlier:
     # failures that stand
 
     def failure_stands(self, key: Key, digest: int) -> bool:
-        """Whether the item failed earlier and the settings say that such items are not run again."""
-        if self._settings.retry_failed:
-            return False
+        """Whether the item failed earlier and is not run again: the settings say so, or it was given up."""
         errors = self._checkpoint.errors
         failed = errors.find(self._version, key)
         if failed is None or (key in self.redo and not are_alike(failed.digest, digest)):
             return False
+        if self._settings.retry_failed:
+            is_other = failed.digest and digest and not are_alike(failed.digest, digest)
+            if is_other or not self._is_given_up(key):
+                return False
         return self._counts(errors, key)
+
+    def _is_given_up(self, key: Key) -> bool:
+        try:
+            found = self._checkpoint.errors.read(self._version, key)
+        except DamagedRecord:
+            return False
+        return found is not None and found[2].given_up
 
     def find_aside(self, key: Key, digest: int) -> Place | None:
         """Where the item's value is kept aside, which is not paid for again by itself; None where it is not."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from checkpoint.catalog.view import VersionView, item_error
+from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, ItemError, quote
 from checkpoint.values.keys import Key
 
@@ -59,6 +59,6 @@ def failure_of(records: VersionView, key: Key) -> ItemError:
         log.warning("%s", error)
         found = None
     if found is not None:
-        return item_error(key, found[2])
+        return records.error_of(key, found[2])
     message = "it failed earlier, and how is no longer on disk"
     return ItemError(f"item {quote(key)} failed: {message}", key=key, message=message)

@@ -23,6 +23,7 @@ from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
     InvalidOption,
+    ItemError,
     StoreError,
     UnencodableValue,
     quote,
@@ -98,6 +99,7 @@ class Pass:
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
+        self._parses = settings.parse is not None
         self._is_prepared = self._has_begun_writing = False
         self._owed: list[End] = []  # what finished and is not on disk yet
 
@@ -247,7 +249,8 @@ class Pass:
         """The unit to run for an item without a result, or None where an earlier failure stands."""
         checkpoint, redo = self._checkpoint, key in self.earlier.redo
         digest = self._digest_of(item)
-        if not (self._retry_failed and checkpoint.unsaved.is_empty) and self._failed_before(key, digest):
+        may_stand = not (self._retry_failed and checkpoint.unsaved.is_empty) or self.earlier.had_errors
+        if may_stand and self._failed_before(key, digest):
             self.tally.stand(item, key)
             return None
         if not self._is_writing:
@@ -261,8 +264,26 @@ class Pass:
         if self.earlier.had_errors:
             self.earlier.note_type(key)
         unit = Unit(item, key, digest)
+        if self.earlier.had_errors and not redo and self._is_judged_again(unit):
+            return None
         self.in_flight.start(unit)
         return unit
+
+    def _is_judged_again(self, unit: Unit) -> bool:
+        """Whether the value that an earlier failure kept ends the unit: as its result, or given up; it is on disk."""
+        item, key, digest = unit.item, unit.key, unit.digest
+        verdict = self.earlier.paid.judge_again(key, digest)
+        if verdict is None:
+            return False
+        if isinstance(verdict, Failure):
+            self.records.save_failure(key, verdict, digest)
+            self._company.count(unit, verdict, None)
+            self.tally.advance(1)
+            return True
+        self.records.save_paid(key, verdict, digest)
+        found = self._checkpoint.results.find(self._version, key)
+        assert found is not None
+        return self._resumed(item, key, found) is None
 
     def _failed_before(self, key: Key, digest: int) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
@@ -341,7 +362,7 @@ class Pass:
             finished = [spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
         if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
             return
-        ran = self.tally.errors.run
+        ran, unparsed = self.tally.errors.run, dict[Key, str]()
         groups, self._owed = self._recorder.groups(finished, self._owed), []
         for done, group in enumerate(groups):
             try:
@@ -350,14 +371,17 @@ class Pass:
                 self._owed = [end for group in groups[done:] for end in group]
                 error.unsaved = self._recorder.values_of(self._owed)
                 raise
-            self._settled(group, failure)
-        if groups and groups[-1][0].raw is None:
-            self.tally.note_row(finished, ran)
+            if self._parses and failure is None and group[0].raw is not None:
+                unparsed.update(self._settle_parsed(group))
+            else:
+                self._settled(group, failure)
+        if unparsed or (groups and groups[-1][0].raw is None):
+            self.tally.note_row(finished, ran, unparsed)
 
     def _settle_one(self, done: Done) -> bool:
         """Settle one result, on the per-item path; False where it is a failure, or a value that cannot be encoded."""
         unit, outcome = done.unit, done.outcome
-        if type(outcome) is not Success:
+        if type(outcome) is not Success or self._parses:
             return False
         records, key, digest, value = self.records, unit.key, unit.digest, outcome.value
         try:
@@ -395,6 +419,23 @@ class Pass:
                 value = decode(end.raw) if collect and end.raw is not None else None
                 self._company.count(end.unit, failure or end.outcome, value)
             self.tally.advance(len(ends))
+
+    def _settle_parsed(self, ends: list[End]) -> dict[Key, str]:
+        """Count results that are on disk, as `parse` reads them; returns what it raised, by key."""
+        records, read = self.records, list[tuple[End, Any, ItemError | None]]()
+        for end in ends:  # under no lock: it is the user's code
+            assert end.raw is not None
+            assert type(end.outcome) is Success
+            try:
+                value = records.parsed(end.key, records.decode(end.raw), end.outcome.attempts, end.outcome.elapsed)
+                read.append((end, value, None))
+            except ItemError as raised:
+                read.append((end, None, raised))
+        with self._lock:
+            for end, value, error in read:
+                self._company.count(end.unit, end.outcome, value if self._collect else None, error)
+            self.tally.advance(len(ends))
+        return {end.key: error.type or "error" for end, _, error in read if error is not None}
 
     def take(self) -> Iterator[Outcome[Any]]:
         """The outcomes that nobody has taken yet, for `stream`."""

@@ -46,7 +46,7 @@ _VERSIONS = 20
 class Plan:
     """What a `map` of some items would do; ``print`` it.
 
-    Every item is one of `done`, `failed`, `aside`, `new`, `redone` and `duplicates`.
+    Every item is one of `done`, `failed`, `given_up`, `paid`, `aside`, `new`, `redone` and `duplicates`.
 
     Attributes:
         name: the checkpoint's.
@@ -54,6 +54,8 @@ class Plan:
         done: have a result, which stays.
         failed: failed earlier and would be tried again.
         causes: how many of these by type of error, the most frequent first.
+        given_up: failed for good (`GiveUp`): they stand as failed and would not be run.
+        paid: failed earlier with a value that `validate` accepts as it is today: they would be done without a call.
         aside: have a value that could not be stored (`f.unsaved`): they stand as failed and would not be run.
         new: have never been run under this version.
         redone: have a result that would be computed anew, by on_change="recompute".
@@ -104,6 +106,8 @@ class Plan:
     at_least: float | None = None
     at_most: float | None = None
     refusal: CheckpointError | None = None
+    paid: int = 0
+    given_up: int = 0
 
     @property
     def calls(self) -> int:
@@ -118,6 +122,8 @@ class Plan:
         parts = [f"{self.done:,} done", f"{self.failed:,} failed", f"{self.new:,} new"]
         more = [
             (self.redone, f"{self.redone:,} computed anew"),
+            (self.given_up, f"{self.given_up:,} given up"),
+            (self.paid, f"{self.paid:,} paid for and accepted"),
             (self.aside, f"{self.aside:,} kept aside"),
             (self.duplicates, plural(self.duplicates, "duplicate")),
             (self.changed, f"{plural(self.changed, 'item')} changed"),
@@ -185,6 +191,7 @@ def make_plan(
     on_change: Any,
     workers: int | None,
     rates: Sequence[Rate] = (),
+    judge: Callable[[Any], None] | None = None,
 ) -> Plan:
     """The plan of a pass.
 
@@ -197,6 +204,7 @@ def make_plan(
         on_change: the decorator's.
         workers: how many calls at once.
         rates: the decorator's.
+        judge: as in `PassSettings`.
 
     Raises:
         InvalidKey, DuplicateKey, InvalidOption: as the pass would.
@@ -205,7 +213,7 @@ def make_plan(
     records.open()
     code = _Code(records) if lineage is None else _code_of(records, lineage, on_change)
     records = code.records
-    settings = PassSettings(key_of, digest_of, on_change)
+    settings = PassSettings(key_of, digest_of, on_change, judge=judge)
     keyed = Input(items, settings, records.shard)
     earlier = Earlier(records, keyed, settings, lineage)
     refusal = _refusal_of(records, earlier, code)
@@ -222,7 +230,15 @@ def _planned(
 ) -> Plan:
     """The plan in numbers: what becomes of each key, and how long the calls take."""
     records, drift = code.records, code.drift
-    fates: dict[str, list[Key]] = {"done": [], "aside": [], "redone": [], "failed": [], "new": []}
+    fates: dict[str, list[Key]] = {
+        "done": [],
+        "aside": [],
+        "redone": [],
+        "given_up": [],
+        "paid": [],
+        "failed": [],
+        "new": [],
+    }
     for key, fate in earlier.foresee():
         fates[fate].append(key)
     there = [*fates["done"], *fates["redone"]]

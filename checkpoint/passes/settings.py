@@ -32,6 +32,8 @@ class PassSettings:
         desc: the text before the bar.
         lock_timeout: seconds that the pass waits while another process writes.
         locks_first: whether it takes the lock before it draws from input that can be read once only.
+        judge: raises where a value that was refused earlier is still no result; None: such values are left alone.
+        parse: what is made of each value that is read.
     """
 
     key_of: KeyFunction
@@ -45,6 +47,8 @@ class PassSettings:
     desc: str | None = None
     lock_timeout: float = 0.0
     locks_first: bool = False
+    judge: Callable[[Any], None] | None = None
+    parse: Callable[[Any], Any] | None = None
 
     @property
     def refuses_changes(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from checkpoint.catalog.view import VersionView
-from checkpoint.errors import DamagedRecord, UnbuildableValue, UnencodableValue, quote
+from checkpoint.errors import DamagedRecord, ItemError, UnbuildableValue, UnencodableValue, quote
 from checkpoint.execution.policies import ErrorCount
 from checkpoint.outcomes import Done, Failure, Outcome, Success, Unit
 from checkpoint.passes.failures import add_note, failure_of, let_go_of_frames, places_of
@@ -41,6 +41,7 @@ class Tally:
         kept_aside: keys whose values could not be encoded earlier; they stand as failed.
         made: keys that were settled in this pass, well or not.
         failed: keys that failed in this pass, or earlier and are not run again.
+        unparsed: how many results `parse` could not read.
         handled: the exception that the caller was handling when the pass began.
     """
 
@@ -55,6 +56,7 @@ class Tally:
         self.kept_aside: list[Key] = []
         self.made: set[Key] = set()
         self.failed: set[Key] = set()
+        self.unparsed = 0
         self.handled = sys.exception()
         self._bar: Bar | None = None
         self._outcomes: deque[Outcome[Any]] = deque()
@@ -104,20 +106,26 @@ class Tally:
         except (DamagedRecord, KeyError) as error:
             log.warning("%s", error)
             return None
-        except UnbuildableValue as error:
-            return Outcome(item, key, None, error, "resumed")
+        except (UnbuildableValue, ItemError) as error:
+            return Outcome(item, key, None, error, "fresh" if key in self.made else "resumed")
         return Outcome(item, key, value, None, "fresh" if key in self.made else "resumed")
 
     # items that were run
 
-    def count(self, unit: Unit, outcome: Success | Failure, value: Any) -> Exception | None:
-        """Count how a unit ended; returns the exception of a failure."""
+    def count(
+        self, unit: Unit, outcome: Success | Failure, value: Any, unparsed: ItemError | None = None
+    ) -> Exception | None:
+        """Count how a unit ended; returns the exception of a failure, or of a result that `parse` cannot read."""
         key = unit.key
         self.made.add(key)
         error: Exception | None = None
         if type(outcome) is Success:
             self.completed += 1
-            self.errors.run += 1
+            if unparsed is None:
+                self.errors.run += 1
+            else:
+                self.errors.fail(unparsed.type or "error")
+                error = self.note_unparsed(unparsed)
         else:
             assert isinstance(outcome, Failure)
             error = self._fail(key, outcome)
@@ -173,20 +181,40 @@ class Tally:
         self.errors.fail(kind, again=self._failed_so_before(key, kind), unencodable=unencodable)
         if not isinstance(exception, Exception):
             exception = failure_of(self._records, key)
-        let_go_of_frames(exception, self.handled)
-        if len(self.failures) < _FIRST:
-            if failure.traceback and all(exception is not other for other in self.failures):
-                add_note(exception, f"item {quote(key)}\n{places_of(failure.traceback)}".rstrip())
-            self.failures.append(exception)
+        self._note(exception, key, failure.traceback)
         return exception
 
-    def note_row(self, finished: list[Done], ran: int) -> None:
-        """Count failures in a row, in the order in which their calls ended; so many had run before them."""
+    def recall_unparsed(self, error: ItemError) -> None:
+        """Count a result of an earlier pass that `parse` cannot read."""
+        self.errors.recall(error.type or "error")
+        self.note_unparsed(error)
+
+    def note_unparsed(self, error: ItemError) -> Exception:
+        """Keep what `parse` raised, as one of the first failures; it is returned."""
+        self.unparsed += 1
+        raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        self._note(raised, error.key, error.traceback)
+        return raised
+
+    def _note(self, exception: Exception, key: Any, traceback: str | None) -> None:
+        let_go_of_frames(exception, self.handled)
+        if len(self.failures) < _FIRST:
+            if traceback and all(exception is not other for other in self.failures):
+                add_note(exception, f"item {quote(key)}\n{places_of(traceback)}".rstrip())
+            self.failures.append(exception)
+
+    def note_row(self, finished: list[Done], ran: int, unparsed: Mapping[Key, str]) -> None:
+        """Count failures in a row, in the order in which their calls ended; so many had run before them.
+
+        Args:
+            finished: calls that ended.
+            ran: how many had before.
+            unparsed: what `parse` raised, by the key of a result that it cannot read.
+        """
         for place, done in enumerate(finished, ran + 1):
             outcome = done.outcome
-            if type(outcome) is not Success:
-                assert isinstance(outcome, Failure)
-                kind = outcome.type or "error"
+            kind = outcome.type or "error" if isinstance(outcome, Failure) else unparsed.get(done.unit.key)
+            if kind is not None:
                 self.errors.in_a_row(kind, place, again=self._failed_so_before(done.unit.key, kind))
 
     def _failed_so_before(self, key: Key, kind: str) -> bool:

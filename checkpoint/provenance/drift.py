@@ -217,6 +217,15 @@ class Lineage:
             level = logging.INFO if self._on_change == "keep" else logging.WARNING
             log.log(level, "%s", self.told(records, drift))
 
+    def stands_for(self, records: VersionView, code: str) -> bool:
+        """Whether what code of this fingerprint returned counts for the function as it is.
+
+        That is: it is the same, was accepted, or the user said by `version=` or on_change="keep" that it stays.
+        """
+        if self._label is not None or self._on_change == "keep" or code in (self.code.digest, self.code.unsealed):
+            return True
+        return (code, self.code.digest) in records.checkpoint.accepted
+
     def _accept_unsealed(self, records: VersionView) -> None:
         """What an earlier version of this library noted by a plain digest of the same secrets counts everywhere."""
         checkpoint, old, new = records.checkpoint, self.code.unsealed, self.code.digest

@@ -32,6 +32,7 @@ class Cause:
         count: how many items failed of it.
         message: that of the first.
         traceback: that of the first, plain text, or None.
+        given_up: whether later runs leave these items alone.
         keys: of the first 100.
 
     Example:
@@ -47,9 +48,10 @@ class Cause:
     message: str
     traceback: str | None
     keys: list[Any] = field(default_factory=list)
+    given_up: bool = False
 
     def __str__(self) -> str:
-        place = f" at {self.where}" if self.where else ""
+        place = (f" at {self.where}" if self.where else "") + (", given up" if self.given_up else "")
         shown = ", ".join([quote(key, 80) for key in self.keys[:3]]) + (", …" if self.count > 3 else "")
         told = f"{self.type or 'error'}{place}: {shorten(self.message, 120)!r} (keys {shown})"
         return f"{self.count:,} × {printable(told)}"
@@ -61,11 +63,13 @@ def causes_of(errors: Iterable[ItemError]) -> list[Cause]:
     for error in errors:
         frames = _frames(error.traceback)
         # Where there are no frames, such as after save_error("message"), the message is all that tells.
-        signature = (error.type, frames or error.message)
+        signature = (error.type, frames or error.message, error.given_up)
         cause = causes.get(signature)
         if cause is None:
             where = _where(error.traceback)
-            cause = causes[signature] = Cause(error.type, where, 0, error.message, error.traceback)
+            cause = causes[signature] = Cause(
+                error.type, where, 0, error.message, error.traceback, given_up=error.given_up
+            )
         cause.count += 1
         if len(cause.keys) < 100:
             cause.keys.append(error.key)

@@ -285,7 +285,7 @@ def _errors(records: VersionView, story: RunHistory) -> Iterator[str]:
         share = percent_text(cause.count, story.failed - story.unexamined)
         yield (
             f'<div class="cause"><b>{cause.count:,}<small>{share}</small></b>'
-            f"<div><strong>{shown(cause.type or 'error')}</strong>{place}"
+            f"<div><strong>{shown(cause.type or 'error')}{', given up' * cause.given_up}</strong>{place}"
             f"<p>{shown(shorten(cause.message, 600))}</p>"
         )
         keys = "".join([f"<span>{shown(shorten(_key_text(key), 60))}</span>" for key in cause.keys[:8]])

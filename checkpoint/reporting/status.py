@@ -74,15 +74,17 @@ class Failed:
     attempts: int | None
     elapsed: float | None
     timestamp: str
+    given_up: bool = False
 
     @property
     def error(self) -> ItemError:
         """What stands in a failed item's place."""
-        parts = {part: getattr(self, part) for part in ("key", "type", "message", "traceback", "attempts", "elapsed")}
+        names = ("key", "type", "message", "traceback", "attempts", "elapsed", "given_up")
+        parts = {part: getattr(self, part) for part in names}
         return ItemError(f"item {quote(self.key)} failed", **parts)
 
     def to_json(self, *, traceback: bool = False) -> dict[str, Any]:
-        """`key`, `type`, `message`, `attempts`, `elapsed`, `timestamp`, and `traceback` if asked for."""
+        """`key`, `type`, `message`, `attempts`, `elapsed`, `timestamp`, `given_up`, and `traceback` if asked for."""
         told = {
             "key": plain_json(self.key),
             "type": self.type,
@@ -90,6 +92,7 @@ class Failed:
             "attempts": self.attempts,
             "elapsed": self.elapsed,
             "timestamp": self.timestamp,
+            "given_up": self.given_up,
         }
         return {**told, "traceback": self.traceback} if traceback else told
 
@@ -366,13 +369,14 @@ class Survey:
 
 
 def cause_json(cause: Cause, *, traceback: bool = False) -> dict[str, Any]:
-    """`type`, `where`, `count`, `message`, `keys` (of the first 100), and `traceback` if asked for."""
+    """`type`, `where`, `count`, `message`, `keys` (of the first 100), `given_up`, and `traceback` if asked for."""
     told = {
         "type": cause.type,
         "where": cause.where,
         "count": cause.count,
         "message": cause.message,
         "keys": [plain_json(key) for key in cause.keys],
+        "given_up": cause.given_up,
     }
     return {**told, "traceback": cause.traceback} if traceback else told
 
@@ -753,4 +757,5 @@ def _failed(key: Key, record: Record) -> Failed:
         record.attempts,
         record.elapsed,
         record.timestamp,
+        record.given_up,
     )

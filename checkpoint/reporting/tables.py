@@ -2,7 +2,7 @@
 
 The promise: a column holds what was saved, or text that says all of it; never a value that only looks like it. A file
 is the whole table, or is not there. All kinds of tables have the same columns, whatever classes the reader knows: no
-class is built, and no code of the user runs.
+class is built, and no code of the user runs but `parse`.
 
     columns      key; the fields of the results; error and type, where asked for; timestamp, elapsed, attempts
     fields       of dicts and objects, nested ones by dotted names; of anything else, one column "result"
@@ -37,7 +37,17 @@ import msgspec
 
 from checkpoint.catalog.locate import locate
 from checkpoint.catalog.view import LATEST, VersionCount, VersionView
-from checkpoint.errors import DamagedRecord, ExtraNeeded, InvalidOption, StoreError, plural, quote, shorten
+from checkpoint.errors import (
+    DamagedRecord,
+    ExtraNeeded,
+    InvalidOption,
+    ItemError,
+    StoreError,
+    UnencodableValue,
+    plural,
+    quote,
+    shorten,
+)
 from checkpoint.outcomes import NOT_RUN
 from checkpoint.reporting.columns import (
     JSON_TYPE,
@@ -58,6 +68,7 @@ from checkpoint.storage.files import fsync, open_safely, store_error
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource, record_at
+from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, plain_key
 from checkpoint.values.plain_json import with_stack
 
@@ -158,9 +169,14 @@ class Table:
                 break
             if not checkpoint.is_retired(version, key, record):
                 failed[key], error_reader = ~offset, reader
-        for reader, offset, key, _ in _noting(checkpoint.results.records(version), records.load) if results else ():
+        parses = errors and records.parse is not None
+        for reader, offset, key, _ in (
+            _noting(checkpoint.results.records(version), records.load) if results or parses else ()
+        ):
             if len(places) == at_most:
                 break
+            if not results and not _is_unparsed(records, reader, offset):
+                continue
             places.append(offset)
             failed.pop(key, None)  # it was computed meanwhile
             result_reader = reader
@@ -182,11 +198,11 @@ class Table:
             return _Row((None, "it was not run, since the pass was ended early", "NotRun", None, None, None), None, 0)
         checkpoint = self._records.checkpoint
         if place < 0:
-            key, record = self._read(checkpoint.errors, self._readers[1], ~place, number)
+            _, key, record = self._read(checkpoint.errors, self._readers[1], ~place, number)
             told = tidy_text(record.error or ""), record.type and tidy_text(record.type)
             return _Row(_own(key, record, *told), None, 0)
         reader = self._readers[0]
-        key, record = self._read(checkpoint.results, reader, place, number)
+        place, key, record = self._read(checkpoint.results, reader, place, number)
         raw, sealed = bytes(record.result), bool(record.crc or record.session)
         try:
             value = tidy_result(raw, sealed=sealed)
@@ -196,16 +212,33 @@ class Table:
             assert reader is not None
             self._records.load_at(reader, place)  # which tells what is wrong, and where
             value = tidy_text(raw.decode("utf-8", "replace"))  # another program's, nested deeper than can be followed
+        if self._records.parse is not None:
+            return self._parsed_row(key, record, place)
         return _Row(_own(key, record, None, None), value, len(raw))
 
-    def _read(self, shelf: RecordSource, reader: Reader | None, offset: int, number: int) -> tuple[Key, Record]:
+    def _parsed_row(self, key: Key, record: Record, place: int) -> _Row:
+        """The row of a result as `parse` reads it, or of what that raised."""
+        reader = self._readers[0]
+        assert reader is not None
+        size = len(bytes(record.result))
+        try:
+            value = self._records.load_at(reader, place)[1]
+        except ItemError as error:
+            return _Row(_own(key, record, tidy_text(error.message), error.type and tidy_text(error.type)), None, size)
+        try:
+            made = tidy_result(_codec.encode(value), sealed=True)
+        except UnencodableValue:  # nobody asked that it can be written
+            made = tidy_text(quote(value))
+        return _Row(_own(key, record, None, None), made, size)
+
+    def _read(self, shelf: RecordSource, reader: Reader | None, offset: int, number: int) -> tuple[int, Key, Record]:
+        """(offset, key, record) of an item; the offset is another one where an edit moved the line."""
         assert reader is not None
         records = self._records
         mark = None if self._marks is None else self._marks[number]
         text = "" if self._keys is None else str(self._keys[number])
         with records.noting_damage(shelf, reader):
-            _, key, record = record_at(shelf, reader, records.version, offset, mark, text)
-        return key, record
+            return record_at(shelf, reader, records.version, offset, mark, text)
 
     # columns
 
@@ -382,6 +415,16 @@ class Table:
         )
 
 
+def _is_unparsed(records: VersionView, reader: Reader, offset: int) -> bool:
+    """Whether `parse` cannot read the result."""
+    try:
+        records.load_at(reader, offset)
+    except ItemError:
+        return True
+    return False
+
+
+_codec = Codec()
 _Place = tuple[Reader, int, Key, Record]
 
 
@@ -628,5 +671,5 @@ def of_version(records: VersionView, version: Any) -> VersionView:
             f"checkpoint {records.name!r} holds nothing of version {quote(label)}; it holds {there or 'nothing'}"
         )
     other = VersionView(records.name, checkpoint.directory, version=None, power=records.power, result_type=None)
-    other.decode, other.version = records.decode, digest
+    other.decode, other.version, other.parse = records.decode, digest, records.parse
     return other

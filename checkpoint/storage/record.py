@@ -55,7 +55,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Record(msgspec.Struct, gc=False):
-    """A record's fields, parsed; `result` and `pickle` stay as they are in the file."""
+    """A record's fields, parsed; `result`, `paid` and `pickle` stay as they are in the file.
+
+    `paid` is what the call of a failure returned; `value` that of the version, or of the code.
+    """
 
     key: Any
     result: msgspec.Raw = msgspec.Raw()
@@ -76,6 +79,8 @@ class Record(msgspec.Struct, gc=False):
     origin: Any = msgspec.field(name="from", default=None)
     detail: msgspec.Raw = msgspec.Raw()
     value: msgspec.Raw = msgspec.Raw()
+    paid: msgspec.Raw = msgspec.Raw()
+    given_up: bool = False
     crc: str = ""
 
     def __post_init__(self) -> None:
@@ -119,7 +124,7 @@ class NoRecord(ValueError):
 _decode_record = msgspec.json.Decoder(Record).decode
 _decode_acceptance = msgspec.json.Decoder(Acceptance).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "crc"}
+_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "paid", "crc"}
 _NO_KEY = ("Object missing required field `key`", "Expected `object`")  # as msgspec says it of sound JSON
 _scalar_key = (str, int, float, bool, type(None))
 

@@ -525,10 +525,11 @@ def _a_hundred_failures_of_one_type_end_the_pass(make: Make) -> None:
 
 @_law
 def _what_validate_refuses_is_a_failure(make: Make) -> None:
-    """It is never a result, and is called again by the next map."""
+    """It is never a result, its error keeps it, and it is called again by the next map."""
     trial = make(validate=is_not_thirty)
     got = trial.map(trial.items(5), return_exceptions=True)
     holds(isinstance(got[3], ItemError) and "RefusedValue" in str(got[3].type), f"{got[3]!r} is a refused value")
+    equal(got[3].value, 30, "what was paid for, in its error")
     equal([*got[:3], got[4]], [0, 10, 20, 40], "the other results")
     equal(sorted(trial.on_disk()), [0, 1, 2, 4], "what is on disk")
     trial.map(trial.items(5), return_exceptions=True)
