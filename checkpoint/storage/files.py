@@ -166,6 +166,13 @@ def _file_of(fd: int) -> BinaryIO:
 # --- small files ------------------------------------------------------------------------------------------------------
 
 
+def _read_up_to(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := os.read(fd, size - len(data))):
+        data += more
+    return data
+
+
 def read_object(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
     """The JSON object that a small file holds.
 
@@ -173,8 +180,11 @@ def read_object(path: Path, most: int = MOST_JSON) -> dict[str, Any]:
         OSError: it cannot be read; FileNotFoundError where it is not there.
         ValueError: it holds anything else, or more than `most` bytes.
     """
-    with io.FileIO(open_file(path, os.O_RDONLY)) as file:  # as the interpreter ends, neither open nor os.fdopen works
-        data = b"" if os.fstat(file.fileno()).st_size > most else file.read(most + 1)
+    fd = open_file(path, os.O_RDONLY)  # as the interpreter ends, neither open nor os.fdopen works
+    try:
+        data = b"" if os.fstat(fd).st_size > most else _read_up_to(fd, most + 1)
+    finally:
+        os.close(fd)
     if not data or len(data) > most:
         raise ValueError("it is empty, or too large")
     try:
