@@ -37,6 +37,7 @@ from checkpoint.errors import (
     VersionNeeded,
     WorkerDied,
 )
+from checkpoint.execution.notes import note
 from checkpoint.execution.policies import Rate, Retry
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan
@@ -86,4 +87,5 @@ __all__ = [
     "VersionNeeded",
     "WorkerDied",
     "checkpointed",
+    "note",
 ]

@@ -47,7 +47,7 @@ from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
 
-__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error"]
+__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error", "with_notes"]
 
 
 log = logging.getLogger("checkpoint")
@@ -305,7 +305,8 @@ class VersionView:
     def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
         """The record of a failure."""
         version, session = self._fields
-        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
+        said = with_notes(_text(failure.message), failure.notes)
+        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), said, self._stamp())]
         if failure.type is not None:
             parts.append(b',"type":%b' % _text(failure.type))
         if failure.traceback is not None:
@@ -320,7 +321,9 @@ class VersionView:
         parts.append(session)
         return seal(b"".join(parts))
 
-    def keep_aside(self, key: Key, value: Any, digest: int, error: UnencodableValue) -> UnencodableValue:
+    def keep_aside(
+        self, key: Key, value: Any, digest: int, error: UnencodableValue, notes: dict[str, Any] | None = None
+    ) -> UnencodableValue:
         """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
         kept = self._aside_line(key, value, digest, str(error))
         located = UnencodableValue(
@@ -329,7 +332,7 @@ class VersionView:
             where=error.where,
             key=key,
         )
-        failure = Failure(str(located), "UnencodableValue")
+        failure = Failure(str(located), "UnencodableValue", notes=notes)
         entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
         try:
             self.open()
@@ -469,6 +472,14 @@ class VersionView:
         keys, checkpoint = list(keys), self.open()
         forget = partial(checkpoint.forget, self.version, keys, self._session, durable=self.power)
         return self._in_time(forget)
+
+
+def with_notes(raw: bytes, notes: dict[str, Any] | None) -> bytes:
+    """An encoded result, or an error's message, with the field of what its calls noted, which a record has behind it.
+
+    It stands before the timestamp, so that the end of a line tells the same however much was noted.
+    """
+    return raw if notes is None else b'%b,"notes":%b' % (raw, _encode_json(notes))
 
 
 class Unsaved(Mapping[Any, Any]):

@@ -7,7 +7,20 @@ from typing import Any, NamedTuple
 from checkpoint.execution.policies import Again
 from checkpoint.outcomes import Failure, describe_exception
 
-__all__ = ["Answer", "Failed", "Fatal", "failed", "out_of_time"]
+__all__ = ["Answer", "Failed", "Fatal", "Returned", "failed", "out_of_time"]
+
+
+class Returned(NamedTuple):
+    """The call returned, and noted something.
+
+    Attributes:
+        value, elapsed: as in the plain tuple.
+        notes: the fields that it noted.
+    """
+
+    value: Any
+    elapsed: float
+    notes: dict[str, Any]
 
 
 class Failed(NamedTuple):
@@ -35,7 +48,7 @@ class Fatal(NamedTuple):
 
 
 Answer = Any
-"""(value, elapsed) for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
+"""(value, elapsed) or `Returned` for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
 
 
 def out_of_time(timeout: float | None) -> TimeoutError:

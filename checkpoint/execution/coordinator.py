@@ -343,7 +343,9 @@ class Coordinator:
             if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
                 attempt, (value, elapsed) = task[0], answers[0]
                 self._schedule.succeeded()
-                finished.append(Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1)))
+                finished.append(
+                    Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1, attempt.notes))
+                )
             else:
                 finished += self._judged(task, answers)
         return finished

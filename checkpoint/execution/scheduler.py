@@ -50,6 +50,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         quiet: nothing else is to be under way with it: what it does next decides on it.
         waits: how often it was told to come again later.
         began: when it was last taken to be called, on the monotonic clock; told where there are retries.
+        notes: the fields that attempts before noted.
     """
 
     units: list[Unit]
@@ -60,6 +61,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     began: float = 0.0
     waits: int = 0
     costs: list[float] | None = None
+    notes: dict[str, Any] | None = None
 
 
 class _Permits:
@@ -215,6 +217,7 @@ class Schedule:
         if before is not None:
             attempt.made, attempt.deaths, attempt.waits = before.made, before.deaths, before.waits
             attempt.alone, attempt.quiet = before.alone, before.quiet
+            attempt.notes = None if before.units else before.notes  # else those that are called have them
         self.at_once(attempt)
 
     def _wake(self) -> None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, UnsendableItem, quote, quote_error
-from checkpoint.execution.answers import Answer, Failed, Fatal
+from checkpoint.execution.answers import Answer, Failed, Fatal, Returned
 
 __all__ = [
     "FIXED",
@@ -132,7 +132,7 @@ def set_apart(answer: Answer) -> Answer:
     """The answer with its value as it is at this moment: the next call of its function may change it."""
     if type(answer) is list:
         return [set_apart(one) for one in answer]
-    if type(answer) is tuple and type(answer[0]) not in FIXED:
+    if type(answer) in (tuple, Returned) and type(answer[0]) not in FIXED:
         return _packed(answer)
     return answer
 
@@ -142,6 +142,7 @@ class _Apart(NamedTuple):
 
     pickled: bytes
     elapsed: float
+    notes: dict[str, Any] | None = None
 
 
 class _FailedApart(NamedTuple):
@@ -177,14 +178,18 @@ def _travels(exception: BaseException) -> bool:
 def _packed(answer: Answer) -> Answer:
     if type(answer) is list:
         return [_packed(one) for one in answer]
-    if type(answer) is not tuple:
+    if type(answer) not in (tuple, Returned):
         return answer
-    value, elapsed = answer
+    value, elapsed, *noted = answer
     try:
-        return _Apart(portable_bytes(value, "its result"), elapsed)
+        return _Apart(portable_bytes(value, "its result"), elapsed, *noted)
     except Exception as error:
         shown = f"<{quote(value)}, which its worker could not send: {quote_error(error.__cause__ or error)}>"
-        return (Unreadable(shown), elapsed)
+        return _returned(Unreadable(shown), elapsed, *noted)
+
+
+def _returned(value: Any, elapsed: float, notes: dict[str, Any] | None = None) -> Answer:
+    return (value, elapsed) if notes is None else Returned(value, elapsed, notes)
 
 
 def unpack(packed: bytes | list[Answer]) -> list[Answer]:
@@ -206,10 +211,10 @@ def _unpacked(answer: Answer) -> Answer:
     if type(answer) is not _Apart:
         return answer
     try:
-        return (pickle.loads(answer.pickled), answer.elapsed)
+        return _returned(pickle.loads(answer.pickled), answer.elapsed, answer.notes)
     except Exception as error:
         shown = f"<a result that cannot be unpickled here: {quote_error(error)}>"
-        return (Unreadable(shown, answer.pickled), answer.elapsed)
+        return _returned(Unreadable(shown, answer.pickled), answer.elapsed, answer.notes)
 
 
 def _with_exception(told: Failed, pickled: bytes) -> Failed:

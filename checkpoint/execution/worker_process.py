@@ -76,7 +76,7 @@ def serve(reader: Connection, writer: Connection) -> None:
     with suppress(EOFError, OSError):
         while asked := pipe.receive():
             try:
-                given: Any = arrived(asked) if call is None else pickle.loads(asked)
+                given: Any = arrived(asked, alone=True) if call is None else pickle.loads(asked)
             except Exception as error:  # unpickling runs the items' own code
                 pipe.send(REFUSED + quote_error(error).encode("utf-8", "replace"))
                 continue

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint import locks
 from checkpoint.catalog.shards import ALL
-from checkpoint.catalog.view import VersionView
+from checkpoint.catalog.view import VersionView, with_notes
 from checkpoint.errors import (
     InvalidOption,
     StoreError,
@@ -366,7 +366,8 @@ class Pass:
             return False
         if type(raw) is not bytes:
             return False
-        line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
+        said = raw if outcome.notes is None else with_notes(raw, outcome.notes)
+        line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts)
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from checkpoint.catalog.view import VersionView
+from checkpoint.catalog.view import VersionView, with_notes
 from checkpoint.errors import UnencodableValue
 from checkpoint.outcomes import Done, Encoded, Failure, Success, Unit
 from checkpoint.passes.failures import let_go_of_frames
@@ -68,7 +68,8 @@ class Recorder:
                 line = records.error_line(key, outcome, digest)
                 ends.append(End(version, key, digest, line, unit, outcome))
             elif isinstance(raw := next(raws), bytes):
-                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
+                said = with_notes(raw, outcome.notes)
+                line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts, now)
                 ends.append(End(version, key, digest, line, unit, outcome, raw))
             else:
                 let_go_of_frames(raw, self.handled)  # they lead back here, and hold the user's data
@@ -109,11 +110,11 @@ class Recorder:
     def _keep_aside(self, end: End, refused: UnencodableValue) -> Failure:
         unit, outcome = end.unit, end.outcome
         assert isinstance(outcome, Success)
-        error = self._records.keep_aside(unit.key, self._value_of(end), unit.digest, refused)
-        return Failure(str(error), "UnencodableValue", None, outcome.elapsed, outcome.attempts, error)
+        error = self._records.keep_aside(unit.key, self._value_of(end), unit.digest, refused, outcome.notes)
+        return Failure(str(error), "UnencodableValue", None, outcome.elapsed, outcome.attempts, error, outcome.notes)
 
 
 def spoil(done: Done) -> Done:
     """The end of a call whose item was changed before it was done: whatever it returned is of no item."""
     message = "its item was changed while its call ran, since a later item is the same object"
-    return Done(done.unit, Failure(message, "ItemChanged"))
+    return Done(done.unit, Failure(message, "ItemChanged", notes=done.outcome.notes))

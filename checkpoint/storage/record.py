@@ -52,7 +52,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Record(msgspec.Struct, gc=False):
-    """A record's fields, parsed; `result` and `pickle` stay as they are in the file."""
+    """A record's fields, parsed; `result`, `notes` and `pickle` stay as they are in the file."""
 
     key: Any
     result: msgspec.Raw = msgspec.Raw()
@@ -73,6 +73,7 @@ class Record(msgspec.Struct, gc=False):
     origin: Any = msgspec.field(name="from", default=None)
     detail: msgspec.Raw = msgspec.Raw()
     value: msgspec.Raw = msgspec.Raw()
+    notes: msgspec.Raw = msgspec.Raw()
     crc: str = ""
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class NoRecord(ValueError):
 _decode_record = msgspec.json.Decoder(Record).decode
 _decode_acceptance = msgspec.json.Decoder(Acceptance).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "crc"}
+_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "notes", "crc"}
 _NO_KEY = ("Object missing required field `key`", "Expected `object`")  # as msgspec says it of sound JSON
 _scalar_key = (str, int, float, bool, type(None))
 

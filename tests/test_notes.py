@@ -1,0 +1,272 @@
+"""Laws of notes: what a call notes is in its record, on every engine; costs add up, and nothing is spent unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoint import InvalidOption, ItemsFailed, Retry, UnencodableValue, checkpointed, note
+
+
+def lines(path: Path, name: str, kind: str = "results") -> list[dict[str, Any]]:
+    """The records of a journal."""
+    file = path / f"{name}_{kind}.jsonl"
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+
+
+def notes_of(path: Path, name: str, kind: str = "results") -> dict[Any, Any]:
+    """By key, what the records of a journal have as notes; the last one counts."""
+    return {line["key"]: line.get("notes") for line in lines(path, name, kind) if "key" in line}
+
+
+def noting(n: int) -> int:
+    """It notes its item; odd ones raise after that."""
+    note(cost=n / 8, model="small")
+    note(cost=0.5, n=n)
+    if n % 2:
+        raise ValueError(n)
+    return n * n
+
+
+async def noting_awaited(n: int) -> int:
+    """The same on the event loop, where a part of it runs on a task of its own."""
+
+    async def part() -> None:
+        await asyncio.sleep(0)
+        note(cost=n / 8, model="small")
+
+    await asyncio.gather(part(), asyncio.to_thread(note, n=n))
+    note(cost=0.5)
+    if n % 2:
+        raise ValueError(n)
+    return n * n
+
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "serial": {},
+    "threads": {"workers": 3},
+    "chunks on threads": {"workers": 2, "chunksize": 4},
+    "processes": {"workers": 2, "executor": "processes"},
+    "chunks on processes": {"workers": 2, "executor": "processes", "chunksize": 4},
+}
+
+
+def expected(keys: range) -> dict[Any, Any]:
+    """What `noting` notes of each."""
+    return {n: {"cost": n / 8 + 0.5, "model": "small", "n": n} for n in keys}
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "given executor", "tasks", "one task"])
+def test_what_a_call_notes_is_in_its_record(tmp_path: Path, engine: str) -> None:
+    """On every engine, of calls that return and of those that raise; costs of one call add up."""
+    if "task" in engine:
+        awaited = checkpointed("noted", checkpoint_dir=tmp_path)(noting_awaited)
+        workers = 3 if engine == "tasks" else 1
+        asyncio.run(awaited.map(range(9), workers=workers, progress=False, return_exceptions=True))
+    else:
+        function = checkpointed("noted", checkpoint_dir=tmp_path)(noting)
+        with ThreadPoolExecutor(2) as executor:
+            spread = ENGINES.get(engine, {"executor": executor})
+            function.map(range(9), progress=False, return_exceptions=True, **spread)
+    assert notes_of(tmp_path, "noted") == {n: fields for n, fields in expected(range(9)).items() if n % 2 == 0}
+    assert notes_of(tmp_path, "noted", "errors") == {n: fields for n, fields in expected(range(9)).items() if n % 2}
+
+
+def test_calls_at_once_in_a_worker_of_others_note_apart() -> None:
+    """A worker process of a given executor may call on several threads at once."""
+    from checkpoint.execution.call import Call, arrived
+    from checkpoint.execution.transport import unpack
+
+    here = arrived(Call(_meeting).shipped())
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda n: unpack(here.many([n]))[0], [1, 2]))
+    assert [answer.notes for answer in found] == [{"n": 1}, {"n": 2}]
+
+
+_barrier = threading.Barrier(2, timeout=20)
+
+
+def _meeting(n: int) -> int:
+    _barrier.wait()
+    note(n=n)
+    _barrier.wait()
+    return n
+
+
+def test_calls_without_notes_have_none(tmp_path: Path) -> None:
+    """A field that is not used is not on disk; and what one call notes does not count for the next."""
+
+    @checkpointed("mixed", checkpoint_dir=tmp_path)
+    def function(n: int) -> int:
+        if n == 1:
+            note(cost=1)
+        return n
+
+    function.map(range(3), progress=False)
+    assert ["notes" in line for line in lines(tmp_path, "mixed")] == [False, True, False]
+
+
+def test_costs_of_attempts_add_up(tmp_path: Path) -> None:
+    """Of other fields the last attempt's counts, and those that it does not note stay."""
+    tried: dict[int, int] = {}
+
+    @checkpointed("retried", checkpoint_dir=tmp_path, retry=Retry(3, on=(ValueError,), wait=0))
+    def function(n: int) -> int:
+        tried[n] = attempt = tried.get(n, 0) + 1
+        note(cost=0.25, attempt=attempt)
+        if attempt == 1:
+            note(first=True)
+        if n == 2 or attempt < 3:
+            raise ValueError
+        return n
+
+    function.map([1, 2], progress=False, return_exceptions=True)
+    wanted = {"cost": 0.75, "attempt": 3, "first": True}
+    assert notes_of(tmp_path, "retried") == {1: wanted}
+    assert notes_of(tmp_path, "retried", "errors") == {2: wanted}
+
+
+def test_the_cost_of_a_batch_is_divided(tmp_path: Path) -> None:
+    """Evenly; other fields are those of each. A batch that failed costs its items what it cost, beside their own."""
+
+    @checkpointed("batches", checkpoint_dir=tmp_path, batch_size=4)
+    def function(ns: list[int]) -> list[int]:
+        note(cost=1, size=len(ns))
+        if 5 in ns and len(ns) > 1:
+            raise ValueError
+        return ns
+
+    function.map(range(8), progress=False)
+    found = notes_of(tmp_path, "batches")
+    assert [found[n] for n in range(4)] == [{"cost": 0.25, "size": 4}] * 4
+    assert sum(found[n]["cost"] for n in range(4, 8)) >= 2
+    assert found[5]["size"] == 1
+
+
+def test_a_value_that_cannot_be_written_keeps_its_notes(tmp_path: Path) -> None:
+    """Its item is a failure, whose record says what it cost."""
+
+    @checkpointed("unencodable", checkpoint_dir=tmp_path)
+    def function(n: int) -> Any:
+        note(cost=n)
+        return object() if n == 1 else n
+
+    function.map([1, 2], progress=False, return_exceptions=True)
+    assert notes_of(tmp_path, "unencodable", "errors") == {1: {"cost": 1.0}}
+
+
+def test_a_refused_value_keeps_its_notes(tmp_path: Path) -> None:
+    """So does one that `validate` refuses."""
+    function = checkpointed("refused", checkpoint_dir=tmp_path, validate=bool)(_free)
+    with pytest.raises(ItemsFailed):
+        function.map([0], progress=False)
+    assert notes_of(tmp_path, "refused", "errors") == {0: {"cost": 0.0}}
+
+
+def _free(n: int) -> int:
+    note(cost=0)
+    return n
+
+
+def test_values_that_cannot_travel_keep_their_notes(tmp_path: Path) -> None:
+    """A worker process replaces a result that it cannot send, and sends the notes."""
+    function = checkpointed("stuck", checkpoint_dir=tmp_path)(_stuck)
+    function.map([1], progress=False, return_exceptions=True, executor="processes", workers=1)
+    assert notes_of(tmp_path, "stuck", "errors") == {1: {"cost": 0.5}}
+
+
+def _stuck(n: int) -> Any:
+    note(cost=0.5)
+    return threading.Lock()
+
+
+def test_a_call_outside_of_a_map_notes_nothing(tmp_path: Path) -> None:
+    """The plain call does what it always does; but a wrong value is an error there too."""
+    function = checkpointed("plain", checkpoint_dir=tmp_path)(noting)
+    assert function(2) == 4
+    note(cost=1)
+    with pytest.raises(InvalidOption):
+        note(cost="1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_inner_map_notes_for_itself(tmp_path: Path) -> None:
+    """What a call of an inner map notes is of that call, and not of the one around it."""
+    inner = checkpointed("inner", checkpoint_dir=tmp_path)(noting)
+
+    @checkpointed("outer", checkpoint_dir=tmp_path)
+    def outer(n: int) -> int:
+        note(before=n)
+        inner.map([n], progress=False)
+        note(after=n)
+        return n
+
+    outer.map([2, 4], progress=False)
+    assert notes_of(tmp_path, "outer") == {n: {"before": n, "after": n} for n in (2, 4)}
+    assert notes_of(tmp_path, "inner") == {n: expected(range(5))[n] for n in (2, 4)}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": [{"text": object()}]}, "prompt[0]['text']"),
+    ({"score": float("nan")}, "score"),
+    ({"scores": {"a": [1, float("inf")]}}, "scores['a'][1]"),
+    ({"by_id": {1: "x"}}, "by_id"),
+    ({"text": "\ud800"}, "text"),
+    ({"seen": {1, 2}}, "seen"),
+]
+
+
+@pytest.mark.parametrize(("fields", "where"), WRONG)
+def test_what_json_cannot_hold_is_refused_at_the_call(fields: dict[str, Any], where: str) -> None:
+    """The error says which part; nothing is put in its place."""
+    with pytest.raises(UnencodableValue) as refused:
+        note(**fields)
+    assert refused.value.where == where
+    assert where in str(refused.value)
+
+
+@pytest.mark.parametrize("cost", [-1, float("nan"), float("inf"), "0.1", True, None, [1]])
+def test_a_cost_is_a_finite_number(cost: Any) -> None:
+    """Anything else could not be summed."""
+    with pytest.raises(InvalidOption, match="cost"):
+        note(cost=cost)
+
+
+def test_numbers_of_others_are_numbers(tmp_path: Path) -> None:
+    """Of numpy and decimal: they are noted as what they hold, at the moment at which they are noted."""
+    messages = [{"role": "user"}]
+
+    @checkpointed("numbers", checkpoint_dir=tmp_path)
+    def function(n: int) -> int:
+        note(cost=Decimal("0.5"), tokens=np.int64(3), score=np.float32(0.5), messages=messages, both=(1, 2))
+        messages[0]["role"] = "changed"
+        return n
+
+    function.map([1], progress=False)
+    wanted = {"cost": 0.5, "tokens": 3, "score": 0.5, "messages": [{"role": "user"}], "both": [1, 2]}
+    assert notes_of(tmp_path, "numbers") == {1: wanted}
+
+
+def test_a_long_note_costs_no_look_at_the_result(tmp_path: Path) -> None:
+    """Notes stand before the timestamp: whoever looks at the end of a line, or leaves its value out, finds the rest."""
+
+    @checkpointed("long", checkpoint_dir=tmp_path)
+    def function(n: int) -> str:
+        note(prompt="x" * 5000, inner={"timestamp": "2020", "notes": {"cost": 5}})
+        return "y" * 5000
+
+    function.map([1, 2], progress=False)
+    again = checkpointed("long", checkpoint_dir=tmp_path)(_never)
+    assert again.options(on_change="keep").map([1, 2], progress=False) == ["y" * 5000] * 2
+
+
+_never: Callable[[int], str] = lambda n: pytest.fail("it has a result")  # noqa: E731
