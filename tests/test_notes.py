@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from checkpoint import InvalidOption, ItemsFailed, Retry, UnencodableValue, checkpointed, note
+from checkpoint import (
+    CheckpointedRunner,
+    InvalidOption,
+    ItemsFailed,
+    Retry,
+    UnencodableValue,
+    checkpointed,
+    note,
+)
+from checkpoint.maintenance.check import check
+from checkpoint.maintenance.compact import compact
+from checkpoint.storage.spending import Spending
 
 
 def lines(path: Path, name: str, kind: str = "results") -> list[dict[str, Any]]:
@@ -270,3 +284,177 @@ def test_a_long_note_costs_no_look_at_the_result(tmp_path: Path) -> None:
 
 
 _never: Callable[[int], str] = lambda n: pytest.fail("it has a result")  # noqa: E731
+
+
+# --- what was spent --------------------------------------------------------------------------------------------------
+
+
+def spent(path: Path, name: str = "spent") -> float:
+    """What a checkpoint has cost, read from its journals alone, by who knows nothing else of it."""
+    alone = path / "copy"
+    shutil.rmtree(alone, ignore_errors=True)
+    alone.mkdir()
+    for file in path.glob(f"{name}*_*s.jsonl"):
+        shutil.copy(file, alone)
+    with CheckpointedRunner(name, alone, version=None) as bare, CheckpointedRunner(name, path, version=None) as runner:
+        told, read = (sum(cost.total for cost in one.records.open().spent().values()) for one in (runner, bare))
+    assert told == pytest.approx(read), "what is kept beside the journals says the same"
+    return read
+
+
+def costly(path: Path, each: float = 0.5, name: str = "spent", **options: Any) -> Any:
+    """A function that costs so much each time, and counts its calls."""
+
+    def function(n: int) -> int:
+        note(cost=each)
+        if n < 0:
+            raise ValueError
+        return n
+
+    return checkpointed(name, checkpoint_dir=path, on_change="keep", **options)(function)
+
+
+def test_what_was_spent_stays_spent(tmp_path: Path) -> None:
+    """Forgetting, computing anew, compaction and `clear` change nothing of what was paid."""
+    function = costly(tmp_path)
+    function.map([1, 2, -3], progress=False, return_exceptions=True)
+    assert spent(tmp_path) == 1.5
+    function.clear([1])
+    function.map([1, -3], progress=False, return_exceptions=True)
+    assert spent(tmp_path) == 2.5
+    assert compact("spent", tmp_path).lines
+    assert spent(tmp_path) == 2.5
+    assert not compact("spent", tmp_path).lines
+    function.clear()
+    assert (spent(tmp_path), len(function.results), len(function.errors)) == (2.5, 0, 0)
+    function.map([1], progress=False)
+    assert spent(tmp_path) == 3.0
+    function.clear()
+    function.clear()
+    assert spent(tmp_path) == 3.0
+    assert check("spent", tmp_path).is_sound
+
+
+def test_what_was_spent_is_told_by_version(tmp_path: Path) -> None:
+    """Each version has its own sum, after a compaction too."""
+    for each, version in ((0.5, None), (2.0, "large")):
+        function = costly(tmp_path, each, version=version)
+        function.map([1, 2], progress=False)
+        function.clear([1])
+        function.map([1], progress=False)
+    compact("spent", tmp_path)
+    costs = function.runner.records.open().spent()
+    assert {version: cost.total for version, cost in costs.items()} == {"": 1.5, function.runner.records.version: 6.0}
+
+
+def test_shards_are_summed(tmp_path: Path) -> None:
+    """What all of them cost is what the checkpoint cost."""
+    for number in range(2):
+        costly(tmp_path).map(range(10), progress=False, shard=(number, 2))
+    assert spent(tmp_path) == 5.0
+
+
+def test_attempts_that_wait_are_spent(tmp_path: Path) -> None:
+    """What failed attempts cost is on disk when the next one begins, and is counted once in the end."""
+    seen = []
+
+    @checkpointed("spent", checkpoint_dir=tmp_path, retry=Retry(3, on=(ValueError,), wait=0))
+    def function(n: int) -> int:
+        seen.append(spent(tmp_path))
+        note(cost=0.5)
+        if len(seen) < 3:
+            raise ValueError
+        return n
+
+    function.map([1], progress=False)
+    assert seen == [0.0, 0.5, 1.0]
+    assert spent(tmp_path) == 1.5
+    assert notes_of(tmp_path, "spent") == {1: {"cost": 1.5}}
+
+
+def test_halves_of_a_batch_are_spent_once(tmp_path: Path) -> None:
+    """A batch that failed is on disk, and its items' records do not count it again."""
+    paid = []
+
+    @checkpointed("spent", checkpoint_dir=tmp_path, batch_size=4)
+    def function(ns: list[int]) -> list[int]:
+        note(cost=1)
+        paid.append(1)
+        if 2 in ns:
+            raise ValueError
+        return ns
+
+    function.map(range(4), progress=False, return_exceptions=True)
+    assert spent(tmp_path) == pytest.approx(len(paid))
+
+
+def test_copies_cost_nothing(tmp_path: Path) -> None:
+    """A result that is accepted for another input was paid for once."""
+
+    def of(item: dict[str, Any]) -> int:
+        note(cost=0.5)
+        return 1
+
+    function = checkpointed("spent", checkpoint_dir=tmp_path, key="id")(of)
+    function.map([{"id": 1, "text": "a"}], progress=False)
+    assert function.accept([{"id": 1, "text": "b"}]) == 1
+    assert spent(tmp_path) == 0.5
+    compact("spent", tmp_path)
+    assert spent(tmp_path) == 0.5
+
+
+def test_a_kill_loses_what_was_in_flight_alone(tmp_path: Path) -> None:
+    """The server's own count, less one call for each kill at most, is what the journals say."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, sys\nfrom checkpoint import checkpointed, note\n"
+        "@checkpointed('spent', checkpoint_dir=sys.argv[1])\n"
+        "def f(n):\n"
+        "    with open(sys.argv[2], 'ab', 0) as file: file.write(b'x')\n"
+        "    note(cost=0.5)\n"
+        "    if n == int(sys.argv[3]): os.kill(os.getpid(), 9)\n"
+        "    return n\n"
+        "f.map(range(12), progress=False)\n"
+    )
+    for last in (3, 7, 99):
+        subprocess.run([sys.executable, script, tmp_path, tmp_path / "server", str(last)], check=False)
+    calls = len((tmp_path / "server").read_bytes())
+    assert calls == 14
+    assert spent(tmp_path) == (calls - 2) * 0.5
+
+
+def test_meta_keeps_the_sum_and_where_it_reaches(tmp_path: Path) -> None:
+    """The next process reads what follows, and no more; of a journal that is another one, all of it."""
+    costly(tmp_path).map(range(5), progress=False)
+    path = tmp_path / "spent_meta.json"
+    meta = json.loads(path.read_text())
+    assert meta["cost"]["results"]["by"][""]["total"] == 2.5
+    meta["cost"]["results"]["by"][""]["total"] = 100.0
+    path.write_text(json.dumps(meta))
+    with CheckpointedRunner("spent", tmp_path, version=None) as runner:
+        assert Spending(runner.records.store.own).costs()[""].total == 100.0, "it was not read again"
+    meta["cost"]["results"]["probe"] += 1
+    path.write_text(json.dumps(meta))
+    with CheckpointedRunner("spent", tmp_path, version=None) as runner:
+        assert Spending(runner.records.store.own).costs()[""].total == 2.5
+
+
+def test_who_notes_no_cost_keeps_what_meta_says(tmp_path: Path) -> None:
+    """A later pass that costs nothing does not lose the sum."""
+    costly(tmp_path).map(range(5), progress=False)
+    checkpointed("spent", checkpoint_dir=tmp_path, on_change="keep")(_never_asked).map([7, 8], progress=False)
+    assert "cost" in json.loads((tmp_path / "spent_meta.json").read_text())
+    assert spent(tmp_path) == 2.5
+
+
+def _never_asked(n: int) -> int:
+    return n
+
+
+def test_what_costs_nothing_says_nothing(tmp_path: Path) -> None:
+    """Neither meta nor a journal names what is not used; `clear` leaves no file behind it."""
+    function = checkpointed("free", checkpoint_dir=tmp_path)(_never_asked)
+    function.map([1, 2], progress=False)
+    assert "cost" not in json.loads((tmp_path / "free_meta.json").read_text())
+    function.clear()
+    assert not list(tmp_path.glob("free*"))

@@ -28,6 +28,7 @@ from checkpoint.storage.meta import Summary, meta_in
 from checkpoint.storage.record import Record
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource, count_failed, is_retired, latest_of
+from checkpoint.storage.spending import Costs, added_up
 from checkpoint.storage.store import Store, forgetting
 from checkpoint.storage.writer import Writer
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, version_digest
@@ -196,6 +197,19 @@ class Checkpoint:
         journals = self.store.own if shard == self.shard else self._siblings.members.get(shard)
         uploader = None if journals is None else _uploader(journals)
         return None if uploader is None else uploader.writer_there()
+
+    def spent(self) -> Costs:
+        """By version, what its records cost, those of all shards that are read.
+
+        Raises:
+            StoreError: a journal cannot be read.
+        """
+        return added_up([journals.spending.costs() for journals in self._siblings.all()])
+
+    def spent_if_known(self) -> Costs | None:
+        """The same, where it costs little to tell; None where nobody has noted a cost, as far as meta knows."""
+        found = [journals.spending.known() for journals in self._siblings.all()]
+        return None if not any(found) else added_up([costs for costs in found if costs])
 
     def whole_total(self) -> int | None:
         """As `Siblings.total`."""

@@ -302,10 +302,10 @@ class VersionView:
         stamp = now or self.stamp_for(key)
         return seal(b'{"key":%b,"result":%b,"timestamp":"%b"%b' % (key_json(key), raw, stamp, fields))
 
-    def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
-        """The record of a failure."""
+    def error_line(self, key: Key, failure: Failure, digest: int, earlier: float = 0.0) -> bytes:
+        """The record of a failure; lines of attempts have told so much of its cost already."""
         version, session = self._fields
-        said = with_notes(_text(failure.message), failure.notes)
+        said = with_notes(_text(failure.message), failure.notes, earlier)
         parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), said, self._stamp())]
         if failure.type is not None:
             parts.append(b',"type":%b' % _text(failure.type))
@@ -322,7 +322,13 @@ class VersionView:
         return seal(b"".join(parts))
 
     def keep_aside(
-        self, key: Key, value: Any, digest: int, error: UnencodableValue, notes: dict[str, Any] | None = None
+        self,
+        key: Key,
+        value: Any,
+        digest: int,
+        error: UnencodableValue,
+        notes: dict[str, Any] | None = None,
+        earlier: float = 0.0,
     ) -> UnencodableValue:
         """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
         kept = self._aside_line(key, value, digest, str(error))
@@ -333,7 +339,7 @@ class VersionView:
             key=key,
         )
         failure = Failure(str(located), "UnencodableValue", notes=notes)
-        entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
+        entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest, earlier))]
         try:
             self.open()
             self.store.append(self.store.own.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
@@ -474,12 +480,20 @@ class VersionView:
         return self._in_time(forget)
 
 
-def with_notes(raw: bytes, notes: dict[str, Any] | None) -> bytes:
+def with_notes(raw: bytes, notes: dict[str, Any] | None, earlier: float = 0.0) -> bytes:
     """An encoded result, or an error's message, with the field of what its calls noted, which a record has behind it.
 
     It stands before the timestamp, so that the end of a line tells the same however much was noted.
+
+    Args:
+        raw: it.
+        notes: the fields; None for none.
+        earlier: how much of the cost lines of failed attempts have told already.
     """
-    return raw if notes is None else b'%b,"notes":%b' % (raw, _encode_json(notes))
+    if notes is None:
+        return raw
+    told = b',"earlier":%b' % _encode_json(earlier) if earlier else b""
+    return b'%b,"notes":%b%b' % (raw, _encode_json(notes), told)
 
 
 class Unsaved(Mapping[Any, Any]):

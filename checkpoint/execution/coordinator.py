@@ -127,7 +127,7 @@ class Coordinator:
     ) -> None:
         self._desk = desk
         self._schedule = schedule
-        self._judge = AnswerHandler(schedule)
+        self._judge = AnswerHandler(schedule, desk)
         self._batches = Batches(call)
         self._slots, self._chunksize, _ = spread
         self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from checkpoint.errors import WorkerDied, quote_error
 from checkpoint.execution.answers import Answer, Failed, Returned, failed
 from checkpoint.execution.call import Call
-from checkpoint.execution.interfaces import Died, Task, exit_in_words
+from checkpoint.execution.interfaces import Died, PassPort, Task, exit_in_words
 from checkpoint.execution.notes import added, shared
 from checkpoint.execution.scheduler import Attempt, Schedule
 from checkpoint.execution.transport import Unreadable
@@ -41,10 +41,15 @@ class Batches:
 
 
 class AnswerHandler:
-    """Answers become what is settled, or go back to the schedule."""
+    """Answers become what is settled, or go back to the schedule.
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+    Args:
+        schedule: of the calls.
+        desk: is told at once what a call cost that failed and is made again.
+    """
+
+    def __init__(self, schedule: Schedule, desk: PassPort) -> None:
+        self._schedule, self._desk = schedule, desk
         self.doubts_deaths = False  # whether what is told to have died of a call may have died of another
 
     def dones(self, task: Task, answers: list[Answer]) -> list[Done]:
@@ -72,13 +77,15 @@ class AnswerHandler:
         several = len(attempt.units) > 1
         if several and (again is None or again.after is None):
             self._split(attempt)
-            return []
-        if self._schedule.again(attempt, again):
-            return []
-        if several:
+        elif self._schedule.again(attempt, again):
+            pass
+        elif several:
             self._split(attempt)
-            return []
-        return [Done(attempt.units[0], failure.counted(attempt.made + attempt.deaths, attempt.notes))]
+        else:
+            return [Done(attempt.units[0], failure.counted(attempt.made + attempt.deaths, attempt.notes))]
+        if failure.notes is not None and failure.notes.get("cost"):
+            self._desk.attempted(attempt.units, failure.notes["cost"])
+        return []
 
     def _alone(self, attempt: Attempt, unit: Unit) -> Attempt:
         alone = Attempt([unit], alone=True)

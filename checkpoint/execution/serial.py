@@ -40,7 +40,7 @@ def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) 
 
 def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
     """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
-    judge = AnswerHandler(schedule)
+    judge = AnswerHandler(schedule, desk)
     desk.begin_when_admitted()
     parked = Parked(desk)
     for item in desk.items:
@@ -97,7 +97,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
     def goes_on() -> bool:
         return desk.verdict is None and not interrupts.asked
 
-    items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
+    items, judge, batches = iter(desk.items), AnswerHandler(schedule, desk), Batches(call)
     parked, more = Parked(desk), True
     while goes_on():
         for units in parked.back(0):

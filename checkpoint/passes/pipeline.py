@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint import locks
 from checkpoint.catalog.shards import ALL
-from checkpoint.catalog.view import VersionView, with_notes
+from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
     InvalidOption,
     StoreError,
@@ -33,7 +33,7 @@ from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
-from checkpoint.passes.recorder import End, Recorder, spoil
+from checkpoint.passes.recorder import End, Recorder, has_cost, spoil
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
@@ -329,6 +329,10 @@ class Pass:
         """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
         self.in_flight.put_off(units)
 
+    def attempted(self, units: list[Unit], cost: float) -> None:
+        """A call on the units failed, has cost so much, and is made again, by itself or in parts."""
+        self._recorder.attempted(units, cost)
+
     # settle
 
     def settle(self, finished: list[Done]) -> None:
@@ -366,7 +370,7 @@ class Pass:
             return False
         if type(raw) is not bytes:
             return False
-        said = raw if outcome.notes is None else with_notes(raw, outcome.notes)
+        said = raw if outcome.notes is None else self._recorder.noted(raw, unit, outcome.notes)
         line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts)
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
@@ -374,6 +378,8 @@ class Pass:
             self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = self._recorder.values_of(self._owed)
             raise
+        if outcome.notes is not None and has_cost(outcome):
+            self._store.first_cost()
         with self._lock:
             if not (self._collect or self.in_flight.waiting or self.earlier.redo):
                 self.in_flight.end(key, outcome)
