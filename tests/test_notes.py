@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Ticker
 
 from checkpoint import (
     CheckpointedRunner,
     InvalidOption,
     ItemsFailed,
+    MaxCostReached,
     Retry,
     UnencodableValue,
     checkpointed,
@@ -458,3 +461,147 @@ def test_what_costs_nothing_says_nothing(tmp_path: Path) -> None:
     assert "cost" not in json.loads((tmp_path / "free_meta.json").read_text())
     function.clear()
     assert not list(tmp_path.glob("free*"))
+
+
+# --- max_cost --------------------------------------------------------------------------------------------------------
+
+
+def varied(n: int) -> float:
+    """Costs that differ a hundredfold."""
+    return (1.0, 0.01, 0.3, 0.02)[n % 4]
+
+
+def paying(n: int) -> int:
+    """It costs what its item says, and some of the dear ones fail after that."""
+    note(cost=varied(n))
+    if n % 16 == 4:
+        raise ValueError(n)
+    return n
+
+
+async def paying_awaited(n: int) -> int:
+    """The same on an event loop."""
+    await asyncio.sleep(0)
+    return paying(n)
+
+
+BUDGETS: dict[str, dict[str, Any]] = {**ENGINES, "tasks": {"workers": 4}, "given executor": {}}
+
+
+@pytest.mark.parametrize("engine", BUDGETS)
+@pytest.mark.parametrize("limit", [0.0, 5.0])
+def test_a_pass_ends_before_it_costs_more(tmp_path: Path, engine: str, limit: float) -> None:
+    """It never costs more than the limit and the calls in flight, by however many runs; and it spends what it may."""
+    path, options = tmp_path, BUDGETS[engine]
+    in_flight = options.get("workers", 2) * options.get("chunksize", 1)
+
+    def run() -> None:
+        if engine == "tasks":
+            awaited = checkpointed("spent", checkpoint_dir=path)(paying_awaited)
+            asyncio.run(awaited.map(range(100), progress=False, max_cost=limit, **options))
+            return
+        function = checkpointed("spent", checkpoint_dir=path)(paying)
+        with ThreadPoolExecutor(2) as executor:
+            spread = {"executor": executor, "workers": 2} if engine == "given executor" else options
+            function.map(range(100), progress=False, max_cost=limit, **spread)
+
+    for _ in range(3):
+        with pytest.raises(MaxCostReached) as reached:
+            run()
+        assert reached.value.spent == pytest.approx(spent(path))
+        assert reached.value.spent <= limit + in_flight
+    assert reached.value.spent >= limit - 1.0, "a dear call more would have been too much"
+    done = len(lines(path, "spent"))
+    assert reached.value.left is not None
+    assert done <= 100 - reached.value.left
+    assert [value for value in reached.value.results or [] if type(value) is int] == sorted(
+        line["key"] for line in lines(path, "spent")
+    )
+
+
+def test_equal_costs_are_spent_to_the_limit(tmp_path: Path) -> None:
+    """Where each call costs the same, exactly as many are made as may be, with workers too."""
+    for workers in (1, 4):
+        path = tmp_path / str(workers)
+        with pytest.raises(MaxCostReached) as reached:
+            costly(path, 0.1).map(range(100), progress=False, max_cost=2.5, workers=workers)
+        assert spent(path) == pytest.approx(2.5)
+        assert (reached.value.left, reached.value.max_cost) == (75, 2.5)
+        assert reached.value.expected == pytest.approx((7.5, 7.5))
+        assert "75 are left, which will cost about 7.5 for 75 items" in str(reached.value)
+
+
+def test_a_job_that_fits_ends_as_ever(tmp_path: Path) -> None:
+    """A limit that is just enough is no error; nor is one that is spent, where nothing is left to do."""
+    function = costly(tmp_path)
+    assert function.map(range(10), progress=False, max_cost=5) == list(range(10))
+    assert function.map(range(10), progress=False, max_cost=1) == list(range(10))
+    with pytest.raises(MaxCostReached):
+        function.map(range(11), progress=False, max_cost=5)
+
+
+def test_a_limit_holds_for_streams_and_retries(tmp_path: Path) -> None:
+    """What failed attempts cost counts at once."""
+    calls = []
+
+    @checkpointed("spent", checkpoint_dir=tmp_path, retry=Retry(100, on=(ValueError,), wait=0))
+    def function(n: int) -> int:
+        calls.append(n)
+        note(cost=1)
+        raise ValueError
+
+    with pytest.raises(MaxCostReached):
+        list(function.stream(range(3), progress=False, max_cost=7))
+    assert len(calls) == spent(tmp_path) == 7
+
+
+def test_a_batch_is_afforded_whole(tmp_path: Path) -> None:
+    """A batch begins only where there is room for all of its items."""
+
+    @checkpointed("spent", checkpoint_dir=tmp_path, batch_size=4)
+    def function(ns: list[int]) -> list[int]:
+        note(cost=len(ns) * 0.25)
+        return ns
+
+    with pytest.raises(MaxCostReached):
+        function.map(range(100), progress=False, max_cost=5.5)
+    assert spent(tmp_path) == 5.0
+
+
+def test_the_error_pickles(tmp_path: Path) -> None:
+    """With its parts, and what there is."""
+    with pytest.raises(MaxCostReached) as reached:
+        costly(tmp_path).map(range(4), progress=False, max_cost=1)
+    again = pickle.loads(pickle.dumps(reached.value))
+    assert (str(again), again.spent, again.left) == (str(reached.value), 1.0, 2)
+    assert again.results[:2] == [0, 1]
+    assert isinstance(again, RuntimeError)
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), "5", True])
+def test_a_limit_is_a_finite_number(tmp_path: Path, limit: Any) -> None:
+    """Said before anything is run."""
+    with pytest.raises(InvalidOption, match="max_cost"):
+        costly(tmp_path).map([1], progress=False, max_cost=limit)
+
+
+def test_shards_share_a_limit(tmp_path: Path, ticker: Ticker) -> None:
+    """What another shard spends counts here, while both run: within a second."""
+    other = costly(tmp_path)
+    calls = []
+
+    @checkpointed("spent", checkpoint_dir=tmp_path, on_change="keep")
+    def function(n: int) -> int:
+        calls.append(n)
+        note(cost=0.5)
+        if len(calls) == 1:
+            other.map(range(40), progress=False, shard=(1, 2))
+            ticker.tick(1.0)
+        return n
+
+    with pytest.raises(MaxCostReached) as reached:
+        function.map(range(40), progress=False, shard=(0, 2), max_cost=14)
+    theirs = len(lines(tmp_path, "spent@1-of-2"))
+    assert theirs > 10
+    assert reached.value.spent == 14 == spent(tmp_path)
+    assert len(calls) == 28 - theirs

@@ -19,6 +19,7 @@ from checkpoint.catalog.merged_log import MergedLog
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.siblings import Siblings
+from checkpoint.catalog.spent import OtherShards
 from checkpoint.errors import StoreError, StoreForked, quote
 from checkpoint.remote.replication import replica_of
 from checkpoint.storage.journals import Journals
@@ -28,7 +29,7 @@ from checkpoint.storage.meta import Summary, meta_in
 from checkpoint.storage.record import Record
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource, count_failed, is_retired, latest_of
-from checkpoint.storage.spending import Costs, added_up
+from checkpoint.storage.spending import Costs, Spending, added_up
 from checkpoint.storage.store import Store, forgetting
 from checkpoint.storage.writer import Writer
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, version_digest
@@ -96,6 +97,7 @@ class Checkpoint:
             share=shard.of,
         )
         self._siblings = Siblings(name, shard, self.store, self.replicate)
+        self._other_shards = OtherShards(name, directory, shard)
         self.results, self.errors, self.unsaved = self._siblings.sources
         try:
             self._siblings.look()
@@ -199,17 +201,20 @@ class Checkpoint:
         return None if uploader is None else uploader.writer_there()
 
     def spent(self) -> Costs:
-        """By version, what its records cost, those of all shards that are read.
+        """By version, what its records cost, those of all shards included.
 
         Raises:
             StoreError: a journal cannot be read.
         """
-        return added_up([journals.spending.costs() for journals in self._siblings.all()])
+        return added_up([spending.costs() for spending in self._spending()])
 
     def spent_if_known(self) -> Costs | None:
         """The same, where it costs little to tell; None where nobody has noted a cost, as far as meta knows."""
-        found = [journals.spending.known() for journals in self._siblings.all()]
+        found = [spending.known() for spending in self._spending()]
         return None if not any(found) else added_up([costs for costs in found if costs])
+
+    def _spending(self) -> list[Spending]:
+        return [*[journals.spending for journals in self._siblings.all()], *self._other_shards.spending()]
 
     def whole_total(self) -> int | None:
         """As `Siblings.total`."""

@@ -211,6 +211,12 @@ class Schedule:
             self._tried.update((unit.key, attempt) for unit in attempt.units if unit.key not in kept)
         attempt.units = called
 
+    def put_back(self, attempt: Attempt) -> None:
+        """The call that was just taken does not begin yet: it is the next one, and no permit is used."""
+        for permits in self._rates:
+            permits.give_back()
+        self.at_once(attempt)
+
     def come_back(self, unit: Unit) -> None:
         """The unit was not called, since another pass was at it, and is to be called as soon as may be."""
         attempt, before = Attempt([unit]), self._tried.pop(unit.key, None)

@@ -42,12 +42,14 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
     """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
     judge = AnswerHandler(schedule, desk)
     desk.begin_when_admitted()
-    parked = Parked(desk)
+    parked, limits_cost = Parked(desk), desk.limits_cost
     for item in desk.items:
         if interrupts.asked:
             return
         unit = desk.admit(item)
         if unit is not None and (not desk.is_shared or parked.is_ours(unit, interrupts)):
+            if limits_cost and not desk.affords([unit]):
+                return
             answer = call.one(item)
             if type(answer) is tuple:
                 _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
@@ -124,6 +126,8 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             if not attempt.units:
                 yield
                 continue
+            if desk.limits_cost and not desk.affords(attempt.units):
+                return
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)

@@ -28,6 +28,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
+from checkpoint.passes.budget import Budget
 from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
@@ -68,6 +69,7 @@ class Pass:
         earlier: the records of earlier passes, as they bear on the items.
         in_flight: the keys whose calls run, and the items that wait for them.
         tally: what is counted, and the outcomes that nobody has taken.
+        budget: what it may spend; None where nothing limits it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Pass:
         watches_objects = settings.overlapping and not self.input.in_memory
         claims = claims_of(self._checkpoint)
         self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
+        self.budget = None if settings.max_cost is None else Budget(records, settings.max_cost, self.in_flight)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._recorder = Recorder(records, self.tally.handled)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
@@ -329,6 +332,15 @@ class Pass:
         """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
         self.in_flight.put_off(units)
 
+    @property
+    def limits_cost(self) -> bool:
+        """Whether calls must be afforded."""
+        return self.budget is not None
+
+    def affords(self, units: list[Unit]) -> bool:
+        """Whether a call on the units may begin now; else when what is in flight has ended, or the pass must end."""
+        return self.budget is None or self.budget.affords(units)
+
     def attempted(self, units: list[Unit], cost: float) -> None:
         """A call on the units failed, has cost so much, and is made again, by itself or in parts."""
         self._recorder.attempted(units, cost)
@@ -458,7 +470,8 @@ class Pass:
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
         errors = self.tally.errors
-        return errors.verdict() if errors.failed else None
+        why = errors.verdict() if errors.failed else None
+        return why if why is not None or self.budget is None else self.budget.verdict
 
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""

@@ -25,7 +25,7 @@ from checkpoint.storage.meta import meta_in
 from checkpoint.storage.reader import PROBE, Reader
 from checkpoint.storage.record import LONGEST_LOOSE, NoRecord, Record, parse, seal
 
-__all__ = ["COST", "Cost", "Costs", "Spending", "added_up", "cost_of", "notes_of", "spent_line"]
+__all__ = ["COST", "Cost", "Costs", "Spending", "added_up", "cost_in", "cost_of", "notes_of", "spent_line", "sum_of"]
 
 COST = "cost"
 """Of meta: the sums."""
@@ -82,17 +82,29 @@ def notes_of(record: Record) -> dict[str, Any]:
         return {}
 
 
-def cost_of(record: Record) -> float | None:
-    """What a record has to be counted for: None where it is nothing, as for one that is a copy of another."""
+def cost_in(record: Record) -> float | None:
+    """The cost that a record names, of all attempts; None where it names none."""
     raw = bytes(record.notes)
-    if b'"cost"' not in raw or record.origin is not None:
+    if b'"cost"' not in raw:
         return None
     try:
-        cost = _decode_cost(raw).cost
+        return _decode_cost(raw).cost
     except ValueError:
         return None
+
+
+def cost_of(record: Record) -> float | None:
+    """What a record adds to the sum: None where it names no cost, or is a copy of one that does."""
+    cost = cost_in(record) if record.origin is None else None
+    if cost is None:
+        return None
     earlier = record.earlier if isinstance(record.earlier, (int, float)) else 0.0
-    return cost - earlier if cost >= earlier else 0.0
+    return max(0.0, cost - earlier)
+
+
+def sum_of(costs: Costs) -> float:
+    """What all versions cost."""
+    return sum([cost.total for cost in costs.values()])
 
 
 def spent_line(costs: Mapping[str, Cost]) -> bytes:
