@@ -27,10 +27,13 @@ from checkpoint import (
     Retry,
     UnencodableValue,
     checkpointed,
+    clock,
     note,
 )
+from checkpoint.cli.main import main
 from checkpoint.maintenance.check import check
 from checkpoint.maintenance.compact import compact
+from checkpoint.reporting.tables import export
 from checkpoint.storage.spending import Spending
 
 
@@ -605,3 +608,134 @@ def test_shards_share_a_limit(tmp_path: Path, ticker: Ticker) -> None:
     assert theirs > 10
     assert reached.value.spent == 14 == spent(tmp_path)
     assert len(calls) == 28 - theirs
+
+
+# --- shown -----------------------------------------------------------------------------------------------------------
+
+
+def test_notes_are_columns(tmp_path: Path) -> None:
+    """So are the cost, the version and the session; a field of a result that is called as one of them steps back."""
+
+    @checkpointed("columns", checkpoint_dir=tmp_path, version={"model": "large"})
+    def function(n: int) -> dict[str, Any]:
+        note(cost=n / 2, model="large", usage={"tokens": n})
+        if n == 3:
+            raise ValueError
+        return {"cost": "high", "n": n}
+
+    results = function.map([1, 2, 3], progress=False, return_exceptions=True)
+    frame = results.to_polars(errors=True)
+    assert frame.columns == [
+        "key", "result.cost", "n", "error", "type", "note.model", "note.usage.tokens", "cost", "timestamp", "elapsed",
+        "attempts", "version", "session",
+    ]  # fmt: skip
+    assert frame["cost"].to_list() == [0.5, 1.0, 1.5]
+    assert frame["note.usage.tokens"].to_list() == [1, 2, 3]
+    assert set(frame["version"]) == {'{"model":"large"}'}
+    assert frame["session"].n_unique() == 1
+    export("columns", tmp_path / "out.csv", tmp_path, errors=True)
+    assert (tmp_path / "out.csv").read_text().startswith(",".join(frame.columns))
+
+
+def test_columns_that_no_row_has_are_not_there(tmp_path: Path) -> None:
+    """A result keeps its own field `cost` where nothing was noted."""
+    function = checkpointed("unnoted", checkpoint_dir=tmp_path)(_priced)
+    assert function.map([1], progress=False).to_polars().columns == [
+        "key", "cost", "timestamp", "elapsed", "attempts", "session",
+    ]  # fmt: skip
+
+
+def _priced(n: int) -> dict[str, int]:
+    return {"cost": n}
+
+
+def test_a_plan_says_what_is_left_to_pay(tmp_path: Path) -> None:
+    """What was spent, and the range of what the rest costs, from the costs on record."""
+    function = checkpointed("spent", checkpoint_dir=tmp_path)(_varied)
+    assert function.plan(range(40)).spent is None
+    assert "cost" not in str(function.plan(range(40)))
+    function.map(range(40), progress=False)
+    plan = function.plan(range(280))
+    assert plan.spent == pytest.approx(sum(map(varied, range(40))))
+    assert plan.cost == pytest.approx(6 * sum(map(varied, range(40))))
+    assert plan.cost is not None
+    assert plan.cost_at_least is not None
+    assert plan.cost_at_most is not None
+    assert plan.cost_at_least < plan.cost < plan.cost_at_most
+    low, high = f"{plan.cost_at_least:.3g}", f"{plan.cost_at_most:.3g}"
+    assert f"about {low} to {high} for 240 items; 13.3 spent until now" in str(plan)
+    assert "cost      13.3 spent until now" in str(function.plan(range(40)))
+
+
+def _varied(n: int) -> int:
+    note(cost=varied(n))
+    return n
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_the_bar_says_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int | None) -> None:
+    """In all, by whichever run; where nothing is noted, nothing."""
+    costly(tmp_path, 0.31).map(range(4), workers=workers)
+    assert "cost 1.24" in capsys.readouterr().err
+    costly(tmp_path, 0.31).map([7], workers=workers)
+    assert "cost 1.55" in capsys.readouterr().err
+    checkpointed("free", checkpoint_dir=tmp_path)(_never_asked).map(range(4), workers=workers)
+    assert "cost" not in capsys.readouterr().err
+
+
+def test_commands_say_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`ls`, `show` by version, and their JSON; of what cleared records cost, too."""
+    for version, each in ((None, 0.25), ("large", 2.0)):
+        costly(tmp_path, each, version=version).map(range(4), progress=False)
+    assert main(["ls", str(tmp_path)]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["name", "done", "failed", "total", "cost", "size"]
+    assert row.split()[:5] == ["spent", "4", "0", "4", "9"]
+    assert main(["show", "spent", "--dir", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "cost      9\n" in told
+    assert "no version: 4 results, 0 errors, cost 1\n" in told
+    assert "'large': 4 results, 0 errors, cost 8 (current)" in told
+    assert main(["show", "spent", "--dir", str(tmp_path), "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["cost"], [held["cost"] for held in seen["versions"]]) == (9.0, [8.0, 1.0])
+    assert main(["watch", "spent", "--dir", str(tmp_path)]) == 0
+    assert "4 of 4 (100 %) · cost 9" in capsys.readouterr().out
+
+
+def test_commands_are_silent_of_costs_that_nobody_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is shown of what is not used."""
+    checkpointed("free", checkpoint_dir=tmp_path)(_never_asked).map(range(4), progress=False)
+    for command in (["ls", str(tmp_path)], ["show", "free", "--dir", str(tmp_path)]):
+        assert main(command) == 0
+        assert main([*command, "--json"]) == 0
+    assert "cost" not in capsys.readouterr().out
+
+
+# --- watch -----------------------------------------------------------------------------------------------------------
+
+_JOB = (
+    "import os, sys\nfrom checkpoint import checkpointed\n"
+    "@checkpointed('job', checkpoint_dir=sys.argv[1])\n"
+    "def f(n):\n"
+    "    if n == int(sys.argv[2]): os.kill(os.getpid(), 9)\n"
+    "    if n == int(sys.argv[3]): raise ValueError(n)\n"
+    "    return n\n"
+    "f.map(range(20), progress=False, return_exceptions=True)\n"
+)
+
+
+@pytest.mark.parametrize(("dies", "fails", "status"), [(-1, -1, 0), (-1, 3, 3), (12, -1, 4), (12, 3, 4)])
+def test_watch_says_how_the_job_ended(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    dies: int,
+    fails: int,
+    status: int,
+) -> None:
+    """0: complete; 3: complete with failures; 4: killed. So `watch NAME && …` is told of a complete job alone."""
+    monkeypatch.setattr(clock, "sleep", lambda _: None)
+    subprocess.run([sys.executable, "-c", _JOB, tmp_path, str(dies), str(fails)], check=False)
+    assert main(["watch", "job", "--dir", str(tmp_path)]) == status
+    assert ("it ended early, and 8 items are left" in capsys.readouterr().out) == (dies > 0)

@@ -113,7 +113,8 @@ def taken(runner: CheckpointedRunner, *, errors: bool = False) -> Columns:
 def fields_of(runner: CheckpointedRunner) -> Columns:
     """The columns of the results alone."""
     columns = taken(runner)
-    return {name: part for name, part in columns.items() if name not in ("key", "timestamp", "elapsed", "attempts")}
+    own = ("key", "timestamp", "elapsed", "attempts", "session")
+    return {name: part for name, part in columns.items() if name not in own}
 
 
 @dataclass

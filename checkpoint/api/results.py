@@ -23,10 +23,11 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import NOT_RUN
-from checkpoint.passes.budget import Budget, cost_text, costs_on_record, range_text, spread
+from checkpoint.passes.budget import Budget, costs_on_record, range_text, spread
 from checkpoint.passes.failures import failure_of
 from checkpoint.passes.pipeline import Pass
 from checkpoint.reporting.causes import Cause, causes_of, summarize
+from checkpoint.storage.spending import cost_text
 from checkpoint.values.keys import plain_key
 
 if TYPE_CHECKING:

@@ -585,13 +585,18 @@ def _safe_repr(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VersionCount:
-    """What counts under one version: its digest ("" for none), what that stands for (None: not known), how many."""
+    """What counts under one version: its digest ("" for none), what that stands for (None: not known), how many.
+
+    `cost` is what its records have cost, those included that count no more; None where nothing was noted.
+    """
 
     version: str
     label: Any
     results: int
     errors: int
+    cost: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `Soundness.to_json` has it."""
-        return {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}
+        """As `Soundness.to_json` has it; and `cost`, where anything was noted."""
+        told = {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}
+        return told if self.cost is None else {**told, "cost": self.cost}

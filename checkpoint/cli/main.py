@@ -42,6 +42,7 @@ from checkpoint.reporting.causes import Cause
 from checkpoint.reporting.status import Summary, Survey
 from checkpoint.reporting.words import ago
 from checkpoint.storage.files import store_error
+from checkpoint.storage.spending import cost_text
 from checkpoint.values.keys import earlier_digests, version_digest
 
 __all__ = ["main"]
@@ -149,7 +150,9 @@ def _ls(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"directory": str(directory), "checkpoints": [held.to_json() for held in found]})
     elif found:
-        print_table(_HEAD, [_ls_row(held) for held in found])
+        has_cost = any(held.cost is not None for held in found)
+        rows = [_ls_row(held, has_cost=has_cost) for held in found]
+        print_table((*_HEAD[:4], ("cost", ">"), *_HEAD[4:]) if has_cost else _HEAD, rows)
     else:
         print_line("\n".join(_none_in(directory)))
     return 0
@@ -168,15 +171,18 @@ def _none_in(directory: Path) -> Iterator[str]:
 _HEAD = (("name", "<"), ("done", ">"), ("failed", ">"), ("total", ">"), ("size", ">"), ("last record", "<"), ("", "<"))
 
 
-def _ls_row(held: Summary) -> tuple[str, ...]:
+def _ls_row(held: Summary, *, has_cost: bool) -> tuple[str, ...]:
+    cost = ("–" if held.cost is None else cost_text(held.cost),) if has_cost else ()
     if held.why:
-        return (held.name, "?", "?", "?", size_in_words(held.size), "?", f"cannot be read: {shorten(held.why)}")
+        why = f"cannot be read: {shorten(held.why)}"
+        return (held.name, "?", "?", "?", *cost, size_in_words(held.size), "?", why)
     moment = sampling.moment_of(held.last)
     return (
         held.name,
         f"{held.done:,}",
         f"{'' if held.is_exact else '~'}{held.failed:,}",
         "–" if held.total is None else f"{held.total:,}",
+        *cost,
         size_in_words(held.size),
         "–" if moment is None else ago(clock.now() - moment),
         _who_writes(held),

@@ -6,20 +6,24 @@ the limit is exceeded by the calls in flight at most. What is spent is asked of 
 
 from __future__ import annotations
 
+from math import inf
 from random import Random
 from statistics import fmean
 
+from checkpoint import clock
+from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, StoreError, plural
 from checkpoint.outcomes import Unit
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.storage.source import RecordSource
-from checkpoint.storage.spending import Cost, cost_in, sum_of
+from checkpoint.storage.spending import Cost, cost_in, cost_text, sum_of
 
-__all__ = ["Budget", "cost_text", "costs_on_record", "range_text", "spread"]
+__all__ = ["Budget", "SpentText", "costs_on_record", "range_text", "spread"]
 
 _KNOWN = 10  # costs from which on their mean counts
 _TOLERANCE = 1e-9  # of the limit: fractions that add up to it do not quite
+_LOOKS = 0.5  # seconds from look to look, for the bar
 _SAMPLE = 500  # recorded costs that are looked at
 _DRAWS = 200
 
@@ -63,6 +67,29 @@ class Budget:
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
         return f"max_cost={self.limit:g} leaves no room for another call" if self.is_reached else None
+
+
+class SpentText:
+    """What was spent by whichever run, for the bar: "cost 1.24"; looked up twice a second at most.
+
+    Args:
+        checkpoint: what cost that.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._text, self._looks_at = "", -inf
+
+    def refresh(self) -> None:
+        """Look it up anew the next time."""
+        self._looks_at = -inf
+
+    def __call__(self) -> str:
+        now = clock.monotonic()
+        if now >= self._looks_at:
+            self._looks_at = now + _LOOKS
+            self._text = f"cost {cost_text(sum_of(self._checkpoint.spent()))}"
+        return self._text
 
 
 def _reckoned(cost: Cost | None) -> float:
@@ -115,8 +142,3 @@ def range_text(span: tuple[float, float], items: int) -> str:
     low, high = map(cost_text, span)
     told = low if low == high else f"{low} to {high}"
     return f"about {told} for {plural(items, 'item')}"
-
-
-def cost_text(cost: float) -> str:
-    """A cost in three figures, or to the whole unit."""
-    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"

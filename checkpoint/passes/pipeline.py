@@ -28,7 +28,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
-from checkpoint.passes.budget import Budget
+from checkpoint.passes.budget import Budget, SpentText
 from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
@@ -102,6 +102,7 @@ class Pass:
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
         self._is_prepared = self._has_begun_writing = False
+        self._cost_text: SpentText | None = None
         self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
@@ -141,6 +142,8 @@ class Pass:
         self.items = self.input.items
         beside = self._store.replica.beside if self._store.replica.is_remote else None
         self.tally.show_bar(self.input.total, beside)
+        if self._checkpoint.spent_if_known():
+            self._tell_cost()
         self._is_prepared = True
 
     # admit
@@ -332,6 +335,12 @@ class Pass:
         """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
         self.in_flight.put_off(units)
 
+    def _tell_cost(self) -> None:
+        """Have the bar say what was spent in all."""
+        if self._cost_text is None:
+            self._cost_text = SpentText(self._checkpoint)
+            self.tally.say(self._cost_text)
+
     @property
     def limits_cost(self) -> bool:
         """Whether calls must be afforded."""
@@ -366,6 +375,8 @@ class Pass:
                 self._owed = [end for group in groups[done:] for end in group]
                 error.unsaved = self._recorder.values_of(self._owed)
                 raise
+            if any(has_cost(end.outcome) for end in group):
+                self._tell_cost()
             self._settled(group, failure)
         if groups and groups[-1][0].raw is None:
             self.tally.note_row(finished, ran)
@@ -392,6 +403,7 @@ class Pass:
             raise
         if outcome.notes is not None and has_cost(outcome):
             self._store.first_cost()
+            self._tell_cost()
         with self._lock:
             if not (self._collect or self.in_flight.waiting or self.earlier.redo):
                 self.in_flight.end(key, outcome)
@@ -495,6 +507,9 @@ class Pass:
         self.in_flight.claims.leave(self.in_flight)
         if self._lineage is not None:
             self._lineage.end(self.records)
+        if self._cost_text is not None:
+            self._cost_text.refresh()
+            self.tally.advance(0)
         self.tally.close_bar()
         if self._is_prepared:
             self.earlier.changes.tell()

@@ -25,7 +25,19 @@ from checkpoint.storage.meta import meta_in
 from checkpoint.storage.reader import PROBE, Reader
 from checkpoint.storage.record import LONGEST_LOOSE, NoRecord, Record, parse, seal
 
-__all__ = ["COST", "Cost", "Costs", "Spending", "added_up", "cost_in", "cost_of", "notes_of", "spent_line", "sum_of"]
+__all__ = [
+    "COST",
+    "Cost",
+    "Costs",
+    "Spending",
+    "added_up",
+    "cost_in",
+    "cost_of",
+    "cost_text",
+    "notes_of",
+    "spent_line",
+    "sum_of",
+]
 
 COST = "cost"
 """Of meta: the sums."""
@@ -105,6 +117,11 @@ def cost_of(record: Record) -> float | None:
 def sum_of(costs: Costs) -> float:
     """What all versions cost."""
     return sum([cost.total for cost in costs.values()])
+
+
+def cost_text(cost: float) -> str:
+    """A cost in three figures, or to the whole unit."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
 
 
 def spent_line(costs: Mapping[str, Cost]) -> bytes:
