@@ -33,6 +33,7 @@ from checkpoint import (
 from checkpoint.cli.main import main
 from checkpoint.maintenance.check import check
 from checkpoint.maintenance.compact import compact
+from checkpoint.reporting.report import write_report
 from checkpoint.reporting.tables import export
 from checkpoint.storage.spending import Spending
 
@@ -739,3 +740,51 @@ def test_watch_says_how_the_job_ended(
     subprocess.run([sys.executable, "-c", _JOB, tmp_path, str(dies), str(fails)], check=False)
     assert main(["watch", "job", "--dir", str(tmp_path)]) == status
     assert ("it ended early, and 8 items are left" in capsys.readouterr().out) == (dies > 0)
+
+
+# --- one key, and the report -----------------------------------------------------------------------------------------
+
+
+def test_show_tells_the_history_of_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Attempts, errors, notes, durations and versions, forgotten ones too; and which of them count."""
+    fails = [True]
+
+    def ask(key: str) -> str:
+        note(cost=0.25, model="large", prompt={"text": key})
+        if fails.pop() if fails else False:
+            raise ValueError("no answer")
+        return key.upper()
+
+    function = checkpointed("asked", checkpoint_dir=tmp_path, on_change="keep")(ask)
+    function.map(["why", "how"], progress=False, return_exceptions=True)
+    function.map(["why", "how"], progress=False)
+    function.clear(["why"])
+    function.map(["why"], progress=False)
+    function.options(version={"model": "small"}).map(["why"], progress=False)
+    assert main(["show", "asked", "--dir", str(tmp_path), "--key", "why"]) == 0
+    told = capsys.readouterr().out
+    assert "'how'" not in told
+    assert "cost 1 in all" in told
+    for part in ("ValueError: no answer", 'note model: "large"', 'note prompt: {"text":"why"}', "1 attempt", '"WHY"'):
+        assert part in told
+    assert main(["show", "asked", "--dir", str(tmp_path), "--key", "why", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)["records"]
+    kinds = [(record["kind"], record["counts"]) for record in records]
+    assert [kind for kind, _ in kinds if kind != "forgotten"] == ["error", "result", "result", "result"]
+    assert [counts for kind, counts in kinds if kind == "result"] == [False, True, True]
+    assert ("forgotten", False) in kinds
+    assert records[-1]["label"] == {"model": "small"}
+    assert (records[-1]["cost"], records[-1]["notes"]["model"], records[-1]["result"]) == (0.25, "large", "WHY")
+    assert main(["show", "asked", "--dir", str(tmp_path), "--key", "who"]) == 1
+    assert "nothing is known of key 'who'" in capsys.readouterr().err
+
+
+def test_the_report_draws_what_was_spent(tmp_path: Path) -> None:
+    """A figure and a curve, where anything was noted."""
+    costly(tmp_path, 0.31).map(range(4), progress=False)
+    told = write_report("spent", tmp_path / "out.html", checkpoint_dir=tmp_path).read_text("utf-8")
+    assert "<dt>Cost</dt><dd>1.24</dd>" in told
+    assert "Cost over time, 1.24 until now" in told
+    checkpointed("free", checkpoint_dir=tmp_path)(_never_asked).map(range(4), progress=False)
+    told = write_report("free", tmp_path / "free.html", checkpoint_dir=tmp_path).read_text("utf-8")
+    assert "Cost" not in told
