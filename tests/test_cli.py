@@ -524,7 +524,7 @@ def test_export_writes_a_table(tmp_path: Path, out: Output, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert out.run("export", "job", "out.csv", "--dir", str(tmp_path)) == 0
     assert out.has(f"3 rows of 'job' in {tmp_path / 'out.csv'} (")
-    assert (tmp_path / "out.csv").read_text("utf-8").splitlines()[0] == "key,n,text,timestamp,elapsed,attempts"
+    assert (tmp_path / "out.csv").read_text("utf-8").splitlines()[0] == "key,n,text,timestamp,elapsed,attempts,session"
     assert out.run("export", "job", "out.jsonl", "--dir", str(tmp_path), "--errors") == 0
     assert out.has(f"6 rows of 'job' in {tmp_path / 'out.jsonl'} (")
 

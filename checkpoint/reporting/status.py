@@ -132,8 +132,8 @@ class Summary:
         """These names stay.
 
         `name`, `done`, `failed`, `failed_is_exact`, `total`, `bytes`, `last_activity`, `writer`, `shards` and `writers`
-        (how many), `undecided` (how many results, or null), `accepted` (a list of texts), `error`; and `cost` where any
-        was noted.
+        (how many), `undecided` (how many results, or null), `accepted` (a list of texts), `error`, `cost` (or
+        null).
         """
         return {
             "name": self.name,
@@ -149,7 +149,7 @@ class Summary:
             "undecided": self.undecided and self.undecided.count,
             "accepted": list(self.accepted),
             "error": self.why or None,
-            **({} if self.cost is None else {"cost": self.cost}),
+            "cost": self.cost,
         }
 
 
@@ -231,8 +231,8 @@ class Survey:
         (a list of `shard`, such as "3/100", and `writer`), `sessions`, `durations` (null, or `median`, `p95`,
         `sample`), `files` (bytes by name), `bytes`, `recent` (a list of `key`, `text`, `failed`, `timestamp`). Keys
         stand as in a journal. Also `undecided` (null, or `results`, `is_exact`, `digest`) and `accepted` (a list of
-        texts). Where a cost was noted also `cost`, here and of each version. Of a URL also `url` and `not_uploaded`
-        (`bytes`, `seconds`).
+        texts), and `cost` (null where none was noted; of each version, where one was). Of a URL also `url` and
+        `not_uploaded` (`bytes`, `seconds`).
         """
         open_ = self.undecided
         return {
@@ -261,7 +261,7 @@ class Survey:
             "recent": [recent.to_json() for recent in self.recent],
             "undecided": open_ and {"results": open_.count, "is_exact": open_.is_exact, "digest": open_.question},
             "accepted": list(self.accepted),
-            **({} if self.cost is None else {"cost": self.cost}),
+            "cost": self.cost,
             **self._mirror_json(),
         }
 
