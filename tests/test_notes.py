@@ -470,6 +470,32 @@ def test_what_costs_nothing_says_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("free*"))
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [
+        "5",
+        "[1]",
+        '{"cost":"x"}',
+        '{"cost":-1}',
+        '{"cost":1e400}',
+        '{"cost":true}',
+        "null",
+        '{"a":' + "[" * 900 + "]" * 900 + "}",
+    ],
+)
+def test_lines_of_others_may_have_anything_for_notes(tmp_path: Path, notes: str) -> None:
+    """What is no cost costs nothing; the line counts, and what stands beside it is told."""
+    costly(tmp_path).map([1], progress=False)
+    with open(tmp_path / "spent_results.jsonl", "a") as journal:
+        journal.write(f'{{"key":"by hand","result":2,"notes":{notes},"timestamp":"2026-03-01T12:00:00Z"}}\n')
+    assert spent(tmp_path) == 0.5
+    function = costly(tmp_path)
+    assert dict(function.results) == {1: 1, "by hand": 2}
+    assert export("spent", tmp_path / "out.csv", tmp_path) == 2
+    assert main(["show", "spent", "--dir", str(tmp_path), "--key", "by hand"]) == 0
+    assert check("spent", tmp_path).is_sound
+
+
 # --- max_cost --------------------------------------------------------------------------------------------------------
 
 

@@ -51,8 +51,7 @@ class Occasion:
         `kind`, `counts`, `timestamp`, `version`, `label`, `session`; where known `attempts`, `elapsed`, `cost`,
         `notes` (without the cost), `from`; of a result `result`, of an error `type`, `message`, `traceback`.
         """
-        record, notes = self.record, notes_of(self.record)
-        notes.pop("cost", None)
+        record, notes = self.record, _notes(self.record)
         told = {
             "kind": self.kind,
             "counts": self.counts,
@@ -86,9 +85,8 @@ class Occasion:
             yield f"  {shorten(json_text(_plain(record)), _SHOWN)}"
         if self.kind == "error":
             yield f"  {shorten(f'{record.type}: {record.error}' if record.type else record.error or '', _SHOWN)}"
-        for name, value in notes_of(record).items():
-            if name != "cost":
-                yield f"  note {name}: {shorten(json_text(value), _SHOWN)}"
+        for name, value in _notes(record).items():
+            yield f"  note {name}: {shorten(json_text(value), _SHOWN)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +194,20 @@ def _judged(checkpoint: Checkpoint, key: Key, occasions: list[Occasion]) -> Iter
             yield occasion
         else:
             yield replace(occasion, counts=(record.crc, record.timestamp) == (last.crc, last.timestamp))
+
+
+def _notes(record: Record) -> dict[str, Any]:
+    """What was noted besides the cost."""
+    return {name: _followed(value) for name, value in notes_of(record).items() if name != "cost"}
+
+
+def _followed(value: Any) -> Any:
+    """The value; a text in its place where another program nested it deeper than can be followed."""
+    try:
+        json_text(value)
+    except ValueError:
+        return "(nested too deep to be shown)"
+    return value
 
 
 def _plain(record: Record) -> Any:

@@ -472,7 +472,14 @@ def _unlike_formula(text: str) -> str:
 
 def _notes(record: Record) -> dict[str, Any] | None:
     """What was noted besides the cost, tidy."""
-    return {name: tidy(value) for name, value in notes_of(record).items() if name != "cost"} or None
+    return {name: _tidy_note(value) for name, value in notes_of(record).items() if name != "cost"} or None
+
+
+def _tidy_note(value: Any) -> Any:
+    try:
+        return with_stack(tidy, value)
+    except ValueError:  # another program's, nested deeper than can be followed
+        return None
 
 
 def _moment(text: str) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,7 +91,7 @@ def notes_of(record: Record) -> dict[str, Any]:
     """The fields that the calls of a record noted; none where a line of another program has no object there."""
     try:
         return _decode_notes(record.notes) if bytes(record.notes) else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
@@ -100,9 +101,10 @@ def cost_in(record: Record) -> float | None:
     if b'"cost"' not in raw:
         return None
     try:
-        return _decode_cost(raw).cost
-    except ValueError:
+        cost = _decode_cost(raw).cost
+    except (ValueError, RecursionError):
         return None
+    return cost if 0 <= cost < inf else None  # a line of another program may have anything there
 
 
 def cost_of(record: Record) -> float | None:
@@ -197,7 +199,8 @@ class _ReadOn:
             record = parse(line)
         except NoRecord as found:
             for version, (total, count) in (found.spent or {}).items():
-                self.costs.setdefault(version, Cost()).add(Cost(total, count))
+                if 0 <= total < inf:
+                    self.costs.setdefault(version, Cost()).add(Cost(total, count))
             return
         except ValueError:
             return  # damaged: `check` tells of it
