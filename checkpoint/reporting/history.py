@@ -247,7 +247,7 @@ class Timeline:
         self.done = array("d", [story.moments[place] for place in order if story.successes[place]])
         self.failed = array("d", [story.moments[place] for place in order if not story.successes[place]])
         self._moments = moments
-        self._paid = array("d", accumulate([story.costs[place] for place in order], initial=0.0))
+        self._paid = array("d", accumulate([story.costs[place] for place in order if story.costs], initial=0.0))
         begins = array("d", [story.begins[place] for place in order])
         for place in range(len(begins) - 2, -1, -1):  # a call that began before this one ended left no pause
             begins[place] = min(begins[place], begins[place + 1])
@@ -292,7 +292,7 @@ class Timeline:
 
     def paid(self, moment: float) -> float:
         """What the records up to a moment cost."""
-        return self._paid[bisect_right(self._moments, moment)]
+        return self._paid[bisect_right(self._moments, moment)] if len(self._paid) > 1 else 0.0
 
     def bins(self, count: int) -> Iterator[Stretch]:
         """About `count` spans of time of like width; a pause is in none."""

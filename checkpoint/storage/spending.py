@@ -13,8 +13,9 @@ Meta keeps the sums, and up to where they reach, so that the next process reads 
 
 from __future__ import annotations
 
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,7 +152,7 @@ class _ReadOn:
     """
 
     def __init__(self, said: Any = None) -> None:
-        self.reader: Reader | None = None
+        self._reader: Callable[[], Reader | None] = lambda: None  # its owner closes it by letting go of it
         self.end, self.probe = 0, 0
         self.costs: Costs = {}
         try:
@@ -164,9 +165,9 @@ class _ReadOn:
         """The sums, with what was appended; of a file that is another one, all of it. None: there is no file."""
         if reader is None:
             return {}
-        if reader is not self.reader and not self._continues(reader):
+        if reader is not self._reader() and not self._continues(reader):
             self.end, self.probe, self.costs = 0, 0, {}
-        self.reader = reader
+        self._reader = weakref.ref(reader)
         if reader.size() > self.end:
             self._read_from(reader)
         return self.costs
