@@ -25,6 +25,7 @@ from checkpoint.errors import (
     ItemsFailed,
     JournalLost,
     KeyChanged,
+    MaxCostReached,
     NotUploaded,
     RefusedValue,
     ResultsUnfit,
@@ -39,6 +40,7 @@ from checkpoint.errors import (
     VersionNeeded,
     WorkerDied,
 )
+from checkpoint.execution.notes import note
 from checkpoint.execution.policies import Rate, Retry
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan
@@ -71,6 +73,7 @@ __all__ = [
     "KeyChanged",
     "KeyedErrors",
     "KeyedResults",
+    "MaxCostReached",
     "NotUploaded",
     "Outcome",
     "Plan",
@@ -90,4 +93,5 @@ __all__ = [
     "VersionNeeded",
     "WorkerDied",
     "checkpointed",
+    "note",
 ]

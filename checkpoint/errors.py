@@ -23,6 +23,7 @@
     ├── BrokenWorkers        RuntimeError     worker processes could not start, or a given executor broke
     ├── UnguardedMain        RuntimeError     a worker that imports the main module came upon a map
     ├── CircularCall         RecursionError   an item's call would wait for its own end
+    ├── MaxCostReached       RuntimeError     another call would cost more than `max_cost` allows; what is done is saved
     ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
@@ -63,6 +64,7 @@ __all__ = [
     "ItemsFailed",
     "JournalLost",
     "KeyChanged",
+    "MaxCostReached",
     "NotUploaded",
     "RefusedValue",
     "ResultsUnfit",
@@ -305,6 +307,27 @@ class UnguardedMain(CheckpointError, RuntimeError):
 
 class CircularCall(CheckpointError, RecursionError):
     """An item's call maps, directly or through others, over the item that it is the call of: it would never end."""
+
+
+class MaxCostReached(CheckpointError, RuntimeError):
+    """The pass ended before it would have cost more than `max_cost`; what ran is saved, and so is what it cost.
+
+    `.max_cost`; `.spent`, by whichever run; `.left`, how many items are left to do, None where that is not known;
+    `.expected`, the range of what these will cost, None where that is not known. `.results` is what
+    ``return_exceptions=True`` would have returned, with `ItemError` in the places of what was not run.
+    """
+
+    max_cost: float
+    spent: float
+    left: int | None = None
+    expected: tuple[float, float] | None = None
+    results: Sequence[Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, (kind, message, parts), state = super().__reduce__()
+        if parts.get("results") is not None:
+            parts["results"] = list(parts["results"])
+        return rebuild, (kind, message, parts), state
 
 
 class ExtraNeeded(CheckpointError, ImportError):

@@ -31,6 +31,7 @@ ORDER = (
     "filing",  # the index file is written; nobody waits for it
     "store",  # the journals of one, and who writes them
     "registry",  # the checkpoints that are open
+    "spending",  # what was read of what records cost
     "uploading",  # objects are written
     "hashing",  # keys of the index
     "tending",  # the stores that are looked after

@@ -59,12 +59,13 @@ class Encoded(NamedTuple):
 class Success(msgspec.Struct, frozen=True, gc=False):
     """The function returned `value` after `elapsed` seconds (its share of a batch's), at the `attempts`-th attempt.
 
-    The value may be `Encoded`.
+    The value may be `Encoded`; `notes` are the fields that all attempts noted.
     """
 
     value: Any
     elapsed: float | None = None
     attempts: int | None = None
+    notes: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Failure:
         attempts: how many calls were made; those that only told to come again later (Retry-After) do not count.
         given_up: whether later runs are to leave the item alone.
         paid: what the call returned, where its value was refused; None where it returned nothing.
+        notes: the fields that the calls noted.
     """
 
     message: str
@@ -89,10 +91,11 @@ class Failure:
     exception: BaseException | None = field(default=None, compare=False)
     paid: Success | None = field(default=None, compare=False)
     given_up: bool = False
+    notes: dict[str, Any] | None = None
 
-    def counted(self, attempts: int) -> Failure:
-        """The same, after so many attempts."""
-        return replace(self, attempts=attempts)
+    def counted(self, attempts: int, notes: dict[str, Any] | None = None) -> Failure:
+        """The same, after so many attempts, which noted these fields."""
+        return replace(self, attempts=attempts, notes=notes)
 
     def without_exception(self) -> Failure:
         """The same, in plain text only."""

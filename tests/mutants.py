@@ -26,10 +26,13 @@ import pytest
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
+from checkpoint.maintenance import check as check_module
 from checkpoint.maintenance import repair as repair_module
-from checkpoint.maintenance.audit import Audit
+from checkpoint.maintenance.audit import Audit, lines_at
+from checkpoint.passes import budget as budget_module
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.paid import PaidValues
+from checkpoint.passes.recorder import Recorder
 from checkpoint.remote import local_copy, state
 from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker
@@ -44,6 +47,7 @@ from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE
+from checkpoint.storage.spending import Spending
 from checkpoint.storage.store import Store, forgetting
 from checkpoint.storage.writer import Writer
 
@@ -680,6 +684,45 @@ def refused_values_count_for_any_item(breaker: Breaker) -> None:
 def given_up_is_called_again(breaker: Breaker) -> None:
     """Each run pays for the refusal anew."""
     breaker.replace(Earlier, "_is_given_up", lambda real: lambda self, key: False)
+
+
+# --- what was spent --------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_notes.py::test_what_was_spent_stays_spent")
+def clear_forgets_what_was_spent(breaker: Breaker) -> None:
+    """The journals that are cleared say nothing of what their records cost."""
+    breaker.replace(Spending, "by_kind", lambda real: lambda self: {})
+
+
+@caught_by("test_notes.py::test_what_was_spent_stays_spent", "test_notes.py::test_what_was_spent_is_told_by_version")
+def compaction_forgets_what_was_spent(breaker: Breaker) -> None:
+    """What superseded records cost is left out with them."""
+    breaker.replace(
+        check_module, "left_lines", lambda real: lambda ledger, reader, kept: lines_at(reader, kept, ledger.end)
+    )
+
+
+@caught_by("test_notes.py::test_attempts_that_wait_are_spent")
+def attempts_cost_nothing_before_the_last(breaker: Breaker) -> None:
+    """What a failed attempt cost is on disk with the last one only."""
+    breaker.replace(Recorder, "attempted", lambda real: nothing)
+
+
+@caught_by("test_notes.py::test_attempts_that_wait_are_spent", "test_notes.py::test_halves_of_a_batch_are_spent_once")
+def attempts_cost_twice(breaker: Breaker) -> None:
+    """A record does not say what lines before it have told of its cost."""
+    breaker.replace(
+        Recorder,
+        "noted",
+        lambda real: lambda self, raw, unit, notes: b'%b,"notes":%b' % (raw, json.dumps(notes).encode()),
+    )
+
+
+@caught_by("test_notes.py::test_equal_costs_are_spent_to_the_limit")
+def in_flight_costs_nothing(breaker: Breaker) -> None:
+    """Calls begin as long as anything is left, whatever those in flight will cost."""
+    breaker.replace(budget_module, "_reckoned", lambda real: lambda cost: 0.0)
 
 
 # --- the plugin -----------------------------------------------------------------------------------------------------

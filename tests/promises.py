@@ -243,6 +243,16 @@ ROWS = (
         "a checkpoint of schema 1.0.0",
         "opens and resumes; its lines count for any key of equal `str()`, and stay as they are",
     ),
+    Row(
+        "a kill while money is spent",
+        "what calls noted as cost is in the sum at the next start, that of failed attempts whose retry waits included; "
+        "what was in flight is not. The sum survives `clear`, computing anew and compaction",
+    ),
+    Row(
+        "a job that costs more than it may",
+        "no call begins for which what was spent, by whichever run, and what is in flight leave no room: `max_cost` is "
+        "exceeded by the calls in flight at most, and what ran is saved",
+    ),
 )
 NAMES = {row.name: row for row in ROWS}
 

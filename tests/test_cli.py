@@ -524,7 +524,7 @@ def test_export_writes_a_table(tmp_path: Path, out: Output, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert out.run("export", "job", "out.csv", "--dir", str(tmp_path)) == 0
     assert out.has(f"3 rows of 'job' in {tmp_path / 'out.csv'} (")
-    assert (tmp_path / "out.csv").read_text("utf-8").splitlines()[0] == "key,n,text,timestamp,elapsed,attempts"
+    assert (tmp_path / "out.csv").read_text("utf-8").splitlines()[0] == "key,n,text,timestamp,elapsed,attempts,session"
     assert out.run("export", "job", "out.jsonl", "--dir", str(tmp_path), "--errors") == 0
     assert out.has(f"6 rows of 'job' in {tmp_path / 'out.jsonl'} (")
 
@@ -885,7 +885,7 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, job: Job, monkeypatch: p
             job.end()
 
     monkeypatch.setattr(clock, "sleep", wait)
-    assert out.run("watch", "job", "--dir", str(tmp_path)) == 0
+    assert out.run("watch", "job", "--dir", str(tmp_path)) == 3, "complete with failures"
     assert waited == ([1.0] * 7 if out.is_live else [10.0] * 5 + [1.0] * 2)
     assert out.has("2 of 5 (40 %)", "3 of 5 (60 %) · 1 failed", "1 × ValueError: 'three'", "4 of 5 (80 %) · 1 failed")
     assert out.has("nobody is writing 'job' any more: 4 of 5 (80 %) · 1 failed", "checkpoint errors job --dir")
@@ -905,7 +905,7 @@ def test_watch_of_programs(
         job.step() if len(waited) == 1 else job.end()
 
     monkeypatch.setattr(clock, "sleep", wait)
-    assert main(["watch", "job", "--dir", str(tmp_path), "--json", "--interval", "0.5"]) == 0
+    assert main(["watch", "job", "--dir", str(tmp_path), "--json", "--interval", "0.5"]) == 4, "it ended early"
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [seen["done"] for seen in told] == [1, 2, 2, 2, 2]
     assert [seen["writer"] is None for seen in told] == [False, False, True, True, True]
@@ -913,16 +913,16 @@ def test_watch_of_programs(
 
 
 def test_ctrl_c_ends_watching_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: Output) -> None:
-    """Exit status 0: watching has no failure."""
+    """Exit status 130: whoever waits for the job is not told that it is complete."""
     make_empty(tmp_path)
 
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(clock, "sleep", interrupt)
-    assert out.run("watch", "job", "--dir", str(tmp_path)) == 0
+    assert out.run("watch", "job", "--dir", str(tmp_path)) == 130
     assert out.has("0 of 10")
-    assert out.run("watch", "job", "--dir", str(tmp_path), "--json") == 0
+    assert out.run("watch", "job", "--dir", str(tmp_path), "--json") == 130
 
 
 def test_where_no_writer_can_be_told_watch_goes_on_while_something_is_left(

@@ -378,7 +378,7 @@ class Desk:
 
     name = "desk"
     items: Iterable[Any] = ()
-    in_memory = is_watched = is_crowded = waits_for_medium = is_shared = False
+    in_memory = is_watched = is_crowded = waits_for_medium = is_shared = limits_cost = False
 
     def __init__(self) -> None:
         self.by: list[tuple[str, list[int]]] = []  # which thread settled which keys
@@ -401,6 +401,11 @@ class Desk:
         return units, 0
 
     def put_off(self, units: list[Unit]) -> None: ...
+
+    def attempted(self, units: list[Unit], cost: float) -> None: ...
+
+    def affords(self, units: list[Unit]) -> bool:
+        return True
 
     def settle(self, finished: list[Done]) -> None:
         self.by.append((threading.current_thread().name, [done.unit.key for done in finished]))

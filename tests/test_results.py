@@ -29,7 +29,7 @@ def work(tmp_path: Path) -> Any:
 
 def columns_of(frame: pl.DataFrame) -> dict[str, list[Any]]:
     """By name, less those that differ from run to run."""
-    return frame.drop("timestamp", "elapsed").to_dict(as_series=False)
+    return frame.drop("timestamp", "elapsed", "session", strict=False).to_dict(as_series=False)
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_results_are_rows_in_the_order_of_the_items(work: Any, tmp_path: Path) -
         "inverse.value": [0.5, 0.25, 0.5, 1.0],
         "attempts": [1, 1, 1, 1],
     }
-    assert frame.columns == ["key", "result.key", "inverse.value", "timestamp", "elapsed", "attempts"]
+    assert frame.columns == ["key", "result.key", "inverse.value", "timestamp", "elapsed", "attempts", "session"]
     assert frame.row(1) == before.row(0)
     assert frame["elapsed"].min() >= 0
     results.to_parquet(tmp_path / "out.parquet")

@@ -113,7 +113,8 @@ def taken(runner: CheckpointedRunner, *, errors: bool = False) -> Columns:
 def fields_of(runner: CheckpointedRunner) -> Columns:
     """The columns of the results alone."""
     columns = taken(runner)
-    return {name: part for name, part in columns.items() if name not in ("key", "timestamp", "elapsed", "attempts")}
+    own = ("key", "timestamp", "elapsed", "attempts", "session")
+    return {name: part for name, part in columns.items() if name not in own}
 
 
 @dataclass
@@ -332,6 +333,7 @@ def test_pandas_has_types_to_compute_with(make: Opener) -> None:
     frame = Table.saved(runner.records).to_pandas()
     types = {name: str(dtype) for name, dtype in frame.dtypes.items()}
     assert types.pop("timestamp") == "datetime64[us, UTC]"
+    assert types.pop("session") in ("str", "object")  # of pandas 3, and before
     assert types == {
         "key": "int64", "whole": "int64", "yes": "bool", "share": "float64", "big": "Int64", "no": "boolean",
         "elapsed": "float64", "attempts": "Int64",
@@ -434,7 +436,7 @@ def test_failed_items_are_rows_if_asked_for(make: Opener) -> None:
     runner.save_error("a", "failed at first")
     runner.save_result("a", {"n": 1})
     columns = taken(runner, errors=True)
-    assert list(columns) == ["key", "n", "error", "type", "timestamp", "elapsed", "attempts"]
+    assert list(columns) == ["key", "n", "error", "type", "timestamp", "elapsed", "attempts", "session"]
     assert columns["key"] == ["a", "x", "b"]
     assert columns["n"] == [1, None, None]
     assert columns["error"] == [None, "kaputt ü", "only a message"]
@@ -520,6 +522,7 @@ def test_csv_holds_the_columns_as_text(mixed: Path) -> None:
         first, second, failed = csv.DictReader(file)
     for row in (first, second, failed):
         assert row.pop("timestamp").endswith("Z")
+        assert len(row.pop("session")) == 8
     nothing = dict.fromkeys(first, "")
     assert first == nothing | {
         "key": '"a"', "text": 'x,"y"\nz', "n": "1.0", "list": "[1,2]", "mix": '"1"', "ok": "true",
@@ -542,6 +545,7 @@ def test_json_lines_hold_the_columns_as_json(mixed: Path) -> None:
     first, second, failed = [json.loads(line, parse_constant=refuse) for line in lines]
     for row in (first, second, failed):
         assert row.pop("timestamp").endswith("Z")
+        assert len(row.pop("session")) == 8
     nothing: dict[str, Any] = dict.fromkeys(first)
     assert first == nothing | {
         "key": "a", "text": 'x,"y"\nz', "n": 1.0, "list": [1, 2], "mix": "1", "ok": True,
@@ -620,7 +624,7 @@ def test_an_error_in_the_middle_leaves_what_was_there(make: Opener, tmp_path: Pa
     runner = make()
     table = Table.saved(runner.records)
     if found == "as rows are written":
-        assert len(table.columns) == 5
+        assert len(table.columns) == 6
     journal.write_bytes(journal.read_bytes().replace(b'{"n":20}', b'{"n":99}'))
     before = {*os.listdir(tmp_path), ".j.lock"}
     with pytest.raises(DamagedRecord, match=r"j_results\.jsonl:21.*key 20"):
@@ -696,7 +700,7 @@ def test_an_interrupt_leaves_what_was_there(make: Opener, tmp_path: Path, monkey
     for key in range(10):
         runner.save_result(key, key)
     table = Table.saved(runner.records)
-    assert len(table.columns) == 5
+    assert len(table.columns) == 6
     rows = table._rows()
 
     def interrupted() -> Any:

@@ -288,6 +288,7 @@ class Face(Generic[R], _Parts):
             overlapping=may_overlap(options, given),
             retry_failed=given.get("retry_failed", True),
             limit=ErrorLimit(given.get("max_errors")),
+            max_cost=given.get("max_cost"),
             collect=collect,
             lock_timeout=0.0 if is_async else options.lock_timeout,
             locks_first=is_async and options.lock_timeout > 0,
@@ -466,6 +467,7 @@ class SyncFace(Face[R]):
         Raises:
             ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
             TooManyErrors: `max_errors` was exceeded, or without it 100 items in a row failed in one way.
+            MaxCostReached: another call would exceed `max_cost`. `.results` holds all places.
             InvalidKey, DuplicateKey, InputChanged: naming the items; nothing was run.
             CheckpointLocked: another process writes this checkpoint, or another pass is running.
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.
@@ -486,7 +488,7 @@ class SyncFace(Face[R]):
             options: those of `PassOptions`: workers, executor, progress, max_errors …
 
         Raises:
-            TooManyErrors: as in `map`.
+            TooManyErrors, MaxCostReached: as in `map`.
         """
         return Stream(self._self_options.name, self._outcomes(items, options))
 

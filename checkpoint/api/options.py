@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -102,6 +103,9 @@ class PassOptions(TypedDict, total=False):
         max_errors: more failures than this end the pass: a count, or a fraction (below 1) once a hundred have run.
             Default: a hundred in a row with one exception type. Items that fail as they did in an earlier pass do not
             count.
+        max_cost: what the checkpoint may have cost in all, by whichever run, in the unit of ``note(cost=…)``: the pass
+            ends with `MaxCostReached` before that is exceeded, what is in flight reckoned at the mean of what is known
+            (while fewer than ten costs are known, at the largest). Default: no limit.
         retry_failed: whether items that failed earlier are run again (default), or stand in their places. Those that
             were given up (`GiveUp`) stand in any case.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
@@ -115,6 +119,7 @@ class PassOptions(TypedDict, total=False):
     progress: bool
     desc: str | None
     max_errors: int | float | None
+    max_cost: float | None
     retry_failed: bool
     grace: float
     shard: ShardOption | None
@@ -131,6 +136,7 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
     check_count("workers", given.get("workers"))
     check_count("chunksize", given.get("chunksize"))
     check_seconds("grace", given.get("grace", 10.0))
+    _check_cost(given.get("max_cost"))
     several = (given.get("chunksize") or 1) > 1
     if is_async:
         _need_loop()
@@ -156,6 +162,14 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
         )
     if several:
         raise InvalidOption("timeout= is for one call, and a chunk is handed over whole: leave chunksize= out")
+
+
+def _check_cost(limit: float | None) -> None:
+    is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and 0 <= limit < math.inf):
+        raise InvalidOption(
+            f"max_cost is {quote(limit)}; give a finite number of 0 or more, in the unit of note(cost=…)"
+        )
 
 
 def _need_loop() -> None:

@@ -13,11 +13,22 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from checkpoint.catalog.view import VersionView
-from checkpoint.errors import CheckpointError, ItemError, ItemsFailed, JournalLost, TooManyErrors, plural, quote
+from checkpoint.errors import (
+    CheckpointError,
+    ItemError,
+    ItemsFailed,
+    JournalLost,
+    MaxCostReached,
+    TooManyErrors,
+    plural,
+    quote,
+)
 from checkpoint.outcomes import NOT_RUN
+from checkpoint.passes.budget import Budget, costs_on_record, range_text, spread
 from checkpoint.passes.failures import failure_of, let_go_of_frames
 from checkpoint.passes.pipeline import Pass
 from checkpoint.reporting.causes import Cause, causes_of, summarize
+from checkpoint.storage.spending import cost_text
 from checkpoint.values.keys import plain_key
 from checkpoint.values.marks import marks_of
 
@@ -462,9 +473,32 @@ def finish(running: Pass, *, return_exceptions: bool) -> Results[Any]:
 
 
 def raise_verdict(running: Pass) -> None:
-    """Raise `TooManyErrors` where the pass must end."""
+    """Raise `TooManyErrors`, or `MaxCostReached`, where the pass must end."""
+    if running.budget is not None and running.budget.is_reached:
+        raise _cost_reached(running, running.budget)
     if running.verdict:
         raise _failed(TooManyErrors, running, Results(running))
+
+
+def _cost_reached(running: Pass, budget: Budget) -> MaxCostReached:
+    spent, total, done = budget.spent, running.input.total, running.tally.completed
+    failed = running.tally.errors.failed + len(running.tally.kept_aside)
+    left = None if total is None else max(0, total - done - failed)
+    expected = None if left is None else spread(costs_on_record(running.records), left)
+    told = [f"{cost_text(spent)} of max_cost={budget.limit:g} is spent, and another call might exceed it"]
+    told.append(
+        f"{plural(done, 'item')} {'is' if done == 1 else 'are'} done" + (f", {failed:,} failed" if failed else "")
+    )
+    if left is not None:
+        what = "" if expected is None else f", which will cost {range_text(expected, left)}"
+        told.append(f"{left:,} {'is' if left == 1 else 'are'} left{what}")
+    told.append("what ran is saved: the same call with a larger max_cost does only the rest")
+    reached = MaxCostReached(
+        f"checkpoint {running.records.name!r}: {'; '.join(told)}",
+        max_cost=budget.limit, spent=spent, left=left, expected=expected,
+    )  # fmt: skip
+    reached.results = Results(running)
+    return reached
 
 
 def _failed(kind: type[ItemsFailed], running: Pass, results: Results[Any]) -> ItemsFailed:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.siblings import Siblings
+from checkpoint.catalog.spent import OtherShards
 from checkpoint.errors import StoreError
 from checkpoint.remote.replication import replica_of
 from checkpoint.storage.journals import Journals
@@ -27,6 +28,7 @@ from checkpoint.storage.meta import Summary, meta_in
 from checkpoint.storage.record import Record
 from checkpoint.storage.replica import Replica
 from checkpoint.storage.source import RecordSource, count_failed, is_retired, latest_of
+from checkpoint.storage.spending import Costs, Spending, added_up
 from checkpoint.storage.store import Store
 from checkpoint.storage.writer import Writer
 from checkpoint.values.keys import Key, earlier_digests, is_same_version, version_digest
@@ -94,6 +96,7 @@ class Checkpoint:
             share=shard.of,
         )
         self._siblings = Siblings(name, shard, self.store, self.replicate)
+        self._other_shards = OtherShards(name, directory, shard)
         self.results, self.errors, self.unsaved = self._siblings.sources
         try:
             self._siblings.look()
@@ -196,6 +199,22 @@ class Checkpoint:
         journals = self.store.own if shard == self.shard else self._siblings.members.get(shard)
         uploader = None if journals is None else _uploader(journals)
         return None if uploader is None else uploader.writer_there()
+
+    def spent(self) -> Costs:
+        """By version, what its records cost, those of all shards included.
+
+        Raises:
+            StoreError: a journal cannot be read.
+        """
+        return added_up([spending.costs() for spending in self._spending()])
+
+    def spent_if_known(self) -> Costs | None:
+        """The same, where it costs little to tell; None where nobody has noted a cost, as far as meta knows."""
+        found = [spending.known() for spending in self._spending()]
+        return None if not any(found) else added_up([costs for costs in found if costs])
+
+    def _spending(self) -> list[Spending]:
+        return [*[journals.spending for journals in self._siblings.all()], *self._other_shards.spending()]
 
     def whole_total(self) -> int | None:
         """As `Siblings.total`."""

@@ -47,7 +47,7 @@ from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
 
-__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error"]
+__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error", "with_notes"]
 
 
 log = logging.getLogger("checkpoint")
@@ -318,10 +318,11 @@ class VersionView:
         stamp = now or self.stamp_for(key)
         return seal_parts(b'{"key":%b,"result":' % key_json(key), raw, b',"timestamp":"%b"%b' % (stamp, fields))
 
-    def error_line(self, key: Key, failure: Failure, digest: int) -> bytes:
-        """The record of a failure."""
+    def error_line(self, key: Key, failure: Failure, digest: int, earlier: float = 0.0) -> bytes:
+        """The record of a failure; lines of attempts have told so much of its cost already."""
         version, session = self._fields
-        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), _text(failure.message), self._stamp())]
+        said = with_notes(_text(failure.message), failure.notes, earlier)
+        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), said, self._stamp())]
         if failure.type is not None:
             parts.append(b',"type":%b' % _text(failure.type))
         if failure.traceback is not None:
@@ -350,7 +351,15 @@ class VersionView:
             return b',"paid":%b' % raw
         return b',"repr":%b' % _text(_safe_repr(value.value if type(value) is Encoded else value))
 
-    def keep_aside(self, key: Key, value: Any, digest: int, error: UnencodableValue) -> UnencodableValue:
+    def keep_aside(
+        self,
+        key: Key,
+        value: Any,
+        digest: int,
+        error: UnencodableValue,
+        notes: dict[str, Any] | None = None,
+        earlier: float = 0.0,
+    ) -> UnencodableValue:
         """Put a paid-for value where `unsaved` finds it, and make its item a failure that says why."""
         kept = self._aside_line(key, value, digest, str(error))
         located = UnencodableValue(
@@ -359,8 +368,8 @@ class VersionView:
             where=error.where,
             key=key,
         )
-        failure = Failure(str(located), "UnencodableValue")
-        entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest))]
+        failure = Failure(str(located), "UnencodableValue", notes=notes)
+        entries = [Entry(self.version, key, digest, self.error_line(key, failure, digest, earlier))]
         try:
             self.open()
             self.store.append(self.store.own.unsaved, [Entry(self.version, key, digest, kept)], durable=self.power)
@@ -559,6 +568,22 @@ class VersionView:
         return self._in_time(forget)
 
 
+def with_notes(raw: bytes, notes: dict[str, Any] | None, earlier: float = 0.0) -> bytes:
+    """An encoded result, or an error's message, with the field of what its calls noted, which a record has behind it.
+
+    It stands before the timestamp, so that the end of a line tells the same however much was noted.
+
+    Args:
+        raw: it.
+        notes: the fields; None for none.
+        earlier: how much of the cost lines of failed attempts have told already.
+    """
+    if notes is None:
+        return raw
+    told = b',"earlier":%b' % _encode_json(earlier) if earlier else b""
+    return b'%b,"notes":%b%b' % (raw, _encode_json(notes), told)
+
+
 class Unsaved(Mapping[Any, Any]):
     """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given.
 
@@ -649,13 +674,18 @@ def _safe_repr(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VersionCount:
-    """What counts under one version: its digest ("" for none), what that stands for (None: not known), how many."""
+    """What counts under one version: its digest ("" for none), what that stands for (None: not known), how many.
+
+    `cost` is what its records have cost, those included that count no more; None where nothing was noted.
+    """
 
     version: str
     label: Any
     results: int
     errors: int
+    cost: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `Soundness.to_json` has it."""
-        return {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}
+        """As `Soundness.to_json` has it; and `cost`, where anything was noted."""
+        told = {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}
+        return told if self.cost is None else {**told, "cost": self.cost}

@@ -10,9 +10,10 @@ from typing import Any
 
 from checkpoint.catalog.locate import names_in
 from checkpoint.catalog.paths import resolve_directory
-from checkpoint.errors import CheckpointError, quote
+from checkpoint.errors import CheckpointError, InvalidKey, quote
+from checkpoint.values.keys import Key, key_from_json, plain_key
 
-__all__ = ["STATUSES", "add_command", "both_ways", "json_or_text"]
+__all__ = ["STATUSES", "add_command", "both_ways", "json_or_text", "keys_written"]
 
 
 STATUSES = "2 wrong command line; 130 interrupted"
@@ -62,3 +63,25 @@ def both_ways(value: Any, text: str) -> str:
     """How to write each of the two that one word may stand for."""
     as_json, as_text = shlex.quote(f" {text}"), shlex.quote(json.dumps(text))
     return f"write {as_json} (with a space) for {quote(value)}, and {as_text} for the text"
+
+
+def keys_written(text: str) -> list[Key]:
+    """The keys that a word of the command line may stand for: that of its JSON, where it makes one, and the text."""
+    keys: list[Key] = []
+    for value in json_or_text(text):
+        try:
+            keys.append(_key_of(value))
+        except (InvalidKey, ValueError, RecursionError):
+            continue
+    return keys
+
+
+def _key_of(value: Any) -> Key:
+    """A list stands for a tuple; an object as it stands in a journal."""
+    if isinstance(value, dict):
+        return key_from_json(value)
+    return plain_key(_as_tuple(value))
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple([_as_tuple(part) for part in value]) if isinstance(value, list) else value

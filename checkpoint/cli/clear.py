@@ -7,17 +7,16 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from checkpoint import locks
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.locate import locate, parts_of, writer_of
 from checkpoint.catalog.paths import command_line
-from checkpoint.cli.arguments import add_command, both_ways, json_or_text
+from checkpoint.cli.arguments import add_command, both_ways, keys_written
 from checkpoint.cli.terminal import encodable, print_json, print_line
-from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, printable, quote
-from checkpoint.values.keys import Key, identity, key_from_json, plain_json, plain_key
+from checkpoint.errors import CheckpointError, InvalidOption, JournalLost, plural, printable, quote
+from checkpoint.values.keys import Key, identity, plain_json
 
 __all__ = ["add_clear"]
 
@@ -99,7 +98,8 @@ def _clear_all(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int
         return 0
     print_line(f"forgot all of {arguments.name!r}, {held}; deleted {plural(len(deleted), 'file')} in {directory}")
     if kept:
-        print_line(f"kept: {', '.join(kept)} (the lock, and what repairs have set aside)")
+        spent = ", and journals that only say what was spent" if any(file.endswith("s.jsonl") for file in kept) else ""
+        print_line(f"kept: {', '.join(kept)} (the lock, and what repairs have set aside{spent})")
     return 0
 
 
@@ -142,7 +142,7 @@ def _key_meant(checkpoint: Checkpoint, version: str, text: str) -> Key:
         InvalidOption: two keys are written so.
         CheckpointError: there is none.
     """
-    keys = _keys_written(text)
+    keys = keys_written(text)
     there = [key for key in keys if _is_there(checkpoint, version, key)]
     if len({_places(checkpoint, version, key) for key in there}) > 1:
         raise InvalidOption(
@@ -165,28 +165,6 @@ def _is_there_as(checkpoint: Checkpoint, version: str, keys: Iterable[Key]) -> b
 def _labels(checkpoint: Checkpoint, versions: Iterable[str]) -> str:
     told = [quote(checkpoint.versions.get(version, version), 60) if version else "no version" for version in versions]
     return ", ".join(sorted(told)[:3])
-
-
-def _keys_written(text: str) -> list[Key]:
-    """What a word of the command line may stand for: the key that its JSON makes, where it makes one, and the text."""
-    keys: list[Key] = []
-    for value in json_or_text(text):
-        try:
-            keys.append(_key_of(value))
-        except (InvalidKey, ValueError, RecursionError):
-            continue
-    return keys
-
-
-def _key_of(value: Any) -> Key:
-    """A list stands for a tuple; an object as it stands in a journal."""
-    if isinstance(value, dict):
-        return key_from_json(value)
-    return plain_key(_as_tuple(value))
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple([_as_tuple(part) for part in value]) if isinstance(value, list) else value
 
 
 def _agreed(arguments: argparse.Namespace, question: str) -> bool:

@@ -29,7 +29,7 @@ from checkpoint.catalog.locate import locate, names_in, size_in_words
 from checkpoint.catalog.paths import command_line, resolve_directory
 from checkpoint.catalog.view import LATEST, VersionView
 from checkpoint.cli import demo
-from checkpoint.cli.arguments import STATUSES, add_command, both_ways, json_or_text
+from checkpoint.cli.arguments import STATUSES, add_command, both_ways, json_or_text, keys_written
 from checkpoint.cli.clear import add_clear
 from checkpoint.cli.terminal import console_here, drawing_of, print_json, print_line, print_parts, print_table, title_of
 from checkpoint.cli.watch import add_watch
@@ -42,6 +42,7 @@ from checkpoint.reporting.causes import Cause
 from checkpoint.reporting.status import Summary, Survey
 from checkpoint.reporting.words import ago
 from checkpoint.storage.files import store_error
+from checkpoint.storage.spending import cost_text
 from checkpoint.values.keys import earlier_digests, version_digest
 
 __all__ = ["main"]
@@ -149,7 +150,9 @@ def _ls(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"directory": str(directory), "checkpoints": [held.to_json() for held in found]})
     elif found:
-        print_table(_HEAD, [_ls_row(held) for held in found])
+        has_cost = any(held.cost is not None for held in found)
+        rows = [_ls_row(held, has_cost=has_cost) for held in found]
+        print_table((*_HEAD[:4], ("cost", ">"), *_HEAD[4:]) if has_cost else _HEAD, rows)
     else:
         print_line("\n".join(_none_in(directory)))
     return 0
@@ -168,15 +171,18 @@ def _none_in(directory: Path) -> Iterator[str]:
 _HEAD = (("name", "<"), ("done", ">"), ("failed", ">"), ("total", ">"), ("size", ">"), ("last record", "<"), ("", "<"))
 
 
-def _ls_row(held: Summary) -> tuple[str, ...]:
+def _ls_row(held: Summary, *, has_cost: bool) -> tuple[str, ...]:
+    cost = ("–" if held.cost is None else cost_text(held.cost),) if has_cost else ()
     if held.why:
-        return (held.name, "?", "?", "?", size_in_words(held.size), "?", f"cannot be read: {shorten(held.why)}")
+        why = f"cannot be read: {shorten(held.why)}"
+        return (held.name, "?", "?", "?", *cost, size_in_words(held.size), "?", why)
     moment = sampling.moment_of(held.last)
     return (
         held.name,
         f"{held.done:,}",
         f"{'' if held.is_exact else '~'}{held.failed:,}",
         "–" if held.total is None else f"{held.total:,}",
+        *cost,
         size_in_words(held.size),
         "–" if moment is None else ago(clock.now() - moment),
         _who_writes(held),
@@ -196,19 +202,26 @@ def _who_writes(held: Summary) -> str:
 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add_command(
+    command = add_command(
         commands,
         "show",
         _show,
         "tell how far a job is, how fast, and why items failed",
         "What a checkpoint holds and how its job is going: counts, rate and time left, causes of errors, versions,\n"
-        "the last activity, who is writing, files. Nothing is changed, and a job may be writing meanwhile.",
-        "examples:\n  checkpoint show NAME\n  checkpoint show NAME --dir path/to/checkpoints --json\n\n"
-        f"exit status: 0 done; 1 there is no such checkpoint, or it cannot be read; {STATUSES}",
+        "the last activity, who is writing, what was spent, files. With --key, the history of one key: its attempts,\n"
+        "errors, notes, durations and versions, forgotten ones too, until `compact` leaves them out. A key is read as\n"
+        "JSON where it is that, else as text. Nothing is changed, and a job may be writing meanwhile.",
+        "examples:\n  checkpoint show NAME\n  checkpoint show NAME --dir path/to/checkpoints --json\n"
+        "  checkpoint show NAME --key doc-17\n\n"
+        "exit status: 0 done; 1 there is no such checkpoint, nothing is known of the key, or it cannot be read;\n"
+        f"{STATUSES}",
     )
+    command.add_argument("--key", metavar="K", help="tell the whole history of this key")
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    if arguments.key is not None:
+        return _show_key(arguments)
     seen = status_module.survey(arguments.name, arguments.dir)
     if arguments.json:
         print_json(seen.to_json())
@@ -221,6 +234,28 @@ def _show(arguments: argparse.Namespace) -> int:
         console.print(drawing_of(seen, list(seen.rows())))
     if seen.failed:
         print_line(f"why each failed: {command_line('errors', seen.name, seen.directory)}")
+    return 0
+
+
+def _show_key(arguments: argparse.Namespace) -> int:
+    from checkpoint.reporting.key_history import history_of
+
+    keys = keys_written(arguments.key)
+    found = history_of(arguments.name, keys, arguments.dir)
+    if len(found) > 1:
+        raise InvalidOption(
+            f"the keys {quote(found[0].key)} and {quote(found[1].key)} are both there; "
+            f"{both_ways(keys[0], arguments.key)}"
+        )
+    if not found:
+        raise CheckpointError(
+            f"nothing is known of key {quote(keys[0])} in checkpoint {arguments.name!r}: it never ran, or `compact` "
+            "has left its lines out"
+        )
+    if arguments.json:
+        print_json(found[0].to_json())
+    else:
+        print_line(str(found[0]))
     return 0
 
 

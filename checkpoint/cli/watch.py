@@ -13,8 +13,9 @@ from checkpoint import clock
 from checkpoint.catalog.paths import command_line
 from checkpoint.cli.arguments import add_command
 from checkpoint.cli.terminal import console_here, drawing_of, print_line, title_of
-from checkpoint.errors import quote
+from checkpoint.errors import plural, quote
 from checkpoint.reporting.status import Observer, Survey
+from checkpoint.storage.spending import cost_text
 
 __all__ = ["add_watch"]
 
@@ -33,9 +34,11 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "the extra checkpoint-map[cli]), else a line each time. It ends when nobody writes any more, or at Ctrl-C;\n"
         "the job does not notice.",
         "examples:\n  checkpoint watch NAME\n  checkpoint watch NAME --interval 60 >> progress.log\n"
-        "  checkpoint watch NAME --json\n\n"
-        "exit status: 0 the job has ended, or Ctrl-C; 1 there is no such checkpoint, or it cannot be read; 2 wrong\n"
-        "command line",
+        "  checkpoint watch NAME --json\n"
+        "  checkpoint watch NAME && notify-send done\n\n"
+        "exit status: 0 complete: each item has a result; 3 complete with failures: each has a result or an error;\n"
+        "4 ended early: items are left that nobody is at, as after a kill; 1 there is no such checkpoint, or it\n"
+        "cannot be read; 2 wrong command line; 130 Ctrl-C",
         json="print a line of JSON each time",
     )
     command.add_argument(
@@ -66,12 +69,30 @@ def _watch(arguments: argparse.Namespace) -> int:
             else:
                 seen = _watch_live(looks, console)
         except KeyboardInterrupt:
-            return 0
+            return _INTERRUPTED
     if not arguments.json:
-        print_line(f"nobody is writing {seen.name!r} any more: {seen.counts()}")
+        ended, cost = "", "" if seen.cost is None else f" · cost {cost_text(seen.cost)}"
+        if _status_of(seen) == _ENDED_EARLY:
+            left = "items" if seen.left is None else plural(seen.left, "item")
+            ended = f"; it ended early, and {left} {'is' if seen.left == 1 else 'are'} left"
+        print_line(f"nobody is writing {seen.name!r} any more: {seen.counts()}{cost}{ended}")
         if seen.failed:
             print_line(f"why each failed: {command_line('errors', seen.name, seen.directory)}")
-    return 0
+    return _status_of(seen)
+
+
+_FAILURES, _ENDED_EARLY, _INTERRUPTED = 3, 4, 130
+
+
+def _status_of(seen: Survey) -> int:
+    """The exit status: whether the job has ended, and how.
+
+    Where no total is known (a one-shot input that was not drawn to its end, or a loop by hand), nobody can tell whether
+    items are left: then it has ended.
+    """
+    if seen.left:
+        return _ENDED_EARLY
+    return _FAILURES if seen.failed else 0
 
 
 def _looks(observer: Observer, interval: float) -> Iterator[Survey]:
@@ -96,7 +117,8 @@ def _watch_lines(looks: Iterable[Survey]) -> Survey:
     """A line each time; and one for each cause of errors when it first comes up."""
     last, known = "", set()
     for seen in looks:
-        told = " · ".join(part for part in (seen.counts(), seen.pace() if seen.writer else "") if part)
+        cost = "" if seen.cost is None else f"cost {cost_text(seen.cost)}"
+        told = " · ".join(part for part in (seen.counts(), cost, seen.pace() if seen.writer else "") if part)
         if told != last or seen.writer:
             print_line(f"{datetime.fromtimestamp(seen.asked_at):%H:%M:%S}  {told}")
             last = told
@@ -114,7 +136,7 @@ def _watch_live(looks: Iterable[Survey], console: Any) -> Survey:
 
     with Live(console=console, auto_refresh=False) as live:
         for seen in looks:
-            rows = [row for row in seen.rows() if row[0] in ("done", "writing", "rate", "calls", "errors")]
+            rows = [row for row in seen.rows() if row[0] in ("done", "writing", "rate", "calls", "cost", "errors")]
             if seen.recent:
                 rows.append(("latest", [f"{quote(last.key, 40)}  {last.text}" for last in seen.recent]))
             live.update(Panel(drawing_of(seen, rows), title=title_of(seen), title_align="left"), refresh=True)

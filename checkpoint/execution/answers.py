@@ -9,7 +9,20 @@ from typing import Any, NamedTuple
 from checkpoint.execution.policies import Again
 from checkpoint.outcomes import Failure, Success, describe_exception
 
-__all__ = ["Answer", "Failed", "Fatal", "failed", "out_of_time", "with_paid"]
+__all__ = ["Answer", "Failed", "Fatal", "Returned", "failed", "out_of_time", "with_paid"]
+
+
+class Returned(NamedTuple):
+    """The call returned, and noted something.
+
+    Attributes:
+        value, elapsed: as in the plain tuple.
+        notes: the fields that it noted.
+    """
+
+    value: Any
+    elapsed: float
+    notes: dict[str, Any]
 
 
 class Failed(NamedTuple):
@@ -37,7 +50,7 @@ class Fatal(NamedTuple):
 
 
 Answer = Any
-"""(value, elapsed) for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
+"""(value, elapsed) or `Returned` for a call that returned, a list of answers for a batch, or `Failed`, or `Fatal`."""
 
 
 def with_paid(answer: Failed, make: Callable[[Answer], Answer]) -> Failed:

@@ -25,8 +25,9 @@ from checkpoint.errors import (
     plural,
     quote,
 )
-from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time, with_paid
-from checkpoint.execution.caller import enter_call, enter_pass
+from checkpoint.execution.answers import Answer, Failed, Fatal, Returned, out_of_time, with_paid
+from checkpoint.execution.caller import SOLE, Frame, enter_call, enter_pass
+from checkpoint.execution.notes import gathered, with_notes
 from checkpoint.execution.policies import Retry, judge_value
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
@@ -63,7 +64,8 @@ class Call:
         settings: of arithmetic, those of the process that it comes from; None: those that hold here.
         agreement: sees in another process that the function is what it is here, before a call is made.
         keys: knows the keys of the pass; code that a call runs finds it as its `caller`.
-        tells_items: whether such code finds the item too: not needed where one call is made at a time.
+        tells_items: whether such code finds the item too, and notes fields of it: not needed where one call is made at
+            a time.
         span: seconds after which `many` begins no further call; None: it makes all of them.
     """
 
@@ -86,8 +88,8 @@ class Call:
     ) -> None:
         self.function = function
         self._context = copy_context()
-        self._tells_items = keys is not None and tells_items
-        self._context.run(enter_pass, self if keys is None else keys)
+        self._tells_items = tells_items
+        self._frame: Frame = self._context.run(enter_pass, self if keys is None else keys)
         if settings is not None:
             self._context.run(settings.apply)
         self._unshare = self._context.run(unshared, self._context.copy())
@@ -108,24 +110,35 @@ class Call:
     def one(self, given: Any) -> Answer:
         """The answer for one item, or one batch."""
         run = self._context.copy().run
+        frame = [given] if self._tells_items else self._frame
         started = clock.perf_counter()
         try:
             if self._unshare is not None:
                 run(self._unshare)
             if self._tells_items:
-                run(enter_call, given)
+                run(enter_call, frame)
             value = run(self.function, given)
             if type(value) is CoroutineType:
                 return Fatal(self._not_awaited(value))
             if not self._plain:
-                return run(self._checked, value, given, started)
+                return self._noted(run(self._checked, value, given, started), frame)
         except Exception as error:
-            return self.failed(error, clock.perf_counter() - started)
+            return self._noted(self.failed(error, clock.perf_counter() - started), frame)
         except BaseException as error:
             if _is_fault(error):
-                return self.failed(error, clock.perf_counter() - started)
+                return self._noted(self.failed(error, clock.perf_counter() - started), frame)
             return Fatal(error)
-        return (value, clock.perf_counter() - started)
+        answer = (value, clock.perf_counter() - started)
+        return answer if len(frame) == 1 else self._noted(answer, frame)
+
+    def _noted(self, answer: Answer, frame: Frame) -> Answer:
+        """The answer with what the call noted. What runs on after it was shared with the next call notes nothing."""
+        if len(frame) == 1:
+            return answer
+        if frame is self._frame:
+            self._frame = [SOLE]
+            self._context.run(enter_call, self._frame)
+        return with_notes(answer, gathered(frame[1:]))
 
     def _not_awaited(self, value: CoroutineType[Any, Any, Any]) -> InvalidFunction:
         """The error for a coroutine that a plain function returned: nobody awaits it."""
@@ -179,6 +192,9 @@ class Call:
             return [self._kept(one) for one in answer]
         if type(answer) is Failed:
             return with_paid(answer, self._kept)
+        if type(answer) is Returned:
+            value, elapsed = self._kept((answer.value, answer.elapsed))
+            return Returned(value, elapsed, answer.notes)
         if type(answer) is not tuple or type(answer[0]) in FIXED:
             return answer
         value, elapsed = answer
@@ -191,28 +207,30 @@ class Call:
     async def awaited(self, given: Any) -> Answer:
         """The answer of a coroutine function for one item, or one batch."""
         run = self._context.copy().run
+        frame = [given] if self._tells_items else self._frame
         started = clock.perf_counter()
         try:
             if self._unshare is not None:
                 run(self._unshare)
             if self._tells_items:
-                run(enter_call, given)
+                run(enter_call, frame)
             awaitable = run(self.function, given)
             if self.timeout is None:
                 value = await _within(run, awaitable)
             else:
                 value = await self._in_time(run, awaitable)
             if not self._plain:
-                return self._kept(run(self._checked, value, given, started))
+                return self._kept(self._noted(run(self._checked, value, given, started), frame))
         except Exception as error:
-            return self.failed(error, clock.perf_counter() - started)
+            return self._noted(self.failed(error, clock.perf_counter() - started), frame)
         except BaseException as error:
             if _is_cancelled(error):
+                del frame[1:]
                 raise
             if _is_fault(error):
-                return self.failed(error, clock.perf_counter() - started)
+                return self._noted(self.failed(error, clock.perf_counter() - started), frame)
             return Fatal(error)
-        return self._kept((value, clock.perf_counter() - started))
+        return self._kept(self._noted((value, clock.perf_counter() - started), frame))
 
     async def _in_time(self, run: _Run, awaitable: Awaitable[Any]) -> Any:
         import asyncio
@@ -442,12 +460,17 @@ def _has_file() -> bool:
     return getattr(sys.modules.get("__main__"), "__file__", None) is not None
 
 
-def arrived(shipped: bytes) -> Arrived:
+def arrived(shipped: bytes, *, alone: bool = False) -> Arrived:
     """What a shipped call becomes.
+
+    Args:
+        shipped: it.
+        alone: whether this process makes one call at a time.
 
     Raises:
         Exception: whatever unpickling raises.
     """
     function, name, batch_size, validate, retry, settings, agreement, travelled, span = pickle.loads(shipped)
-    call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings, span=span)
+    call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings,
+                span=span, tells_items=not alone)  # fmt: skip
     return Arrived(call, agreement, travelled=travelled)

@@ -1,6 +1,8 @@
 """Which call of a checkpointed function the code runs in that asks.
 
 The promise: code that a call runs, in its thread, its task or a copy of its context, finds the call; other code none.
+
+A call is a *frame*, a list: first what it was given, then the fields that its code noted, one dict for each `note`.
 """
 
 from __future__ import annotations
@@ -8,26 +10,34 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Final
 
-__all__ = ["SOLE", "caller", "enter_call", "enter_pass"]
+__all__ = ["SOLE", "Frame", "caller", "enter_call", "enter_pass", "frame_here"]
 
 SOLE: Final = object()
 """Stands for the item of a pass that makes one call at a time."""
 
 _pass: ContextVar[Any] = ContextVar("checkpoint_pass", default=None)
-_given: ContextVar[Any] = ContextVar("checkpoint_given", default=SOLE)
+Frame = list[Any]
+_frame: ContextVar[Frame] = ContextVar("checkpoint_frame", default=[SOLE])  # noqa: B039  # nobody notes where no pass is
 
 
-def enter_pass(keys: Any) -> None:
-    """What runs in this context is called by a pass; `keys` knows its calls."""
+def enter_pass(keys: Any) -> Frame:
+    """What runs in this context is called by a pass; `keys` knows its calls. Returns the frame of its sole call."""
     _pass.set(keys)
-    _given.set(SOLE)
+    frame: Frame = [SOLE]
+    _frame.set(frame)
+    return frame
 
 
-enter_call = _given.set
-"""What runs in this context is called with this item, or list of items."""
+enter_call = _frame.set
+"""What runs in this context is the call of this frame."""
+
+
+def frame_here() -> Frame | None:
+    """The frame of the call that this code runs in; None outside of any call."""
+    return None if _pass.get() is None else _frame.get()
 
 
 def caller() -> tuple[Any, Any] | None:
     """(keys, item) of the call that this code runs in, as they were entered; None outside of any call."""
     keys = _pass.get()
-    return None if keys is None else (keys, _given.get())
+    return None if keys is None else (keys, _frame.get()[0])

@@ -9,7 +9,7 @@ by an eighth, and shrinks to what the span has room for.
 
 from __future__ import annotations
 
-from checkpoint.execution.answers import Answer
+from checkpoint.execution.answers import Answer, Returned
 
 __all__ = ["MOST", "SPAN", "Chunks"]
 
@@ -38,9 +38,9 @@ class Chunks:
 
     def returned(self, asked: int, answers: list[Answer]) -> None:
         """A worker was given so many calls and has answered to these; the rest it has handed back."""
-        if answers and type(answers[-1]) is not tuple:
+        if answers and type(answers[-1]) not in (tuple, Returned):
             return  # it ends where a call fails, so that no more fail than the pass allows
-        spent = sum([answer[1] or 0.0 for answer in answers if type(answer) is tuple])
+        spent = sum([answer[1] or 0.0 for answer in answers if type(answer) in (tuple, Returned)])
         if len(answers) < asked:
             self._shrink(max(1, len(answers) * 3 // 4))
         elif spent > SPAN:

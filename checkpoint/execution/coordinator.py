@@ -128,7 +128,7 @@ class Coordinator:
     ) -> None:
         self._desk = desk
         self._schedule = schedule
-        self._judge = AnswerHandler(schedule)
+        self._judge = AnswerHandler(schedule, desk)
         self._batches = Batches(call)
         self._slots = spread.slots
         self._chunks = Chunks(spread.chunksize)
@@ -143,6 +143,7 @@ class Coordinator:
         self._under_way = 0  # units that were drawn and are not settled
         self._saver = Saver(desk)
         self._all_drawn = False
+        self._is_held = False  # what is next waits until what is in flight has shown what it costs
         self._dealing = locks.lock("dealing")
         self._is_over = False  # whether nobody deals with what is reported from now on
         self._looks_at = inf  # when the thread looks at the schedule by itself
@@ -209,7 +210,7 @@ class Coordinator:
 
     def _due(self) -> float | None:
         """When something may start that could not just now, on the monotonic clock; under the lock."""
-        if not self._may_start or self._waits_for_quiet:
+        if not self._may_start or self._waits_for_quiet or self._is_held:
             return None
         wait = self._schedule.wait(1 if self._all_drawn or self._chunks.adapts else self._chunks.size)
         return None if wait is None else clock.monotonic() + wait
@@ -347,7 +348,9 @@ class Coordinator:
             if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
                 attempt, (value, elapsed) = task[0], answers[0]
                 self._schedule.succeeded()
-                finished.append(Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1)))
+                finished.append(
+                    Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1, attempt.notes))
+                )
             else:
                 finished += self._judged(task, answers)
         return finished
@@ -397,11 +400,13 @@ class Coordinator:
 
     def _start(self) -> None:
         """Start what may start; under the lock."""
+        self._is_held = False
         while self._may_start:
             if self._judge.doubts_deaths and self._waits_for_quiet:
                 return
             task = self._next_task()
             if not task:
+                self.stopped = self.stopped or (self._is_held and self._desk.verdict is not None)
                 return
             self._is_quiet_kept = task[0].quiet
             self._running += 1
@@ -427,6 +432,10 @@ class Coordinator:
                 self._inbox.put(([bad.attempt], [failed(bad.error)]))
                 continue
             if attempt is None:
+                break
+            if self._desk.limits_cost and not self._desk.affords(attempt.units):
+                schedule.put_back(attempt)
+                self._is_held = True
                 break
             called, ended = self._desk.begin(attempt.units, self._return)
             self._under_way -= ended

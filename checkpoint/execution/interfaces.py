@@ -117,10 +117,14 @@ class PassPort(Protocol):
         waits_for_medium: whether `settle` returns only once what it saved is on the medium.
         verdict: why the pass must end now, or None.
         is_shared: whether other passes work on the same keys, so that each call must `begin`.
+        limits_cost: whether each call is to be asked for before it begins: whether the pass `affords` it.
     """
 
     name: str
     items: Iterable[Any]
+
+    @property
+    def limits_cost(self) -> bool: ...
 
     @property
     def is_shared(self) -> bool: ...
@@ -149,6 +153,10 @@ class PassPort(Protocol):
     def begin(self, units: list[Unit], again: Callable[[Unit], None]) -> tuple[list[Unit], int]: ...
 
     def put_off(self, units: list[Unit]) -> None: ...
+
+    def affords(self, units: list[Unit]) -> bool: ...
+
+    def attempted(self, units: list[Unit], cost: float) -> None: ...
 
     def settle(self, finished: list[Done]) -> None: ...
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from checkpoint.errors import WorkerDied, quote_error
-from checkpoint.execution.answers import Answer, Failed, failed
+from checkpoint.execution.answers import Answer, Failed, Returned, failed
 from checkpoint.execution.call import Call
-from checkpoint.execution.interfaces import Died, Task, exit_in_words
+from checkpoint.execution.interfaces import Died, PassPort, Task, exit_in_words
+from checkpoint.execution.notes import added, shared
 from checkpoint.execution.scheduler import Attempt, Schedule
 from checkpoint.execution.transport import Unreadable
 from checkpoint.outcomes import Done, Success, Unit
@@ -40,10 +41,15 @@ class Batches:
 
 
 class AnswerHandler:
-    """Answers become what is settled, or go back to the schedule."""
+    """Answers become what is settled, or go back to the schedule.
 
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+    Args:
+        schedule: of the calls.
+        desk: is told at once what a call cost that failed and is made again.
+    """
+
+    def __init__(self, schedule: Schedule, desk: PassPort) -> None:
+        self._schedule, self._desk = schedule, desk
         self.doubts_deaths = False  # whether what is told to have died of a call may have died of another
 
     def dones(self, task: Task, answers: list[Answer]) -> list[Done]:
@@ -54,10 +60,11 @@ class AnswerHandler:
                 self._schedule.at_once(attempt)  # not called: the span was over, or one before it asks for a pause
         for attempt, answer in zip(task, answers, strict=False):
             kind = type(answer)
-            if kind is tuple:
+            if kind is tuple or kind is Returned:
                 self._schedule.succeeded()
                 made = attempt.made + attempt.deaths + 1
-                finished.append(Done(attempt.units[0], Success(answer[0], answer[1], made)))
+                notes = added(attempt.notes, answer.notes) if kind is Returned else attempt.notes
+                finished.append(Done(attempt.units[0], Success(answer[0], answer[1], made, notes)))
             elif kind is list:  # each item of a batch that returned is done, or has failed, by itself
                 finished += self.dones([self._alone(attempt, unit) for unit in attempt.units], answer)
             else:
@@ -66,20 +73,24 @@ class AnswerHandler:
 
     def _failed(self, attempt: Attempt, answer: Failed) -> list[Done]:
         failure, again = answer
+        attempt.notes = added(attempt.notes, failure.notes)
         several = len(attempt.units) > 1
         if several and (again is None or again.after is None):
             self._split(attempt)
-            return []
-        if self._schedule.again(attempt, again):
-            return []
-        if several:
+        elif self._schedule.again(attempt, again):
+            pass
+        elif several:
             self._split(attempt)
-            return []
-        return [Done(attempt.units[0], failure.counted(attempt.made + attempt.deaths))]
+        else:
+            return [Done(attempt.units[0], failure.counted(attempt.made + attempt.deaths, attempt.notes))]
+        if failure.notes is not None and failure.notes.get("cost"):
+            self._desk.attempted(attempt.units, failure.notes["cost"])
+        return []
 
     def _alone(self, attempt: Attempt, unit: Unit) -> Attempt:
         alone = Attempt([unit], alone=True)
         alone.made, alone.deaths, alone.waits, alone.began = attempt.made, attempt.deaths, attempt.waits, attempt.began
+        alone.notes = shared(attempt.notes, len(attempt.units))
         return alone
 
     def _split(self, attempt: Attempt) -> None:
@@ -107,7 +118,7 @@ class AnswerHandler:
                     "SIGKILL is often the system's answer to too much memory, SIGSEGV a fault in compiled code",
                     exitcode=death.exitcode,
                 )
-                failure = failed(error).failure.counted(attempt.made + attempt.deaths)
+                failure = failed(error).failure.counted(attempt.made + attempt.deaths, attempt.notes)
                 finished.append(Done(attempt.units[0], failure))
         return finished
 
@@ -138,4 +149,4 @@ class AnswerHandler:
         if len(task) > 1:
             return self._each_alone(task)
         value = Unreadable(f"<a result that cannot be unpickled here: {quote_error(error)}>", pickled)
-        return [Done(unit, Success(value, None, task[0].made + 1)) for unit in task[0].units]
+        return [Done(unit, Success(value, None, task[0].made + 1, task[0].notes)) for unit in task[0].units]

@@ -50,6 +50,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         quiet: nothing else is to be under way with it: what it does next decides on it.
         waits: how often it was told to come again later.
         began: when it was last taken to be called, on the monotonic clock; told where there are retries.
+        notes: the fields that attempts before noted.
     """
 
     units: list[Unit]
@@ -60,6 +61,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     began: float = 0.0
     waits: int = 0
     costs: list[float] | None = None
+    notes: dict[str, Any] | None = None
 
 
 class _Permits:
@@ -209,12 +211,19 @@ class Schedule:
             self._tried.update((unit.key, attempt) for unit in attempt.units if unit.key not in kept)
         attempt.units = called
 
+    def put_back(self, attempt: Attempt) -> None:
+        """The call that was just taken does not begin yet: it is the next one, and no permit is used."""
+        for permits in self._rates:
+            permits.give_back()
+        self.at_once(attempt)
+
     def come_back(self, unit: Unit) -> None:
         """The unit was not called, since another pass was at it, and is to be called as soon as may be."""
         attempt, before = Attempt([unit]), self._tried.pop(unit.key, None)
         if before is not None:
             attempt.made, attempt.deaths, attempt.waits = before.made, before.deaths, before.waits
             attempt.alone, attempt.quiet = before.alone, before.quiet
+            attempt.notes = None if before.units else before.notes  # else those that are called have them
         self.at_once(attempt)
 
     def _wake(self) -> None:

@@ -40,14 +40,16 @@ def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) 
 
 def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
     """What `_scheduled` comes to where nothing waits and each call is of one item: this is the per-item path."""
-    judge = AnswerHandler(schedule)
+    judge = AnswerHandler(schedule, desk)
     desk.begin_when_admitted()
-    parked = Parked(desk)
+    parked, limits_cost = Parked(desk), desk.limits_cost
     for item in desk.items:
         if interrupts.asked:
             return
         unit = desk.admit(item)
         if unit is not None and (not desk.is_shared or parked.is_ours(unit, interrupts)):
+            if limits_cost and not desk.affords([unit]):
+                return
             answer = call.one(item)
             if type(answer) is tuple:
                 _settle(desk, [Done(unit, Success(answer[0], answer[1], 1))])
@@ -97,7 +99,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
     def goes_on() -> bool:
         return desk.verdict is None and not interrupts.asked
 
-    items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
+    items, judge, batches = iter(desk.items), AnswerHandler(schedule, desk), Batches(call)
     parked, more = Parked(desk), True
     while goes_on():
         for units in parked.back(0):
@@ -124,6 +126,8 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             if not attempt.units:
                 yield
                 continue
+            if desk.limits_cost and not desk.affords(attempt.units):
+                return
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from checkpoint.errors import BrokenWorkers, ExtraNeeded, UnsendableItem, quote, quote_error
-from checkpoint.execution.answers import Answer, Failed, Fatal, with_paid
+from checkpoint.execution.answers import Answer, Failed, Fatal, Returned, with_paid
 
 __all__ = [
     "FIXED",
@@ -134,7 +134,7 @@ def set_apart(answer: Answer) -> Answer:
         return [set_apart(one) for one in answer]
     if type(answer) is Failed:
         return with_paid(answer, _packed_value)
-    if type(answer) is tuple and type(answer[0]) not in FIXED:
+    if type(answer) in (tuple, Returned) and type(answer[0]) not in FIXED:
         return _packed(answer)
     return answer
 
@@ -144,6 +144,7 @@ class _Apart(NamedTuple):
 
     pickled: bytes
     elapsed: float
+    notes: dict[str, Any] | None = None
 
 
 class _FailedApart(NamedTuple):
@@ -192,14 +193,18 @@ def _unpacked_value(answer: Answer) -> Answer:
 def _packed(answer: Answer) -> Answer:
     if type(answer) is list:
         return [_packed(one) for one in answer]
-    if type(answer) is not tuple:
+    if type(answer) not in (tuple, Returned):
         return answer
-    value, elapsed = answer
+    value, elapsed, *noted = answer
     try:
-        return _Apart(portable_bytes(value, "its result"), elapsed)
+        return _Apart(portable_bytes(value, "its result"), elapsed, *noted)
     except Exception as error:
         shown = f"<{quote(value)}, which its worker could not send: {quote_error(error.__cause__ or error)}>"
-        return (Unreadable(shown), elapsed)
+        return _returned(Unreadable(shown), elapsed, *noted)
+
+
+def _returned(value: Any, elapsed: float, notes: dict[str, Any] | None = None) -> Answer:
+    return (value, elapsed) if notes is None else Returned(value, elapsed, notes)
 
 
 def unpack(packed: bytes | list[Answer]) -> list[Answer]:
@@ -223,10 +228,10 @@ def _unpacked(answer: Answer) -> Answer:
     if type(answer) is not _Apart:
         return answer
     try:
-        return (pickle.loads(answer.pickled), answer.elapsed)
+        return _returned(pickle.loads(answer.pickled), answer.elapsed, answer.notes)
     except Exception as error:
         shown = f"<a result that cannot be unpickled here: {quote_error(error)}>"
-        return (Unreadable(shown, answer.pickled), answer.elapsed)
+        return _returned(Unreadable(shown, answer.pickled), answer.elapsed, answer.notes)
 
 
 def _with_exception(told: Failed, pickled: bytes) -> Failed:

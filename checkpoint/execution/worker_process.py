@@ -84,7 +84,7 @@ def serve(reader: Connection, writer: Connection, path: str | None = None) -> No
         while asked := pipe.receive():
             began = clock.perf_counter()  # to load large items takes time, too
             try:
-                given: Any = arrived(asked) if call is None else pickle.loads(asked)
+                given: Any = arrived(asked, alone=True) if call is None else pickle.loads(asked)
             except Exception as error:  # unpickling runs the items' own code
                 pipe.send(REFUSED + quote_error(error).encode("utf-8", "replace"))
                 continue

@@ -17,6 +17,7 @@ from typing import Any
 from checkpoint.errors import plural, printable, quote, shorten
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import LONGEST_LOOSE, Acceptance, NoRecord, Record, is_hopeless, is_whole, parse, spelled
+from checkpoint.storage.spending import cost_of
 from checkpoint.values.codec import Codec
 from checkpoint.values.digests import digest_from
 from checkpoint.values.keys import Crowd, Key, key_from_json, plain_json
@@ -105,6 +106,7 @@ class Audit:
         self._codec = Codec(compiles=False) if decode else None
         self.notes: dict[tuple[str, str], int] = {}  # ("code" or "version", digest): the line that says what it is
         self._accepting: list[int] = []  # lines that accept, and of other kinds
+        self.costs: dict[int, tuple[str, float]] = {}  # by offset, the version of a record that cost something
         self._involved: set[str] = set()  # versions that were accepted, or for which others were
         self._pinned: set[int] = set()
         self._latest: tuple[int, str, Key, bool] | None = (
@@ -175,6 +177,8 @@ class Audit:
             self._note_damage(offset, line, size, str(error))
         else:
             self.without_checksum += not record.crc
+            if (cost := cost_of(record)) is not None:
+                self.costs[offset] = record.version, cost
             self._note_word(offset, record, key)
             if record.crc and record.detail:
                 self.notes.setdefault(("code", record.code), offset)

@@ -27,6 +27,7 @@ from checkpoint.storage.journal import Journal
 from checkpoint.storage.meta import meta_in
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import parse, with_fields
+from checkpoint.storage.spending import Cost, spent_line
 from checkpoint.values.keys import Key, plain_json
 
 __all__ = ["JournalState", "Soundness", "check", "explained_lines", "kept_lines", "leftovers_of"]
@@ -341,7 +342,7 @@ def _state_of(path: Path, reader: Reader | None, ledger: Audit | None) -> Journa
     if ledger is not None and reader is not None:
         kept = kept_lines(ledger)
         if kept is not None:
-            left = sum(map(len, explained_lines(lines_at(reader, kept, ledger.end), ledger, reader, kept)))
+            left = sum(map(len, left_lines(ledger, reader, kept)))
             superseded = (ledger.lines - len(kept), ledger.end - left)
     aside = Journal(path).aside
     return JournalState(
@@ -427,6 +428,18 @@ class _Named(msgspec.Struct, gc=False):
 
 
 _decode_named = msgspec.json.Decoder(_Named).decode
+
+
+def left_lines(ledger: Audit, reader: Reader, kept: list[int]) -> Iterator[bytes]:
+    """A compacted journal: what those lines cost that are left out, and the lines that are kept, explained."""
+    stays = set(kept)
+    left_out: dict[str, Cost] = {}
+    for offset, (version, cost) in ledger.costs.items():
+        if offset not in stays:
+            left_out.setdefault(version, Cost()).add(Cost(cost, 1))
+    if left_out:
+        yield spent_line(left_out)
+    yield from explained_lines(lines_at(reader, kept, ledger.end), ledger, reader, kept)
 
 
 def explained_lines(chunks: Iterator[bytes], ledger: Audit, reader: Reader, kept: list[int]) -> Iterator[bytes]:

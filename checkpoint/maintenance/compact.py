@@ -11,8 +11,8 @@ from checkpoint.catalog.locate import locate, parts_of, size_in_words
 from checkpoint.catalog.paths import command_line
 from checkpoint.catalog.shards import Shard
 from checkpoint.errors import plural
-from checkpoint.maintenance.audit import Audit, lines_at
-from checkpoint.maintenance.check import explained_lines, kept_lines
+from checkpoint.maintenance.audit import Audit
+from checkpoint.maintenance.check import kept_lines, left_lines
 from checkpoint.maintenance.rewriting import alone_with, discard_leftovers, own_logs
 
 __all__ = ["Compaction", "compact"]
@@ -70,7 +70,8 @@ def compact(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> 
     """Rewrite each journal without its superseded lines; nothing that can be read from it changes.
 
     What counts stays, of every version, in its order, byte for byte; so do damaged lines, and all of a journal in which
-    they would be most of what is left: `repair` it first. Each journal is replaced at
+    they would be most of what is left: `repair` it first. What
+    was spent on records that are left out stays in the sum. Each journal is replaced at
     once, when its copy is on the medium: it takes room for that copy. Who reads an old one, such as a `Results`, goes
     on reading it. Where every line counts, nothing is written.
 
@@ -112,7 +113,7 @@ def _compact_one(name: str, directory: Path, shard: Shard) -> Compaction:
                 ledger = Audit(reader, decode=shelf is store.own.results)
             kept = kept_lines(ledger)
             if kept is not None:
-                store.replace(shelf, explained_lines(lines_at(reader, kept, ledger.end), ledger, reader, kept))
+                store.replace(shelf, left_lines(ledger, reader, kept))
                 assert shelf.journal.reader is not None
                 lines += ledger.lines - len(kept)
                 size += before - shelf.journal.reader.size()

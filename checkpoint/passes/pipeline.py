@@ -29,12 +29,13 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
+from checkpoint.passes.budget import Budget, SpentText
 from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
-from checkpoint.passes.recorder import End, Recorder, spoil
+from checkpoint.passes.recorder import End, Recorder, has_cost, spoil
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
@@ -69,6 +70,7 @@ class Pass:
         earlier: the records of earlier passes, as they bear on the items.
         in_flight: the keys whose calls run, and the items that wait for them.
         tally: what is counted, and the outcomes that nobody has taken.
+        budget: what it may spend; None where nothing limits it.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Pass:
         watches_objects = settings.overlapping and not self.input.in_memory
         claims = claims_of(self._checkpoint)
         self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
+        self.budget = None if settings.max_cost is None else Budget(records, settings.max_cost, self.in_flight)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._recorder = Recorder(records, self.tally.handled)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
@@ -101,6 +104,7 @@ class Pass:
         self._collect = settings.collect
         self._parses = settings.parse is not None
         self._is_prepared = self._has_begun_writing = False
+        self._cost_text: SpentText | None = None
         self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
@@ -140,6 +144,8 @@ class Pass:
         self.items = self.input.items
         beside = self._store.replica.beside if self._store.replica.is_remote else None
         self.tally.show_bar(self.input.total, beside)
+        if self._checkpoint.spent_if_known():
+            self._tell_cost()
         self._is_prepared = True
 
     # admit
@@ -350,6 +356,25 @@ class Pass:
         """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
         self.in_flight.put_off(units)
 
+    def _tell_cost(self) -> None:
+        """Have the bar say what was spent in all."""
+        if self._cost_text is None:
+            self._cost_text = SpentText(self._checkpoint)
+            self.tally.say(self._cost_text)
+
+    @property
+    def limits_cost(self) -> bool:
+        """Whether calls must be afforded."""
+        return self.budget is not None
+
+    def affords(self, units: list[Unit]) -> bool:
+        """Whether a call on the units may begin now; else when what is in flight has ended, or the pass must end."""
+        return self.budget is None or self.budget.affords(units)
+
+    def attempted(self, units: list[Unit], cost: float) -> None:
+        """A call on the units failed, has cost so much, and is made again, by itself or in parts."""
+        self._recorder.attempted(units, cost)
+
     # settle
 
     def settle(self, finished: list[Done]) -> None:
@@ -371,6 +396,8 @@ class Pass:
                 self._owed = [end for group in groups[done:] for end in group]
                 error.unsaved = self._recorder.values_of(self._owed)
                 raise
+            if any(has_cost(end.outcome) for end in group):
+                self._tell_cost()
             if self._parses and failure is None and group[0].raw is not None:
                 unparsed.update(self._settle_parsed(group))
             else:
@@ -390,13 +417,17 @@ class Pass:
             return False
         if type(raw) is not bytes:
             return False
-        line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
+        said = raw if outcome.notes is None else self._recorder.noted(raw, unit, outcome.notes)
+        line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts)
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:
             self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
             error.unsaved = self._recorder.values_of(self._owed)
             raise
+        if outcome.notes is not None and has_cost(outcome):
+            self._store.first_cost()
+            self._tell_cost()
         with self._lock:
             if not (self._collect or self.in_flight.waiting or self.earlier.redo):
                 self.in_flight.end(key, outcome)
@@ -492,7 +523,8 @@ class Pass:
     def verdict(self) -> str | None:
         """Why the pass must end now, or None."""
         errors = self.tally.errors
-        return errors.verdict() if errors.failed else None
+        why = errors.verdict() if errors.failed else None
+        return why if why is not None or self.budget is None else self.budget.verdict
 
     def places(self) -> array[int]:
         """Where each item's record is: an offset among the results, ~offset among the errors, or `NOT_RUN`."""
@@ -516,6 +548,9 @@ class Pass:
         self.in_flight.claims.leave(self.in_flight)
         if self._lineage is not None:
             self._lineage.end(self.records)
+        if self._cost_text is not None:
+            self._cost_text.refresh()
+            self.tally.advance(0)
         self.tally.close_bar()
         if self._is_prepared:
             self.earlier.changes.tell()

@@ -26,10 +26,12 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.execution.policies import Rate
+from checkpoint.passes.budget import costs_on_record, range_text, spread
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.input import Input
 from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.source import RecordSource
+from checkpoint.storage.spending import cost_text, sum_of
 from checkpoint.values.keys import Key, KeyFunction, item_digest
 
 if TYPE_CHECKING:
@@ -72,6 +74,9 @@ class Plan:
         workers: how many calls at once the times are for.
         seconds: how long that is expected to take, from the durations on record; None where there are none.
         at_least, at_most: the range in which 8 of 10 draws of recorded durations are. Retries and pauses are left out.
+        spent: what the checkpoint has cost until now, in all; None where nothing was noted.
+        cost: what the calls are expected to cost, from the costs on record; None where there are none.
+        cost_at_least, cost_at_most: the range in which 8 of 10 draws of recorded costs are.
         refusal: the error that `map` would raise before it runs anything, or None.
 
     Example:
@@ -108,6 +113,10 @@ class Plan:
     refusal: CheckpointError | None = None
     paid: int = 0
     given_up: int = 0
+    spent: float | None = None
+    cost: float | None = None
+    cost_at_least: float | None = None
+    cost_at_most: float | None = None
 
     @property
     def calls(self) -> int:
@@ -136,6 +145,8 @@ class Plan:
     def _rows(self) -> list[tuple[str, str]]:
         """(what, text) of the lines below the counts."""
         rows = [("to run", f"{self.calls:,} of {plural(self.total, 'item')}{self._time()}")]
+        if self.spent is not None:
+            rows.append(("cost", f"{self._cost()}{cost_text(self.spent)} spent until now"))
         if self.causes:
             causes = [f"{count:,} {name}" for name, count in list(self.causes.items())[:4]]
             rows.append(("failed", ", ".join(causes) + (", …" if len(self.causes) > 4 else "")))
@@ -157,6 +168,11 @@ class Plan:
             return ""
         span = f"{_spoken(self.at_least)} to {_spoken(self.at_most)}"
         return f", in about {_spoken(self.seconds)} ({span}) with {plural(self.workers, 'worker')}"
+
+    def _cost(self) -> str:
+        if self.cost_at_least is None or self.cost_at_most is None or not self.calls:
+            return ""
+        return f"{range_text((self.cost_at_least, self.cost_at_most), self.calls)}; "
 
     def _repr_html_(self) -> str:
         return html_table(f"{self.name}: {self._counts()}", self._rows())
@@ -245,6 +261,9 @@ def _planned(
     counts = {fate: len(keys) for fate, keys in fates.items()}
     calls = counts["failed"] + counts["new"] + counts["redone"]
     seconds = _expected(_durations(records), calls, workers, rates)
+    spent = records.checkpoint.spent_if_known()
+    costs = costs_on_record(records) if spent is not None else []
+    span = spread(costs, calls)
     return Plan(
         records.name,
         items,
@@ -263,6 +282,10 @@ def _planned(
         at_least=seconds and seconds[0],
         at_most=seconds and seconds[2],
         refusal=refusal[0],
+        spent=None if spent is None else sum_of(spent),
+        cost=fmean(costs) * calls if costs else None,
+        cost_at_least=span and span[0],
+        cost_at_most=span and span[1],
         **counts,
     )
 

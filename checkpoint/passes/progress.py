@@ -94,6 +94,11 @@ class Bar:
             self._bar.disable = True  # or tqdm would try once more when it is collected
         self._bar = None
 
+    def say(self, beside: Callable[[], str]) -> None:
+        """Say this, too, from now on."""
+        before = self._beside
+        self._beside = beside if before is None else lambda: ", ".join(filter(None, (before(), beside())))
+
     def update(self, count: int, failed: int) -> None:
         """So many more items have been dealt with; so many have failed in all."""
         if self._bar is None:

@@ -6,15 +6,19 @@ the same ends may be saved again.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from checkpoint.catalog.view import VersionView
-from checkpoint.errors import UnencodableValue
+from checkpoint.catalog.view import VersionView, with_notes
+from checkpoint.errors import StoreError, UnencodableValue
 from checkpoint.outcomes import Done, Encoded, Failure, Success, Unit
 from checkpoint.passes.failures import let_go_of_frames
 from checkpoint.storage.store import Entry
+from checkpoint.values.keys import Key
 
-__all__ = ["End", "Recorder", "spoil"]
+__all__ = ["End", "Recorder", "has_cost", "spoil"]
+
+log = logging.getLogger("checkpoint")
 
 
 class End(Entry, frozen=True, gc=True):
@@ -35,11 +39,30 @@ class Recorder:
 
     Attributes:
         handled: as it was given: the frames of a refused value's error are let go of up to it.
+        attempts: by key, what lines of failed attempts say that they cost, whose call is not over.
     """
 
     def __init__(self, records: VersionView, handled: BaseException | None) -> None:
         self._records = records
         self.handled = handled
+        self.attempts: dict[Key, float] = {}
+
+    def attempted(self, units: list[Unit], cost: float) -> None:
+        """A call on the units failed and is made again: what it cost is on disk at once, or in the record of the units.
+
+        So a kill while a retry waits loses nothing of the sum.
+        """
+        try:
+            self._records.store.note_spent(self._records.version, cost)
+        except StoreError as error:
+            log.debug("what a failed attempt cost was not noted: %s", error)
+            return
+        for unit in units:
+            self.attempts[unit.key] = self.attempts.get(unit.key, 0.0) + cost / len(units)
+
+    def noted(self, raw: bytes, unit: Unit, notes: dict[str, Any]) -> bytes:
+        """An encoded result with what its calls noted."""
+        return with_notes(raw, notes, self.attempts.pop(unit.key, 0.0))
 
     def groups(self, finished: list[Done], owed: list[End]) -> list[list[End]]:
         """The ends to save together, each group by one write: results, failures, and each refused value by itself.
@@ -65,10 +88,11 @@ class Recorder:
             key, digest = unit.key, unit.digest
             if type(outcome) is not Success:
                 assert isinstance(outcome, Failure)
-                line = records.error_line(key, outcome, digest)
+                line = records.error_line(key, outcome, digest, self.attempts.pop(key, 0.0))
                 ends.append(End(version, key, digest, line, unit, outcome))
             elif isinstance(raw := next(raws), bytes):
-                line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts, now)
+                said = raw if outcome.notes is None else self.noted(raw, unit, outcome.notes)
+                line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts, now)
                 ends.append(End(version, key, digest, line, unit, outcome, raw))
             else:
                 let_go_of_frames(raw, self.handled)  # they lead back here, and hold the user's data
@@ -102,18 +126,30 @@ class Recorder:
         if ends[0].refused is not None:
             return self._keep_aside(ends[0], ends[0].refused)
         store = self._records.store
-        log = store.own.errors if ends[0].raw is None else store.own.results
-        store.append(log, ends, durable=self._records.power)
+        journal = store.own.errors if ends[0].raw is None else store.own.results
+        store.append(journal, ends, durable=self._records.power)
+        if any(has_cost(end.outcome) for end in ends):
+            store.first_cost()
         return None
 
     def _keep_aside(self, end: End, refused: UnencodableValue) -> Failure:
         unit, outcome = end.unit, end.outcome
         assert isinstance(outcome, Success)
-        error = self._records.keep_aside(unit.key, self._value_of(end), unit.digest, refused)
-        return Failure(str(error), "UnencodableValue", None, outcome.elapsed, outcome.attempts, error)
+        error = self._records.keep_aside(unit.key, self._value_of(end), unit.digest, refused, outcome.notes,
+                                         self.attempts.pop(unit.key, 0.0))  # fmt: skip
+        if has_cost(outcome):
+            self._records.store.first_cost()
+        return Failure(
+            str(error), "UnencodableValue", None, outcome.elapsed, outcome.attempts, error, notes=outcome.notes
+        )
+
+
+def has_cost(outcome: Success | Failure) -> bool:
+    """Whether its calls noted a cost."""
+    return outcome.notes is not None and "cost" in outcome.notes
 
 
 def spoil(done: Done) -> Done:
     """The end of a call whose item was changed before it was done: whatever it returned is of no item."""
     message = "its item was changed while its call ran, since a later item is the same object"
-    return Done(done.unit, Failure(message, "ItemChanged"))
+    return Done(done.unit, Failure(message, "ItemChanged", notes=done.outcome.notes))

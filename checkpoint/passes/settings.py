@@ -27,6 +27,7 @@ class PassSettings:
         overlapping: whether an item may be drawn while the call of an earlier one is not done.
         retry_failed: whether items that failed earlier are run again.
         limit: when failures end the pass.
+        max_cost: what the checkpoint may have cost in all; None: whatever it costs.
         collect: whether the pass keeps outcomes for `take`.
         progress: whether the pass shows a bar.
         desc: the text before the bar.
@@ -42,6 +43,7 @@ class PassSettings:
     overlapping: bool = False
     retry_failed: bool = True
     limit: ErrorLimit = field(default_factory=ErrorLimit)
+    max_cost: float | None = None
     collect: bool = False
     progress: bool = False
     desc: str | None = None

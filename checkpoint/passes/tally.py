@@ -68,6 +68,11 @@ class Tally:
         settings = self._settings
         self._bar = Bar(total, self.completed, settings.desc, show=settings.progress, beside=beside)
 
+    def say(self, beside: Callable[[], str]) -> None:
+        """Have the bar say this, too, from now on."""
+        if self._bar is not None:
+            self._bar.say(beside)
+
     def advance(self, count: int) -> None:
         """Move the bar on by items that were run."""
         if self._bar is not None:

@@ -11,12 +11,14 @@ from datetime import timedelta
 from html import escape
 
 from checkpoint.reporting.history import EPOCH, FIRST, LAST, RunHistory, Stretch, Timeline
+from checkpoint.storage.spending import cost_text
 
 __all__ = [
     "Scale",
     "counts_text",
     "curve_of",
     "histogram_of",
+    "paid_of",
     "percent_text",
     "plot_of",
     "quantiles",
@@ -114,6 +116,32 @@ def curve_of(story: RunHistory, timeline: Timeline, bars: list[Stretch]) -> Iter
             f"<title>{told}</title></rect>"
         )
     yield from _labels(_time_ticks(timeline), above + height + 14)
+
+
+def paid_of(timeline: Timeline, bars: list[Stretch]) -> Iterator[str]:
+    """The SVG of what the records had cost when; nothing where they cost nothing."""
+    most = timeline.paid(timeline.end)
+    if not most > 0:
+        return
+    above, height, top = 8, 90, 1.08 * most
+    parts = [*_rules(_round_step(top, 4), top, height, above)]
+    line = [(0.0, 0.0)]
+    for start, end, left, right in timeline.bins(240):
+        line += [(left, timeline.paid(start)), (right, timeline.paid(end))]
+    path = " ".join([f"{10 * x:.1f},{height - height * cost / top:.2f}" for x, cost in line])
+    parts.append(
+        f'<svg y="{above}" width="100%" height="{height}" viewBox="0 0 1000 {height}" preserveAspectRatio="none">'
+        f'<path class="area" d="M{path} 1000,{height} 0,{height}Z"/><path class="curve" d="M{path}"/></svg>'
+    )
+    for start, end, left, right in bars:
+        told = f"{_clock(end, end - start)}: {cost_text(timeline.paid(end))}"
+        parts.append(
+            f'<rect class="hit" x="{left:.2f}%" y="{above}" width="{right - left:.2f}%" height="{height}">'
+            f"<title>{told}</title></rect>"
+        )
+    parts += _labels(_time_ticks(timeline), above + height + 14)
+    yield "<h3>Cost</h3>\n"
+    yield plot_of(134, f"Cost over time, {cost_text(most)} until now", parts)
 
 
 def _bands(timeline: Timeline, above: int, height: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from checkpoint.catalog.view import VersionCount, VersionView, item_error
@@ -23,6 +24,7 @@ from checkpoint.reporting.tables import versions_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
+from checkpoint.storage.spending import cost_in, sum_of
 
 __all__ = [
     "EPOCH",
@@ -85,6 +87,8 @@ class RunHistory:
     begins: array[float] = field(default_factory=lambda: array("d"))
     owners: array[int] = field(default_factory=lambda: array("q"))  # numbers of sessions, from 1; 0 where not recorded
     successes: bytearray = field(default_factory=bytearray)
+    costs: array[float] = field(default_factory=lambda: array("d"))  # 0 where none was noted
+    spent: float | None = None  # by all versions, records that count no more included; None where nothing was noted
     durations: array[float] = field(default_factory=lambda: array("d"))  # of results
     call_time: float = 0.0
     timed: int = 0
@@ -121,6 +125,7 @@ class RunHistory:
                 self.failed_after[record.attempts] += 1
         if moment == moment:
             self._note_moment(moment, moment - (elapsed or 0.0), record.session, failed)
+            self.costs.append(cost_in(record) or 0.0)
 
     def _note_slow(self, elapsed: float, key: Any, record: Record, moment: float, failed: bool) -> None:
         if len(self.slowest) == _SLOWEST and elapsed <= self.slowest[0].elapsed:
@@ -152,6 +157,8 @@ def gather(records: VersionView) -> RunHistory:
     if len(checkpoint.results.versions | checkpoint.errors.versions) > 1:
         story.versions = versions_of(records)
     story.total = checkpoint.whole_total()
+    costs = checkpoint.spent_if_known()
+    story.spent = None if costs is None else sum_of(costs)
     story.damaged = checkpoint.results.damaged + checkpoint.errors.damaged
     story.causes = causes_of(_failures(records, story))
     for reader, offset, key, record in _sound(checkpoint.results, records.version, story):
@@ -239,6 +246,8 @@ class Timeline:
         moments = array("d", [story.moments[place] for place in order])
         self.done = array("d", [story.moments[place] for place in order if story.successes[place]])
         self.failed = array("d", [story.moments[place] for place in order if not story.successes[place]])
+        self._moments = moments
+        self._paid = array("d", accumulate([story.costs[place] for place in order if story.costs], initial=0.0))
         begins = array("d", [story.begins[place] for place in order])
         for place in range(len(begins) - 2, -1, -1):  # a call that began before this one ended left no pause
             begins[place] = min(begins[place], begins[place + 1])
@@ -280,6 +289,10 @@ class Timeline:
     def count(self, moment: float) -> tuple[int, int]:
         """(done, failed) up to a moment."""
         return bisect_right(self.done, moment), bisect_right(self.failed, moment)
+
+    def paid(self, moment: float) -> float:
+        """What the records up to a moment cost."""
+        return self._paid[bisect_right(self._moments, moment)] if len(self._paid) > 1 else 0.0
 
     def bins(self, count: int) -> Iterator[Stretch]:
         """About `count` spans of time of like width; a pause is in none."""

@@ -31,6 +31,7 @@ from checkpoint.reporting.charts import (
     counts_text,
     curve_of,
     histogram_of,
+    paid_of,
     percent_text,
     plot_of,
     quantiles,
@@ -45,6 +46,7 @@ from checkpoint.reporting.history import EXAMINED, RunHistory, Timeline, gather,
 from checkpoint.reporting.tables import replacing
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.record import Record
+from checkpoint.storage.spending import cost_text
 
 __all__ = ["write_report"]
 
@@ -196,6 +198,8 @@ def _figures(story: RunHistory, timeline: Timeline | None) -> Iterator[str]:
         ("Call time", span_text(story.call_time) if story.timed else None, calls),
         ("Time span", when, until),
     ]
+    if story.spent is not None:
+        tiles.insert(2, ("Cost", cost_text(story.spent), "of all versions, records that count no more included"))
     yield '<section class="figures" aria-label="Figures">\n'
     for label, value, note in tiles:
         kind = ' class="none"' if value is None else ' class="bad"' if label == "Failed" and story.failed else ""
@@ -216,6 +220,7 @@ def _progress(story: RunHistory, timeline: Timeline) -> Iterator[str]:
     bars = list(timeline.bins(min(max(len(story.moments) // 4, 1), 72)))
     yield plot_of(274, f"Progress over time: {counts_text(story)}", curve_of(story, timeline, bars))
     yield from throughput_of(timeline, bars)
+    yield from paid_of(timeline, bars)
     yield from _sessions(story)
     yield "</section>\n"
 

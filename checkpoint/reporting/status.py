@@ -50,6 +50,7 @@ from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
+from checkpoint.storage.spending import Costs, cost_text, sum_of
 from checkpoint.values.keys import Key, plain_json
 
 __all__ = ["Failed", "Observer", "Summary", "Survey", "cause_json", "causes", "failures", "list_checkpoints", "survey"]
@@ -110,7 +111,7 @@ class Summary:
         writer: as in `Survey`.
         shards: how many shards have files.
         writers: how many of these, and of its own journals, are being written.
-        undecided, accepted: as in `Survey`.
+        undecided, accepted, cost: as in `Survey`.
         why: what stands in the way of reading it, else "".
     """
 
@@ -128,12 +129,14 @@ class Summary:
     undecided: Undecided | None = None
     accepted: tuple[str, ...] = ()
     why: str = ""
+    cost: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """These names stay.
 
         `name`, `done`, `failed`, `failed_is_exact`, `total`, `bytes`, `last_activity`, `writer`, `shards` and `writers`
-        (how many), `undecided` (how many results, or null), `accepted` (a list of texts), `error`.
+        (how many), `undecided` (how many results, or null), `accepted` (a list of texts), `error`, `cost` (or
+        null).
         """
         return {
             "name": self.name,
@@ -149,6 +152,7 @@ class Summary:
             "undecided": self.undecided and self.undecided.count,
             "accepted": list(self.accepted),
             "error": self.why or None,
+            "cost": self.cost,
         }
 
 
@@ -184,6 +188,7 @@ class Survey:
         uploaded: how far that is behind, or None.
         undecided: what other code computed than the last one, and nobody has decided about; or None.
         accepted: what was accepted for the current version and its last code, in words.
+        cost: what all versions have cost, those records included that count no more; None where nothing was noted.
     """
 
     name: str
@@ -213,6 +218,7 @@ class Survey:
     uploaded: Uploaded | None = None
     undecided: Undecided | None = None
     accepted: tuple[str, ...] = ()
+    cost: float | None = None
 
     @property
     def size(self) -> int:
@@ -228,7 +234,8 @@ class Survey:
         (a list of `shard`, such as "3/100", and `writer`), `sessions`, `durations` (null, or `median`, `p95`,
         `sample`), `files` (bytes by name), `bytes`, `recent` (a list of `key`, `text`, `failed`, `timestamp`). Keys
         stand as in a journal. Also `undecided` (null, or `results`, `is_exact`, `digest`) and `accepted` (a list of
-        texts). Of a URL also `url` and `not_uploaded` (`bytes`, `seconds`).
+        texts), and `cost` (null where none was noted; of each version, where one was). Of a URL also `url` and
+        `not_uploaded` (`bytes`, `seconds`).
         """
         open_ = self.undecided
         return {
@@ -257,6 +264,7 @@ class Survey:
             "recent": [recent.to_json() for recent in self.recent],
             "undecided": open_ and {"results": open_.count, "is_exact": open_.is_exact, "digest": open_.question},
             "accepted": list(self.accepted),
+            "cost": self.cost,
             **self._mirror_json(),
         }
 
@@ -283,6 +291,8 @@ class Survey:
         if self.durations is not None:
             took = f"{lasted(self.durations.median)} median, {lasted(self.durations.most)} at the 95th percentile"
             yield "calls", [f"{took} ({plural(self.durations.count, 'result')} looked at)"]
+        if self.cost is not None:
+            yield "cost", [cost_text(self.cost)]
         if self.causes:
             yield "errors", list(self.cause_lines())
         if len(self.versions) > 1 or (self.version and self.versions):
@@ -365,6 +375,8 @@ class Survey:
         label = "no version" if not held.version else quote(held.label, 60) if held.label is not None else "?"
         name = f"{held.version}  {label}" if held.version else label
         told = f"{plural(held.results, 'result')}, {plural(held.errors, 'error')}"
+        if held.cost is not None:
+            told += f", cost {cost_text(held.cost)}"
         return f"{name}: {told}{' (current)' if held.version == self.version else ''}"
 
 
@@ -495,6 +507,7 @@ class Observer:
             writers=sum(map(bool, writers.values())),
             undecided=undecided_of(checkpoint, version, LOOKS),
             accepted=tuple(decided_of(checkpoint, version)),
+            cost=_total_cost(checkpoint.spent_if_known()),
         )
 
     def look(self) -> Survey:
@@ -510,12 +523,13 @@ class Observer:
         # Items that failed in an earlier session are tried again; of this one's, those that were read tell.
         pace = _pace_of(tails, now, writer, total, done + (failed if afresh == read else afresh))
         around = self._look_around(checkpoint, version)
+        costs = checkpoint.spent_if_known()
         uploader = checkpoint.uploader
         return Survey(
             name=self.name,
             directory=str(self.directory),
             version=version,
-            versions=tuple(_versions(checkpoint, version, (done, failed), meta)),
+            versions=tuple(_versions(checkpoint, version, (done, failed), meta, costs or {})),
             done=done,
             failed=failed,
             is_exact=is_exact,
@@ -535,6 +549,7 @@ class Observer:
             uploaded=None if uploader is None else uploader.uploaded(),
             undecided=undecided_of(checkpoint, version, LOOKS),
             accepted=tuple(decided_of(checkpoint, version)),
+            cost=_total_cost(costs),
             **pace._asdict(),
         )
 
@@ -604,12 +619,13 @@ def _total_of(checkpoint: Checkpoint, meta: dict[str, Any]) -> int | None:
 
 
 def _versions(
-    checkpoint: Checkpoint, current: str, counts: tuple[int, int], meta: dict[str, Any]
+    checkpoint: Checkpoint, current: str, counts: tuple[int, int], meta: dict[str, Any], costs: Costs
 ) -> Iterator[VersionCount]:
+    cost = {version: held.total for version, held in costs.items()}
     noted = meta.get("versions")
     labels = {**checkpoint.versions, **(noted if isinstance(noted, dict) else {})}
     if any(counts):
-        yield VersionCount(current, labels.get(current), *counts)
+        yield VersionCount(current, labels.get(current), *counts, cost.get(current))
     others = (checkpoint.results.versions | checkpoint.errors.versions) - {current}
     found = [
         (checkpoint.results.count(version), _unresolved(checkpoint, checkpoint.errors, version)[0], version)
@@ -617,7 +633,11 @@ def _versions(
     ]
     for done, failed, version in sorted(found, key=lambda part: (-part[0], -part[1], part[2])):
         if done or failed:
-            yield VersionCount(version, labels.get(version), done, failed)
+            yield VersionCount(version, labels.get(version), done, failed, cost.get(version))
+
+
+def _total_cost(costs: Costs | None) -> float | None:
+    return None if costs is None else sum_of(costs)
 
 
 def _sizes(name: str, directory: Path) -> dict[str, int]:

@@ -4,7 +4,9 @@ The promise: a column holds what was saved, or text that says all of it; never a
 is the whole table, or is not there. All kinds of tables have the same columns, whatever classes the reader knows: no
 class is built, and no code of the user runs but `parse`.
 
-    columns      key; the fields of the results; error and type, where asked for; timestamp, elapsed, attempts
+    columns      key; the fields of the results; error and type, where asked for; notes; timestamp, elapsed, attempts;
+                 version (its value as text) and session, where any row has one
+    notes        what calls noted: "note.NAME", and cost, which is that of all attempts
     fields       of dicts and objects, nested ones by dotted names; of anything else, one column "result"
     a clash      a field called as a column of the record's, or "result", is "result.NAME"; else the later is "NAME_2"
     nothing      None and NaT, a field that is not there, and an object without fields are null; NaN is a number
@@ -25,7 +27,7 @@ import io
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import closing, contextmanager, suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -68,6 +70,7 @@ from checkpoint.storage.files import fsync, open_safely, store_error
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource, record_at
+from checkpoint.storage.spending import cost_in, notes_of
 from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, plain_key
 from checkpoint.values.plain_json import with_stack
@@ -93,10 +96,14 @@ _OWN = {
     "timestamp": ColumnType("moment"),
     "elapsed": ColumnType("float"),
     "attempts": ColumnType("int"),
+    "cost": ColumnType("float"),
+    "version": TEXT_TYPE,
+    "session": TEXT_TYPE,
 }
 """The record's own columns, and their forms where no row has any."""
 
-_RESERVED = frozenset({*_OWN, "result", ""})  # polars has no column without a name
+_WHERE_KNOWN = ("cost", "version", "session")  # columns that are there only where a row has something
+_RESERVED = frozenset({*(_OWN.keys() - {*_WHERE_KNOWN}), "result", ""})  # polars has no column without a name
 
 
 class Column(NamedTuple):
@@ -113,6 +120,7 @@ class _Row(NamedTuple):
     own: tuple[Any, ...]  # in the order of _OWN
     value: Any
     size: int
+    notes: dict[str, Any] | None = None  # but for the cost
 
 
 class Table:
@@ -151,7 +159,9 @@ class Table:
         self._index = index
         self._shapes = {name: SchemaInference() for name in _OWN}
         self._value = SchemaInference()
+        self._notes = SchemaInference()
         self._columns: list[Column] | None = None
+        self._labels: dict[str, str | None] = {"": None}
 
     @classmethod
     def saved(
@@ -195,12 +205,13 @@ class Table:
 
     def _row(self, place: int, number: int) -> _Row:
         if place == NOT_RUN:
-            return _Row((None, "it was not run, since the pass was ended early", "NotRun", None, None, None), None, 0)
+            ended = (None, "it was not run, since the pass was ended early", "NotRun")
+            return _Row((*ended, *[None] * (len(_OWN) - len(ended))), None, 0)
         checkpoint = self._records.checkpoint
         if place < 0:
             _, key, record = self._read(checkpoint.errors, self._readers[1], ~place, number)
             told = tidy_text(record.error or ""), record.type and tidy_text(record.type)
-            return _Row(_own(key, record, *told), None, 0)
+            return _Row(self._own(key, record, *told), None, 0, _notes(record))
         reader = self._readers[0]
         place, key, record = self._read(checkpoint.results, reader, place, number)
         raw, sealed = bytes(record.result), bool(record.crc or record.session)
@@ -214,7 +225,19 @@ class Table:
             value = tidy_text(raw.decode("utf-8", "replace"))  # another program's, nested deeper than can be followed
         if self._records.parse is not None:
             return self._parsed_row(key, record, place)
-        return _Row(_own(key, record, None, None), value, len(raw))
+        return _Row(self._own(key, record, None, None), value, len(raw), _notes(record))
+
+    def _own(self, key: Key, record: Record, error: str | None, kind: str | None) -> tuple[Any, ...]:
+        saved = _moment(record.timestamp), record.elapsed, record.attempts
+        return (tidy(key), error, kind, *saved, cost_in(record), self._label(record.version), record.session or None)
+
+    def _label(self, version: str) -> str | None:
+        """The version as text: its value where that is known, and else its digest."""
+        if version not in self._labels:
+            known = self._records.checkpoint.versions
+            label = known.get(version, version)
+            self._labels[version] = (tidy_text(label) if type(label) is str else json_text(tidy(label))) or None
+        return self._labels[version]
 
     def _parsed_row(self, key: Key, record: Record, place: int) -> _Row:
         """The row of a result as `parse` reads it, or of what that raised."""
@@ -224,12 +247,13 @@ class Table:
         try:
             value = self._records.load_at(reader, place)[1]
         except ItemError as error:
-            return _Row(_own(key, record, tidy_text(error.message), error.type and tidy_text(error.type)), None, size)
+            told = tidy_text(error.message), error.type and tidy_text(error.type)
+            return _Row(self._own(key, record, *told), None, size, _notes(record))
         try:
             made = tidy_result(_codec.encode(value), sealed=True)
         except UnencodableValue:  # nobody asked that it can be written
             made = tidy_text(quote(value))
-        return _Row(_own(key, record, None, None), made, size)
+        return _Row(self._own(key, record, None, None), made, size, _notes(record))
 
     def _read(self, shelf: RecordSource, reader: Reader | None, offset: int, number: int) -> tuple[int, Key, Record]:
         """(offset, key, record) of an item; the offset is another one where an edit moved the line."""
@@ -255,20 +279,28 @@ class Table:
                 for shape, part in zip(shapes, row.own, strict=True):
                     shape.learn(part)
                 self._value.learn(row.value)
+                self._notes.learn(row.notes)
             self._columns = list(self._lay_out())
         return self._columns
 
     def _lay_out(self) -> Iterator[Column]:
         """The columns; each shape is told its place."""
         named = [*self._own_columns("key")]
-        taken = set(_OWN)
+        known = [name for name in _WHERE_KNOWN if not self._shapes[name].is_new]
+        reserved = _RESERVED.union(known)
+        taken = set(reserved) - {"result"}
         leaves = list(_leaves(self._value))
         if not leaves and max(self._places, default=-1) >= 0:
             leaves = [((), self._value)]  # results that are all None
         for path, shape in leaves:
-            named.append((_unique(_column_name(path), taken), shape, shape.form()))
+            named.append((_unique(_column_name(path, reserved), taken), shape, shape.form()))
         failure = ("error", "type") if self._failures else ()
-        named += self._own_columns(*failure, "timestamp", "elapsed", "attempts")
+        named += self._own_columns(*failure)
+        for path, shape in _leaves(self._notes):
+            named.append((_unique(".".join(("note", *path)), taken), shape, shape.form()))
+        whence = [name for name in known if name != "cost"]
+        cost = ["cost"] if "cost" in known else []
+        named += self._own_columns(*cost, "timestamp", "elapsed", "attempts", *whence)
         for place, (name, shape, form) in enumerate(named):
             shape.place = place
             yield Column(name, form, maker_of(form))
@@ -289,6 +321,7 @@ class Table:
             for place, index in places:
                 cells[place] = row.own[index]
             _spread(self._value, row.value, cells)
+            _spread(self._notes, row.notes, cells)
             yield cells, row.size
 
     # to other tools
@@ -395,7 +428,7 @@ class Table:
         columns = [
             (place, column)
             for place, column in enumerate(self.columns)
-            if column.name not in ("timestamp", "elapsed", "attempts")
+            if column.name not in ("timestamp", "elapsed", "attempts", "version", "session")
         ]
         more = f"; {plural(len(columns) - _SHOWN_COLUMNS, 'more column')}" if len(columns) > _SHOWN_COLUMNS else ""
         columns = columns[:_SHOWN_COLUMNS]
@@ -481,8 +514,16 @@ def _unlike_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_BEGINNINGS) and not _NUMBER.fullmatch(text) else text
 
 
-def _own(key: Key, record: Record, error: str | None, kind: str | None) -> tuple[Any, ...]:
-    return (tidy(key), error, kind, _moment(record.timestamp), record.elapsed, record.attempts)
+def _notes(record: Record) -> dict[str, Any] | None:
+    """What was noted besides the cost, tidy."""
+    return {name: _tidy_note(value) for name, value in notes_of(record).items() if name != "cost"} or None
+
+
+def _tidy_note(value: Any) -> Any:
+    try:
+        return with_stack(tidy, value)
+    except ValueError:  # another program's, nested deeper than can be followed
+        return None
 
 
 def _moment(text: str) -> Any:
@@ -502,8 +543,8 @@ def _leaves(shape: SchemaInference, path: tuple[str, ...] = ()) -> Iterator[tupl
         yield from _leaves(field, (*path, name))
 
 
-def _column_name(path: tuple[str, ...]) -> str:
-    clashes = not path or path[0] in _RESERVED
+def _column_name(path: tuple[str, ...], reserved: Set[str]) -> str:
+    clashes = not path or path[0] in reserved
     return ".".join(("result", *path) if clashes else path)
 
 

@@ -19,6 +19,7 @@ from checkpoint.storage.journal import KINDS, Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.meta import meta_in
 from checkpoint.storage.replica import NoReplica, Replica
+from checkpoint.storage.spending import Spending
 from checkpoint.values.keys import Key
 
 __all__ = ["Journals", "at_risk", "size_of"]
@@ -40,6 +41,7 @@ class Journals:
         is_counted_alone: whether it counts nothing else, also where it was written by an earlier release.
         fault: the first of them that is none, or has lost something, and what is wrong with it.
         synced: by kind, how many bytes are on the medium at least.
+        spending: what their records cost.
     """
 
     def __init__(self, name: str, directory: Path, lock: threading.RLock) -> None:
@@ -51,6 +53,7 @@ class Journals:
         self.is_counted_alone = True
         self.fault: tuple[Path, Fault] | None = None
         self.synced: dict[str, int] = {}
+        self.spending = Spending(self)
 
     def __iter__(self) -> Iterator[KeyedLog]:
         return iter(self.all)
@@ -90,6 +93,7 @@ class Journals:
         for each in self.all:
             each.lock = lock
             each.index.after_fork()
+        self.spending.after_fork()
         self.replica.after_fork()
 
     # whether they are what they should be

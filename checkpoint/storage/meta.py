@@ -135,13 +135,14 @@ class Meta:
 
     # writing
 
-    def compose(self, name: str, summary: Summary, synced: dict[str, int]) -> str:
+    def compose(self, name: str, summary: Summary, synced: dict[str, int], cost: Mapping[str, Any]) -> str:
         """The text that the file is to have.
 
         Args:
             name: the checkpoint's.
             summary: what the journals hold.
             synced: by kind, how many bytes of each journal are on the medium.
+            cost: what `Spending.to_meta` gave.
         """
         now = clock.Stamper()().decode()
         said = {
@@ -157,6 +158,7 @@ class Meta:
             "versions": summary.versions,
             "codes": dict(list(summary.codes.items())[-_MOST_CODES:]),
             **({"schemas": self.schemas} if self.schemas else {}),
+            **cost,
         }
         return json.dumps(said, indent=1) + "\n"
 

@@ -55,7 +55,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Record(msgspec.Struct, gc=False):
-    """A record's fields, parsed; `result`, `paid` and `pickle` stay as they are in the file.
+    """A record's fields, parsed; `result`, `notes`, `paid` and `pickle` stay as they are in the file.
 
     `paid` is what the call of a failure returned; `value` that of the version, or of the code.
     """
@@ -81,6 +81,8 @@ class Record(msgspec.Struct, gc=False):
     value: msgspec.Raw = msgspec.Raw()
     paid: msgspec.Raw = msgspec.Raw()
     given_up: bool = False
+    notes: msgspec.Raw = msgspec.Raw()
+    earlier: Any = None
     crc: str = ""
 
     def __post_init__(self) -> None:
@@ -109,22 +111,30 @@ class Acceptance(msgspec.Struct, frozen=True):
         return "-" in self.accepts
 
 
+class _Spent(msgspec.Struct, frozen=True):
+    """A line that says what was spent: by version the sum, and how many records it is of."""
+
+    spent: dict[str, tuple[float, int]]
+
+
 class NoRecord(ValueError):
     """A sealed line that is no record, and no damage.
 
     Attributes:
         acceptance: what it accepts; None for a line of another kind.
+        spent: by version, the sum that was spent, and of how many records; None for a line of another kind.
     """
 
-    def __init__(self, acceptance: Acceptance | None) -> None:
+    def __init__(self, acceptance: Acceptance | None, spent: dict[str, tuple[float, int]] | None = None) -> None:
         super().__init__("it is no record")
-        self.acceptance = acceptance
+        self.acceptance, self.spent = acceptance, spent
 
 
 _decode_record = msgspec.json.Decoder(Record).decode
 _decode_acceptance = msgspec.json.Decoder(Acceptance).decode
+_decode_spent = msgspec.json.Decoder(_Spent).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "paid", "crc"}
+_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "paid", "notes", "crc"}
 _NO_KEY = ("Object missing required field `key`", "Expected `object`")  # as msgspec says it of sound JSON
 _scalar_key = (str, int, float, bool, type(None))
 
@@ -256,6 +266,8 @@ def _no_record(line: bytes) -> ValueError:
     except ValueError as error:
         return ValueError(f"it is not valid JSON: {error}")
     try:
+        if line.startswith(b'{"spent":'):
+            return NoRecord(None, _decode_spent(line).spent)
         return NoRecord(_decode_acceptance(line))
     except ValueError:
         return NoRecord(None)

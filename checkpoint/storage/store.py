@@ -36,6 +36,7 @@ from checkpoint.storage.lock import INSTEAD
 from checkpoint.storage.meta import Meta
 from checkpoint.storage.notes import accepting
 from checkpoint.storage.record import seal
+from checkpoint.storage.spending import COST, Cost, spent_line
 from checkpoint.storage.writer import Writer
 from checkpoint.values.keys import Key, key_json
 
@@ -243,6 +244,29 @@ class Store:
             except (IndexDamaged, OSError):
                 results.learn_anew()
 
+    def note_spent(self, version: str, cost: float) -> None:
+        """So much was spent by an attempt whose call is not over: the errors say so, on a line of its own.
+
+        Raises:
+            StoreError: that was not noted.
+        """
+        with self.lock:
+            self.writer.begin()
+            errors = self.own.errors
+            if not errors.journal.writable:
+                errors.open_to_write()
+            self._write(errors, spent_line({version: Cost(cost)}))
+            errors.index.end = errors.journal.end
+            self.first_cost()
+
+    def first_cost(self) -> None:
+        """Something has cost something: meta says so from the first time on, so that others need not look for it."""
+        spending = self.own.spending
+        if not spending.is_told:
+            spending.is_told = True
+            if COST not in self.meta.read():
+                self.writer.write_meta()
+
     def accept_durably(self, old: str, new: str) -> None:
         """`accept`, and it is on the medium when this returns."""
         with self.lock:
@@ -264,17 +288,24 @@ class Store:
     def clear(self) -> None:
         """Forget everything: unlink the journals, indexes and meta. Lock files and bytes set aside stay.
 
+        What was spent stays: a journal whose records cost something becomes one line that says how much; not where it
+        is kept elsewhere too.
+
         Raises:
             StoreError: what is left is opened anew.
         """
         with self.lock, self.writer.going_on():
             self.writer.begin()
+            spent = {} if self.replica.is_remote else self.own.spending.by_kind()
             self.replica.clear()
             try:
                 self.meta.path.unlink(missing_ok=True)
                 fsync_directory(self.directory)  # it says what is in the journals: it is gone before they are
-                for each in self.own:
-                    each.unlink()
+                for kind, each in self.own.by_kind():
+                    if spent.get(kind):
+                        each.replace([spent_line(spent[kind])])
+                    else:
+                        each.unlink()
                 fsync_directory(self.directory)
             except OSError as error:
                 self.writer.let_go()

@@ -449,7 +449,8 @@ class Writer:
                 log.debug("%s was not written: %s", self.meta.path, error)
 
     def replace_meta(self, *, durable: bool = False) -> None:
-        text = self.meta.compose(self._experiment, self._host.summary(), self.own.note_synced())
+        cost = self.own.spending.to_meta()
+        text = self.meta.compose(self._experiment, self._host.summary(), self.own.note_synced(), cost)
         self.meta.replace(text, f"{self.name}_meta", durable=durable)
 
     def after_fork(self, lock: threading.RLock) -> None:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from checkpoint import clock
-from checkpoint.errors import BrokenWorkers, ItemError, ItemsFailed, TooManyErrors
+from checkpoint.errors import BrokenWorkers, ItemError, ItemsFailed, MaxCostReached, TooManyErrors
 from checkpoint.execution.policies import Rate, Retry
 from checkpoint.outcomes import Outcome
 from checkpoint.testing.engine import Engine, Law
@@ -708,6 +708,34 @@ def _a_retry_makes_so_many_attempts(make: Make) -> None:
     equal(trial.begun, [0, 1, 1, 1, 2, 2, 2, 3, 4, 5], "the calls")
     equal(trial.on_disk()[1].get("attempts"), 3, "the attempts that a result took")
     equal({key: error.attempts for key, error in trial.failed.items()}, {2: 3, 3: 1}, "the attempts of the failures")
+
+
+@_law
+def _what_a_call_notes_is_in_its_record(make: Make) -> None:
+    """Of calls that return and of those that raise; each has its own, and the costs of several attempts add up."""
+    for trial, options in make.each_way():
+        odd = {n: [["pay", n / 8, "ValueError" if n % 2 else ""]] for n in range(12)}
+        trial.map(trial.items(13, odd), return_exceptions=True, **options)
+        saved = {**trial.on_disk(), **trial.on_disk("errors")}
+        noted = {key: record.get("notes") for key, record in saved.items()}
+        equal(noted, {n: {"cost": n / 8, "paid": True} for n in range(12)} | {12: None}, "the notes in the records")
+        equal(trial.spent, 66 / 8, "what was spent")
+    trial = make(name="again", retry=Retry(3, on=ValueError, wait=no_wait))
+    trial.map(trial.items(6, {2: [["pay", 0.5, "ValueError"], ["pay", 0.25, "ValueError"], ["pay", 1.0]]}))
+    equal(trial.on_disk()[2].get("notes"), {"cost": 1.75, "paid": True}, "the notes of three attempts")
+    equal(trial.spent, 1.75, "what they cost in all")
+
+
+@_law
+def _max_cost_is_exceeded_by_the_calls_in_flight_at_most(make: Make) -> None:
+    """Though costs vary a hundredfold; and what ran is saved."""
+    for trial, options in make.each_way():
+        items = trial.items(60, {n: [["pay", (1.0, 0.01, 0.3, 0.02)[n % 4]]] for n in range(60)})
+        reached = raised(MaxCostReached, lambda: trial.map(items, max_cost=4, **options))  # noqa: B023
+        in_flight = trial.workers * options.get("chunksize", 1)
+        holds(3.0 <= trial.spent <= 4 + in_flight, f"{trial.spent} was spent of 4")
+        equal(reached.spent, trial.spent, "what the error says that was spent")
+        equal(len(trial.on_disk()), len(trial.log.ended), "the results on disk")
 
 
 @_law

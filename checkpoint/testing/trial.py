@@ -23,7 +23,9 @@ from typing import Any, NamedTuple, TypeVar
 from checkpoint import clock
 from checkpoint.api.decorator import checkpointed
 from checkpoint.errors import ItemError, quote
+from checkpoint.execution.notes import note
 from checkpoint.outcomes import Outcome
+from checkpoint.storage.spending import sum_of
 from checkpoint.testing.engine import Engine
 
 __all__ = [
@@ -160,7 +162,16 @@ def _fill(number: int) -> list[int]:
     return _buffer.values
 
 
+def _pay(cost: float, kind: str = "") -> float:
+    """Note a cost, and raise after that if told to."""
+    note(cost=cost, paid=True)
+    if kind:
+        _raise(kind)
+    return cost
+
+
 _DEEDS: dict[str, Callable[..., Any]] = {
+    "pay": _pay,
     "fill": _fill,
     "return": lambda value: value,
     "raise": _raise,
@@ -356,7 +367,7 @@ def _records_in(journal: Path) -> dict[int, dict[str, Any]]:
     """The last record of each key."""
     whole = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
     records = [json.loads(line) for line in whole]
-    return {record["key"]: record for record in records if not record.get("forgotten")}
+    return {record["key"]: record for record in records if "key" in record and not record.get("forgotten")}
 
 
 # --- what a pass must not change -------------------------------------------------------------------------------------
@@ -580,6 +591,11 @@ class Trial:
     def on_disk(self, which: str = "results") -> dict[int, dict[str, Any]]:
         """The last record of each key."""
         return _records_in(self.directory / f"{self.name}_{which}.jsonl")
+
+    @property
+    def spent(self) -> float:
+        """What the checkpoint has cost."""
+        return sum_of(self.f.runner.records.open().spent())
 
     @property
     def failed(self) -> dict[int, ItemError]:
