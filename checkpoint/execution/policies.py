@@ -210,11 +210,15 @@ _RATE = re.compile(r"\s*((?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?)\s*(?:/|p
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """In no span of `per` seconds of a pass are calls handed to workers that cost more than `limit`; retries count.
+    """Calls start evenly, and in no span of `per` seconds more of them than `limit`; retries count.
+
+    ``Rate(600, per=60)`` lets a call start every tenth of a second. What was not used is kept for a second: after a
+    silence as many may start at once as belong to one second, or one. A call that costs more than a second's worth
+    starts all the same, and the next ones wait until it is paid for; it alone may exceed the limit of a span.
 
     Args:
-        limit: calls, or whatever `cost` counts (tokens …).
-        per: seconds.
+        limit: calls, or whatever `cost` counts (tokens …); 1 or more, with `cost` above 0.
+        per: seconds; default a minute.
         cost: what one item costs, as a function of it; default 1 a call. A batch costs the sum of its items.
 
     Raises:

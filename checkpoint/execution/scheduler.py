@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-import numbers
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
@@ -18,8 +17,9 @@ from typing import Any
 import msgspec
 
 from checkpoint import clock
-from checkpoint.errors import InvalidOption, quote, quote_error
+from checkpoint.errors import quote_error
 from checkpoint.execution.policies import Again, Rate, Retry
+from checkpoint.execution.quota import Permit, Permits, cost_of
 from checkpoint.outcomes import Unit
 
 __all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedule"]
@@ -36,7 +36,6 @@ MOST_LATER = 32
 """Retries that may wait, besides as many as there are workers, before nothing else is begun."""
 
 _LONGEST = 3600.0  # seconds after which to look again in any case: what waits on locks takes no span of any length
-_TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
 
 
 class Attempt(msgspec.Struct, eq=False, gc=False):
@@ -62,64 +61,6 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     costs: list[float] | None = None
 
 
-class _Permits:
-    """What one rate has let go in the last `per` seconds."""
-
-    def __init__(self, rate: Rate) -> None:
-        self.rate = rate
-        self._taken: deque[tuple[float, float]] = deque()  # (when, cost)
-        self._sum = 0.0
-
-    def cost_of(self, units: list[Unit]) -> float:
-        """What a call on the units costs.
-
-        Raises:
-            InvalidOption: more than the limit, or what is no number: it would never start.
-        """
-        rate = self.rate
-        if rate.cost is None:
-            return 1.0
-        total = 0.0
-        for unit in units:
-            cost: Any = rate.cost(unit.item)
-            if not isinstance(cost, numbers.Real) or not float(cost) >= 0:
-                raise InvalidOption(
-                    f"the cost that a rate's function gave for the item is {quote(cost)}; give a number of 0 or more"
-                )
-            total += float(cost)
-        if total > rate.limit:
-            raise InvalidOption(
-                f"the cost of the call is {total:,.6g}, over the rate's limit of {rate.limit:,} in {rate.per:g} s: "
-                "it could never start"
-            )
-        return total
-
-    def wait(self, cost: float, now: float) -> float:
-        """Seconds until so much may be taken; 0 for at once."""
-        taken, per, limit = self._taken, self.rate.per, self.rate.limit * (1 + _TOLERANCE)
-        while taken and taken[0][0] + per <= now:
-            self._sum -= taken.popleft()[1]
-        if not taken:
-            self._sum = 0.0  # what floats add up to drifts
-        over = self._sum + cost - limit
-        if over <= 0:
-            return 0.0
-        due = now
-        for when, gone in taken:
-            over, due = over - gone, when + per
-            if over <= 0:
-                break
-        return max(due - now, 1e-6)
-
-    def take(self, cost: float, now: float) -> None:
-        self._taken.append((now, cost))
-        self._sum += cost
-
-    def give_back(self) -> None:
-        """What was taken last was not used."""
-        self._sum -= self._taken.pop()[1]
-
-
 class Schedule:
     """What is to be called, in which order, and when.
 
@@ -133,7 +74,9 @@ class Schedule:
         self, retry: Retry | None = None, rates: Iterable[Rate] = (), *, now: clock.Clock | None = None
     ) -> None:
         self._retry = retry
-        self._rates = [_Permits(rate) for rate in rates]
+        self._rates = list(rates)
+        self._permits = [Permits(rate) for rate in self._rates]
+        self._taken: list[Permit] = []  # of each, for the call that was taken last
         self._now = now or clock.monotonic
         self._ready: deque[Attempt] = deque()
         self._later: list[tuple[float, int, Attempt]] = []
@@ -202,8 +145,8 @@ class Schedule:
         Others may come back, and then have been tried as often.
         """
         if not called:
-            for permits in self._rates:
-                permits.give_back()
+            for permits, taken in zip(self._permits, self._taken, strict=True):
+                permits.give_back(taken)
         if len(called) < len(attempt.units) and (attempt.made or attempt.deaths or attempt.waits):
             kept = {unit.key for unit in called}
             self._tried.update((unit.key, attempt) for unit in attempt.units if unit.key not in kept)
@@ -227,17 +170,16 @@ class Schedule:
     def _permitted(self, queue: deque[Attempt]) -> bool:
         costs = self._costs(queue)
         now = self._now()  # counting tokens takes time
-        if any(permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)):
+        if any(permits.wait(cost, now) for permits, cost in zip(self._permits, costs, strict=True)):
             return False
-        for permits, cost in zip(self._rates, costs, strict=True):
-            permits.take(cost, now)
+        self._taken = [permits.take(cost, now) for permits, cost in zip(self._permits, costs, strict=True)]
         return True
 
     def _costs(self, queue: deque[Attempt]) -> list[float]:
         attempt = queue[0]
         if attempt.costs is None:
             try:
-                attempt.costs = [permits.cost_of(attempt.units) for permits in self._rates]
+                attempt.costs = [cost_of(rate, attempt.units) for rate in self._rates]
             except Exception as error:
                 queue.popleft()
                 raise BadCost(attempt, error) from error
@@ -259,7 +201,7 @@ class Schedule:
 
     def _longest_wait(self, attempt: Attempt, now: float) -> float:
         costs = attempt.costs or [0.0] * len(self._rates)
-        return max([permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)], default=0.0)
+        return max([permits.wait(cost, now) for permits, cost in zip(self._permits, costs, strict=True)], default=0.0)
 
     def succeeded(self) -> None:
         """A call returned: whoever was asked to wait for was worth it."""
