@@ -37,6 +37,8 @@ ORDER = (
     "syncing",
     "counting",  # the state of an upload
     "cluster",  # the tasks that are under way
+    "quotas",  # which rates there are
+    "quota",  # what one of them has let go
     "reading",  # the position of a descriptor
     "parsing",  # the filters of warnings
 )

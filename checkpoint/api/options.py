@@ -62,7 +62,7 @@ class Options:
             check_choice("on_change", self.on_change, OnChange)
         check_count("batch_size", self.batch_size)
         retry_of(self.retry)
-        rates_of(self.rate)
+        object.__setattr__(self, "rate", rates_of(self.rate) or None)  # one object, and so one quota, for all passes
         if self.timeout is not None:
             check_seconds("timeout", self.timeout, positive=True)
         check_validate(self.validate)

@@ -208,13 +208,16 @@ _SECONDS = {unit: seconds for seconds, units in _UNITS.items() for unit in units
 _RATE = re.compile(r"\s*((?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?)\s*(?:/|per\b)\s*([a-z]+)\s*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rate:
     """Calls start evenly, and in no span of `per` seconds more of them than `limit`; retries count.
 
     ``Rate(600, per=60)`` lets a call start every tenth of a second. What was not used is kept for a second: after a
     silence as many may start at once as belong to one second, or one. A call that costs more than a second's worth
     starts all the same, and the next ones wait until it is paid for; it alone may exceed the limit of a span.
+
+    One object is one quota of this process: functions that are given the same one share it, in all their passes, on
+    threads and event loops. Another object that is equal to it is another quota.
 
     Args:
         limit: calls, or whatever `cost` counts (tokens …); 1 or more, with `cost` above 0.

@@ -1,20 +1,23 @@
-"""The permits of a rate: how much may start when.
+"""The permits of a rate: how much may start when, over all who share it.
 
 The promise: calls start evenly. A rate of 600 a minute starts one in a tenth of a second, and never more than its limit
-in any span of `per` seconds, but by one call that costs more than a second's worth. Nothing here waits.
+in any span of `per` seconds, but by one call that costs more than a second's worth. One `Rate` object is one quota in
+this process, whoever was given it: functions, passes, threads and event loops. Nothing here waits.
 """
 
 from __future__ import annotations
 
 import numbers
+import weakref
 from collections import deque
 from typing import Any
 
+from checkpoint import locks
 from checkpoint.errors import InvalidOption, quote
 from checkpoint.execution.policies import Rate
 from checkpoint.outcomes import Unit
 
-__all__ = ["Permit", "Permits", "cost_of"]
+__all__ = ["Permit", "Permits", "cost_of", "permits_of"]
 
 _TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
 _SHORTEST = 1e-6  # seconds: who waits gets on, however small the rest is
@@ -64,11 +67,16 @@ class Permits:
         self._most = min(limit, max(self._speed, 1.0 if rate.cost is None else 0.0))
         self._level: float | None = None  # as of `_seen`; None before the first call
         self._seen = 0.0
+        self._lock = locks.lock("quota")
         self._taken: deque[Permit] = deque()
         self._sum = 0.0
 
     def wait(self, cost: float, now: float) -> float:
         """Seconds until a call of that cost may start; 0 for at once."""
+        with self._lock:
+            return self._wait(cost, now)
+
+    def _wait(self, cost: float, now: float) -> float:
         if cost <= 0:
             return 0.0
         need = min(cost, self._most)
@@ -100,17 +108,37 @@ class Permits:
             over, due = over - gone, when + per
         return due - now
 
-    def take(self, cost: float, now: float) -> Permit:
-        """Take the permit for a call that starts now."""
-        level = min(cost, self._most) if self._level is None else self._filled(now)
-        self._level, self._seen = level - cost, now
-        permit = (now, cost)
-        self._taken.append(permit)
-        self._sum += cost
-        return permit
+    def take(self, cost: float, now: float) -> Permit | None:
+        """Take the permit for a call that starts now; None where it may not, as others were quicker."""
+        with self._lock:
+            if self._wait(cost, now) > 0:
+                return None
+            level = min(cost, self._most) if self._level is None else self._filled(now)
+            self._level, self._seen = level - cost, max(now, self._seen)
+            permit = (now, cost)
+            self._taken.append(permit)
+            self._sum += cost
+            return permit
 
     def give_back(self, permit: Permit) -> None:
         """The call did not start."""
-        self._taken.remove(permit)
-        self._sum -= permit[1]
-        self._level = min(self._most, (self._level or 0.0) + permit[1])
+        with self._lock:
+            if permit in self._taken:
+                self._taken.remove(permit)
+                self._sum -= permit[1]
+            self._level = min(self._most, (self._level or 0.0) + permit[1])
+
+
+_known: dict[int, tuple[weakref.ref[Rate], Permits]] = {}  # by identity: equal rates are two quotas
+_knowing = locks.lock("quotas")
+
+
+def permits_of(rate: Rate) -> Permits:
+    """The permits of this very object; they live as long as it does."""
+    with _knowing:
+        known = _known.get(id(rate))
+        if known is None or known[0]() is not rate:
+            place = id(rate)
+            # A collection may call the function, under any lock: it takes none.
+            known = _known[place] = weakref.ref(rate, lambda _: _known.pop(place, None)), Permits(rate)
+    return known[1]

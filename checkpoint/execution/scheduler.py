@@ -19,7 +19,7 @@ import msgspec
 from checkpoint import clock
 from checkpoint.errors import quote_error
 from checkpoint.execution.policies import Again, Rate, Retry
-from checkpoint.execution.quota import Permit, Permits, cost_of
+from checkpoint.execution.quota import Permit, cost_of, permits_of
 from checkpoint.outcomes import Unit
 
 __all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedule"]
@@ -75,7 +75,7 @@ class Schedule:
     ) -> None:
         self._retry = retry
         self._rates = list(rates)
-        self._permits = [Permits(rate) for rate in self._rates]
+        self._permits = [permits_of(rate) for rate in self._rates]
         self._taken: list[Permit] = []  # of each, for the call that was taken last
         self._now = now or clock.monotonic
         self._ready: deque[Attempt] = deque()
@@ -145,8 +145,7 @@ class Schedule:
         Others may come back, and then have been tried as often.
         """
         if not called:
-            for permits, taken in zip(self._permits, self._taken, strict=True):
-                permits.give_back(taken)
+            self._give_back()
         if len(called) < len(attempt.units) and (attempt.made or attempt.deaths or attempt.waits):
             kept = {unit.key for unit in called}
             self._tried.update((unit.key, attempt) for unit in attempt.units if unit.key not in kept)
@@ -172,8 +171,19 @@ class Schedule:
         now = self._now()  # counting tokens takes time
         if any(permits.wait(cost, now) for permits, cost in zip(self._permits, costs, strict=True)):
             return False
-        self._taken = [permits.take(cost, now) for permits, cost in zip(self._permits, costs, strict=True)]
+        self._taken = []
+        for permits, cost in zip(self._permits, costs, strict=True):
+            if (permit := permits.take(cost, now)) is None:
+                self._give_back()
+                return False
+            self._taken.append(permit)
         return True
+
+    def _give_back(self) -> None:
+        """The call whose permits were taken last does not start."""
+        for permits, taken in zip(self._permits, self._taken, strict=False):
+            permits.give_back(taken)
+        self._taken = []
 
     def _costs(self, queue: deque[Attempt]) -> list[float]:
         attempt = queue[0]
