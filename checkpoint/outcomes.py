@@ -75,6 +75,7 @@ class Failure:
         traceback: plain text: file, line and code; never locals or arguments.
         elapsed: seconds that the last call took; of a batch, an item's share.
         attempts: how many calls were made; those that only told to come again later (Retry-After) do not count.
+        denied: why the server refuses everybody with this key ("HTTP 401"); empty where it does not.
     """
 
     message: str
@@ -83,6 +84,7 @@ class Failure:
     elapsed: float | None = None
     attempts: int | None = None
     exception: BaseException | None = field(default=None, compare=False)
+    denied: str = ""
 
     def counted(self, attempts: int) -> Failure:
         """The same, after so many attempts."""

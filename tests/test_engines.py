@@ -402,6 +402,8 @@ class Desk:
 
     def put_off(self, units: list[Unit]) -> None: ...
 
+    def tell_paused(self, seconds: float | None) -> None: ...
+
     def settle(self, finished: list[Done]) -> None:
         self.by.append((threading.current_thread().name, [done.unit.key for done in finished]))
         self.begun.set()

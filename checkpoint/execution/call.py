@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import replace
 from importlib.util import find_spec
 from types import CoroutineType, TracebackType, coroutine
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
 from checkpoint.execution.caller import enter_call, enter_pass
+from checkpoint.execution.clients import denial_of
 from checkpoint.execution.policies import Retry
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
@@ -45,6 +47,7 @@ class Agrees(Protocol):
 
 
 _Run = Callable[..., Any]  # of a context
+_REFUSALS = 3  # in a row; then the driver, which knows of the other workers, says what is called next
 
 
 class Call:
@@ -140,7 +143,8 @@ class Call:
             given: what each is given.
             keep: makes of an answer one that later calls do not change; default: its value is encoded.
         """
-        answers = []
+        answers: list[Answer] = []
+        row = 0  # of refusals
         keep = self._kept if keep is None else keep
         for one in given:
             try:
@@ -148,7 +152,8 @@ class Call:
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
-            if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
+            row = row + 1 if type(answer) is Failed and answer.again is not None and answer.again.trouble else 0
+            if type(answer) is Fatal or row == _REFUSALS:
                 break
         return answers
 
@@ -213,7 +218,10 @@ class Call:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`
                 error = broken
-        return Failed(describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__)), again)
+        failure = describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__))
+        if again is None and (denied := denial_of(error)):
+            failure = replace(failure, denied=denied)
+        return Failed(failure, again)
 
     def _checked(self, value: Any, given: Any, started: float) -> Answer:
         elapsed = clock.perf_counter() - started

@@ -51,14 +51,16 @@ class AnswerHandler:
         finished: list[Done] = []
         if len(answers) < len(task):
             for attempt in reversed(task[len(answers) :]):
+                self._schedule.lost(attempt)
                 self._schedule.at_once(attempt)  # not called, since one before it said so
         for attempt, answer in zip(task, answers, strict=False):
             kind = type(answer)
             if kind is tuple:
-                self._schedule.succeeded()
+                self._schedule.answered(attempt)
                 made = attempt.made + attempt.deaths + 1
                 finished.append(Done(attempt.units[0], Success(answer[0], answer[1], made)))
             elif kind is list:  # each item of a batch that returned is done, or has failed, by itself
+                self._schedule.answered(attempt)
                 finished += self.dones([self._alone(attempt, unit) for unit in attempt.units], answer)
             else:
                 finished += self._failed(attempt, answer)
@@ -67,7 +69,8 @@ class AnswerHandler:
     def _failed(self, attempt: Attempt, answer: Failed) -> list[Done]:
         failure, again = answer
         several = len(attempt.units) > 1
-        if several and (again is None or again.after is None):
+        if several and (again is None or (again.after is None and not again.trouble)):
+            self._schedule.answered(attempt)
             self._split(attempt)
             return []
         if self._schedule.again(attempt, again):
@@ -91,6 +94,7 @@ class AnswerHandler:
         """What a worker's death makes of what it was at: whatever did not kill it must not suffer."""
         finished = []
         for attempt in reversed(task):
+            self._schedule.lost(attempt)
             attempt.deaths += 1
             attempt.alone = True
             if len(attempt.units) > 1:
@@ -112,6 +116,7 @@ class AnswerHandler:
     def _each_alone(self, task: Task) -> list[Done]:
         """Nothing is to be settled: each call is made again by itself."""
         for attempt in reversed(task):
+            self._schedule.lost(attempt)
             attempt.alone = True
             self._schedule.at_once(attempt)
         return []

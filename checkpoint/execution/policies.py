@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from checkpoint.errors import InvalidOption, quote
-from checkpoint.execution.clients import first, is_lost_connection, retry_after_of, status_of, stays, with_causes
+from checkpoint.execution.clients import (
+    first,
+    is_lost_connection,
+    is_out_of_credit,
+    retry_after_of,
+    status_of,
+    stays,
+    trouble_of,
+    with_causes,
+)
 
 __all__ = [
     "Again",
@@ -79,8 +88,8 @@ def check_validate(validate: object) -> None:
 
 # --- retries ---------------------------------------------------------------------------------------------------------
 
+_SHORTEST_PROBE = 0.05  # seconds
 _RETRIED = frozenset([408, 409, 429, *range(500, 600)])
-_PAUSING = frozenset([429, 503])
 
 
 class Again(NamedTuple):
@@ -88,11 +97,11 @@ class Again(NamedTuple):
 
     Attributes:
         after: in so many seconds, by its Retry-After; None where it has none.
-        pause: whether nothing else is to be called until then.
+        trouble: the server's, which other items would meet too: "HTTP 503", "ConnectionRefusedError"; else empty.
     """
 
     after: float | None = None
-    pause: bool = False
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +136,14 @@ class Retry:
     on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], object] | None = None
     wait: float | Callable[[int], float] = 1.0
     max_wait: float = 60.0
+    patience: float = 900.0
 
     def __post_init__(self) -> None:
         if self.attempts is None:
             raise InvalidOption("attempts is None; give an int of 1 or more")
         check_count("attempts", self.attempts)
         check_seconds("max_wait", self.max_wait)
+        check_seconds("patience", self.patience)
         if not callable(self.wait):
             _check_finite("wait", self.wait)
         if self.on is None or _are_types(self.on):
@@ -151,7 +162,7 @@ class Retry:
         after = first(map(retry_after_of, chain))
         if not self._is_chosen(exception, chain, status, after):
             return None
-        return Again(after, after is not None and status in _PAUSING)
+        return Again(after, trouble_of(chain, status))
 
     def _is_chosen(
         self, exception: Exception, chain: list[BaseException], status: int | None, after: float | None
@@ -159,11 +170,25 @@ class Retry:
         on: Any = self.on
         if on is not None and not _are_types(on):
             return bool(on(exception))
+        if is_out_of_credit(chain):
+            return False
         if after is not None or status in _RETRIED:
             return True
         if on is not None:
             return any(isinstance(one, on) for one in chain)
         return status is None and not stays(exception, chain) and any(map(is_lost_connection, chain))
+
+    def probes(self) -> list[float]:
+        """Seconds to wait before a call asks whether the server is back: the first, the second … and each after those.
+
+        They double until ten times the first, so that a server that is back is not waited for much longer.
+        """
+        try:
+            first = float(self.wait(1)) if callable(self.wait) else self.wait
+        except Exception:  # the user's; it is told of where it is asked for an attempt
+            first = 1.0
+        first = min(max(first, _SHORTEST_PROBE) if first < math.inf else 1.0, self.max_wait)
+        return [min(first * factor, self.max_wait) for factor in (1, 2, 4, 8, 10)]
 
     def delay(self, made: int) -> float:
         """Seconds to wait after so many attempts were made.
@@ -285,11 +310,14 @@ class ErrorLimit:
         max_errors: more failures than this end it: a count (0: the first one does), or a fraction between 0 and 1 of
             what has run, once a hundred have. None: `in_a_row` counts instead.
         in_a_row: so many failures of one type in a row, anywhere in the pass, end it: the key or the quota is dead.
+        denied: so many items in a row that the server refuses to anybody with this key (HTTP 401, 402, 403, no credit)
+            end it, as `in_a_row` does.
         unencodable: so many values that cannot be written end it: the code is at fault.
     """
 
     max_errors: int | float | None = None
     in_a_row: int = 100
+    denied: int = 10
     unencodable: int = 3
 
     def __post_init__(self) -> None:
@@ -319,6 +347,7 @@ class ErrorCount:
         self._again = 0  # of those that failed, as they had before
         self._unencodable = 0
         self._row, self._row_kind, self._row_end = 0, "", 0  # failures in a row, and when the last of them ran
+        self._denied, self._denied_end, self._denied_why = 0, 0, ""  # the same of items that the server denies
 
     def fail(self, kind: str, *, again: bool = False, unencodable: bool = False) -> None:
         """One more item failed, with an exception of this type; `again` where it had failed with it before."""
@@ -328,12 +357,15 @@ class ErrorCount:
         self._unencodable += unencodable
         self.by_type[kind] += 1
 
-    def in_a_row(self, kind: str, ran: int, *, again: bool = False) -> None:
+    def in_a_row(self, kind: str, ran: int, *, again: bool = False, denied: str = "") -> None:
         """The failure of this type was the `ran`-th of all that ran: the next one of a row where nothing came between.
 
         Successes need not be told of: this is the per-item path.
         """
         goes_on = ran == self._row_end + 1 and (again or kind == self._row_kind)
+        if denied:
+            self._denied = (self._denied if self._denied_end == ran - 1 else 0) + (not again)
+            self._denied_end, self._denied_why = ran, denied
         self._row_end = ran
         if not goes_on:
             self._row, self._row_kind = 0, "" if again else kind
@@ -351,6 +383,11 @@ class ErrorCount:
         run, failed = self.run - self._again, self.failed - self._again
         if self._unencodable >= limit.unencodable:
             return f"{self._unencodable} results could not be written: the function returns what cannot be stored"
+        if most is None and self._denied >= limit.denied:
+            return (
+                f"{self._denied} items in a row were denied ({self._denied_why}): see to the key or the account, and "
+                "run the same line again (max_errors= sets another limit)"
+            )
         if most is None:
             row = f"{self._row} items in a row failed with {self._row_kind} (max_errors= sets another limit)"
             return row if self._row >= limit.in_a_row else None

@@ -10,14 +10,15 @@ from __future__ import annotations
 import numbers
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from checkpoint import locks
 from checkpoint.errors import InvalidOption, quote
+from checkpoint.execution.gate import Gate
 from checkpoint.execution.policies import Rate
 from checkpoint.outcomes import Unit
 
-__all__ = ["Permit", "Permits", "cost_of", "permits_of"]
+__all__ = ["Permit", "Permits", "Quota", "cost_of", "quota_of"]
 
 _TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
 _SHORTEST = 1e-6  # seconds: who waits gets on, however small the rest is
@@ -129,16 +130,29 @@ class Permits:
             self._level = min(self._most, (self._level or 0.0) + permit[1])
 
 
-_known: dict[int, tuple[weakref.ref[Rate], Permits]] = {}  # by identity: equal rates are two quotas
+class Quota(NamedTuple):
+    """What all share that have one `Rate`.
+
+    Attributes:
+        permits: how much may start when.
+        gate: whether anything may, as long as the server refuses.
+    """
+
+    permits: Permits
+    gate: Gate
+
+
+_known: dict[int, tuple[weakref.ref[Rate], Quota]] = {}  # by identity: equal rates are two quotas
 _knowing = locks.lock("quotas")
 
 
-def permits_of(rate: Rate) -> Permits:
-    """The permits of this very object; they live as long as it does."""
+def quota_of(rate: Rate) -> Quota:
+    """The quota of this very object; it lives as long as that does."""
     with _knowing:
         known = _known.get(id(rate))
         if known is None or known[0]() is not rate:
             place = id(rate)
             # A collection may call the function, under any lock: it takes none.
-            known = _known[place] = weakref.ref(rate, lambda _: _known.pop(place, None)), Permits(rate)
+            reference = weakref.ref(rate, lambda _: _known.pop(place, None))
+            known = _known[place] = reference, Quota(Permits(rate), Gate())
     return known[1]

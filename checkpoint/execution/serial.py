@@ -32,6 +32,7 @@ def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) 
         try:
             yield from one_by_one(desk, call, schedule, interrupts)
         finally:
+            schedule.close()
             if restore is not None:
                 restore()
         if interrupts.asked:
@@ -102,7 +103,7 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
     while goes_on():
         for units in parked.back(0):
             schedule.come_back(units[0])
-        attempt, answers = _take(schedule)
+        attempt, answers = (None, []) if more and schedule.wants_fresh else _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
             more = item is not _END
@@ -114,6 +115,9 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
                 continue
             attempt, answers = _take(schedule)
         if attempt is None:
+            paused = schedule.paused
+            if paused is not None:
+                desk.tell_paused(paused)
             if not (_wait(parked, schedule) or more):
                 break
             continue
@@ -127,7 +131,10 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)
+        was_paused = schedule.held_since is not None
         finished = judge.dones([attempt], answers)
+        if was_paused:
+            desk.tell_paused(schedule.paused)
         desk.put_off(unfinished([attempt], finished))
         if finished:
             _settle(desk, finished)
@@ -143,7 +150,7 @@ def _wait(parked: Parked, schedule: Schedule) -> bool:
         return True
     if wait is None:
         return False
-    clock.sleep(min(wait, 1.0))  # who is asked to end looks up
+    clock.sleep(min(wait, _LOOK_UP))  # who is asked to end looks up
     return True
 
 
