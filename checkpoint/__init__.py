@@ -37,7 +37,7 @@ from checkpoint.errors import (
     VersionNeeded,
     WorkerDied,
 )
-from checkpoint.execution.policies import Rate, Retry
+from checkpoint.execution.policies import Batch, Rate, Retry
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan
 from checkpoint.reporting.causes import Cause
@@ -45,6 +45,7 @@ from checkpoint.reporting.causes import Cause
 __all__ = [
     "LATEST",
     "AsyncCheckpointedFunction",
+    "Batch",
     "BatchCheckpointedRunner",
     "BrokenWorkers",
     "Cause",

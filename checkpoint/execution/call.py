@@ -28,7 +28,7 @@ from checkpoint.errors import (
 from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
 from checkpoint.execution.caller import enter_call, enter_pass
 from checkpoint.execution.clients import denial_of
-from checkpoint.execution.policies import Retry
+from checkpoint.execution.policies import Batch, Retry, batch_of
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
 from checkpoint.outcomes import Encoded, Unit, describe_exception
@@ -56,7 +56,7 @@ class Call:
     Args:
         function: it takes an item, or a list of items.
         name: what it is called in messages.
-        batch_size: how many items it takes at most, in a list; None: one, and no list.
+        batch_size: how many items it takes at most, in a list, or a `Batch`; None: one, and no list.
         validate: False or an exception makes a value a failure.
         retry: which exceptions say that the call may be made again.
         timeout: seconds that a coroutine may take.
@@ -73,7 +73,7 @@ class Call:
         function: Callable[[Any], Any],
         name: str = "the function",
         *,
-        batch_size: int | None = None,
+        batch_size: int | Batch | None = None,
         validate: Callable[[Any], Any] | None = None,
         retry: Retry | None = None,
         timeout: float | None = None,
@@ -96,7 +96,8 @@ class Call:
         self._travels = function if travels is None else travels
         self._encode = encode
         self.name = name
-        self.batch_size = batch_size
+        self.gathers = batch_of(batch_size)
+        self.batch_size = None if self.gathers is None else self.gathers.items
         self.batch = batch_size is not None
         self.timeout = timeout
         self._validate = validate

@@ -268,6 +268,7 @@ class Coordinator:
             self._inbox.put(None)
             self._thread.join()
         self._schedule.close()
+        self._judge.tell_halved(self._desk.name)
 
     # in its thread
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import random
 import re
 from collections import Counter
@@ -25,12 +26,14 @@ from checkpoint.execution.clients import (
 
 __all__ = [
     "Again",
+    "Batch",
     "Durability",
     "ErrorCount",
     "ErrorLimit",
     "OnChange",
     "Rate",
     "Retry",
+    "batch_of",
     "check_choice",
     "check_count",
     "check_seconds",
@@ -294,6 +297,80 @@ def _parsed(text: str) -> Rate:
         raise InvalidOption(f'rate is {quote(text)}; write "500/min", with s, min, h or day, or Rate(500, per=60)')
     limit = float(found[1].replace(",", "").replace("_", ""))
     return Rate(int(limit) if limit.is_integer() else limit, per)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many items a call is given: at most `items`, and as many as `limit` allows of what `size` counts.
+
+    Items are taken in their order; an item that is larger than the limit goes alone. A batch that fails is halved, down
+    to single items, so that one bad item costs a few calls and not the batch; a warning says so at the end of the pass.
+
+    Args:
+        items: 1 or more.
+        limit: the most that the sizes of a call's items may add up to, in the unit of `size` (tokens, bytes …), above
+            0. Default: any.
+        size: the size of an item, as a function of it that returns a number of 0 or more. It goes with `limit`.
+
+    Raises:
+        InvalidOption: an argument is wrong.
+
+    Example:
+        >>> batch = Batch(2048, limit=300_000, size=len)
+        >>> batch.items, batch.limit
+        (2048, 300000)
+    """
+
+    items: int
+    limit: float | None = None
+    size: Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.items is None:
+            raise InvalidOption("a batch's items is None; give an int of 1 or more")
+        check_count("a batch's items", self.items)
+        if (self.limit is None) != (self.size is None):
+            given, missing = ("size", "limit") if self.limit is None else ("limit", "size")
+            raise InvalidOption(
+                f"a batch has {given}= and no {missing}=; give both: Batch(2048, limit=300_000, size=tokens)"
+            )
+        if self.limit is not None and not (_is_number(self.limit) and 0 < self.limit < math.inf):
+            raise InvalidOption(f"a batch's limit is {quote(self.limit)}; give a number above 0")
+        if self.size is not None and (not callable(self.size) or inspect.iscoroutinefunction(self.size)):
+            raise InvalidOption(f"a batch's size is {quote(self.size)}; give a plain function of the item")
+
+    def size_of(self, item: Any) -> float:
+        """The size of an item; 0 where none is counted.
+
+        Raises:
+            Exception: what the function raises, or `InvalidOption` where it returns no number of 0 or more.
+        """
+        if self.size is None:
+            return 0.0
+        size: Any = self.size(item)
+        if not isinstance(size, numbers.Real) or not float(size) >= 0:
+            raise InvalidOption(
+                f"the size that a batch's function gave for the item is {quote(size)}; give a number of 0 or more"
+            )
+        return float(size)
+
+
+def batch_of(given: int | Batch | None) -> Batch | None:
+    """The policy that the `batch_size` option names.
+
+    Raises:
+        InvalidOption: it names none.
+    """
+    if given is None or isinstance(given, Batch):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InvalidOption(
+            f"batch_size is {quote(given)}; give an int of 1 or more, or Batch(2048, limit=300_000, size=tokens)"
+        )
+    return Batch(given)
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         waits: how often it was told to come again later, while others were answered.
         since: when it was first told so; negative: never.
         answers: how often the server had answered others by then.
+        bad: why it cannot be called at all, if it cannot.
         began: when it was last taken to be called, on the monotonic clock; told where there are retries.
     """
 
@@ -61,6 +62,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     since: float = -1.0
     answers: int = -1
     costs: list[float] | None = None
+    bad: Exception | None = None
 
 
 class Schedule:
@@ -84,6 +86,7 @@ class Schedule:
         self._later: list[tuple[float, int, Attempt]] = []
         self._due: deque[Attempt] = deque()  # was in `_later`, and goes before what is ready
         self._order = count()
+        self._has_bad = False  # whether one was added that cannot be called
         self._tried: dict[Any, Attempt] = {}  # by key, what was tried before another pass was at it
         self._gates: list[Gate] = []
         self._probes: list[float] = []
@@ -125,6 +128,7 @@ class Schedule:
     def add(self, attempt: Attempt) -> None:
         """To be called as soon as may be, after those that were added before."""
         self._ready.append(attempt)
+        self._has_bad = self._has_bad or attempt.bad is not None
 
     def take(self, *, first: bool = True, only: bool = True) -> Attempt | None:
         """The next call that may start now, its permits taken; None: see `wait`.
@@ -148,6 +152,8 @@ class Schedule:
             return None
         if (queue[0].alone and not first) or (queue[0].quiet and not only):
             return None
+        if self._has_bad and (bad := queue[0].bad) is not None:
+            raise BadCost(queue.popleft(), bad)
         if self._rates and not self._permitted(queue):
             return None
         attempt = queue[0]
@@ -336,7 +342,7 @@ class Schedule:
 
 
 class BadCost(Exception):
-    """What a call costs could not be told: `.attempt`, which is scheduled no more, and `.error`."""
+    """The size or cost of a call could not be told: `.attempt`, which is scheduled no more, and `.error`."""
 
     def __init__(self, attempt: Attempt, error: Exception) -> None:
         super().__init__(str(error))

@@ -95,10 +95,20 @@ class Parked:
 
 
 def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    judge = AnswerHandler(schedule)
+    try:
+        yield from _by_schedule(desk, call, schedule, interrupts, judge)
+    finally:
+        judge.tell_halved(desk.name)
+
+
+def _by_schedule(
+    desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts, judge: AnswerHandler
+) -> Iterator[None]:
     def goes_on() -> bool:
         return desk.verdict is None and not interrupts.asked
 
-    items, judge, batches = iter(desk.items), AnswerHandler(schedule), Batches(call)
+    items, batches = iter(desk.items), Batches(call)
     parked, more = Parked(desk), True
     while goes_on():
         for units in parked.back(0):
