@@ -553,9 +553,10 @@ def mapped(call: Any, kind: str, items: Any, *, workers: int, options: dict[str,
 KINDS = [("threads", 1), ("threads", 8), ("tasks", 1), ("tasks", 8)]
 
 
+@pytest.mark.promise("an outage of the provider")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 @pytest.mark.parametrize("error", [Refused(503), ConnectionRefusedError("no")], ids=["503", "refused"])
-def test_a_pass_outlasts_an_outage(kind: str, workers: int, error: Exception) -> None:
+def test_an_outage_of_the_provider(kind: str, workers: int, error: Exception) -> None:
     """Some hundred calls are refused, by a server that counts them; each item has three attempts, and none fails."""
     calls = 0
 
@@ -579,15 +580,14 @@ DENIED = [
 ]
 
 
+@pytest.mark.promise("a dead key")
 @pytest.mark.parametrize(
     ("kind", "workers", "error", "why", "retry"),
     [(*kind, *DENIED[0], retry) for kind in KINDS for retry in (None, 3)]
     + [("threads", 4, *denied, 3) for denied in DENIED[1:]],
 )
-def test_a_dead_key_ends_the_pass_after_ten_items(
-    kind: str, workers: int, error: Exception, why: str, retry: int | None
-) -> None:
-    """Each is called once, and the error says why; anywhere in the pass, with and without retries."""
+def test_a_dead_key(kind: str, workers: int, error: Exception, why: str, retry: int | None) -> None:
+    """Ten items in a row end the pass; each is called once, and the error says why; with and without retries."""
     calls = 0
 
     def call(n: int) -> int:

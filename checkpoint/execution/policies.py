@@ -114,9 +114,13 @@ class Retry:
     The wait before attempt n + 1 is exponential with full jitter: a random part of ``wait * 2 ** (n - 1)`` seconds, at
     most of `max_wait` (Brooker, "Exponential Backoff And Jitter", AWS 2015). An exception that carries a Retry-After,
     as ``.retry_after``, ``.response.headers`` or ``.headers``, is tried again after that time, and this costs no
-    attempt; when its HTTP status is 429 or 503 nothing else is called until then. After ten such waits without a
-    success in between, ten of one item, or 15 minutes of them, it counts as any other failure. What an exception was
-    raised from (``raise … from``) speaks for it where it says nothing itself: clients are wrapped.
+    attempt, ten times for an item while others are answered. What an exception was raised from (``raise … from``)
+    speaks for it where it says nothing itself: clients are wrapped.
+
+    Three different items in a row that are refused (HTTP 429, 5xx) or lose their connection, or five among the last
+    twenty answers, hold all calls that share the quota: those of functions with the same `Rate` object, or else of the
+    pass. One call at a time asks whether the server is back, after `wait` seconds, then twice as many, until ten times
+    as many; while calls are held nothing costs an attempt.
 
     Args:
         attempts: how many calls there are at most, the first included.
@@ -125,7 +129,9 @@ class Retry:
             (requests, httpx, aiohttp, urllib3, botocore, gRPC, google.api_core, and the SDKs on them), unless an HTTP
             status tells otherwise; never a TypeError, nor a failed authentication.
         wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
-        max_wait: seconds.
+        max_wait: seconds; the longest wait before an attempt, and before a call that asks whether the server is back.
+        patience: seconds without an answer after which what waits fails, and the longest Retry-After that is waited
+            for. Default: a quarter of an hour.
 
     Raises:
         InvalidOption: an argument is wrong.
