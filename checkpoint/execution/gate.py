@@ -14,13 +14,10 @@ import weakref
 from collections import deque
 from enum import Enum, auto
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from checkpoint import locks
-
-if TYPE_CHECKING:
-    from checkpoint.execution.policies import Again
-    from checkpoint.execution.scheduler import Attempt
+from checkpoint.execution.policies import Again
 
 __all__ = ["Gate", "Ruling"]
 
@@ -30,6 +27,12 @@ _LAST = 20  # answers that are looked at
 _QUARTER = 5
 _ROW = 3
 _POLL = 0.1  # seconds: another pass asks, and tells nobody of the answer
+
+
+class Started(Protocol):
+    """A call, and when it was begun."""
+
+    began: float
 
 
 class Ruling(Enum):
@@ -62,7 +65,7 @@ class Gate:
         self._last: deque[Any] = deque(maxlen=_LAST)  # who was refused, or None for an answer
         self._first = 0.0  # when it was refused first, since the last answer
         self._opened = -math.inf
-        self._probe: Attempt | None = None
+        self._probe: Started | None = None
         self._asker: weakref.ref[Any] | None = None  # whose call the probe is
         self._next = 0.0  # when the next probe may start
         self._failed = 0  # probes
@@ -99,7 +102,7 @@ class Gate:
                 return math.inf if asker is user else _POLL
             return max(self._next - now, 0.0)
 
-    def start(self, user: Any, attempt: Attempt, now: float) -> bool:
+    def start(self, user: Any, attempt: Started, now: float) -> bool:
         """Whether the call may start now; where the gate is held it is the one that asks."""
         with self._lock:
             if self.held_since is None:
@@ -109,7 +112,7 @@ class Gate:
             self._probe, self._asker = attempt, weakref.ref(user)
             return True
 
-    def lost(self, attempt: Attempt) -> None:
+    def lost(self, attempt: Started) -> None:
         """The call has no answer: it was not made, or its worker died."""
         with self._lock:
             if self._probe is attempt:
@@ -117,7 +120,7 @@ class Gate:
 
     # answers
 
-    def answered(self, attempt: Attempt, now: float) -> None:
+    def answered(self, attempt: Started, now: float) -> None:
         """The server answered the call, with whatever."""
         with self._lock:
             held = self.held_since
@@ -135,7 +138,7 @@ class Gate:
             log.info("calls go on: the server answers again, after %.3g s", now - last)
 
     def refused(
-        self, who: Any, attempt: Attempt, why: Again, now: float, *, backoff: list[float], patience: float
+        self, who: Any, attempt: Started, why: Again, now: float, *, backoff: list[float], patience: float
     ) -> Ruling:
         """The call was refused, or had no answer.
 

@@ -70,13 +70,14 @@ class Bar:
         _open.add(self)
         self._bar: Any = None
         self._failed, self._paused = 0, ""
-        self._is_live = _is_terminal(sys.stderr)
+        self._is_live = False  # it is drawn in place, on a terminal
         self._drawn = -_LINE_EVERY  # when it was last drawn for a pause
         self._closed = False
         if show and outermost and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
             with self._watched():
                 self._bar = _draw(total, done, desc)
-                if _is_terminal(sys.stderr):
+                self._is_live = _is_terminal(sys.stderr)
+                if self._is_live:
                     log.addFilter(self._make_room)
 
     def _make_room(self, _: logging.LogRecord) -> bool:
