@@ -522,6 +522,33 @@ def test_five_in_a_hundred_that_are_told_to_wait_cost_little_more_than_their_own
     assert max(ratios) <= 1.6, ratios
 
 
+@pytest.mark.parametrize("limited", [True, False], ids=["rate=", "no rate="])
+def test_a_quota_of_the_server_is_used_up_and_seldom_exceeded(limited: bool) -> None:
+    """A token bucket of 600 a minute: with `rate=` set to it 2 % of calls at most are refused, and no time is lost.
+
+    Without it the pass takes turns with the server, and no item fails all the same.
+    """
+    tokens, seen, refused = 10.0, 0.0, 0
+
+    def answer(now: float, item: int) -> Again | bool:
+        nonlocal tokens, seen, refused
+        tokens, seen = min(10.0, tokens + (now - seen) * 10.0), now
+        if tokens < 1 - 1e-9:
+            refused += 1
+            return Again(1.0, "HTTP 429")
+        tokens -= 1
+        return True
+
+    server = Server(answer, Retry(5), *([Rate(600)] if limited else []), workers=16, latency=0.25)
+    server.run(3000)
+    assert (len(server.done), server.failed) == (3000, {})
+    if limited:
+        assert refused <= 0.02 * len(server.calls)
+        assert max(server.done.values()) <= 1.1 * 300
+    else:
+        assert max(server.done.values()) <= 2 * 300
+
+
 # --- in passes -------------------------------------------------------------------------------------------------------
 
 
@@ -678,3 +705,20 @@ def test_an_interrupt_ends_a_pause(workers: int) -> None:
         f.map(range(100), workers=workers, progress=False)
     assert time.monotonic() - began < 60, "the first probe would come after five minutes"
     assert len(f.results) == 10
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_many_that_wait_for_a_retry_after_get_their_turn(workers: int) -> None:
+    """More than may wait, a refusal the last answer: nothing more is drawn, and those that are due are called."""
+    refused: set[int] = set()
+
+    def call(n: int) -> int:
+        if n % 6 == 0 and n not in refused:
+            refused.add(n)
+            error = Refused(429)
+            error.retry_after = 0.05  # type: ignore[attr-defined]
+            raise error
+        return n
+
+    got = mapped(call, "threads", range(240), workers=workers, options={"retry": 2})
+    assert got == list(range(240))

@@ -113,7 +113,8 @@ def _by_schedule(
     while goes_on():
         for units in parked.back(0):
             schedule.come_back(units[0])
-        attempt, answers = (None, []) if more and schedule.wants_fresh else _take(schedule)
+        draws = more and schedule.wants_fresh and schedule.room(1) > 0
+        attempt, answers = (None, []) if draws else _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
             more = item is not _END
