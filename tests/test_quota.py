@@ -584,13 +584,13 @@ KINDS = [("threads", 1), ("threads", 8), ("tasks", 1), ("tasks", 8)]
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 @pytest.mark.parametrize("error", [Refused(503), ConnectionRefusedError("no")], ids=["503", "refused"])
 def test_an_outage_of_the_provider(kind: str, workers: int, error: Exception) -> None:
-    """Some hundred calls are refused, by a server that counts them; each item has three attempts, and none fails."""
+    """Some calls are refused, by a server that counts them; each item has three attempts, and none fails."""
     calls = 0
 
     def call(n: int) -> int:
         nonlocal calls
         calls += 1
-        if 50 < calls <= 50 + workers + 9:
+        if 50 < calls <= 50 + workers + 4:
             raise error
         return n
 

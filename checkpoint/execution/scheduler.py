@@ -89,10 +89,9 @@ class Schedule:
         self._has_bad = False  # whether one was added that cannot be called
         self._tried: dict[Any, Attempt] = {}  # by key, what was tried before another pass was at it
         self._gates: list[Gate] = []
-        self._probes: list[float] = []
+        self._probes: list[float] = []  # told when something was refused: the user's `wait` is asked for it
         if retry is not None:
             self._gates = [quota_of(rate).gate for rate in self._rates] or [Gate()]
-            self._probes = retry.probes()
             for gate in self._gates:
                 gate.join(self)
 
@@ -315,6 +314,7 @@ class Schedule:
     def _refused(self, attempt: Attempt, why: Again, now: float) -> Ruling:
         retry, who = self._retry, (id(self), attempt.units[0].key)
         assert retry is not None
+        self._probes = self._probes or retry.probes()
         rulings = {
             gate.refused(who, attempt, why, now, backoff=self._probes, patience=retry.patience) for gate in self._gates
         }
