@@ -75,6 +75,7 @@ VERDICTS = [
     (ErrorLimit(), "a" * 100, "100 items in a row failed with a", "a hundred in a row"),
     (ErrorLimit(), "...b" + "a" * 100, "100 items in a row failed with a", "anywhere in the pass"),
     (ErrorLimit(), ("a" * 99 + ".") * 5, None, "a success after each 99"),
+    (ErrorLimit(), "a" * 100 + ".b.", "100 items in a row failed with a", "whatever calls under way come to then"),
     (ErrorLimit(), "ab" * 500, None, "of two types by turns"),
     (ErrorLimit(500), "a" * 400, None, "max_errors is the limit in place of a hundred in a row"),
     (ErrorLimit(0.5), "." * 200 + "a" * 150, None, "so is a fraction"),

@@ -510,8 +510,9 @@ def test_a_wait_that_counts_pauses_nothing_else() -> None:
     for _ in range(MOST_WAITS):
         assert run.schedule.again(run.begin(), Again(0.5, LIMITED))
         run.tick()
+    call = run.begin()
     run.add("y")
-    assert run.schedule.again(run.begin(), Again(5.0, LIMITED))
+    assert run.schedule.again(call, Again(5.0, LIMITED))
     assert run.take() == "y"
 
 

@@ -431,6 +431,7 @@ class ErrorCount:
         self._unencodable = 0
         self._row, self._row_kind, self._row_end = 0, "", 0  # failures in a row, and when the last of them ran
         self._denied, self._denied_end, self._denied_why = 0, 0, ""  # the same of items that the server denies
+        self._row_verdict: str | None = None  # it stays, whatever calls that were under way come to
 
     def fail(self, kind: str, *, again: bool = False, unencodable: bool = False) -> None:
         """One more item failed, with an exception of this type; `again` where it had failed with it before."""
@@ -453,6 +454,15 @@ class ErrorCount:
         if not goes_on:
             self._row, self._row_kind = 0, "" if again else kind
         self._row += not again
+        if self._denied >= self._limit.denied and self._denied_end == ran:
+            self._row_verdict = (
+                f"{self._denied} items in a row were denied ({self._denied_why}): see to the key or the account, and "
+                "run the same line again (max_errors= sets another limit)"
+            )
+        elif self._row >= self._limit.in_a_row:
+            self._row_verdict = (
+                f"{self._row} items in a row failed with {self._row_kind} (max_errors= sets another limit)"
+            )
 
     def retire(self, kind: str) -> None:
         """One of the failures of this type has its result after all."""
@@ -466,14 +476,8 @@ class ErrorCount:
         run, failed = self.run - self._again, self.failed - self._again
         if self._unencodable >= limit.unencodable:
             return f"{self._unencodable} results could not be written: the function returns what cannot be stored"
-        if most is None and self._denied >= limit.denied:
-            return (
-                f"{self._denied} items in a row were denied ({self._denied_why}): see to the key or the account, and "
-                "run the same line again (max_errors= sets another limit)"
-            )
         if most is None:
-            row = f"{self._row} items in a row failed with {self._row_kind} (max_errors= sets another limit)"
-            return row if self._row >= limit.in_a_row else None
+            return self._row_verdict
         if isinstance(most, float):
             over = run >= _ENOUGH_FOR_A_FRACTION and failed > most * run
             return f"more than {most:.0%} of {run} items failed" if over else None
