@@ -41,7 +41,7 @@ from checkpoint.errors import (
     WorkerDied,
 )
 from checkpoint.execution.notes import note
-from checkpoint.execution.policies import Rate, Retry
+from checkpoint.execution.policies import Batch, Rate, Retry
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan
 from checkpoint.reporting.causes import Cause
@@ -49,6 +49,7 @@ from checkpoint.reporting.causes import Cause
 __all__ = [
     "LATEST",
     "AsyncCheckpointedFunction",
+    "Batch",
     "BatchCheckpointedRunner",
     "BrokenWorkers",
     "Cause",

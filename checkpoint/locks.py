@@ -38,6 +38,9 @@ ORDER = (
     "syncing",
     "counting",  # the state of an upload
     "cluster",  # the tasks that are under way
+    "quotas",  # which rates there are
+    "gate",  # what a server answered last
+    "quota",  # what one of them has let go
     "reading",  # the position of a descriptor
     "parsing",  # the filters of warnings
 )

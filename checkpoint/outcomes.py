@@ -81,6 +81,7 @@ class Failure:
         given_up: whether later runs are to leave the item alone.
         paid: what the call returned, where its value was refused; None where it returned nothing.
         notes: the fields that the calls noted.
+        denied: why the server refuses everybody with this key ("HTTP 401"); empty where it does not.
     """
 
     message: str
@@ -92,6 +93,7 @@ class Failure:
     paid: Success | None = field(default=None, compare=False)
     given_up: bool = False
     notes: dict[str, Any] | None = None
+    denied: str = ""
 
     def counted(self, attempts: int, notes: dict[str, Any] | None = None) -> Failure:
         """The same, after so many attempts, which noted these fields."""

@@ -240,6 +240,18 @@ ROWS = (
         "`f.errors[key]`. A mended `validate` or `parse` takes it without a call; what was given up is left alone",
     ),
     Row(
+        "an outage of the provider",
+        "with `retry=` no item fails of it: three refusals (429, 5xx) or lost connections in a row, from different "
+        "items, hold all calls that share the quota; one call at a time asks, and nothing costs an attempt meanwhile. "
+        "After `Retry(patience=900)` seconds without an answer what waits fails",
+        "away, overloaded, or cutting connections",
+    ),
+    Row(
+        "a dead key",
+        "ten items in a row that are denied (HTTP 401, 402, 403, no credit) end the pass, with the reason; the other "
+        "items are not called. `max_errors=` sets another limit",
+    ),
+    Row(
         "a checkpoint of schema 1.0.0",
         "opens and resumes; its lines count for any key of equal `str()`, and stay as they are",
     ),

@@ -722,7 +722,7 @@ def local_error() -> Exception:
 @pytest.mark.parametrize("error", [*COME_THROUGH, local_error()], ids=shown)
 def test_an_exception_comes_through_where_it_can(error: Exception) -> None:
     """With its type, arguments and attributes; the text in any case."""
-    told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, True))
+    told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, "HTTP 429"))
     (came,) = through(told)
     assert type(came) is Failed
     assert came == told, "all but the exception, which is not compared"
@@ -734,7 +734,7 @@ def test_an_exception_comes_through_where_it_can(error: Exception) -> None:
 @pytest.mark.parametrize("error", TEXT_ONLY, ids=lambda error: type(error).__name__)
 def test_an_exception_that_would_be_another_comes_through_as_text(error: Exception) -> None:
     """Type, message, traceback, and what it said of trying again; never in another's place."""
-    told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, True))
+    told = Failed(describe_exception(error, elapsed=2.0), Again(3.0, "HTTP 429"))
     before, came, after = through((1, 0.5), told, [(2, 0.5), told])
     assert (before, after[0], after[1]) == ((1, 0.5), (2, 0.5), told)
     assert came == told

@@ -225,7 +225,7 @@ def test_what_another_pass_calls_uses_no_permit(options: dict[str, Any], threads
     first = threads.submit(counted("n", function).map, [1], progress=False)
     assert function.begun.wait(FOREVER)
 
-    @checkpointed("n", rate=Rate(2, per=3600))
+    @checkpointed("n", rate=Rate(2, per=0.1))
     def f(item: int) -> Any:
         called.set()
         return function(item)

@@ -10,8 +10,6 @@ import pytest
 from checkpoint import Retry
 from checkpoint.execution.policies import Again
 
-AGAIN = Again()
-
 
 def exceptions_of(module: ModuleType) -> dict[str, type[BaseException]]:
     """The public exception classes of a module, without warnings."""
@@ -305,10 +303,10 @@ LATERS: list[tuple[str, Any, float]] = [
 
 @pytest.mark.parametrize(("reason", "make", "seconds"), LATERS, ids=[reason for reason, *_ in LATERS])
 def test_a_retry_after_is_read_of_each_sdk(reason: str, make: Any, seconds: float) -> None:
-    """And pauses, where the status is 429."""
-    assert Retry().judge(make()) == Again(seconds, True)
+    """With the status beside it."""
+    assert Retry().judge(make()) == Again(seconds, "HTTP 429")
 
 
 def test_a_delay_that_cannot_be_read_is_none() -> None:
     """The status counts all the same."""
-    assert Retry().judge(genai_error("soon")) == AGAIN
+    assert Retry().judge(genai_error("soon")) == Again(None, "HTTP 429")

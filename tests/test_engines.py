@@ -407,6 +407,8 @@ class Desk:
     def affords(self, units: list[Unit]) -> bool:
         return True
 
+    def tell_paused(self, seconds: float | None) -> None: ...
+
     def settle(self, finished: list[Done]) -> None:
         self.by.append((threading.current_thread().name, [done.unit.key for done in finished]))
         self.begun.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import http.client
 import io
 import math
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoint import InvalidOption, Rate, Retry, clock
+from checkpoint.execution.clients import denial_of
 from checkpoint.execution.policies import (
     Again,
     Durability,
@@ -73,6 +75,7 @@ VERDICTS = [
     (ErrorLimit(), "a" * 100, "100 items in a row failed with a", "a hundred in a row"),
     (ErrorLimit(), "...b" + "a" * 100, "100 items in a row failed with a", "anywhere in the pass"),
     (ErrorLimit(), ("a" * 99 + ".") * 5, None, "a success after each 99"),
+    (ErrorLimit(), "a" * 100 + ".b.", "100 items in a row failed with a", "whatever calls under way come to then"),
     (ErrorLimit(), "ab" * 500, None, "of two types by turns"),
     (ErrorLimit(500), "a" * 400, None, "max_errors is the limit in place of a hundred in a row"),
     (ErrorLimit(0.5), "." * 200 + "a" * 150, None, "so is a fraction"),
@@ -169,6 +172,8 @@ REFUSED = [
     ({"max_wait": -0.1}, "max_wait is -0.1", "negative"),
     ({"max_wait": math.nan}, "max_wait is nan", "NaN"),
     ({"max_wait": None}, "max_wait is None", "nothing"),
+    ({"patience": -1}, "patience is -1; give a number of seconds", "negative"),
+    ({"patience": None}, "patience is None", "nothing"),
     ({"on": ()}, "on is (); give exception types", "no type"),
     ({"on": [OSError]}, "give exception types", "a list, which isinstance does not take"),
     ({"on": (OSError, "x")}, "give exception types", "one that is no type"),
@@ -214,7 +219,7 @@ def test_a_retry_travels_to_workers() -> None:
     """Exceptions are judged where they are raised."""
     retry = Retry(5, on=(ConnectionError, KeyError), wait=0.5, max_wait=3)
     assert pickle.loads(pickle.dumps(retry)) == retry
-    assert pickle.loads(pickle.dumps(Again(1.5, True))) == Again(1.5, True)
+    assert pickle.loads(pickle.dumps(Again(1.5, "HTTP 429"))) == Again(1.5, "HTTP 429")
 
 
 def test_the_retry_option_names_a_policy() -> None:
@@ -246,6 +251,11 @@ def test_what_cannot_validate_is_refused(validate: Any) -> None:
 # --- Retry: which exceptions -----------------------------------------------------------------------------------------
 
 AGAIN = Again()
+
+
+def when(judged: Again | None) -> Again | None:
+    """A judgement without the trouble it tells of."""
+    return judged if judged is None else Again(judged.after)
 
 
 def raised_from(error: Exception, *causes: BaseException) -> Exception:
@@ -382,8 +392,9 @@ def client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Exception]]
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529, 599])
 def test_a_status_that_may_pass_is_tried_again(client: Callable[..., Exception], status: int) -> None:
-    """Whichever client tells it; without a Retry-After nothing is paused."""
-    assert Retry().judge(client(status)) == AGAIN
+    """Whichever client tells it; too many requests, and what is the server's fault, others would meet too."""
+    trouble = f"HTTP {status}" if status not in (408, 409) else ""
+    assert Retry().judge(client(status)) == Again(None, trouble)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 422, 451])
@@ -451,7 +462,7 @@ JUDGED = [
 )
 def test_what_is_tried_again_by_default(exception: Exception, again: bool, reason: str) -> None:
     """OSError and TimeoutError, also as the explicit cause, unless a status tells otherwise."""
-    assert Retry().judge(exception) == (AGAIN if again else None), reason
+    assert when(Retry().judge(exception)) == (AGAIN if again else None), reason
 
 
 def test_causes_that_go_round_in_circles_come_to_an_end() -> None:
@@ -485,7 +496,7 @@ CHOSEN = [
 @pytest.mark.parametrize(("on", "exception", "again", "reason"), CHOSEN, ids=[r for *_, r in CHOSEN])
 def test_what_is_tried_again_may_be_said(on: Any, exception: Exception, again: bool, reason: str) -> None:
     """Types besides the statuses; or a function that decides alone."""
-    assert Retry(on=on).judge(exception) == (AGAIN if again else None), reason
+    assert when(Retry(on=on).judge(exception)) == (AGAIN if again else None), reason
 
 
 def test_a_function_that_raises_is_heard() -> None:
@@ -530,15 +541,15 @@ def _now(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["Retry-After", "retry-after", "RETRY-AFTER", "retry-AFTER"])
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_retry_after_is_heard_of_any_client(client: Callable[..., Exception], name: str, status: int) -> None:
-    """In any case; with 429 and 503 everything pauses."""
-    assert Retry().judge(client(status, {"Content-Type": "text/plain", name: "5"})) == Again(5.0, status in (429, 503))
+    """In any case."""
+    assert Retry().judge(client(status, {"Content-Type": "text/plain", name: "5"})) == Again(5.0, f"HTTP {status}")
 
 
 @pytest.mark.usefixtures("_now")
 @pytest.mark.parametrize(("told", "seconds", "reason"), TOLD, ids=[reason for *_, reason in TOLD])
 def test_what_a_retry_after_says(told: str, seconds: float | None, reason: str) -> None:
     """Seconds, or one of the three forms of a date; what cannot be read says nothing, and the status is left."""
-    want = AGAIN if seconds is None else Again(seconds, True)
+    want = Again(seconds, "HTTP 429")
     assert Retry().judge(httpx_error(429, {"Retry-After": told})) == want, reason
     assert Retry().judge(Odd(status=429, retry_after=told)) == want, reason
 
@@ -582,8 +593,8 @@ SOURCES = [
     (Odd(headers="Retry-After: 4"), None, "no mapping"),
     (Odd(headers={3: 4}), None, "no names"),
     (Hostile("x"), AGAIN, "properties that raise"),
-    (Odd(response=Hostile("x"), status=429), AGAIN, "those of a response"),
-    (raised_from(ValueError(), Odd(retry_after=4, status=503)), Again(4.0, True), "the explicit cause's"),
+    (Odd(response=Hostile("x"), status=429), Again(None, "HTTP 429"), "those of a response"),
+    (raised_from(ValueError(), Odd(retry_after=4, status=503)), Again(4.0, "HTTP 503"), "the explicit cause's"),
     (raised_from(Odd(retry_after=1), Odd(retry_after=4)), Again(1.0), "the exception's before its cause's"),
     (raised_during(ValueError(), Odd(retry_after=4)), None, "not that of what was handled"),
     (httpx_error(400, {"Retry-After": "4"}), Again(4.0), "with a status that is not tried again by itself"),
@@ -606,7 +617,7 @@ def test_a_function_decides_over_a_retry_after_too() -> None:
     """It says whether, and the exception when."""
     error = httpx_error(429, {"Retry-After": "4"})
     assert Retry(on=lambda _: False).judge(error) is None
-    assert Retry(on=lambda _: True).judge(error) == Again(4.0, True)
+    assert Retry(on=lambda _: True).judge(error) == Again(4.0, "HTTP 429")
 
 
 @given(st.text())
@@ -754,3 +765,83 @@ def test_a_rate_with_costs_may_have_a_limit_below_one() -> None:
     assert pickle.loads(pickle.dumps(rate)) == rate
     with pytest.raises(dataclasses.FrozenInstanceError):
         rate.limit = 1  # type: ignore[misc]
+
+
+# --- the server's trouble, and the account's --------------------------------------------------------------------------
+
+TROUBLES = [
+    # exception, trouble, reason
+    (Odd(status_code=429), "HTTP 429", "too many requests"),
+    (Odd(status_code=529), "HTTP 529", "overloaded"),
+    (Odd(status_code=502), "HTTP 502", "its gateway"),
+    (Odd(status_code=409), "", "a conflict is the item's"),
+    (Odd(body={"error": {"type": "overloaded_error"}}, status_code=200), "HTTP 529", "within a stream"),
+    (Odd(body={"error": {"type": "server_error"}}), "HTTP 500", "within a stream, without a status"),
+    (ConnectionRefusedError("x"), "ConnectionRefusedError", "nobody listens"),
+    (OSError(errno.EHOSTUNREACH, "x"), "OSError", "no way to it"),
+    (urllib.error.URLError(ConnectionResetError("x")), "URLError", "urllib's, for its reason"),
+    (raised_from(RuntimeError("x"), ConnectionResetError("x")), "ConnectionResetError", "as a cause"),
+    (httpx.RemoteProtocolError("x"), "RemoteProtocolError", "a stream that was cut"),
+    (httpx.ConnectTimeout("x"), "ConnectTimeout", "nobody answers"),
+    (httpx.ReadTimeout("x"), "", "an answer that takes long may be the item's"),
+    (TimeoutError("x"), "", "so may a call that does"),
+    (FileNotFoundError(2, "x"), "", "a file is the item's"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("exception", "trouble", "reason"), TROUBLES, ids=[reason for *_, reason in TROUBLES])
+def test_what_other_items_would_meet_too(exception: Exception, trouble: str, reason: str) -> None:
+    """A refusal, an error of the server, a connection that is lost; and not what may be the item's own."""
+    judged = Retry().judge(exception)
+    assert judged is not None
+    assert judged.trouble == trouble, reason
+
+
+DENIALS = [
+    # exception, denial, reason
+    (Odd(status_code=401), "HTTP 401", "a wrong key"),
+    (Odd(status_code=402), "HTTP 402", "nothing is paid"),
+    (raised_from(RuntimeError("x"), Odd(status=403)), "HTTP 403", "as a cause"),
+    (Odd(status_code=429, code="insufficient_quota"), "insufficient quota", "openai: no credit"),
+    (Odd(status_code=400, body={"error": {"type": "billing_error"}}), "insufficient quota", "anthropic's"),
+    (Odd(status_code=429), "", "come again later"),
+    (Odd(status_code=404), "", "the item's"),
+    (PermissionError("x"), "", "a file's"),
+    (ValueError("x"), "", "the code's"),
+]
+
+
+@pytest.mark.parametrize(("exception", "denial", "reason"), DENIALS, ids=[reason for *_, reason in DENIALS])
+def test_what_is_denied_to_everybody_with_this_key(exception: Exception, denial: str, reason: str) -> None:
+    """It is known, and is not tried again: waiting does not pay."""
+    assert denial_of(exception) == denial, reason
+    assert not denial or Retry().judge(exception) is None
+
+
+DENIED_ROWS = [
+    ("d" * 9, False),
+    ("d" * 10, True),
+    ("d" * 9 + "." + "d" * 9, False),
+    ("D" * 20, False),
+    ("ad" * 20, False),
+]
+
+
+@pytest.mark.parametrize(("ends", "is_over"), DENIED_ROWS)
+def test_ten_denials_in_a_row_end_the_pass(ends: str, is_over: bool) -> None:
+    """Of items that had not failed so before (a capital), one after the other."""
+    counted = ErrorCount(ErrorLimit())
+    for ran, end in enumerate(ends, 1):
+        if end != ".":
+            counted.fail(end, again=end.isupper())
+            counted.in_a_row(end, ran, again=end.isupper(), denied="" if end == "a" else "HTTP 401: no")
+    assert ("HTTP 401" in (counted.verdict() or "")) == is_over
+
+
+def test_probes_come_more_seldom_until_ten_times_the_first() -> None:
+    """Within max_wait, never without a pause, and by the user's function where that is one."""
+    assert Retry().probes() == [1, 2, 4, 8, 10]
+    assert Retry(wait=0).probes()[0] > 0
+    assert Retry(wait=30).probes() == [30, 60, 60, 60, 60]
+    assert Retry(wait=lambda made: 3).probes()[0] == 3
+    assert Retry(wait=lambda made: 1 / 0).probes()[0] == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack, over
 from checkpoint.api.options import Arguments, Options
 from checkpoint.api.proxies import AsyncCheckpointedFunction, CheckpointedFunction
 from checkpoint.api.signatures import check_function, innermost, is_async, return_annotation
-from checkpoint.execution.policies import Durability, OnChange, Rate, Retry
+from checkpoint.execution.policies import Batch, Durability, OnChange, Rate, Retry
 from checkpoint.provenance.syntax import keep_sources
 from checkpoint.values.keys import KeyFunction
 
@@ -78,13 +78,13 @@ def checkpointed(
 
 @overload
 def checkpointed(
-    name: str, *, batch_size: int, parse: None = None, **options: Unpack[Arguments]
+    name: str, *, batch_size: int | Batch, parse: None = None, **options: Unpack[Arguments]
 ) -> _BatchDecorator: ...
 
 
 @overload
 def checkpointed(
-    name: str, *, parse: Callable[[Any], T], batch_size: int | None = None, **options: Unpack[Arguments]
+    name: str, *, parse: Callable[[Any], T], batch_size: int | Batch | None = None, **options: Unpack[Arguments]
 ) -> _ParsingDecorator[T]: ...
 
 
@@ -98,7 +98,7 @@ def checkpointed(
     ignore: str | Sequence[str] = (),
     input: str | Sequence[str] | Callable[[Any], Any] | None = None,
     on_change: OnChange | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Batch | None = None,
     retry: int | Retry | None = None,
     rate: str | Rate | Sequence[str | Rate] | None = None,
     timeout: float | None = None,
@@ -125,10 +125,13 @@ def checkpointed(
         on_change: what to do where the item of a known key has changed, or the function has: "keep" the results (it is
             said), "recompute" them, or "error". Default: an item that changed, and a value that the function reads and
             that changed, are errors before anything is run; other changes of its code are said.
-        batch_size: the function takes a list of at most so many items, and returns a list with one value for each. Each
-            is a result, or has failed, by itself; a batch that fails is tried again item by item. Default: one item.
-        retry: how many attempts a call gets, the first included, or a `Retry`. Default: one.
-        rate: how many calls may start in a span of time: "500/min", a `Rate`, or several of these. Default: any.
+        batch_size: the function takes a list of at most so many items, and returns a list with one value for each; or
+            a `Batch`, which limits the sum of their sizes too. Each item is a result, or has failed, by itself; a batch
+            that fails is tried again in halves, down to single items. Default: one item, and no list.
+        retry: how many attempts a call gets, the first included, or a `Retry`. Default: one. With it, refusals of
+            several items in a row, and outages, hold all calls until the server answers again.
+        rate: how many calls may start in a span of time, spread evenly: "500/min", a `Rate`, or several of these.
+            Functions that are given the same `Rate` object share it. Default: any.
         timeout: seconds that a call may take: coroutines are cancelled, processes killed. On threads, where nothing can
             be stopped, `map` refuses it. Default: any.
         validate: a function of the value that returns False or raises where the value is no result (empty, refused, cut

@@ -12,10 +12,12 @@ from checkpoint.catalog.paths import check_name
 from checkpoint.catalog.shards import ShardOption
 from checkpoint.errors import InvalidFunction, InvalidName, InvalidOption, quote
 from checkpoint.execution.policies import (
+    Batch,
     Durability,
     OnChange,
     Rate,
     Retry,
+    batch_of,
     check_choice,
     check_count,
     check_parse,
@@ -44,7 +46,7 @@ class Options:
     ignore: str | Sequence[str] = ()
     input: str | Sequence[str] | Callable[[Any], Any] | None = None
     on_change: OnChange | None = None
-    batch_size: int | None = None
+    batch_size: int | Batch | None = None
     retry: int | Retry | None = None
     rate: str | Rate | Sequence[str | Rate] | None = None
     timeout: float | None = None
@@ -63,9 +65,9 @@ class Options:
         check_choice("durability", self.durability, Durability)
         if self.on_change is not None:
             check_choice("on_change", self.on_change, OnChange)
-        check_count("batch_size", self.batch_size)
+        batch_of(self.batch_size)
         retry_of(self.retry)
-        rates_of(self.rate)
+        object.__setattr__(self, "rate", rates_of(self.rate) or None)  # one object, and so one quota, for all passes
         if self.timeout is not None:
             check_seconds("timeout", self.timeout, positive=True)
         check_validate(self.validate)
@@ -189,7 +191,8 @@ def _need_loop() -> None:
 def may_overlap(options: Options, given: PassOptions) -> bool:
     """Whether an item may be drawn while an earlier one is not done."""
     several = given.get("workers") not in (None, 1) or given.get("executor") is not None
-    return several or (options.batch_size or 1) > 1 or options.retry is not None
+    batch = batch_of(options.batch_size)
+    return several or (batch is not None and batch.items > 1) or options.retry is not None
 
 
 class Arguments(TypedDict, total=False):

@@ -27,8 +27,9 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, Returned, out_of_time, with_paid
 from checkpoint.execution.caller import SOLE, Frame, enter_call, enter_pass
+from checkpoint.execution.clients import denial_of
 from checkpoint.execution.notes import gathered, with_notes
-from checkpoint.execution.policies import Retry, judge_value
+from checkpoint.execution.policies import Batch, Retry, batch_of, judge_value
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
 from checkpoint.outcomes import Encoded, Success, Unit, describe_exception
@@ -47,6 +48,7 @@ class Agrees(Protocol):
 
 
 _Run = Callable[..., Any]  # of a context
+_REFUSALS = 3  # in a row; then the driver, which knows of the other workers, says what is called next
 
 
 class Call:
@@ -55,7 +57,7 @@ class Call:
     Args:
         function: it takes an item, or a list of items.
         name: what it is called in messages.
-        batch_size: how many items it takes at most, in a list; None: one, and no list.
+        batch_size: how many items it takes at most, in a list, or a `Batch`; None: one, and no list.
         validate: False or an exception makes a value a failure.
         retry: which exceptions say that the call may be made again.
         timeout: seconds that a coroutine may take.
@@ -74,7 +76,7 @@ class Call:
         function: Callable[[Any], Any],
         name: str = "the function",
         *,
-        batch_size: int | None = None,
+        batch_size: int | Batch | None = None,
         validate: Callable[[Any], Any] | None = None,
         retry: Retry | None = None,
         timeout: float | None = None,
@@ -99,7 +101,8 @@ class Call:
         self._encode = encode
         self.name = name
         self.span = span
-        self.batch_size = batch_size
+        self.gathers = batch_of(batch_size)
+        self.batch_size = None if self.gathers is None else self.gathers.items
         self.batch = batch_size is not None
         self.timeout = timeout
         self._validate = validate
@@ -169,6 +172,7 @@ class Call:
         """
         answers: list[Answer] = []
         end = inf if self.span is None else (clock.perf_counter() if began is None else began) + self.span
+        row = 0  # of refusals
         keep = self._kept if keep is None else keep
         for place, one in enumerate(given):
             if answers and (clock.perf_counter() >= end or (self.span is not None and type(answers[-1]) is Failed)):
@@ -180,7 +184,8 @@ class Call:
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
-            if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
+            row = row + 1 if type(answer) is Failed and answer.again is not None and answer.again.trouble else 0
+            if type(answer) is Fatal or row == _REFUSALS:
                 break
         return answers
 
@@ -252,7 +257,10 @@ class Call:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`
                 error = broken
-        return Failed(describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__)), again)
+        failure = describe_exception(error, elapsed=elapsed, skip=_frames_of_ours(error.__traceback__))
+        if again is None and (denied := denial_of(error)):
+            failure = replace(failure, denied=denied)
+        return Failed(failure, again)
 
     def _checked(self, value: Any, given: Any, started: float) -> Answer:
         elapsed = clock.perf_counter() - started

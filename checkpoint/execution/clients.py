@@ -6,6 +6,7 @@ an exception counts by whichever class along its MRO is named here, so that subc
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +15,17 @@ from typing import Any, Final, TypeVar
 
 from checkpoint import clock
 
-__all__ = ["first", "is_lost_connection", "retry_after_of", "status_of", "stays", "with_causes"]
+__all__ = [
+    "denial_of",
+    "first",
+    "is_lost_connection",
+    "is_out_of_credit",
+    "retry_after_of",
+    "status_of",
+    "stays",
+    "trouble_of",
+    "with_causes",
+]
 
 T = TypeVar("T")
 
@@ -43,6 +54,36 @@ _STAYS: Final[dict[str, frozenset[str]]] = {
     "botocore": frozenset({"InvalidProxiesConfigError"}),
 }  # fmt: skip
 """Classes for what stays as it is, though they derive from OSError or from a lost connection."""
+
+_CUT: Final[dict[str, frozenset[str]]] = {
+    **_LOST,
+    "httpx": frozenset({"NetworkError", "ConnectTimeout", "RemoteProtocolError", "ProxyError"}),
+    "urllib3": frozenset({
+        "ProtocolError", "ConnectTimeoutError", "ConnectionError", "MaxRetryError", "ProxyError", "NewConnectionError",
+        "NameResolutionError",
+    }),
+    "requests": frozenset({"ConnectionError", "ChunkedEncodingError"}),
+    "botocore": frozenset({"ConnectionError", "IncompleteReadError"}),
+    "grpc": frozenset(),
+    "google": frozenset({"TransportError"}),
+    "socket": frozenset({"gaierror"}),
+}  # fmt: skip
+"""Those of them that say that the server, or the way to it, is gone; besides ConnectionError and the like."""
+
+_SLOW = frozenset({"APITimeoutError", "SocketTimeoutError", "ReadTimeout", "ReadTimeoutError"})
+"""Classes for an answer that took too long, which may be the item's own; they derive from lost connections."""
+
+_GONE = frozenset({
+    errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTUNREACH, errno.ETIMEDOUT,
+    getattr(errno, "EHOSTDOWN", errno.EHOSTUNREACH),
+})  # fmt: skip
+
+_NO_CREDIT = frozenset({
+    "insufficient_quota", "billing_error", "billing_not_active", "billing_hard_limit_reached", "insufficient_credits",
+})  # fmt: skip
+"""Types and codes of errors that say that nothing is left to pay with: waiting does not help."""
+
+_DENIED = frozenset({401, 402, 403})
 
 _AUTHENTICATION = re.compile(
     "Authenticat|Authoriz|Credential|Unauth|NoAuth|OAuth|PermissionDenied|Forbidden|IdentityToken|WorkloadIdentity"
@@ -105,6 +146,47 @@ def first(told: Iterable[T | None]) -> T | None:
 def is_lost_connection(exception: BaseException) -> bool:
     """Whether it says that there was no connection, that it was cut, or that it took too long."""
     return isinstance(exception, OSError) or _is_named(exception, _LOST)
+
+
+def trouble_of(chain: list[BaseException], status: int | None) -> str:
+    """The server's trouble that other items would meet too: a refusal, an error of its own, or that it is gone.
+
+    Args:
+        chain: an exception, and what it was raised from.
+        status: that it tells, if any.
+
+    Returns:
+        In words; empty where the failure may be the item's own.
+    """
+    if status is not None:
+        return f"HTTP {status}" if status == 429 or (status >= 500 and status != 501) else ""
+    return next((type(one).__name__ for one in chain if _is_cut(one)), "")
+
+
+def _is_cut(exception: BaseException) -> bool:
+    if not _SLOW.isdisjoint([name for _, name in _classes_of(exception)]):
+        return False
+    reason = _asked(exception, "reason")  # of urllib's URLError
+    if isinstance(reason, OSError) and reason is not exception and _is_cut(reason):
+        return True
+    is_gone = isinstance(exception, OSError) and exception.errno in _GONE
+    return is_gone or isinstance(exception, ConnectionError) or _is_named(exception, _CUT)
+
+
+def is_out_of_credit(chain: list[BaseException]) -> bool:
+    """Whether one of them says, by a type or code of its own or of its body, that there is nothing to pay with."""
+    return any(not _NO_CREDIT.isdisjoint(_events_of(one)) for one in chain)
+
+
+def denial_of(exception: BaseException) -> str:
+    """The reason for which the server refuses everybody with this key, in words; empty where it is another failure."""
+    chain = with_causes(exception)
+    if is_out_of_credit(chain):
+        return "insufficient quota"
+    status = first(status_of(one, is_cause=one is not exception) for one in chain)
+    if status is None:
+        return "authentication failed" if any(map(_is_refusal, chain)) else ""
+    return f"HTTP {status}" if status in _DENIED else ""
 
 
 def stays(exception: BaseException, chain: list[BaseException]) -> bool:
@@ -178,8 +260,9 @@ def status_of(exception: BaseException, *, is_cause: bool = False) -> int | None
     if not is_cause or roots & {"google", "urllib"}:
         places.append((exception, "code"))
     status = first(_as_status(_asked(thing, name)) for thing, name in places)
-    if roots & {"openai", "anthropic"} and status in (None, 200):
-        return first(_EVENTS.get(event) for event in _events_of(exception)) or status
+    if status in (None, 200):
+        events = _events_of(exception, own=bool(roots & {"openai", "anthropic"}))
+        return first(_EVENTS.get(event) for event in events) or status
     return status
 
 
@@ -196,10 +279,10 @@ def _grpc_code(code: Any) -> str:
         return ""
 
 
-def _events_of(exception: BaseException) -> list[str]:
-    """The words for what went wrong, in an error event of openai or anthropic."""
+def _events_of(exception: BaseException, *, own: bool = True) -> list[str]:
+    """The words for what went wrong, in an error event of openai or anthropic: of its body, and its own."""
     body = _asked(exception, "body")
-    told = [_asked(exception, "type"), _asked(exception, "code")]
+    told = [_asked(exception, "type"), _asked(exception, "code")] if own else []
     for place in (body, _entry(body, "error")):
         told += [_entry(place, "type"), _entry(place, "code")]
     return [event for event in told if isinstance(event, str)]

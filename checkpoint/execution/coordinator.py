@@ -33,6 +33,7 @@ __all__ = ["Coordinator"]
 _AHEAD = 64  # items in memory that are drawn ahead: who draws and who calls take turns less often
 _SWIFT = 0.002  # seconds
 _LOOKS = 0.5  # seconds from look to look
+_TOLD = 1.0  # seconds: the bar says how long calls have been held
 _LOOK: Final[tuple[Task, Any]] = ([], [])  # a report of nothing: look at the schedule again
 _BACK: Final = object()  # in place of answers: the task's key ran in another pass
 
@@ -146,6 +147,7 @@ class Coordinator:
         self._is_held = False  # what is next waits until what is in flight has shown what it costs
         self._dealing = locks.lock("dealing")
         self._is_over = False  # whether nobody deals with what is reported from now on
+        self._is_paused = False  # as the bar says
         self._looks_at = inf  # when the thread looks at the schedule by itself
         self.failure: BaseException | None = None
         self.stopped = False
@@ -268,6 +270,8 @@ class Coordinator:
         if self._thread is not None and not sys.is_finalizing():  # then no other thread runs any more
             self._inbox.put(None)
             self._thread.join()
+        self._schedule.close()
+        self._judge.tell_halved(self._desk.name)
 
     # in its thread
 
@@ -279,6 +283,7 @@ class Coordinator:
                 self._deal(reports, last=not more)
                 self._is_over = not more
             reports = []  # what is settled is let go of
+            self._tell_paused()
             self._wake()
             if self._look is not None:
                 self._look()
@@ -291,6 +296,8 @@ class Coordinator:
         wait = None if due is None else max(0.0, due - clock.monotonic())
         if self._look is not None:
             wait = _LOOKS if wait is None else min(wait, _LOOKS)
+        if self._is_paused or self._schedule.held_since is not None:
+            wait = _TOLD if wait is None else min(wait, _TOLD)
         reports: list[tuple[Task, Any]] = []
         try:
             report = self._inbox.get(timeout=wait)
@@ -303,6 +310,13 @@ class Coordinator:
         except Empty:
             return reports, True
         return reports, False
+
+    def _tell_paused(self) -> None:
+        """Have the bar say that calls are held, or that they go on."""
+        paused = self._schedule.paused
+        if paused is not None or self._is_paused:
+            self._is_paused = paused is not None
+            self._desk.tell_paused(paused)
 
     def _take_back(self, task: Task) -> None:
         with self._lock:
@@ -347,7 +361,7 @@ class Coordinator:
                 self._chunks.returned(len(task), answers)
             if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
                 attempt, (value, elapsed) = task[0], answers[0]
-                self._schedule.succeeded()
+                self._schedule.answered(attempt)
                 finished.append(
                     Done(attempt.units[0], Success(value, elapsed, attempt.made + attempt.deaths + 1, attempt.notes))
                 )

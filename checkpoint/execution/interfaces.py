@@ -160,6 +160,8 @@ class PassPort(Protocol):
 
     def settle(self, finished: list[Done]) -> None: ...
 
+    def tell_paused(self, seconds: float | None) -> None: ...
+
 
 class Workers(Protocol):
     """Where calls are made: told to start tasks, they report each with its answers.

@@ -133,8 +133,8 @@ def added(before: dict[str, Any] | None, notes: dict[str, Any] | None) -> dict[s
     return merged
 
 
-def shared(notes: dict[str, Any] | None, count: int) -> dict[str, Any] | None:
-    """The notes of a call on so many items, for one of them: its share of the cost, and all other fields."""
+def shared(notes: dict[str, Any] | None, count: float) -> dict[str, Any] | None:
+    """The notes of a call, for one of so many equal parts of its items: its share of the cost, and all other fields."""
     if notes is None or count == 1 or "cost" not in notes:
         return notes
     return {**notes, "cost": notes["cost"] / count}

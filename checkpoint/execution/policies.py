@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import random
 import re
 from collections import Counter
@@ -12,16 +13,27 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from checkpoint.errors import InvalidOption, RefusedValue, quote
-from checkpoint.execution.clients import first, is_lost_connection, retry_after_of, status_of, stays, with_causes
+from checkpoint.execution.clients import (
+    first,
+    is_lost_connection,
+    is_out_of_credit,
+    retry_after_of,
+    status_of,
+    stays,
+    trouble_of,
+    with_causes,
+)
 
 __all__ = [
     "Again",
+    "Batch",
     "Durability",
     "ErrorCount",
     "ErrorLimit",
     "OnChange",
     "Rate",
     "Retry",
+    "batch_of",
     "check_choice",
     "check_count",
     "check_seconds",
@@ -107,8 +119,8 @@ def judge_value(validate: Callable[[Any], Any] | None, value: Any) -> None:
 
 # --- retries ---------------------------------------------------------------------------------------------------------
 
+_SHORTEST_PROBE = 0.05  # seconds
 _RETRIED = frozenset([408, 409, 429, *range(500, 600)])
-_PAUSING = frozenset([429, 503])
 
 
 class Again(NamedTuple):
@@ -116,11 +128,11 @@ class Again(NamedTuple):
 
     Attributes:
         after: in so many seconds, by its Retry-After; None where it has none.
-        pause: whether nothing else is to be called until then.
+        trouble: the server's, which other items would meet too: "HTTP 503", "ConnectionRefusedError"; else empty.
     """
 
     after: float | None = None
-    pause: bool = False
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +142,13 @@ class Retry:
     The wait before attempt n + 1 is exponential with full jitter: a random part of ``wait * 2 ** (n - 1)`` seconds, at
     most of `max_wait` (Brooker, "Exponential Backoff And Jitter", AWS 2015). An exception that carries a Retry-After,
     as ``.retry_after``, ``.response.headers`` or ``.headers``, is tried again after that time, and this costs no
-    attempt; when its HTTP status is 429 or 503 nothing else is called until then. After ten such waits without a
-    success in between, ten of one item, or 15 minutes of them, it counts as any other failure. What an exception was
-    raised from (``raise … from``) speaks for it where it says nothing itself: clients are wrapped.
+    attempt, ten times for an item while others are answered. What an exception was raised from (``raise … from``)
+    speaks for it where it says nothing itself: clients are wrapped.
+
+    Three different items in a row that are refused (HTTP 429, 5xx) or lose their connection, or five among the last
+    twenty answers, hold all calls that share the quota: those of functions with the same `Rate` object, or else of the
+    pass. One call at a time asks whether the server is back, after `wait` seconds, then twice as many, until ten times
+    as many; while calls are held nothing costs an attempt.
 
     Args:
         attempts: how many calls there are at most, the first included.
@@ -141,7 +157,9 @@ class Retry:
             (requests, httpx, aiohttp, urllib3, botocore, gRPC, google.api_core, and the SDKs on them), unless an HTTP
             status tells otherwise; never a TypeError, nor a failed authentication.
         wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
-        max_wait: seconds.
+        max_wait: seconds; the longest wait before an attempt, and before a call that asks whether the server is back.
+        patience: seconds without an answer after which what waits fails, and the longest Retry-After that is waited
+            for. Default: a quarter of an hour.
 
     Raises:
         InvalidOption: an argument is wrong.
@@ -155,12 +173,14 @@ class Retry:
     on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], object] | None = None
     wait: float | Callable[[int], float] = 1.0
     max_wait: float = 60.0
+    patience: float = 900.0
 
     def __post_init__(self) -> None:
         if self.attempts is None:
             raise InvalidOption("attempts is None; give an int of 1 or more")
         check_count("attempts", self.attempts)
         check_seconds("max_wait", self.max_wait)
+        check_seconds("patience", self.patience)
         if not callable(self.wait):
             _check_finite("wait", self.wait)
         if self.on is None or _are_types(self.on):
@@ -179,7 +199,7 @@ class Retry:
         after = first(map(retry_after_of, chain))
         if not self._is_chosen(exception, chain, status, after):
             return None
-        return Again(after, after is not None and status in _PAUSING)
+        return Again(after, trouble_of(chain, status))
 
     def _is_chosen(
         self, exception: Exception, chain: list[BaseException], status: int | None, after: float | None
@@ -187,11 +207,25 @@ class Retry:
         on: Any = self.on
         if on is not None and not _are_types(on):
             return bool(on(exception))
+        if is_out_of_credit(chain):
+            return False
         if after is not None or status in _RETRIED:
             return True
         if on is not None:
             return any(isinstance(one, on) for one in chain)
         return status is None and not stays(exception, chain) and any(map(is_lost_connection, chain))
+
+    def probes(self) -> list[float]:
+        """Seconds to wait before a call asks whether the server is back: the first, the second … and each after those.
+
+        They double until ten times the first, so that a server that is back is not waited for much longer.
+        """
+        try:
+            first = float(self.wait(1)) if callable(self.wait) else self.wait
+        except Exception:  # the user's; it is told of where it is asked for an attempt
+            first = 1.0
+        first = min(max(first, _SHORTEST_PROBE) if first < math.inf else 1.0, self.max_wait)
+        return [min(first * factor, self.max_wait) for factor in (1, 2, 4, 8, 10)]
 
     def delay(self, made: int) -> float:
         """Seconds to wait after so many attempts were made.
@@ -236,13 +270,20 @@ _SECONDS = {unit: seconds for seconds, units in _UNITS.items() for unit in units
 _RATE = re.compile(r"\s*((?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?)\s*(?:/|per\b)\s*([a-z]+)\s*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rate:
-    """In no span of `per` seconds of a pass are calls handed to workers that cost more than `limit`; retries count.
+    """Calls start evenly, and in no span of `per` seconds more of them than `limit`; retries count.
+
+    ``Rate(600, per=60)`` lets a call start every tenth of a second. What was not used is kept for a second: after a
+    silence as many may start at once as belong to one second, or one. A call that costs more than a second's worth
+    starts all the same, and the next ones wait until it is paid for; it alone may exceed the limit of a span.
+
+    One object is one quota of this process: functions that are given the same one share it, in all their passes, on
+    threads and event loops. Another object that is equal to it is another quota.
 
     Args:
-        limit: calls, or whatever `cost` counts (tokens …).
-        per: seconds.
+        limit: calls, or whatever `cost` counts (tokens …); 1 or more, with `cost` above 0.
+        per: seconds; default a minute.
         cost: what one item costs, as a function of it; default 1 a call. A batch costs the sum of its items.
 
     Raises:
@@ -292,6 +333,80 @@ def _parsed(text: str) -> Rate:
     return Rate(int(limit) if limit.is_integer() else limit, per)
 
 
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many items a call is given: at most `items`, and as many as `limit` allows of what `size` counts.
+
+    Items are taken in their order; an item that is larger than the limit goes alone. A batch that fails is halved, down
+    to single items, so that one bad item costs a few calls and not the batch; a warning says so at the end of the pass.
+
+    Args:
+        items: 1 or more.
+        limit: the most that the sizes of a call's items may add up to, in the unit of `size` (tokens, bytes …), above
+            0. Default: any.
+        size: the size of an item, as a function of it that returns a number of 0 or more. It goes with `limit`.
+
+    Raises:
+        InvalidOption: an argument is wrong.
+
+    Example:
+        >>> batch = Batch(2048, limit=300_000, size=len)
+        >>> batch.items, batch.limit
+        (2048, 300000)
+    """
+
+    items: int
+    limit: float | None = None
+    size: Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.items is None:
+            raise InvalidOption("a batch's items is None; give an int of 1 or more")
+        check_count("a batch's items", self.items)
+        if (self.limit is None) != (self.size is None):
+            given, missing = ("size", "limit") if self.limit is None else ("limit", "size")
+            raise InvalidOption(
+                f"a batch has {given}= and no {missing}=; give both: Batch(2048, limit=300_000, size=tokens)"
+            )
+        if self.limit is not None and not (_is_number(self.limit) and 0 < self.limit < math.inf):
+            raise InvalidOption(f"a batch's limit is {quote(self.limit)}; give a number above 0")
+        if self.size is not None and (not callable(self.size) or inspect.iscoroutinefunction(self.size)):
+            raise InvalidOption(f"a batch's size is {quote(self.size)}; give a plain function of the item")
+
+    def size_of(self, item: Any) -> float:
+        """The size of an item; 0 where none is counted.
+
+        Raises:
+            Exception: what the function raises, or `InvalidOption` where it returns no number of 0 or more.
+        """
+        if self.size is None:
+            return 0.0
+        size: Any = self.size(item)
+        if not isinstance(size, numbers.Real) or not float(size) >= 0:
+            raise InvalidOption(
+                f"the size that a batch's function gave for the item is {quote(size)}; give a number of 0 or more"
+            )
+        return float(size)
+
+
+def batch_of(given: int | Batch | None) -> Batch | None:
+    """The policy that the `batch_size` option names.
+
+    Raises:
+        InvalidOption: it names none.
+    """
+    if given is None or isinstance(given, Batch):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise InvalidOption(
+            f"batch_size is {quote(given)}; give an int of 1 or more, or Batch(2048, limit=300_000, size=tokens)"
+        )
+    return Batch(given)
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -306,11 +421,14 @@ class ErrorLimit:
         max_errors: more failures than this end it: a count (0: the first one does), or a fraction between 0 and 1 of
             what has run, once a hundred have. None: `in_a_row` counts instead.
         in_a_row: so many failures of one type in a row, anywhere in the pass, end it: the key or the quota is dead.
+        denied: so many items in a row that the server refuses to anybody with this key (HTTP 401, 402, 403, no credit)
+            end it, as `in_a_row` does.
         unencodable: so many values that cannot be written end it: the code is at fault.
     """
 
     max_errors: int | float | None = None
     in_a_row: int = 100
+    denied: int = 10
     unencodable: int = 3
 
     def __post_init__(self) -> None:
@@ -340,6 +458,8 @@ class ErrorCount:
         self._again = 0  # of those that failed, as they had before
         self._unencodable = 0
         self._row, self._row_kind, self._row_end = 0, "", 0  # failures in a row, and when the last of them ran
+        self._denied, self._denied_end, self._denied_why = 0, 0, ""  # the same of items that the server denies
+        self._row_verdict: str | None = None  # it stays, whatever calls that were under way come to
 
     def fail(self, kind: str, *, again: bool = False, unencodable: bool = False) -> None:
         """One more item failed, with an exception of this type; `again` where it had failed with it before."""
@@ -354,16 +474,28 @@ class ErrorCount:
         self.failed += 1
         self.by_type[kind] += 1
 
-    def in_a_row(self, kind: str, ran: int, *, again: bool = False) -> None:
+    def in_a_row(self, kind: str, ran: int, *, again: bool = False, denied: str = "") -> None:
         """The failure of this type was the `ran`-th of all that ran: the next one of a row where nothing came between.
 
         Successes need not be told of: this is the per-item path.
         """
         goes_on = ran == self._row_end + 1 and (again or kind == self._row_kind)
+        if denied:
+            self._denied = (self._denied if self._denied_end == ran - 1 else 0) + (not again)
+            self._denied_end, self._denied_why = ran, denied
         self._row_end = ran
         if not goes_on:
             self._row, self._row_kind = 0, "" if again else kind
         self._row += not again
+        if self._denied >= self._limit.denied and self._denied_end == ran:
+            self._row_verdict = (
+                f"{self._denied} items in a row were denied ({self._denied_why}): see to the key or the account, and "
+                "run the same line again (max_errors= sets another limit)"
+            )
+        elif self._row >= self._limit.in_a_row:
+            self._row_verdict = (
+                f"{self._row} items in a row failed with {self._row_kind} (max_errors= sets another limit)"
+            )
 
     def retire(self, kind: str) -> None:
         """One of the failures of this type has its result after all."""
@@ -378,8 +510,7 @@ class ErrorCount:
         if self._unencodable >= limit.unencodable:
             return f"{self._unencodable} results could not be written: the function returns what cannot be stored"
         if most is None:
-            row = f"{self._row} items in a row failed with {self._row_kind} (max_errors= sets another limit)"
-            return row if self._row >= limit.in_a_row else None
+            return self._row_verdict
         if isinstance(most, float):
             over = run >= _ENOUGH_FOR_A_FRACTION and failed > most * run
             return f"more than {most:.0%} of {run} items failed" if over else None

@@ -1,4 +1,4 @@
-"""When the next call may start: retries that wait, permits of rates, and pauses. What changes during a pass is here.
+"""When the next call may start: retries that wait, permits of rates, and gates. What changes during a pass is here.
 
 A waiting item is an entry in a heap, never a worker that sleeps. Nothing here waits: whoever drives asks `take`, and
 how long until asking again makes sense. It is not shared between threads without a lock.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
-import numbers
 from collections import deque
 from collections.abc import Iterable
 from itertools import count
@@ -18,25 +16,24 @@ from typing import Any
 import msgspec
 
 from checkpoint import clock
-from checkpoint.errors import InvalidOption, quote, quote_error
+from checkpoint.errors import quote_error
+from checkpoint.execution.gate import Gate, Ruling
 from checkpoint.execution.policies import Again, Rate, Retry
+from checkpoint.execution.quota import Permit, cost_of, quota_of
 from checkpoint.outcomes import Unit
 
-__all__ = ["MOST_LATER", "MOST_WAITS", "PATIENCE", "Attempt", "BadCost", "Schedule"]
+__all__ = ["MOST_LATER", "MOST_WAITS", "Attempt", "BadCost", "Schedule"]
 
 log = logging.getLogger("checkpoint")
 
 MOST_WAITS = 10
-"""So many waits for a Retry-After, without a success between them, or of one item, are taken as no attempt."""
-
-PATIENCE = 15 * 60.0
-"""Seconds of such waits."""
+"""So many waits of one item for a Retry-After, while others are answered, cost no attempt."""
 
 MOST_LATER = 32
 """Retries that may wait, besides as many as there are workers, before nothing else is begun."""
 
+_BRIEF = 1.0  # seconds: who is told to come again so soon is not waited for without end
 _LONGEST = 3600.0  # seconds after which to look again in any case: what waits on locks takes no span of any length
-_TOLERANCE = 1e-9  # of a limit: fractions that add up to it do not quite
 
 
 class Attempt(msgspec.Struct, eq=False, gc=False):
@@ -48,7 +45,10 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         deaths: how many workers died of it.
         alone: it travels alone, since something died or broke of it and others.
         quiet: nothing else is to be under way with it: what it does next decides on it.
-        waits: how often it was told to come again later.
+        waits: how often it was told to come again later, while others were answered.
+        since: when it was first told so; negative: never.
+        answers: how often the server had answered others by then.
+        bad: why it cannot be called at all, if it cannot.
         began: when it was last taken to be called, on the monotonic clock; told where there are retries.
         notes: the fields that attempts before noted.
     """
@@ -60,66 +60,11 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     deaths: int = 0
     began: float = 0.0
     waits: int = 0
+    since: float = -1.0
+    answers: int = -1
     costs: list[float] | None = None
     notes: dict[str, Any] | None = None
-
-
-class _Permits:
-    """What one rate has let go in the last `per` seconds."""
-
-    def __init__(self, rate: Rate) -> None:
-        self.rate = rate
-        self._taken: deque[tuple[float, float]] = deque()  # (when, cost)
-        self._sum = 0.0
-
-    def cost_of(self, units: list[Unit]) -> float:
-        """What a call on the units costs.
-
-        Raises:
-            InvalidOption: more than the limit, or what is no number: it would never start.
-        """
-        rate = self.rate
-        if rate.cost is None:
-            return 1.0
-        total = 0.0
-        for unit in units:
-            cost: Any = rate.cost(unit.item)
-            if not isinstance(cost, numbers.Real) or not float(cost) >= 0:
-                raise InvalidOption(
-                    f"the cost that a rate's function gave for the item is {quote(cost)}; give a number of 0 or more"
-                )
-            total += float(cost)
-        if total > rate.limit:
-            raise InvalidOption(
-                f"the cost of the call is {total:,.6g}, over the rate's limit of {rate.limit:,} in {rate.per:g} s: "
-                "it could never start"
-            )
-        return total
-
-    def wait(self, cost: float, now: float) -> float:
-        """Seconds until so much may be taken; 0 for at once."""
-        taken, per, limit = self._taken, self.rate.per, self.rate.limit * (1 + _TOLERANCE)
-        while taken and taken[0][0] + per <= now:
-            self._sum -= taken.popleft()[1]
-        if not taken:
-            self._sum = 0.0  # what floats add up to drifts
-        over = self._sum + cost - limit
-        if over <= 0:
-            return 0.0
-        due = now
-        for when, gone in taken:
-            over, due = over - gone, when + per
-            if over <= 0:
-                break
-        return max(due - now, 1e-6)
-
-    def take(self, cost: float, now: float) -> None:
-        self._taken.append((now, cost))
-        self._sum += cost
-
-    def give_back(self) -> None:
-        """What was taken last was not used."""
-        self._sum -= self._taken.pop()[1]
+    bad: Exception | None = None
 
 
 class Schedule:
@@ -135,18 +80,22 @@ class Schedule:
         self, retry: Retry | None = None, rates: Iterable[Rate] = (), *, now: clock.Clock | None = None
     ) -> None:
         self._retry = retry
-        self._rates = [_Permits(rate) for rate in rates]
+        self._rates = list(rates)
+        self._permits = [quota_of(rate).permits for rate in self._rates]
+        self._taken: list[Permit] = []  # of each, for the call that was taken last
         self._now = now or clock.monotonic
         self._ready: deque[Attempt] = deque()
         self._later: list[tuple[float, int, Attempt]] = []
         self._due: deque[Attempt] = deque()  # was in `_later`, and goes before what is ready
         self._order = count()
+        self._has_bad = False  # whether one was added that cannot be called
         self._tried: dict[Any, Attempt] = {}  # by key, what was tried before another pass was at it
-        self._paused_until = -math.inf
-        self._has_paused = False
-        self._waits = 0  # for a Retry-After, since the last success
-        self._first_wait: float | None = None
-        self._last_wait = -math.inf  # when it ended, or will
+        self._gates: list[Gate] = []
+        self._probes: list[float] = []  # told when something was refused: the user's `wait` is asked for it
+        if retry is not None:
+            self._gates = [quota_of(rate).gate for rate in self._rates] or [Gate()]
+            for gate in self._gates:
+                gate.join(self)
 
     @property
     def is_plain(self) -> bool:
@@ -155,7 +104,7 @@ class Schedule:
 
     @property
     def ready(self) -> int:
-        """How many calls wait for nothing but a worker, a permit or the end of a pause."""
+        """How many calls wait for nothing but a worker, a permit or an open gate."""
         self._wake()
         return len(self._due) + len(self._ready)
 
@@ -168,11 +117,19 @@ class Schedule:
     def room(self, ready: int, ahead: int = 0) -> int:
         """How many more may be added, if any: until so many are ready or ahead, and not too many wait for a retry."""
         room = ready + ahead - len(self._due) - len(self._ready)
+        if room <= 0 and self.wants_fresh:
+            return 1
         return room if len(self._later) < ready + MOST_LATER else 0
+
+    @property
+    def wants_fresh(self) -> bool:
+        """Whether an item that was not refused yet should be called next, and there is none: is it the server?"""
+        return not self._ready and any(gate.is_doubted for gate in self._gates)
 
     def add(self, attempt: Attempt) -> None:
         """To be called as soon as may be, after those that were added before."""
         self._ready.append(attempt)
+        self._has_bad = self._has_bad or attempt.bad is not None
 
     def take(self, *, first: bool = True, only: bool = True) -> Attempt | None:
         """The next call that may start now, its permits taken; None: see `wait`.
@@ -187,16 +144,34 @@ class Schedule:
         if self._later:
             self._wake()
         queue = self._due or self._ready
-        if not queue or (self._paused_until > -math.inf and self._now() < self._paused_until):
+        if not queue:
+            return None
+        is_held = bool(self._gates) and self.held_since is not None
+        if self._due and self._ready and not queue[0].quiet and any(gate.is_doubted for gate in self._gates):
+            queue = self._ready
+        if is_held and any(gate.wait(self, self._now()) for gate in self._gates):
             return None
         if (queue[0].alone and not first) or (queue[0].quiet and not only):
             return None
+        if self._has_bad and (bad := queue[0].bad) is not None:
+            raise BadCost(queue.popleft(), bad)
         if self._rates and not self._permitted(queue):
             return None
-        attempt = queue.popleft()
+        attempt = queue[0]
         if self._retry is not None:
             attempt.began = self._now()
+            if is_held and not self._starts(attempt):
+                self._give_back()
+                return None
+        queue.popleft()
         return attempt
+
+    def _starts(self, attempt: Attempt) -> bool:
+        """Whether all gates let the call start; none is kept by it else."""
+        if all(gate.start(self, attempt, attempt.began) for gate in self._gates):
+            return True
+        self.lost(attempt)
+        return False
 
     def keep(self, attempt: Attempt, called: list[Unit]) -> None:
         """Of the call that was just taken only these units are called here; where there is none, no permit is used.
@@ -204,8 +179,8 @@ class Schedule:
         Others may come back, and then have been tried as often.
         """
         if not called:
-            for permits in self._rates:
-                permits.give_back()
+            self._give_back()
+            self.lost(attempt)
         if len(called) < len(attempt.units) and (attempt.made or attempt.deaths or attempt.waits):
             kept = {unit.key for unit in called}
             self._tried.update((unit.key, attempt) for unit in attempt.units if unit.key not in kept)
@@ -213,8 +188,8 @@ class Schedule:
 
     def put_back(self, attempt: Attempt) -> None:
         """The call that was just taken does not begin yet: it is the next one, and no permit is used."""
-        for permits in self._rates:
-            permits.give_back()
+        self._give_back()
+        self.lost(attempt)
         self.at_once(attempt)
 
     def come_back(self, unit: Unit) -> None:
@@ -236,17 +211,27 @@ class Schedule:
     def _permitted(self, queue: deque[Attempt]) -> bool:
         costs = self._costs(queue)
         now = self._now()  # counting tokens takes time
-        if any(permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)):
+        if any(permits.wait(cost, now) for permits, cost in zip(self._permits, costs, strict=True)):
             return False
-        for permits, cost in zip(self._rates, costs, strict=True):
-            permits.take(cost, now)
+        self._taken = []
+        for permits, cost in zip(self._permits, costs, strict=True):
+            if (permit := permits.take(cost, now)) is None:
+                self._give_back()
+                return False
+            self._taken.append(permit)
         return True
+
+    def _give_back(self) -> None:
+        """The call whose permits were taken last does not start."""
+        for permits, taken in zip(self._permits, self._taken, strict=False):
+            permits.give_back(taken)
+        self._taken = []
 
     def _costs(self, queue: deque[Attempt]) -> list[float]:
         attempt = queue[0]
         if attempt.costs is None:
             try:
-                attempt.costs = [permits.cost_of(attempt.units) for permits in self._rates]
+                attempt.costs = [cost_of(rate, attempt.units) for rate in self._rates]
             except Exception as error:
                 queue.popleft()
                 raise BadCost(attempt, error) from error
@@ -264,36 +249,68 @@ class Schedule:
             moments.append(now + self._longest_wait((self._due or self._ready)[0], now))
         if not moments:
             return None
-        return min(max(min(moments) - now, self._paused_until - now, 0.0), _LONGEST)
+        held = max([gate.wait(self, now) for gate in self._gates], default=0.0)
+        return min(max(min(moments) - now, held, 0.0), _LONGEST)
 
     def _longest_wait(self, attempt: Attempt, now: float) -> float:
         costs = attempt.costs or [0.0] * len(self._rates)
-        return max([permits.wait(cost, now) for permits, cost in zip(self._rates, costs, strict=True)], default=0.0)
+        return max([permits.wait(cost, now) for permits, cost in zip(self._permits, costs, strict=True)], default=0.0)
 
-    def succeeded(self) -> None:
-        """A call returned: whoever was asked to wait for was worth it."""
-        if self._first_wait is not None:
-            self._waits, self._first_wait = 0, None
+    @property
+    def held_since(self) -> float | None:
+        """When calls were held, as the server refused them all; None where they are not."""
+        since = None
+        for gate in self._gates:
+            held = gate.held_since
+            since = held if since is None else since if held is None else min(held, since)
+        return since
+
+    @property
+    def paused(self) -> float | None:
+        """For how many seconds calls have been held; None where they are not."""
+        since = self.held_since
+        return None if since is None else max(self._now() - since, 0.0)
+
+    def answered(self, attempt: Attempt) -> None:
+        """The server answered the call: it returned, or failed in a way of its own."""
+        for gate in self._gates:
+            if not gate.is_calm:
+                gate.answered(attempt, self._now())
+
+    def lost(self, attempt: Attempt) -> None:
+        """The call has no answer, and is made again or not."""
+        for gate in self._gates:
+            gate.lost(attempt)
+
+    def close(self) -> None:
+        """The pass is over: others that share its quotas go on."""
+        for gate in self._gates:
+            gate.leave(self)
 
     def again(self, attempt: Attempt, why: Again | None) -> bool:
         """Whether the failed call is made once more; it is scheduled if so."""
         retry = self._retry
+        if why is None or not why.trouble:
+            self.answered(attempt)
         if retry is None or why is None:
             attempt.made += 1
             return False
-        now = self._now()
-        if why.after is not None and self._is_patient(attempt, why.after, now):
-            if why.pause:
-                if now + why.after > self._paused_until + 1.0:
-                    level = logging.INFO if self._has_paused else logging.WARNING
-                    log.log(level, "pausing all calls for %.3g s, as the server asks (Retry-After)", why.after)
-                    self._has_paused = True
-                self._paused_until = max(self._paused_until, now + why.after)
-            self._put(attempt, now + why.after)
+        now, after = self._now(), why.after or 0.0
+        if after > retry.patience:
+            self.answered(attempt)
+        elif why.trouble:
+            ruling = self._refused(attempt, why, now)
+            if ruling is Ruling.HELD:
+                self._put(attempt, now + after)
+                return True
+            if ruling is Ruling.FAILS:
+                attempt.made += 1
+                return False
+        if why.after is not None and self._is_patient(attempt, why, now):
+            self._put(attempt, now + after)
             return True
         attempt.made += 1
-        after = why.after or 0.0
-        if attempt.made >= retry.attempts or after > PATIENCE:
+        if attempt.made >= retry.attempts or after > retry.patience:
             return False
         try:
             after = max(retry.delay(attempt.made), after)
@@ -303,18 +320,26 @@ class Schedule:
         self._put(attempt, now + after)
         return True
 
-    def _is_patient(self, attempt: Attempt, after: float, now: float) -> bool:
-        """Whether the wait costs no attempt. Calls that were under way when a wait began all tell of the same one."""
-        if attempt.waits >= MOST_WAITS:
-            return False  # others succeed: it is this one that is refused
-        begins = attempt.began >= self._last_wait
-        first = now if self._first_wait is None else self._first_wait
-        if self._waits + begins > MOST_WAITS or now + after - first > PATIENCE:
+    def _refused(self, attempt: Attempt, why: Again, now: float) -> Ruling:
+        retry, who = self._retry, (id(self), attempt.units[0].key)
+        assert retry is not None
+        self._probes = self._probes or retry.probes()
+        rulings = {
+            gate.refused(who, attempt, why, now, backoff=self._probes, patience=retry.patience) for gate in self._gates
+        }
+        return next(ruling for ruling in (Ruling.FAILS, Ruling.HELD, Ruling.ALONE) if ruling in rulings)
+
+    def _is_patient(self, attempt: Attempt, why: Again, now: float) -> bool:
+        """Whether the wait for a Retry-After costs no attempt."""
+        assert self._retry is not None
+        assert why.after is not None
+        attempt.since = now if attempt.since < 0 else attempt.since
+        if attempt.waits >= MOST_WAITS or now + why.after - attempt.since > self._retry.patience:
             return False
-        attempt.waits += 1
-        self._waits += begins
-        self._first_wait = first
-        self._last_wait = max(self._last_wait, now + after)
+        answers = sum(gate.answers for gate in self._gates)
+        if not why.trouble or why.after < _BRIEF or answers != attempt.answers:
+            attempt.waits += 1  # others are answered: it is this one that is refused
+        attempt.answers = answers
         return True
 
     def at_once(self, attempt: Attempt) -> None:
@@ -326,7 +351,7 @@ class Schedule:
 
 
 class BadCost(Exception):
-    """What a call costs could not be told: `.attempt`, which is scheduled no more, and `.error`."""
+    """The size or cost of a call could not be told: `.attempt`, which is scheduled no more, and `.error`."""
 
     def __init__(self, attempt: Attempt, error: Exception) -> None:
         super().__init__(str(error))

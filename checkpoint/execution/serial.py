@@ -32,6 +32,7 @@ def serial(desk: PassPort, call: Call, schedule: Schedule, spread: Parallelism) 
         try:
             yield from one_by_one(desk, call, schedule, interrupts)
         finally:
+            schedule.close()
             if restore is not None:
                 restore()
         if interrupts.asked:
@@ -96,15 +97,26 @@ class Parked:
 
 
 def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
+    judge = AnswerHandler(schedule, desk)
+    try:
+        yield from _by_schedule(desk, call, schedule, interrupts, judge)
+    finally:
+        judge.tell_halved(desk.name)
+
+
+def _by_schedule(
+    desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts, judge: AnswerHandler
+) -> Iterator[None]:
     def goes_on() -> bool:
         return desk.verdict is None and not interrupts.asked
 
-    items, judge, batches = iter(desk.items), AnswerHandler(schedule, desk), Batches(call)
+    items, batches = iter(desk.items), Batches(call)
     parked, more = Parked(desk), True
     while goes_on():
         for units in parked.back(0):
             schedule.come_back(units[0])
-        attempt, answers = _take(schedule)
+        draws = more and schedule.wants_fresh and schedule.room(1) > 0
+        attempt, answers = (None, []) if draws else _take(schedule)
         if attempt is None and more and schedule.room(1) > 0:
             item = next(items, _END)
             more = item is not _END
@@ -116,6 +128,9 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
                 continue
             attempt, answers = _take(schedule)
         if attempt is None:
+            paused = schedule.paused
+            if paused is not None:
+                desk.tell_paused(paused)
             if not (_wait(parked, schedule) or more):
                 break
             continue
@@ -131,7 +146,10 @@ def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Inter
             answers = call.many(inputs_of([attempt], batch=call.batch))
             if type(answers[0]) is Fatal:
                 raise ending(answers[0].exception, desk.name, attempt.units)
+        was_paused = schedule.held_since is not None
         finished = judge.dones([attempt], answers)
+        if was_paused:
+            desk.tell_paused(schedule.paused)
         desk.put_off(unfinished([attempt], finished))
         if finished:
             _settle(desk, finished)
@@ -147,7 +165,7 @@ def _wait(parked: Parked, schedule: Schedule) -> bool:
         return True
     if wait is None:
         return False
-    clock.sleep(min(wait, 1.0))  # who is asked to end looks up
+    clock.sleep(min(wait, _LOOK_UP))  # who is asked to end looks up
     return True
 
 

@@ -468,6 +468,11 @@ class Pass:
             self.tally.advance(len(ends))
         return {end.key: error.type or "error" for end, _, error in read if error is not None}
 
+    def tell_paused(self, seconds: float | None) -> None:
+        """Say that no calls have been made for so many seconds, since the server refuses them; None: they go on."""
+        with self._lock:
+            self.tally.tell_paused(seconds)
+
     def take(self) -> Iterator[Outcome[Any]]:
         """The outcomes that nobody has taken yet, for `stream`."""
         return self.tally.take()

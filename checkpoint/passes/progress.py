@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from checkpoint import clock
+
 __all__ = ["Bar"]
 
 log = logging.getLogger("checkpoint")
@@ -67,11 +69,15 @@ class Bar:
         outermost = not _open
         _open.add(self)
         self._bar: Any = None
+        self._failed, self._paused = 0, ""
+        self._is_live = False  # it is drawn in place, on a terminal
+        self._drawn = -_LINE_EVERY  # when it was last drawn for a pause
         self._closed = False
         if show and outermost and threading.current_thread() is threading.main_thread() and sys.stderr is not None:
             with self._watched():
                 self._bar = _draw(total, done, desc)
-                if _is_terminal(sys.stderr):
+                self._is_live = _is_terminal(sys.stderr)
+                if self._is_live:
                     log.addFilter(self._make_room)
 
     def _make_room(self, _: logging.LogRecord) -> bool:
@@ -105,11 +111,34 @@ class Bar:
             return
         try:  # as `_watched` does, which takes longer than the update
             if failed or self._beside is not None:
-                told = (f"{failed:,} failed" if failed else "", self._beside() if self._beside is not None else "")
-                self._bar.set_postfix_str(", ".join(filter(None, told)), refresh=False)
+                self._failed = failed
+                self._bar.set_postfix_str(self._told(), refresh=False)
             self._bar.update(count)
         except _BROKEN:
             self._give_up()
+
+    def _told(self) -> str:
+        """The words behind the bar."""
+        told = (
+            f"{self._failed:,} failed" if self._failed else "",
+            self._paused,
+            self._beside() if self._beside is not None else "",
+        )
+        return ", ".join(filter(None, told))
+
+    def pause(self, seconds: float | None) -> None:
+        """No calls have been made for so many seconds; None: they are made again."""
+        if self._bar is None:
+            return
+        paused = "" if seconds is None else f"paused {seconds:.0f} s"
+        if paused == self._paused:
+            return
+        with self._watched():
+            self._paused = paused
+            now = clock.monotonic()
+            is_due = self._is_live or seconds is None or now - self._drawn >= _LINE_EVERY
+            self._bar.set_postfix_str(self._told(), refresh=is_due)
+            self._drawn = now if is_due else self._drawn
 
     def skip(self, count: int) -> None:
         """So many more items needed no work: they count, but not for the rate."""

@@ -24,6 +24,7 @@ __all__ = ["Tally"]
 
 log = logging.getLogger("checkpoint")
 _FIRST = 100  # failures that an error shows
+_SHOWN = 200  # characters of a server's message
 
 
 class Tally:
@@ -77,6 +78,11 @@ class Tally:
         """Move the bar on by items that were run."""
         if self._bar is not None:
             self._bar.update(count, self.errors.failed)
+
+    def tell_paused(self, seconds: float | None) -> None:
+        """Have the bar say for how long calls have been held; None: they go on."""
+        if self._bar is not None:
+            self._bar.pause(seconds)
 
     def close_bar(self) -> None:
         """Put the bar away; its last line stays readable."""
@@ -220,7 +226,13 @@ class Tally:
             outcome = done.outcome
             kind = outcome.type or "error" if isinstance(outcome, Failure) else unparsed.get(done.unit.key)
             if kind is not None:
-                self.errors.in_a_row(kind, place, again=self._failed_so_before(done.unit.key, kind))
+                denied = (
+                    f"{outcome.denied}: {outcome.message[:_SHOWN]}"
+                    if isinstance(outcome, Failure) and outcome.denied
+                    else ""
+                )
+                again = self._failed_so_before(done.unit.key, kind)
+                self.errors.in_a_row(kind, place, again=again, denied=denied)
 
     def _failed_so_before(self, key: Key, kind: str) -> bool:
         """Whether the item failed with an exception of this type in an earlier pass."""
