@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unp
 
 from checkpoint import clock
 from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
+from checkpoint.api.one import Singles, singles_of
 from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.api.runner import CheckpointedRunner, ShardRunner
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
         _self_directory: Directory
         _self_base: Any
         _self_runners: dict[Any, CheckpointedRunner]
+        _self_singles: dict[Any, Singles]
 else:
     # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
     _Parts = object
@@ -423,7 +425,31 @@ class Face(Generic[R], _Parts):
 
 
 class SyncFace(Face[R]):
-    """`.map` and `.stream` of a plain function."""
+    """`.one`, `.map` and `.stream` of a plain function."""
+
+    def one(self, item: Any, /) -> R:
+        """The saved result of one item; where there is none, it is computed and saved now.
+
+        Call it from any thread, also inside another item's call: what finished is on disk when it returns, and is not
+        computed again when a later part of that call fails, is killed or is tried again. A key that runs already in
+        this process is waited for. It makes no pass: no bar, and `progress` stays as it is.
+
+        Args:
+            item: as one of those that `map` takes.
+
+        Raises:
+            Exception: what the function raised, as a plain call does; the failure is recorded, too. Retries are waited
+                for here.
+            CircularCall: who computes the item waits for the call that asks.
+            InvalidKey, InputChanged, FunctionChanged, CheckpointLocked, StoreError: as `map`.
+            InvalidOption: it has a `timeout=`, which nothing can keep here.
+
+        Example:
+            >>> square = checkpointed("squares")(lambda n: n * n)
+            >>> square.one(12), square.results[12]
+            (144, 144)
+        """
+        return singles_of(self, is_async=False).one(self, item)  # type: ignore[no-any-return]
 
     @overload
     def map(
@@ -520,7 +546,14 @@ class _AsyncStream(Suspended, AsyncIterator[T]):
 
 
 class AsyncFace(Face[R]):
-    """`.map` and `.stream` of a coroutine function: the same, awaited."""
+    """`.one`, `.map` and `.stream` of a coroutine function: the same, awaited."""
+
+    async def one(self, item: Any, /) -> R:
+        """The `one` of a plain function, awaited: ``await f.one(item)``.
+
+        Where it is cancelled, so is the call; who waits for the item's key makes it then.
+        """
+        return await singles_of(self, is_async=True).one_async(self, item)  # type: ignore[no-any-return]
 
     @overload
     async def map(

@@ -12,6 +12,7 @@ from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
 from checkpoint.api.faces import AsyncFace, Face, SyncFace
+from checkpoint.api.one import Singles
 from checkpoint.api.options import Options
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.api.signatures import innermost, least_arguments, most_arguments, named, return_annotation
@@ -77,7 +78,8 @@ class _Unbound(Face[R], _UnboundParts):
     """What only the decorated function itself has."""
 
     def _set_up(self, options: Options, annotation: Any, directory: Directory | None) -> None:
-        self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+        self._self_options, self._self_annotation = options, annotation
+        self._self_runners, self._self_singles = {}, {}
         self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
         self._self_base = None  # the version of what it is a copy of
         self._self_checked = self._self_checked_bound = None  # the function that was found to take an item
@@ -155,6 +157,10 @@ class _OnInstance(Face[R], _BoundParts):
     @property
     def _self_runners(self) -> dict[Any, CheckpointedRunner]:  # type: ignore[override]
         return self._self_parent._self_runners  # type: ignore[no-any-return]
+
+    @property
+    def _self_singles(self) -> dict[Any, Singles]:  # type: ignore[override]
+        return self._self_parent._self_singles  # type: ignore[no-any-return]
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         function = self.__wrapped__

@@ -37,6 +37,7 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Failure
+from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
@@ -370,6 +371,20 @@ class VersionView:
                 raise KeyError(key)
             reader, place, record = found
             return self._value(reader, place.offset, record, key)
+
+    def load_if(self, key: Key, counts: Callable[[Place], bool]) -> tuple[Any] | None:
+        """The decoded result for the key, in a tuple, where there is one and `counts` says so of its place; else None.
+
+        Raises:
+            DamagedRecord, UnbuildableValue: as `load`.
+        """
+        shelf = self.open(key).results
+        with self.noting_damage(shelf):
+            found = shelf.read(self.version, key)
+            if found is None or not counts(found[1]):
+                return None
+            reader, place, record = found
+            return (self._value(reader, place.offset, record, key),)
 
     def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
         """(key, decoded result) at a place that a pass found."""

@@ -91,7 +91,9 @@ class Pass:
         # An object that stands in memory twice has one key.
         watches_objects = settings.overlapping and not self.input.in_memory
         claims = claims_of(self._checkpoint)
-        self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
+        self.in_flight = InFlight(
+            self.name, self._version, claims, watches_objects=watches_objects, shard=records.shard
+        )
         self.tally = Tally(records, settings, self.earlier.failed)
         self._recorder = Recorder(records, self.tally.handled)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)

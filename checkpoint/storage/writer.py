@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, JournalLost, StoreError, StoreForked
@@ -67,6 +67,7 @@ class Writer:
         writing: whether this process holds the lock.
         wrote_at: when something was written last; monotonic.
         check_at: until then `begin` need not look whether the files are still there; monotonic.
+        steps: calls for single items that run, whose results will be written: meanwhile the lock is kept.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Writer:
         self.writing = False
         self.wrote_at = 0.0
         self.check_at = 0.0
+        self.steps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._host = host
         self._experiment = experiment
         self._share = share
@@ -274,7 +276,10 @@ class Writer:
             if self.in_pass:
                 return
             try:
-                self.stop()
+                if self.writing and self.steps and self._failure is None:
+                    self._bring_up_to_date()  # who is idle later lets go of the lock
+                else:
+                    self.stop()
             except StoreError as error:
                 if not values_on_error:
                     raise
@@ -333,18 +338,21 @@ class Writer:
         if not self.writing:
             return
         try:
-            if self._failure is None:
-                self._check_places(at_once=True)
-                for each in self.own:
-                    self.sync(each.journal)
-                    each.write_index_if_worth(growth=0.5, rows=100_000 // self._share, size=(32 << 20) // self._share)
-                if self.meta.owed:
-                    self.write_meta()
+            self._bring_up_to_date()
         finally:
             try:
                 self.replica.finish()
             finally:
                 self.let_go()
+
+    def _bring_up_to_date(self) -> None:
+        if self._failure is None:
+            self._check_places(at_once=True)
+            for each in self.own:
+                self.sync(each.journal)
+                each.write_index_if_worth(growth=0.5, rows=100_000 // self._share, size=(32 << 20) // self._share)
+            if self.meta.owed:
+                self.write_meta()
 
     def let_go(self) -> None:
         """Give the lock back as things are."""
@@ -357,7 +365,7 @@ class Writer:
     def give_up(self) -> None:
         """Let go of the lock, where no pass runs: it was taken for something that is not done."""
         with self.lock, suppress(StoreError):
-            if not self.in_pass:
+            if not self.in_pass and not self.steps:
                 self.stop()
 
     # housekeeping, by a thread that lives while something is owed
@@ -374,7 +382,7 @@ class Writer:
         with self.lock:
             if not self.writing:
                 return False
-            if not self.in_pass and self._is_idle():
+            if not self.in_pass and not self.steps and self._is_idle():
                 try:
                     self.stop()
                 except StoreError as error:
@@ -398,7 +406,7 @@ class Writer:
         if not self.lock.acquire(blocking=False):
             return
         try:
-            if not self.in_pass and not self.replica.is_remote:
+            if not self.in_pass and not self.steps and not self.replica.is_remote:
                 self.stop()
         except StoreError as error:
             log.error("%s", error)
@@ -437,6 +445,7 @@ class Writer:
         self.lock = lock
         self._forked = True
         self.writing = False
+        self.steps = weakref.WeakSet()
         self._running = []
         for each in self.own:
             each.journal.stop_writing()
