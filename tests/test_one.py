@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,6 +33,7 @@ from checkpoint import (
     checkpointed,
     clock,
 )
+from checkpoint.cli.main import main
 
 FOREVER = 30.0
 
@@ -690,3 +693,92 @@ def test_one_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "checkpoint"):
         checkpointed("n", version=1)(lambda item: item).one(1)
     assert not caplog.messages
+
+
+# --- what records list ------------------------------------------------------------------------------------------------
+
+
+def lines_of(name: str) -> list[dict[str, Any]]:
+    """The records of a journal of results."""
+    return [json.loads(line) for line in Path(f"checkpoints/{name}_results.jsonl").read_text().splitlines()]
+
+
+def chain() -> tuple[Any, Any, Any]:
+    """A function whose items take two steps, of which one takes another."""
+    h: Any = checkpointed("h", version="small")(lambda item: item)
+    g: Any = checkpointed("g")(lambda item: h.one(len(item)) if item.startswith("a") else item)
+    f: Any = checkpointed("f")(lambda item: [g.one(f"a{item}"), g.one("b"), g.one("b")])
+    return f, g, h
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"workers": 2, "chunksize": 2}])
+def test_a_record_lists_its_steps(options: dict[str, Any]) -> None:
+    """In their order, each once; those that were there already, too; and none where none was taken."""
+    f, _, h = chain()
+    f.map([1, 20], progress=False, **options)
+    small = h.runner.records.version
+    assert {line["key"]: line["steps"] for line in lines_of("f")} == {
+        1: [["g", "a1", ""], ["g", "b", ""]],
+        20: [["g", "a20", ""], ["g", "b", ""]],
+    }
+    assert {line["key"]: line.get("steps") for line in lines_of("g")} == {
+        "a1": [["h", 2, small]], "a20": [["h", 3, small]], "b": None
+    }  # fmt: skip
+    assert not any("steps" in line for line in lines_of("h"))
+    assert f.map([1, 20], progress=False) == [[2, "b", "b"], [3, "b", "b"]]
+
+
+def test_tasks_that_a_call_begins_take_its_steps() -> None:
+    """What `gather` runs is of the call, and so is what failed."""
+
+    @checkpointed("g")
+    async def g(item: int) -> int:
+        return 1 // item
+
+    @checkpointed("f")
+    async def f(item: int) -> Any:
+        return await asyncio.gather(g.one(item), g.one(item + 1), return_exceptions=item > 0)
+
+    asyncio.run(f.map([1, 0], workers=2, progress=False, return_exceptions=True))
+    assert lines_of("f")[0]["steps"] == [["g", 1, ""], ["g", 2, ""]]
+    (failed,) = [json.loads(line) for line in Path("checkpoints/f_errors.jsonl").read_text().splitlines()]
+    assert failed["steps"] == [["g", 0, ""], ["g", 1, ""]]
+
+
+def test_clear_with_steps_forgets_them_too() -> None:
+    """Those of steps as well, and of an item that failed; those of other items stay."""
+    f, g, h = chain()
+    f.map([1, 20], progress=False)
+    f.clear([1])
+    assert (set(g.results), set(h.results)) == ({"a1", "a20", "b"}, {2, 3})
+    f.map([1], progress=False)
+    f.clear([1], steps=True)
+    assert (set(f.results), set(g.results), set(h.results)) == ({20}, {"a20"}, {3})
+    with pytest.raises(InvalidOption, match="clear"):
+        f.clear(steps=True)
+    with pytest.raises(InvalidOption, match="clear"):
+        f.clear("a", steps=True)
+
+
+def test_show_tells_an_item_with_its_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a tree, or as JSON; of a key that is not there, that."""
+    f, g, _ = chain()
+    f.map([1], progress=False)
+    g.clear(["b"])
+    assert main(["show", "f", "--key", "1"]) == 0
+    told = re.sub(r", in [\d.e-]+ s", "", capsys.readouterr().out)
+    assert told == "f 1: done\n├── g 'a1': done\n│   └── h 2: done, version 'small'\n└── g 'b': not there\n"
+    assert main(["show", "f", "--key", "1", "--json"]) == 0
+    assert [step["state"] for step in json.loads(capsys.readouterr().out)["steps"]] == ["done", "not there"]
+    assert main(["show", "f", "--key", "2"]) == 1
+    assert "nothing was shown" in capsys.readouterr().err
+
+
+def test_a_line_of_another_program_may_have_any_steps() -> None:
+    """What cannot be read as a step is left out."""
+    f, _, _ = chain()
+    f.map([1], progress=False)
+    with Path("checkpoints/f_results.jsonl").open("a") as journal:
+        journal.write('{"key": 5, "result": 1, "steps": {"a": 1}}\n{"key": "6", "result": 1, "steps": [[1, 2, 3]]}\n')
+    f.clear([5, 6, 1], steps=True)
+    assert not f.results

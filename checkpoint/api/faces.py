@@ -184,9 +184,24 @@ class Face(Generic[R], _Parts):
         """Values that could not be encoded, by key; opening one unpickles it."""
         return self.runner.unsaved
 
-    def clear(self, keys: Iterable[Any] | None = None) -> None:
-        """Forget these keys under this version; or, without `keys`, everything, all versions and files included."""
-        self.runner.clear(keys)
+    def clear(self, keys: Iterable[Any] | None = None, *, steps: bool = False) -> None:
+        """Forget these keys under this version; or, without `keys`, everything, all versions and files included.
+
+        Args:
+            keys: an iterable of keys.
+            steps: whether to forget the steps too that the calls of these keys have taken, and theirs: results that
+                `one` saved in other checkpoints of the directory, also where other items share them.
+        """
+        if not steps:
+            self.runner.clear(keys)
+            return
+        if keys is None or isinstance(keys, (str, bytes)):
+            raise InvalidOption(
+                "steps=True forgets what the calls of some keys have taken; write clear([key], steps=True)"
+            )
+        from checkpoint.catalog.taken import forget_with_steps
+
+        forget_with_steps(self.runner.records, [plain_key(key) for key in keys])
 
     def seed(self, key: Any) -> int:
         """A 64-bit seed for the key: the same in any order, on any worker, after any resume.

@@ -19,7 +19,7 @@ from checkpoint.cli.terminal import encodable, print_json, print_line
 from checkpoint.errors import CheckpointError, InvalidKey, InvalidOption, JournalLost, plural, printable, quote
 from checkpoint.values.keys import Key, identity, key_from_json, plain_json, plain_key
 
-__all__ = ["add_clear"]
+__all__ = ["add_clear", "key_meant"]
 
 
 def add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -54,7 +54,7 @@ def _clear(arguments: argparse.Namespace) -> int:
 
 def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
     checkpoint, version = runner.records.open(), runner.records.version
-    found = {identity(key): key for key in (_key_meant(checkpoint, version, text) for text in arguments.key)}
+    found = {identity(key): key for key in (key_meant(checkpoint, version, text) for text in arguments.key)}
     keys = list(found.values())
     held = _told(*_counts_of(checkpoint, version, keys))
     if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
@@ -135,7 +135,7 @@ def _counts_of(checkpoint: Checkpoint, version: str, keys: Iterable[Key]) -> tup
     return results, errors, aside
 
 
-def _key_meant(checkpoint: Checkpoint, version: str, text: str) -> Key:
+def key_meant(checkpoint: Checkpoint, version: str, text: str, *, is_shown: bool = False) -> Key:
     """The key that is written so and is there: as JSON, or as the text itself.
 
     Raises:
@@ -154,7 +154,7 @@ def _key_meant(checkpoint: Checkpoint, version: str, text: str) -> Key:
     of = f"; it is there under {_labels(checkpoint, others)}, which is not the version written last" if others else ""
     raise CheckpointError(
         f"key {quote(keys[0])} is not in checkpoint {checkpoint.store.name!r} in {checkpoint.directory}{of}; "
-        "nothing was forgotten"
+        f"nothing was {'shown' if is_shown else 'forgotten'}"
     )
 
 

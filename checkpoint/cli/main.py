@@ -27,10 +27,11 @@ from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.decisions import accept_code, meant_by
 from checkpoint.catalog.locate import locate, names_in, size_in_words
 from checkpoint.catalog.paths import command_line, resolve_directory
+from checkpoint.catalog.taken import step_tree
 from checkpoint.catalog.view import LATEST, VersionView
 from checkpoint.cli import demo
 from checkpoint.cli.arguments import STATUSES, add_command, both_ways, json_or_text
-from checkpoint.cli.clear import add_clear
+from checkpoint.cli.clear import add_clear, key_meant
 from checkpoint.cli.terminal import console_here, drawing_of, print_json, print_line, print_parts, print_table, title_of
 from checkpoint.cli.watch import add_watch
 from checkpoint.errors import CheckpointError, InvalidOption, plural, printable, quote, shorten
@@ -40,6 +41,7 @@ from checkpoint.reporting import sampling, tables
 from checkpoint.reporting import status as status_module
 from checkpoint.reporting.causes import Cause
 from checkpoint.reporting.status import Summary, Survey
+from checkpoint.reporting.step_tree import tree_lines
 from checkpoint.reporting.words import ago
 from checkpoint.storage.files import store_error
 from checkpoint.values.keys import earlier_digests, version_digest
@@ -196,7 +198,7 @@ def _who_writes(held: Summary) -> str:
 
 
 def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    add_command(
+    command = add_command(
         commands,
         "show",
         _show,
@@ -206,9 +208,12 @@ def _add_show(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "examples:\n  checkpoint show NAME\n  checkpoint show NAME --dir path/to/checkpoints --json\n\n"
         f"exit status: 0 done; 1 there is no such checkpoint, or it cannot be read; {STATUSES}",
     )
+    command.add_argument("--key", metavar="K", help="show one item, and the steps that its call has taken")
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    if arguments.key is not None:
+        return _show_key(arguments)
     seen = status_module.survey(arguments.name, arguments.dir)
     if arguments.json:
         print_json(seen.to_json())
@@ -221,6 +226,18 @@ def _show(arguments: argparse.Namespace) -> int:
         console.print(drawing_of(seen, list(seen.rows())))
     if seen.failed:
         print_line(f"why each failed: {command_line('errors', seen.name, seen.directory)}")
+    return 0
+
+
+def _show_key(arguments: argparse.Namespace) -> int:
+    """One item, and the steps that its call has taken."""
+    with CheckpointedRunner(arguments.name, locate(arguments.name, arguments.dir)) as runner:
+        key = key_meant(runner.records.open(), runner.records.version, arguments.key, is_shown=True)
+        if arguments.json:
+            print_json(step_tree(runner.records, key).to_json())
+            return 0
+        for line in tree_lines(runner.records, key):
+            print_line(line)
     return 0
 
 

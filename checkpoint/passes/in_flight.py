@@ -141,6 +141,8 @@ class InFlight:
         begun = self.begun.pop(key, None)
         if self.watches_objects and self._loans:
             self._loans.ended(key)
+        if self.steps:
+            self.steps.pop(key, None)
         unit = begun if unit is None else unit
         if unit is not None and self.has_company:
             self._elsewhere.discard(key)
@@ -151,6 +153,8 @@ class InFlight:
         units = [unit for key in keys if (unit := self.units.pop(key, None)) is not None]
         for key in keys:
             self.begun.pop(key, None)
+        for key in keys if self.steps else ():
+            self.steps.pop(key, None)
         if self.watches_objects and self._loans:
             for key in keys:
                 self._loans.ended(key)

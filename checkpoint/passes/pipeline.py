@@ -37,6 +37,7 @@ from checkpoint.passes.recorder import End, Recorder, spoil
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
+from checkpoint.storage.record import with_steps
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -95,7 +96,7 @@ class Pass:
             self.name, self._version, claims, watches_objects=watches_objects, shard=records.shard
         )
         self.tally = Tally(records, settings, self.earlier.failed)
-        self._recorder = Recorder(records, self.tally.handled)
+        self._recorder = Recorder(records, self.tally.handled, self.in_flight.steps)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
@@ -369,6 +370,8 @@ class Pass:
         if type(raw) is not bytes:
             return False
         line = records.result_line(key, raw, digest, outcome.elapsed, outcome.attempts)
+        if self.in_flight.steps:
+            line = with_steps(line, self.in_flight.steps.get(key))
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:

@@ -18,7 +18,7 @@ from checkpoint.passes.failures import failure_of
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.step import StepKeys, TakenStep, asks
 from checkpoint.storage.index import Place
-from checkpoint.storage.record import steps_field, with_fields
+from checkpoint.storage.record import with_steps
 from checkpoint.storage.store import Entry
 from checkpoint.values.digests import are_alike
 from checkpoint.values.keys import Key
@@ -183,9 +183,7 @@ class StepDesk:
         except UnencodableValue as error:
             raise records.keep_aside(key, value, unit.digest, error) from None
         line = records.result_line(key, raw, unit.digest, outcome.elapsed, outcome.attempts)
-        if steps:
-            line = with_fields(line, steps_field(steps))
-        store = records.store
+        line, store = with_steps(line, steps), records.store
         try:
             store.append_one(store.own.results, records.version, key, unit.digest, line, durable=records.power)
         except StoreError as error:
@@ -202,9 +200,7 @@ class StepDesk:
             StoreError: it is not.
         """
         records, store = self.records, self.records.store
-        line = records.error_line(unit.key, failure, unit.digest)
-        if steps:
-            line = with_fields(line, steps_field(steps))
+        line = with_steps(records.error_line(unit.key, failure, unit.digest), steps)
         entry = Entry(records.version, unit.key, unit.digest, line)
         store.append(store.own.errors, [entry], durable=records.power)
 

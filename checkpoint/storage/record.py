@@ -40,10 +40,10 @@ __all__ = [
     "parse",
     "seal",
     "spelled",
-    "steps_field",
     "steps_in",
     "unsealed",
     "with_fields",
+    "with_steps",
 ]
 
 
@@ -272,12 +272,17 @@ def with_fields(line: bytes, fields: bytes) -> bytes:
     return seal((bare if _crc_holds(bare) else _as_written(bare))[:-CRC_SIZE] + fields)
 
 
-def steps_field(steps: Iterable[tuple[str, Key, str]]) -> bytes:
+def _steps_field(steps: Iterable[tuple[str, Key, str]]) -> bytes:
     """The field that lists the steps of an item's call: (checkpoint, key, digest of the version) of each."""
     listed = b",".join(
         [b"[%b,%b,%b]" % (_encode(name), key_json(key), _encode(version)) for name, key, version in steps]
     )
     return b',"steps":[%b]' % listed
+
+
+def with_steps(line: bytes, steps: Iterable[tuple[str, Key, str]] | None) -> bytes:
+    """A sealed line with the steps of its item's call, if there are any."""
+    return with_fields(line, _steps_field(steps)) if steps else line
 
 
 def steps_in(record: Record) -> list[tuple[str, Key, str]]:
