@@ -22,6 +22,7 @@
     ├── BrokenWorkers        RuntimeError     worker processes could not start, or a given executor broke
     ├── UnguardedMain        RuntimeError     a worker that imports the main module came upon a map
     ├── CircularCall         RecursionError   an item's call would wait for its own end
+    ├── StepRefused          RuntimeError     `one` in a process that can neither write nor ask who does
     ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
@@ -62,6 +63,7 @@ __all__ = [
     "KeyChanged",
     "RefusedValue",
     "ResultsUnfit",
+    "StepRefused",
     "StoreClosed",
     "StoreError",
     "StoreForked",
@@ -276,6 +278,10 @@ class UnguardedMain(CheckpointError, RuntimeError):
 
 class CircularCall(CheckpointError, RecursionError):
     """An item's call maps, directly or through others, over the item that it is the call of: it would never end."""
+
+
+class StepRefused(CheckpointError, RuntimeError):
+    """`one` was called in a process that is neither the one that maps nor a worker process of ours."""
 
 
 class ExtraNeeded(CheckpointError, ImportError):

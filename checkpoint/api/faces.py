@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unp
 
 from checkpoint import clock
 from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
-from checkpoint.api.one import Singles, singles_of
+from checkpoint.api.one import Singles, refuse_timeout, singles_of
+from checkpoint.api.one_in_worker import AskingSingles, driver_to_ask
 from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.api.runner import CheckpointedRunner, ShardRunner
@@ -40,6 +41,7 @@ from checkpoint.execution.policies import ErrorLimit, check_count, rates_of
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
+from checkpoint.passes.step import asks
 from checkpoint.provenance.version import moved_attributes, version_of
 from checkpoint.storage.writer import LOCK_LOOK
 from checkpoint.values.inputs import items_of
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
         _self_directory: Directory
         _self_base: Any
         _self_runners: dict[Any, CheckpointedRunner]
-        _self_singles: dict[Any, Singles]
+        _self_singles: dict[Any, Any]
 else:
     # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
     _Parts = object
@@ -202,6 +204,20 @@ class Face(Generic[R], _Parts):
         from checkpoint.catalog.taken import forget_with_steps
 
         forget_with_steps(self.runner.records, [plain_key(key) for key in keys])
+
+    def _serves(self, call: Any) -> Singles:
+        """What looks up and saves single items for a worker process, a call of which asks."""
+        return singles_of(self, call)
+
+    def _asking(self, *, is_async: bool) -> AskingSingles:
+        """What asks the driver for single items, in a worker process."""
+        options, place = self._self_options, ("asking", os.getpid())
+        refuse_timeout(options, is_async=is_async)
+        asking: Any = self._self_singles.get(place)
+        if asking is None:
+            annotation = options.result_type if options.result_type is not None else self._returned(options)
+            asking = self._self_singles[place] = AskingSingles(options, annotation, named(self._target()[0]))
+        return asking  # type: ignore[no-any-return]
 
     def seed(self, key: Any) -> int:
         """A 64-bit seed for the key: the same in any order, on any worker, after any resume.
@@ -464,7 +480,10 @@ class SyncFace(Face[R]):
             >>> square.one(12), square.results[12]
             (144, 144)
         """
-        return singles_of(self, is_async=False).one(self, item)  # type: ignore[no-any-return]
+        if (driver := driver_to_ask(self._self_options.name)) is not None:
+            return self._asking(is_async=False).one(self, item, driver)  # type: ignore[no-any-return]
+        refuse_timeout(self._self_options, is_async=False)
+        return singles_of(self, asks(caller())).one(self, item)  # type: ignore[no-any-return]
 
     @overload
     def map(
@@ -568,7 +587,9 @@ class AsyncFace(Face[R]):
 
         Where it is cancelled, so is the call; who waits for the item's key makes it then.
         """
-        return await singles_of(self, is_async=True).one_async(self, item)  # type: ignore[no-any-return]
+        if (driver := driver_to_ask(self._self_options.name)) is not None:
+            return await self._asking(is_async=True).one_async(self, item, driver)  # type: ignore[no-any-return]
+        return await singles_of(self, asks(caller())).one_async(self, item)  # type: ignore[no-any-return]
 
     @overload
     async def map(

@@ -20,10 +20,12 @@ from checkpoint.catalog.shards import Shard, shard_of
 from checkpoint.errors import InvalidOption
 from checkpoint.execution.call import Call
 from checkpoint.execution.caller import caller
+from checkpoint.execution.chunk import chunk_here
 from checkpoint.execution.policies import rates_of, retry_of
 from checkpoint.execution.steps import Bell, LoopBell, Turns, awaited, driven, step
+from checkpoint.outcomes import Unit
 from checkpoint.passes.settings import PassSettings
-from checkpoint.passes.step import asks, note_step
+from checkpoint.passes.step import Takes, note_step
 from checkpoint.passes.step_desk import DeskStep, StepDesk
 from checkpoint.provenance.version import version_of
 from checkpoint.values.keys import Key, digest_function, key_function, version_digest
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from checkpoint.provenance.drift import Lineage
     from checkpoint.provenance.fingerprint import Fingerprint
 
-__all__ = ["Singles", "singles_of"]
+__all__ = ["Singles", "refuse_timeout", "singles_of"]
 
 _EVERY = 1.0  # seconds from one look at the function to the next
 _Caller = tuple[Any, Any] | None
@@ -44,7 +46,7 @@ class Asked(Protocol):
 
     _self_options: Options
     _self_directory: Directory
-    _self_singles: dict[Any, Singles]
+    _self_singles: dict[Any, Any]
 
     def _target(self) -> tuple[Any, Any]: ...
 
@@ -55,13 +57,23 @@ class Asked(Protocol):
     def _lineage(self, code: Fingerprint | None) -> Lineage | None: ...
 
 
-def singles_of(face: Asked, *, is_async: bool) -> Singles:
+def refuse_timeout(options: Options, *, is_async: bool) -> None:
+    """Raise `InvalidOption` where nothing can keep the `timeout=` of a function that is asked for single items."""
+    if options.timeout is not None and not is_async:
+        raise InvalidOption(
+            f"timeout={options.timeout:g} cannot be kept where one item is asked for: nothing can stop the thread that "
+            "computes it. Use a coroutine function, or the timeout of the client that is called"
+        )
+
+
+def singles_of(face: Asked, call: tuple[Takes, Any] | None) -> Singles:
     """What asks for single items of the function, of its version, and of the shard that is worked at.
 
-    Raises:
-        InvalidOption: nothing can keep its `timeout=`.
+    Args:
+        face: the function.
+        call: the call that takes the step; None outside of any.
     """
-    options, call = face._self_options, asks(caller())
+    options = face._self_options
     shard = shard_of(None) if call is None else call[0].shard
     function, instance = face._target()
     place: Any = (face._self_directory.find(), shard, os.getpid())
@@ -71,16 +83,11 @@ def singles_of(face: Asked, *, is_async: bool) -> Singles:
     singles = face._self_singles.get(place)
     if singles is None or singles.runner.closed:
         refuse_while_importing_main(options.name)
-        if options.timeout is not None and not is_async:
-            raise InvalidOption(
-                f"timeout={options.timeout:g} cannot be kept where one item is asked for: nothing can stop the thread "
-                "that computes it. Use a coroutine function, or the timeout of the client that is called"
-            )
         if singles is not None:
             face._self_singles.pop(place, None)
         made = Singles(face._runner_of(shard), options, named(function))
         singles = face._self_singles.setdefault(place, made)  # all threads wait for the same permits
-    return singles
+    return singles  # type: ignore[no-any-return]
 
 
 class Singles:
@@ -93,6 +100,7 @@ class Singles:
 
     Attributes:
         runner: as given.
+        turns: when calls may start.
     """
 
     def __init__(self, runner: CheckpointedRunner, options: Options, name: str) -> None:
@@ -102,7 +110,7 @@ class Singles:
         settings = PassSettings(self._key_of, digest_function(options.input), options.on_change)
         self._desk = StepDesk(runner.records.of_pass(), settings)
         self._retry = retry_of(options.retry)
-        self._turns = Turns(self._retry, rates_of(options.rate))
+        self.turns = Turns(self._retry, rates_of(options.rate))
         self._looking = locks.lock("pass")
         self._checked_at = -inf
         self._checked_for: weakref.ref[Any] | None = None  # the pass for which the function was looked at last
@@ -116,7 +124,7 @@ class Singles:
         port = DeskStep(self._desk, self._desk.unit(item, key), call)
         made, given = self._call(face, port), self._given(item)
         bell = Bell()
-        return driven(step(port, self._turns, bell.ring), bell, lambda: made.one(given))
+        return driven(step(port, self.turns, bell.ring), bell, lambda: made.one(given))
 
     async def one_async(self, face: Asked, item: Any) -> Any:
         """The decoded result of the item, by a coroutine function."""
@@ -127,10 +135,26 @@ class Singles:
         port = DeskStep(self._desk, self._desk.unit(item, key), call)
         made, given = self._call(face, port), self._given(item)
         bell = LoopBell()
-        return await awaited(step(port, self._turns, bell.ring), bell, lambda: made.awaited(given))
+        return await awaited(step(port, self.turns, bell.ring), bell, lambda: made.awaited(given))
+
+    def port(self, face: Asked, unit: Unit, call: _Caller) -> DeskStep:
+        """A step that a call in a worker process takes.
+
+        Raises:
+            FunctionChanged, ResultsUnfit: as a map of the function.
+        """
+        self._check(face, call)
+        note_step((self.runner.name, unit.key, self._desk.records.version), call)
+        return DeskStep(self._desk, unit, call)
+
+    def encoded(self, value: Any) -> bytes:
+        """The JSON of a value that was saved."""
+        return self._desk.records.encode(value)
 
     def _look(self, face: Asked, item: Any, call: _Caller) -> tuple[Key, tuple[Any] | None]:
         """(key, the result on disk): the call around it is noted to have taken the step."""
+        if (chunk := chunk_here()) is not None:
+            chunk.split()
         self._check(face, call)
         key = self._key_of(item)
         if call is not None:

@@ -48,7 +48,7 @@ from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
 
-__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error"]
+__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error", "tell_left_out", "tell_unnamed"]
 
 
 log = logging.getLogger("checkpoint")
@@ -104,7 +104,7 @@ class VersionView:
         self.shard = shard
         self.power = power
         self.lock_timeout = lock_timeout
-        codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
+        codec = Codec(result_type, on_unnamed=partial(tell_unnamed, name), on_left_out=partial(tell_left_out, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
         self._pins = 0  # passes
@@ -545,7 +545,8 @@ def item_error(key: Any, record: Record) -> ItemError:
     )
 
 
-def _tell_unnamed(checkpoint: str, name: str) -> None:
+def tell_unnamed(checkpoint: str, name: str) -> None:
+    """Say that objects of a class come back as plain JSON."""
     log.warning(
         "checkpoint %r: results hold objects of class %s, which no annotation names and which therefore come back as "
         "plain JSON; to get a dataclass, NamedTuple, Enum, attrs, msgspec or pydantic class back, annotate the "
@@ -554,7 +555,8 @@ def _tell_unnamed(checkpoint: str, name: str) -> None:
     )  # fmt: skip
 
 
-def _tell_left_out(checkpoint: str, text: str) -> None:
+def tell_left_out(checkpoint: str, text: str) -> None:
+    """Say what of objects is not saved."""
     log.warning("checkpoint %r: %s", checkpoint, text)
 
 

@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from importlib.util import find_spec
 from types import CoroutineType, TracebackType, coroutine
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, out_of_time
 from checkpoint.execution.caller import enter_call, enter_pass
+from checkpoint.execution.chunk import Chunk, enter_chunk
 from checkpoint.execution.policies import Retry
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
@@ -82,6 +83,8 @@ class Call:
         tells_items: bool = True,
     ) -> None:
         self.function = function
+        self.keys = keys
+        self.is_elsewhere = False
         self._context = copy_context()
         self._tells_items = keys is not None and tells_items
         self._context.run(enter_pass, self if keys is None else keys)
@@ -101,9 +104,9 @@ class Call:
         self._plain = batch_size is None and validate is None
         self._shipped: dict[bool, bytes] = {}
 
-    def one(self, given: Any) -> Answer:
-        """The answer for one item, or one batch."""
-        run = self._context.copy().run
+    def one(self, given: Any, context: Context | None = None) -> Answer:
+        """The answer for one item, or one batch; called in a copy of another context, if one is given."""
+        run = (self._context if context is None else context).copy().run
         started = clock.perf_counter()
         try:
             if self._unshare is not None:
@@ -133,24 +136,33 @@ class Call:
             "function(item)"
         )
 
-    def many(self, given: list[Any], keep: Callable[[Answer], Answer] | None = None) -> list[Answer]:
+    def many(
+        self, given: list[Any], keep: Callable[[Answer], Answer] | None = None, chunk: Chunk | None = None
+    ) -> list[Answer]:
         """The answers for several, one after the other: fewer where one of them says that no more is to be called.
 
         Args:
             given: what each is given.
             keep: makes of an answer one that later calls do not change; default: its value is encoded.
+            chunk: where one of them takes a step, it is split, and the answer is that of this call alone.
         """
-        answers = []
+        answers: list[Answer] = [] if chunk is None else chunk.answers
+        context = None
+        if chunk is not None:
+            context = self._context.copy()
+            context.run(enter_chunk, chunk)
         keep = self._kept if keep is None else keep
         for one in given:
             try:
-                answer = keep(self.one(one))
+                answer = keep(self.one(one, context))
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
             if type(answer) is Fatal or (type(answer) is Failed and answer.again is not None and answer.again.pause):
                 break
-        return answers
+            if chunk is not None and chunk.is_split:
+                break
+        return answers if chunk is None else answers[chunk.first :]
 
     def _kept(self, answer: Answer) -> Answer:
         """The answer with its value encoded, if it is one that can change."""
@@ -413,9 +425,11 @@ class Arrived:
         if self._refusal is not None:
             raise self._refusal
 
-    def many(self, given: list[Any]) -> bytes:
-        """The answers, packed."""
-        return pack(self.call.many(given, set_apart if len(given) > 1 else None))
+    def many(self, given: list[Any], give_back: Callable[[int, list[Answer]], None] | None = None) -> bytes:
+        """The answers, packed; of several calls, one that takes a step gives back the others."""
+        if len(given) == 1:
+            return pack(self.call.many(given))
+        return pack(self.call.many(given, set_apart, None if give_back is None else Chunk(give_back)))
 
 
 def _has_file() -> bool:
@@ -431,4 +445,5 @@ def arrived(shipped: bytes) -> Arrived:
     """
     function, name, batch_size, validate, retry, settings, agreement, travelled = pickle.loads(shipped)
     call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings)
+    call.is_elsewhere = True
     return Arrived(call, agreement, travelled=travelled)

@@ -17,9 +17,10 @@ from checkpoint.errors import ItemError, printable, quote
 from checkpoint.execution.answers import Answer, Failed, Fatal, failed
 from checkpoint.execution.policies import Rate, Retry, give_up
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
+from checkpoint.execution.threads import begin_thread
 from checkpoint.outcomes import Failure, Success, Unit
 
-__all__ = ["CALL", "Bell", "LoopBell", "StepPort", "Turns", "awaited", "driven", "step"]
+__all__ = ["CALL", "Bell", "LoopBell", "StepPort", "Turns", "as_exception", "awaited", "driven", "in_a_thread", "step"]
 
 CALL: Final = object()
 """What `step` yields where the call is to be made; it is sent the answer."""
@@ -108,6 +109,22 @@ class Turns:
             if not is_plain:
                 self._forget(attempt)
 
+    def wait_for_permit(self, unit: Unit) -> None:
+        """Wait in this thread until a call of the unit, which is made elsewhere, may start.
+
+        Raises:
+            Exception: what it costs cannot be told, or is too much.
+        """
+        attempt, bell = Attempt([unit]), Bell()
+        self._add(attempt, bell.ring)
+        try:
+            while attempt in self._waiting and (wait := self._wait(attempt)) > 0:
+                bell.wait(wait)
+            if (error := self._unpayable.get(attempt)) is not None:
+                raise error
+        finally:
+            self._forget(attempt)
+
     def _add(self, attempt: Attempt, ring: Callable[[object], None]) -> None:
         with self._lock:
             self._schedule.add(attempt)
@@ -168,7 +185,7 @@ def step(port: StepPort, turns: Turns, ring: Callable[[object], None]) -> Steps:
         while not port.claim(ring):
             yield None
             if (failure := port.shared()) is not None:
-                raise _as_exception(failure, port.unit)
+                raise as_exception(failure, port.unit)
             if (found := port.find()) is not None:
                 return found[0]
         if (found := port.begin()) is not None:
@@ -178,7 +195,7 @@ def step(port: StepPort, turns: Turns, ring: Callable[[object], None]) -> Steps:
         if isinstance(outcome, Failure):
             port.fail(outcome)
             ended = outcome
-            raise _as_exception(outcome, port.unit)
+            raise as_exception(outcome, port.unit)
         value = port.save(outcome)
         ended = _SAVED
         return value
@@ -186,7 +203,7 @@ def step(port: StepPort, turns: Turns, ring: Callable[[object], None]) -> Steps:
         port.end(ended)
 
 
-def _as_exception(failure: Failure, unit: Unit) -> BaseException:
+def as_exception(failure: Failure, unit: Unit) -> BaseException:
     """The exception that the call raised, where this process has it."""
     if failure.exception is not None:
         return failure.exception
@@ -271,14 +288,62 @@ class LoopBell:
         self._event.clear()
 
 
-async def awaited(steps: Steps, bell: LoopBell, make: Callable[[], Awaitable[Answer]]) -> Any:
-    """What the steps return, which are taken in this task."""
+async def awaited(
+    steps: Steps,
+    bell: LoopBell,
+    make: Callable[[], Awaitable[Answer]],
+    advance: Callable[[Steps, Answer], Awaitable[tuple[bool, Any]]] | None = None,
+) -> Any:
+    """What the steps return, which are taken in this task.
+
+    Args:
+        steps: those of `step`.
+        bell: wakes the task.
+        make: makes the call.
+        advance: takes the steps further where that waits for another process, as `in_a_thread`.
+    """
     answer: Answer = None
     try:
         while True:
-            asked = steps.send(answer)
+            if advance is None:
+                asked = steps.send(answer)
+            else:
+                is_over, asked = await advance(steps, answer)
+                if is_over:
+                    return asked
             answer = await (make() if asked is CALL else bell.wait(asked))  # type: ignore[arg-type]
     except StopIteration as stop:
         return stop.value
     finally:
-        steps.close()
+        with suppress(ValueError):  # a thread is at it, which closes it
+            steps.close()
+
+
+async def in_a_thread(steps: Steps, answer: Answer) -> tuple[bool, Any]:
+    """(whether they are over, what they ask or return): the steps are taken further while the loop goes on."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def tell(result: tuple[bool, Any] | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            begin_thread(steps.close, "checkpoint-step")
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def advance() -> None:
+        result, error = None, None
+        try:
+            result = False, steps.send(answer)
+        except StopIteration as stop:
+            result = True, stop.value
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits
+            loop.call_soon_threadsafe(tell, result, error)
+
+    begin_thread(advance, "checkpoint-step")
+    return await future  # type: ignore[no-any-return]

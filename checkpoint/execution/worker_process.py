@@ -10,12 +10,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.errors import FunctionChanged, quote_error
 from checkpoint.execution.call import Arrived, arrived
+from checkpoint.execution.conversation import Conversation, take_up
 from checkpoint.execution.cpus import bound_loaded
-from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, make_pipe
+from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, STEP, make_pipe
+from checkpoint.execution.transport import pack
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -71,10 +74,12 @@ def spawned(target: Callable[..., None], environment: dict[str, str], reader: Co
 
 def serve(reader: Connection, writer: Connection) -> None:
     """What a worker process does: load the call, then make it until nobody asks any more."""
-    pipe, own = make_pipe(reader, writer, waits=True), os.getpid()
+    own = os.getpid()
+    pipe = Conversation(make_pipe(reader, writer, waits=True), own)
+    take_up(pipe)
     call: Arrived | None = None
     with suppress(EOFError, OSError):
-        while asked := pipe.receive():
+        while asked := pipe.next_task():
             try:
                 given: Any = arrived(asked) if call is None else pickle.loads(asked)
             except Exception as error:  # unpickling runs the items' own code
@@ -89,10 +94,15 @@ def serve(reader: Connection, writer: Connection) -> None:
                 call = given
                 pipe.send(LOADED)
                 continue
-            answers = call.many(given)
+            answers = call.many(given, partial(_give_back, pipe))
             if os.getpid() != own:  # the function forked, and its child came back from it too
                 os._exit(1)
             pipe.send(answers)
+
+
+def _give_back(pipe: Conversation, place: int, answers: list[Any]) -> None:
+    """Of a task of several calls that at this place goes on alone."""
+    pipe.send(STEP + pickle.dumps((0, "alone", place, pack(answers)), pickle.HIGHEST_PROTOCOL))
 
 
 # --- signals, and the end --------------------------------------------------------------------------------------------

@@ -82,8 +82,12 @@ class StepDesk:
 
     # looking up
 
-    def find(self, item: Any, key: Key) -> tuple[Any] | None:
+    def find(self, item: Any, key: Key, digest: int = 0) -> tuple[Any] | None:
         """The decoded result that counts for the item, in a tuple; None: it is to be computed.
+
+        Args:
+            item, key: the item.
+            digest: of the item, where it is known.
 
         Raises:
             InputChanged: the item differs from the one that the result was computed from.
@@ -92,11 +96,11 @@ class StepDesk:
         if key in self._unfit:
             return None
         try:
-            return self.records.load_if(key, lambda place: self._counts(place, item, key))
+            return self.records.load_if(key, lambda place: self._counts(place, item, key, digest))
         except DamagedRecord:
             return None  # it is not done from now on
 
-    def _counts(self, place: Place, item: Any, key: Key) -> bool:
+    def _counts(self, place: Place, item: Any, key: Key, digest: int) -> bool:
         """Whether the result at the place counts for the item.
 
         Raises:
@@ -107,7 +111,7 @@ class StepDesk:
         if not place.digest or (type(item) in _WORDS and type(item) is type(key) and item == key):
             return True
         settings = self._settings
-        if are_alike(place.digest, settings.digest_of(item)):
+        if are_alike(place.digest, digest or settings.digest_of(item)):
             return True
         changes = Changes(self.records.name, settings)
         is_changed = changes.differs(place.digest, item)
@@ -226,7 +230,7 @@ class DeskStep:
 
     def find(self) -> tuple[Any] | None:
         """As `StepPort.find`."""
-        return self._desk.find(self.unit.item, self.unit.key)
+        return self._desk.find(self.unit.item, self.unit.key, self.unit.digest)
 
     def claim(self, ring: Callable[[object], None]) -> bool:
         """As `StepPort.claim`.
