@@ -399,7 +399,8 @@ def test_a_failure_is_shared(threads: ThreadPoolExecutor) -> None:
     assert f.runner.records.open().errors.count("") == 1
 
 
-def test_a_waiter_takes_over_from_who_is_cancelled() -> None:
+@pytest.mark.promise("who runs a key is cancelled, or its worker dies")
+def test_who_runs_a_key_is_cancelled_or_its_worker_dies() -> None:
     """The call that was cancelled is made again, once, by one of those who wait."""
     calls: list[int] = []
 
@@ -611,7 +612,8 @@ def test_a_circle_of_two_functions_is_refused(options: dict[str, Any]) -> None:
         f.one(2)
 
 
-def test_a_circle_that_two_threads_close_is_refused(threads: ThreadPoolExecutor) -> None:
+@pytest.mark.promise("calls that would wait for each other")
+def test_calls_that_would_wait_for_each_other(threads: ThreadPoolExecutor) -> None:
     """Each call waits for the other: one of the two fails, and neither hangs."""
     gate = threading.Barrier(2)
 

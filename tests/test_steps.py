@@ -147,6 +147,7 @@ def test_fibonacci_on_processes(chunksize: int) -> None:
     assert set(fib.results) == set(range(31))
 
 
+@pytest.mark.promise("calls that would wait for each other")
 def test_a_circle_on_processes_is_refused() -> None:
     """As on threads."""
     errors = ping.map([1], return_exceptions=True, **PROCESSES).errors
@@ -203,6 +204,7 @@ def test_steps_from_threads_of_a_worker() -> None:
     assert set(calls().values()) == {1}
 
 
+@pytest.mark.promise("who runs a key is cancelled, or its worker dies")
 def test_a_worker_that_dies_of_a_step_leaves_it_to_others() -> None:
     """The item is run again, and so is its step; nobody waits for the dead."""
     assert whole.map(["dies", "dies", "b"], **PROCESSES) == [["DIES", "SHARED"], ["DIES", "SHARED"], ["B", "SHARED"]]
@@ -360,8 +362,9 @@ def killed(times: int, how: str) -> None:
 
 
 @posix
+@pytest.mark.promise("a kill in the middle of an item", "SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("how", ["dict()", "dict(workers=4)", "dict(workers=2, executor='processes')"])
-def test_no_step_that_returned_is_paid_for_again(how: str) -> None:
+def test_a_kill_in_the_middle_of_an_item(how: str) -> None:
     """Killed at random moments, with three steps an item."""
     killed(4, how)
 
@@ -369,7 +372,7 @@ def test_no_step_that_returned_is_paid_for_again(how: str) -> None:
 @posix
 @pytest.mark.soak
 @pytest.mark.parametrize("how", ["dict()", "dict(workers=4)", "dict(workers=2, executor='processes')"])
-def test_no_step_that_returned_is_paid_for_again_very_often(how: str) -> None:
+def test_very_many_kills(how: str) -> None:
     """Two hundred kills."""
     killed(200, how)
 
@@ -377,6 +380,7 @@ def test_no_step_that_returned_is_paid_for_again_very_often(how: str) -> None:
 # --- an agent ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("a kill in the middle of an item")
 def test_an_agent_never_reads_an_answer_to_a_question_that_it_did_not_see() -> None:
     """Its tools answer otherwise after a resume: a turn whose messages differ is another step, and is asked anew."""
     asked: list[str] = []
