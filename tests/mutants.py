@@ -26,8 +26,10 @@ import pytest
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
+from checkpoint.execution import policies
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit
+from checkpoint.passes.step_desk import DeskStep, StepDesk
 from checkpoint.storage import files, index_file, lock, record
 from checkpoint.storage.index import Index, IndexScan
 from checkpoint.storage.journal import Journal
@@ -505,6 +507,33 @@ def compaction_destroys_damage(breaker: Breaker) -> None:
 def repair_brings_back_old_values(breaker: Breaker) -> None:
     """Nothing takes the place of a damaged line that had hidden an older record."""
     breaker.replace(repair_module, "_forgettings", lambda real: lambda ledger: {})
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_one.py::test_equal_keys_are_computed_once", "test_one.py::test_a_map_waits_for_one")
+def steps_claim_nothing(breaker: Breaker) -> None:
+    """A step calls what runs already."""
+    breaker.replace(DeskStep, "claim", lambda real: lambda self, ring: True)
+
+
+@caught_by("test_one.py::test_the_saved_result_or_a_new_one")
+def steps_are_not_written(breaker: Breaker) -> None:
+    """A step's result is returned, and is nowhere."""
+    breaker.replace(StepDesk, "save", lambda real: lambda self, unit, outcome, steps: outcome.value)
+
+
+@caught_by("test_one.py::test_what_the_steps_retries_gave_up_is_not_retried")
+def retries_multiply(breaker: Breaker) -> None:
+    """What a step's retries gave up is tried again by those of the item."""
+    breaker.replace(policies, "give_up", lambda real: nothing)
+
+
+@caught_by("test_one.py::test_clear_with_steps_forgets_them_too", "test_one.py::test_a_record_lists_its_steps")
+def steps_are_not_listed(breaker: Breaker) -> None:
+    """A record does not say which steps its call has taken."""
+    breaker.replace(record, "with_steps", lambda real: lambda line, steps: line)
 
 
 # --- the plugin -----------------------------------------------------------------------------------------------------

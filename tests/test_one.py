@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,8 +78,10 @@ def until_waited_for(f: Any, many: int = 1) -> None:
     from checkpoint.passes.claims import claims_of
 
     waiting = claims_of(f.runner.records.checkpoint)._waiting
+    end = time.monotonic() + 10
     while sum(map(len, list(waiting.values()))) < many:
-        clock.sleep(0.001)
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 # --- one item ---------------------------------------------------------------------------------------------------------
@@ -231,6 +234,36 @@ def test_a_rate_is_one_for_all_who_ask(
         ticker.tick(61)
     for one in asked:
         one.result(FOREVER)
+
+
+def test_a_call_that_costs_too_much_fails_and_keeps_nobody_waiting(threads: ThreadPoolExecutor) -> None:
+    """As in a map: it could never start."""
+    f = checkpointed("n", rate=Rate(5, cost=lambda item: item))(lambda item: item)
+    asked = [threads.submit(f.one, item) for item in (9, 2, 1)]
+    assert isinstance(asked[0].exception(FOREVER), InvalidOption)
+    assert [one.result(FOREVER) for one in asked[1:]] == [2, 1]
+    assert "over the rate's limit" in f.errors[9].message
+
+
+def test_who_is_cancelled_while_it_waits_for_its_turn_takes_no_permit(ticker: Ticker) -> None:
+    """The next one does."""
+
+    @checkpointed("n", rate=Rate(1, per=60))
+    async def f(item: int) -> int:
+        return item
+
+    async def main() -> int:
+        await f.one(0)
+        waits = asyncio.ensure_future(f.one(1))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        ticker.tick(61)
+        return await f.one(2)
+
+    assert asyncio.run(main()) == 2
 
 
 def test_keys_versions_and_changes_are_those_of_a_map() -> None:

@@ -37,7 +37,6 @@ from checkpoint.errors import (
     quote,
 )
 from checkpoint.outcomes import Failure
-from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import Record, seal
@@ -372,20 +371,6 @@ class VersionView:
             reader, place, record = found
             return self._value(reader, place.offset, record, key)
 
-    def load_if(self, key: Key, counts: Callable[[Place], bool]) -> tuple[Any] | None:
-        """The decoded result for the key, in a tuple, where there is one and `counts` says so of its place; else None.
-
-        Raises:
-            DamagedRecord, UnbuildableValue: as `load`.
-        """
-        shelf = self.open(key).results
-        with self.noting_damage(shelf):
-            found = shelf.read(self.version, key)
-            if found is None or not counts(found[1]):
-                return None
-            reader, place, record = found
-            return (self._value(reader, place.offset, record, key),)
-
     def load_at(self, reader: Reader, offset: int) -> tuple[Key, Any]:
         """(key, decoded result) at a place that a pass found."""
         shelf = self.checkpoint.results
@@ -439,6 +424,8 @@ class VersionView:
                 raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
             # The bytes are those that were written: it is this process that lacks what it takes to read them.
             raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}") from None
+
+    value_of = _value  # for who has read the record
 
     def iter_results(self) -> Iterator[tuple[Any, Any]]:
         """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""

@@ -95,8 +95,14 @@ class StepDesk:
         """
         if key in self._unfit:
             return None
+        records, shelf = self.records, self.records.open(key).results
         try:
-            return self.records.load_if(key, lambda place: self._counts(place, item, key, digest))
+            with records.noting_damage(shelf):
+                found = shelf.read(records.version, key)
+                if found is None or not self._counts(found[1], item, key, digest):
+                    return None
+                reader, place, record = found
+                return (records.value_of(reader, place.offset, record, key),)
         except DamagedRecord:
             return None  # it is not done from now on
 

@@ -277,7 +277,7 @@ class Writer:
                 return
             try:
                 if self.writing and self.steps and self._failure is None:
-                    self._bring_up_to_date()  # who is idle later lets go of the lock
+                    self._bring_up_to_date()
                 else:
                     self.stop()
             except StoreError as error:
