@@ -24,6 +24,7 @@
     ├── UnguardedMain        RuntimeError     a worker that imports the main module came upon a map
     ├── CircularCall         RecursionError   an item's call would wait for its own end
     ├── MaxCostReached       RuntimeError     another call would cost more than `max_cost` allows; what is done is saved
+    ├── StepRefused          RuntimeError     `one` in a process that can neither write nor ask who does
     ├── ExtraNeeded          ImportError      an optional package is not installed
     ├── StoreError           OSError          the store could not do it: errno, filename, .unsaved
     │   ├── CheckpointLocked BlockingIOError  another writer, or another pass, is at work
@@ -68,6 +69,7 @@ __all__ = [
     "NotUploaded",
     "RefusedValue",
     "ResultsUnfit",
+    "StepRefused",
     "StoreClosed",
     "StoreError",
     "StoreForked",
@@ -328,6 +330,10 @@ class MaxCostReached(CheckpointError, RuntimeError):
         if parts.get("results") is not None:
             parts["results"] = list(parts["results"])
         return rebuild, (kind, message, parts), state
+
+
+class StepRefused(CheckpointError, RuntimeError):
+    """`one` was called in a process that is neither the one that maps nor a worker process of ours."""
 
 
 class ExtraNeeded(CheckpointError, ImportError):

@@ -22,6 +22,8 @@ __all__ = ["ORDER", "VARIABLE", "LockOrder", "alone", "elsewhere", "holding", "l
 
 VARIABLE = "CHECKPOINT_LOCK_ORDER"
 ORDER = (
+    "speaking",  # what came to this worker from its driver
+    "sending",  # what goes to it
     "loading",  # the calls that came to this process; loading one runs the user's code
     "dealing",  # one thread deals with what was reported
     "coordinator",  # what runs, and what may start

@@ -252,6 +252,21 @@ ROWS = (
         "items are not called. `max_errors=` sets another limit",
     ),
     Row(
+        "a kill in the middle of an item",
+        "what `one` returned for is there at the next start: no step that finished is called again, serial, on "
+        "threads and in worker processes; a step whose item differs from that of before is another one",
+        "or its failure, or its retry",
+    ),
+    Row(
+        "calls that would wait for each other",
+        "`CircularCall` shows the circle, directly or through others, by `one` and by maps, on threads, tasks and "
+        "worker processes; nobody hangs",
+    ),
+    Row(
+        "who runs a key is cancelled, or its worker dies",
+        "of those who wait for the key one makes the call, once",
+    ),
+    Row(
         "a checkpoint of schema 1.0.0",
         "opens and resumes; its lines count for any key of equal `str()`, and stay as they are",
     ),

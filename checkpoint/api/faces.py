@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unp
 
 from checkpoint import clock
 from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
+from checkpoint.api.one import Singles, refuse_timeout, singles_of
+from checkpoint.api.one_in_worker import AskingSingles, driver_to_ask
 from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
 from checkpoint.api.runner import CheckpointedRunner, ShardRunner
@@ -39,6 +41,7 @@ from checkpoint.execution.policies import ErrorLimit, check_count, judge_value, 
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan, html_table, make_plan
 from checkpoint.passes.settings import PassSettings
+from checkpoint.passes.step import asks
 from checkpoint.provenance.version import moved_attributes, version_of
 from checkpoint.storage.writer import LOCK_LOOK
 from checkpoint.values.inputs import items_of
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
         _self_directory: Directory
         _self_base: Any
         _self_runners: dict[Any, CheckpointedRunner]
+        _self_singles: dict[Any, Any]
 else:
     # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
     _Parts = object
@@ -196,9 +200,38 @@ class Face(Generic[R], _Parts):
         """Values that could not be encoded, by key; opening one unpickles it."""
         return self.runner.unsaved
 
-    def clear(self, keys: Iterable[Any] | None = None) -> None:
-        """Forget these keys under this version; or, without `keys`, everything, all versions and files included."""
-        self.runner.clear(keys)
+    def clear(self, keys: Iterable[Any] | None = None, *, steps: bool = False) -> None:
+        """Forget these keys under this version; or, without `keys`, everything, all versions and files included.
+
+        Args:
+            keys: an iterable of keys.
+            steps: whether to forget the steps too that the calls of these keys have taken, and theirs: results that
+                `one` saved in other checkpoints of the directory, also where other items share them.
+        """
+        if not steps:
+            self.runner.clear(keys)
+            return
+        if keys is None or isinstance(keys, (str, bytes)):
+            raise InvalidOption(
+                "steps=True forgets what the calls of some keys have taken; write clear([key], steps=True)"
+            )
+        from checkpoint.catalog.taken import forget_with_steps
+
+        forget_with_steps(self.runner.records, [plain_key(key) for key in keys])
+
+    def _serves(self, call: Any) -> Singles:
+        """What looks up and saves single items for a worker process, a call of which asks."""
+        return singles_of(self, call)
+
+    def _asking(self, *, is_async: bool) -> AskingSingles:
+        """What asks the driver for single items, in a worker process."""
+        options, place = self._self_options, ("asking", os.getpid())
+        refuse_timeout(options, is_async=is_async)
+        asking: Any = self._self_singles.get(place)
+        if asking is None:
+            annotation = options.result_type if options.result_type is not None else self._returned(options)
+            asking = self._self_singles[place] = AskingSingles(options, annotation, named(self._target()[0]))
+        return asking  # type: ignore[no-any-return]
 
     def seed(self, key: Any) -> int:
         """A 64-bit seed for the key: the same in any order, on any worker, after any resume.
@@ -441,7 +474,34 @@ class Face(Generic[R], _Parts):
 
 
 class SyncFace(Face[R]):
-    """`.map` and `.stream` of a plain function."""
+    """`.one`, `.map` and `.stream` of a plain function."""
+
+    def one(self, item: Any, /) -> R:
+        """The saved result of one item; where there is none, it is computed and saved now.
+
+        Call it from any thread, also inside another item's call: what finished is on disk when it returns, and is not
+        computed again when a later part of that call fails, is killed or is tried again. A key that runs already in
+        this process is waited for. It makes no pass: no bar, and `progress` stays as it is.
+
+        Args:
+            item: as one of those that `map` takes.
+
+        Raises:
+            Exception: what the function raised, as a plain call does; the failure is recorded, too. Retries are waited
+                for here.
+            CircularCall: who computes the item waits for the call that asks.
+            InvalidKey, InputChanged, FunctionChanged, CheckpointLocked, StoreError: as `map`.
+            InvalidOption: it has a `timeout=`, which nothing can keep here.
+
+        Example:
+            >>> square = checkpointed("squares")(lambda n: n * n)
+            >>> square.one(12), square.results[12]
+            (144, 144)
+        """
+        if (driver := driver_to_ask(self._self_options.name)) is not None:
+            return self._asking(is_async=False).one(self, item, driver)  # type: ignore[no-any-return]
+        refuse_timeout(self._self_options, is_async=False)
+        return singles_of(self, asks(caller())).one(self, item)  # type: ignore[no-any-return]
 
     @overload
     def map(
@@ -540,7 +600,16 @@ class _AsyncStream(Suspended, AsyncIterator[T]):
 
 
 class AsyncFace(Face[R]):
-    """`.map` and `.stream` of a coroutine function: the same, awaited."""
+    """`.one`, `.map` and `.stream` of a coroutine function: the same, awaited."""
+
+    async def one(self, item: Any, /) -> R:
+        """The `one` of a plain function, awaited: ``await f.one(item)``.
+
+        Where it is cancelled, so is the call; who waits for the item's key makes it then.
+        """
+        if (driver := driver_to_ask(self._self_options.name)) is not None:
+            return await self._asking(is_async=True).one_async(self, item, driver)  # type: ignore[no-any-return]
+        return await singles_of(self, asks(caller())).one_async(self, item)  # type: ignore[no-any-return]
 
     @overload
     async def map(

@@ -5,11 +5,13 @@ They are wrapt's: called, inspected and bound as the functions they stand for, w
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from operator import attrgetter
 from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from weakref import WeakValueDictionary
 
 from checkpoint.api.faces import AsyncFace, Face, SyncFace
 from checkpoint.api.options import Options
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     class _UnboundParts:
         _self_annotation: Any
+        _self_token: bytes | None
         _self_checked: Any
         _self_checked_bound: Any
 
@@ -77,8 +80,10 @@ class _Unbound(Face[R], _UnboundParts):
     """What only the decorated function itself has."""
 
     def _set_up(self, options: Options, annotation: Any, directory: Directory | None) -> None:
-        self._self_options, self._self_annotation, self._self_runners = options, annotation, {}
+        self._self_options, self._self_annotation = options, annotation
+        self._self_runners, self._self_singles = {}, {}
         self._self_directory = Directory(options.checkpoint_dir) if directory is None else directory
+        self._self_token = None  # by which it is known in the process that it was pickled in
         self._self_base = None  # the version of what it is a copy of
         self._self_checked = self._self_checked_bound = None  # the function that was found to take an item
 
@@ -155,6 +160,10 @@ class _OnInstance(Face[R], _BoundParts):
     @property
     def _self_runners(self) -> dict[Any, CheckpointedRunner]:  # type: ignore[override]
         return self._self_parent._self_runners  # type: ignore[no-any-return]
+
+    @property
+    def _self_singles(self) -> dict[Any, Any]:  # type: ignore[override]
+        return self._self_parent._self_singles  # type: ignore[no-any-return]
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         function = self.__wrapped__
@@ -273,7 +282,30 @@ def _reduced(function: Any) -> Any:
         return name
     if isinstance(found, _Unbound) and found.__wrapped__ is wrapped:
         return (_copied, (found, options, directory))
-    return (type(function), (wrapped, options, None, directory))
+    return (_rebuilt, (type(function), wrapped, options, directory, _token_of(function)))
+
+
+_sent: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
+"""The functions without a name of this process that were pickled, by token: a worker that asks about one means it."""
+
+
+def _token_of(function: Any) -> bytes:
+    """What a pickled function without a name is known by where it comes from."""
+    token: bytes | None = function._self_token
+    if token is None:
+        token = function._self_token = os.urandom(16)
+        _sent[token] = function
+    return token
+
+
+def _rebuilt(kind: Any, wrapped: Any, options: Options, directory: Directory, token: bytes) -> Any:
+    """The function of that token, where it comes from this process; else one of its parts."""
+    known = _sent.get(token)
+    if known is not None:
+        return known
+    made = kind(wrapped, options, None, directory)
+    made._self_token = token
+    return made
 
 
 def _itself(function: Any) -> Any:

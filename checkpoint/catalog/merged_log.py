@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from checkpoint import clock
-from checkpoint.catalog.shards import Shard, hash_of
+from checkpoint.catalog.shards import ALL, Shard, hash_of
 from checkpoint.errors import DamagedRecord, JournalLost
 from checkpoint.storage.index import Place
 from checkpoint.storage.keyed_log import KeyedLog
@@ -135,6 +135,8 @@ class MergedLog:
         self._numbers: dict[int, dict[int, int]] = {}  # by how many there are, and its own number
         for number, shard in enumerate(shelves):
             self._numbers.setdefault(shard.of, {})[shard.number] = number
+        # What the items of a shard needed of another checkpoint by `one` is in that shard's journal, whatever its key.
+        self._strays = [] if self._shards[0] == ALL else [0]
         self._reader = JoinedReader({})
         self._known: dict[str, _Known] = {}
         self._all_notes: tuple[tuple[object, int] | None, Notes] = (None, Notes())
@@ -243,7 +245,7 @@ class MergedLog:
         hashed = hash_of(key)
         homes = [numbers.get(hashed % of, -1) for of, numbers in self._numbers.items()]
         loose = [number for number, shelf in enumerate(self._shelves) if shelf.has_loose]
-        return [home for home in dict.fromkeys([*homes, *loose]) if home >= 0]
+        return [home for home in dict.fromkeys([*homes, *self._strays, *loose]) if home >= 0]
 
     def find(self, version: str, key: Key) -> Place | None:
         """Where the record is that counts for the key."""
@@ -255,6 +257,12 @@ class MergedLog:
         if len(found) > 1:
             return max(found, key=lambda place: self._weight(version, place))
         return found[0] if found else None
+
+    def _find_stray(self, version: str, key: Key) -> Place | None:
+        """Where a task's journal has a record of a key that is not of its shard: a step of one of its items."""
+        places = [(number, shelf.find(version, key)) for number, shelf in enumerate(self._shelves)]
+        found = [Place(number << _SHIFT | place.offset, place.digest) for number, place in places if place is not None]
+        return max(found, key=lambda place: self._weight(version, place), default=None)
 
     def _weight(self, version: str, place: Place) -> tuple[bool, bool, bool, str, str]:
         """What decides which of several records of a key counts; one that cannot be read does not.
@@ -296,6 +304,12 @@ class MergedLog:
                             if offsets[place] >= 0:
                                 several.add(place)
                             offsets[place], digests[place] = number << _SHIFT | offset, digest
+        for number in self._strays:
+            left = [place for place, offset in enumerate(offsets) if offset < 0]
+            found = self._shelves[number].find_all(version, [keys[place] for place in left])
+            for place, offset, digest in zip(left, *found, strict=True):
+                if offset >= 0:
+                    offsets[place], digests[place] = number << _SHIFT | offset, digest
         for place in several:
             offsets[place], digests[place] = self.find(version, keys[place]) or (-1, 0)
         return offsets, digests
@@ -303,7 +317,7 @@ class MergedLog:
     def read(self, version: str, key: Key) -> tuple[Reader, Place, Record] | None:
         """The record that counts for the key, with where it is."""
         with self.lock:
-            place, reader = self.find(version, key), self.reader
+            place, reader = self.find(version, key) or self._find_stray(version, key), self.reader
         if place is None or reader is None:
             return None
         shelf, base = self._at(place.offset), place.offset & ~_LOCAL

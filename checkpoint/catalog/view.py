@@ -47,7 +47,18 @@ from checkpoint.values.codec import Codec
 from checkpoint.values.keys import Key, key_json, plain_key, version_digest
 from checkpoint.values.plain_json import decode_foreign
 
-__all__ = ["LATEST", "Latest", "Unsaved", "VersionCount", "VersionView", "item_error", "with_notes"]
+__all__ = [
+    "LATEST",
+    "Latest",
+    "Unsaved",
+    "VersionCount",
+    "VersionView",
+    "item_error",
+    "parsed_by",
+    "tell_left_out",
+    "tell_unnamed",
+    "with_notes",
+]
 
 
 log = logging.getLogger("checkpoint")
@@ -106,7 +117,7 @@ class VersionView:
         self.shard = shard
         self.power = power
         self.lock_timeout = lock_timeout
-        codec = Codec(result_type, on_unnamed=partial(_tell_unnamed, name), on_left_out=partial(_tell_left_out, name))
+        codec = Codec(result_type, on_unnamed=partial(tell_unnamed, name), on_left_out=partial(tell_left_out, name))
         self.encode, self.encode_all, self.decode = codec.encode, codec.encode_all, codec.decode
         self._latest = self._follows = version is LATEST
         self._pins = 0  # passes
@@ -476,25 +487,7 @@ class VersionView:
             ItemError: it raised; `.value` is the value, and `__cause__` what was raised.
         """
         assert self.parse is not None
-        try:
-            made = self.parse(value)
-            if hasattr(made, "__await__"):
-                raise InvalidOption(f"parse returned {quote(made)}; it must be a plain function of the value")
-            return made
-        except Exception as error:
-            told = describe_exception(error, skip=1)
-            raise ItemError(
-                f"item {quote(key)} failed: parse raised {printable(f'{told.type}: {told.message}')}; what was paid "
-                f"for is kept, and is the .value of this error",
-                key=key,
-                type=told.type,
-                message=told.message,
-                traceback=told.traceback,
-                attempts=attempts,
-                elapsed=elapsed,
-                value=value,
-                given_up=told.given_up,
-            ) from error
+        return parsed_by(self.parse, key, value, attempts, elapsed)
 
     def _decoded(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
         raw = bytes(record.result)
@@ -509,6 +502,8 @@ class VersionView:
                 raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
             # The bytes are those that were written: it is this process that lacks what it takes to read them.
             raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}") from None
+
+    value_of = _value  # for who has read the record
 
     def iter_results(self) -> Iterator[tuple[Any, Any]]:
         """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""
@@ -584,6 +579,35 @@ def with_notes(raw: bytes, notes: dict[str, Any] | None, earlier: float = 0.0) -
     return b'%b,"notes":%b%b' % (raw, _encode_json(notes), told)
 
 
+def parsed_by(
+    parse: Callable[[Any], Any], key: Key, value: Any, attempts: int | None = None, elapsed: float | None = None
+) -> Any:
+    """What `parse` makes of the value of a key.
+
+    Raises:
+        ItemError: it raised; `.value` is the value, and `__cause__` what was raised.
+    """
+    try:
+        made = parse(value)
+        if hasattr(made, "__await__"):
+            raise InvalidOption(f"parse returned {quote(made)}; it must be a plain function of the value")
+        return made
+    except Exception as error:
+        told = describe_exception(error, skip=1)
+        raise ItemError(
+            f"item {quote(key)} failed: parse raised {printable(f'{told.type}: {told.message}')}; what was paid "
+            f"for is kept, and is the .value of this error",
+            key=key,
+            type=told.type,
+            message=told.message,
+            traceback=told.traceback,
+            attempts=attempts,
+            elapsed=elapsed,
+            value=value,
+            given_up=told.given_up,
+        ) from error
+
+
 class Unsaved(Mapping[Any, Any]):
     """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given.
 
@@ -644,7 +668,8 @@ def item_error(key: Any, record: Record) -> ItemError:
     )
 
 
-def _tell_unnamed(checkpoint: str, name: str) -> None:
+def tell_unnamed(checkpoint: str, name: str) -> None:
+    """Say that objects of a class come back as plain JSON."""
     log.warning(
         "checkpoint %r: results hold objects of class %s, which no annotation names and which therefore come back as "
         "plain JSON; to get a dataclass, NamedTuple, Enum, attrs, msgspec or pydantic class back, annotate the "
@@ -653,7 +678,8 @@ def _tell_unnamed(checkpoint: str, name: str) -> None:
     )  # fmt: skip
 
 
-def _tell_left_out(checkpoint: str, text: str) -> None:
+def tell_left_out(checkpoint: str, text: str) -> None:
+    """Say what of objects is not saved."""
     log.warning("checkpoint %r: %s", checkpoint, text)
 
 

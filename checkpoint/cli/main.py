@@ -27,6 +27,7 @@ from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.decisions import accept_code, meant_by
 from checkpoint.catalog.locate import locate, names_in, size_in_words
 from checkpoint.catalog.paths import command_line, resolve_directory
+from checkpoint.catalog.taken import step_tree
 from checkpoint.catalog.view import LATEST, VersionView
 from checkpoint.cli import demo
 from checkpoint.cli.arguments import STATUSES, add_command, both_ways, json_or_text, keys_written
@@ -40,6 +41,7 @@ from checkpoint.reporting import sampling, tables
 from checkpoint.reporting import status as status_module
 from checkpoint.reporting.causes import Cause
 from checkpoint.reporting.status import Summary, Survey
+from checkpoint.reporting.step_tree import tree_lines
 from checkpoint.reporting.words import ago
 from checkpoint.storage.files import store_error
 from checkpoint.storage.spending import cost_text
@@ -252,10 +254,16 @@ def _show_key(arguments: argparse.Namespace) -> int:
             f"nothing is known of key {quote(keys[0])} in checkpoint {arguments.name!r}: it never ran, or `compact` "
             "has left its lines out"
         )
+    history = found[0]
+    with CheckpointedRunner(arguments.name, locate(arguments.name, arguments.dir)) as runner:
+        tree = step_tree(runner.records, history.key)
+        lines = tree_lines(tree) if tree.steps else []
     if arguments.json:
-        print_json(found[0].to_json())
+        print_json({**history.to_json(), "steps": tree.to_json()["steps"]})
     else:
-        print_line(str(found[0]))
+        print_line(str(history))
+        for line in lines:
+            print_line(line)
     return 0
 
 

@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import replace
 from importlib.util import find_spec
 from math import inf
@@ -27,6 +27,7 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.answers import Answer, Failed, Fatal, Returned, out_of_time, with_paid
 from checkpoint.execution.caller import SOLE, Frame, enter_call, enter_pass
+from checkpoint.execution.chunk import Chunk, enter_chunk
 from checkpoint.execution.clients import denial_of
 from checkpoint.execution.notes import gathered, with_notes
 from checkpoint.execution.policies import Batch, Retry, batch_of, judge_value
@@ -89,6 +90,8 @@ class Call:
         span: float | None = None,
     ) -> None:
         self.function = function
+        self.keys = keys
+        self.is_elsewhere = False
         self._context = copy_context()
         self._tells_items = tells_items
         self._frame: Frame = self._context.run(enter_pass, self if keys is None else keys)
@@ -110,9 +113,9 @@ class Call:
         self._plain = batch_size is None and validate is None
         self._shipped: dict[bool, bytes] = {}
 
-    def one(self, given: Any) -> Answer:
-        """The answer for one item, or one batch."""
-        run = self._context.copy().run
+    def one(self, given: Any, context: Context | None = None) -> Answer:
+        """The answer for one item, or one batch; called in a copy of another context, if one is given."""
+        run = (self._context if context is None else context).copy().run
         frame = [given] if self._tells_items else self._frame
         started = clock.perf_counter()
         try:
@@ -159,6 +162,7 @@ class Call:
         keep: Callable[[Answer], Answer] | None = None,
         began: float | None = None,
         at_work: memoryview | None = None,
+        chunk: Chunk | None = None,
     ) -> list[Answer]:
         """The answers for several, one after the other.
 
@@ -169,8 +173,13 @@ class Call:
             keep: makes of an answer one that later calls do not change; default: its value is encoded.
             began: when the span began, by `clock.perf_counter`; default: now.
             at_work: its item 0 becomes the place of the call that runs.
+            chunk: where one of them takes a step, it is split, and the answer is that of this call alone.
         """
-        answers: list[Answer] = []
+        answers: list[Answer] = [] if chunk is None else chunk.answers
+        context = None
+        if chunk is not None:
+            context = self._context.copy()
+            context.run(enter_chunk, chunk)
         end = inf if self.span is None else (clock.perf_counter() if began is None else began) + self.span
         row = 0  # of refusals
         keep = self._kept if keep is None else keep
@@ -180,14 +189,16 @@ class Call:
             if at_work is not None:
                 at_work[0] = place
             try:
-                answer = keep(self.one(one))
+                answer = keep(self.one(one, context))
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
             row = row + 1 if type(answer) is Failed and answer.again is not None and answer.again.trouble else 0
             if type(answer) is Fatal or row == _REFUSALS:
                 break
-        return answers
+            if chunk is not None and chunk.is_split:
+                break
+        return answers if chunk is None else answers[chunk.first :]
 
     def _kept(self, answer: Answer) -> Answer:
         """The answer with its value encoded, if it is one that can change."""
@@ -458,9 +469,17 @@ class Arrived:
         if self._refusal is not None:
             raise self._refusal
 
-    def many(self, given: list[Any], began: float | None = None, at_work: memoryview | None = None) -> bytes:
-        """The answers, packed."""
-        return pack(self.call.many(given, set_apart if len(given) > 1 else None, began, at_work))
+    def many(
+        self,
+        given: list[Any],
+        began: float | None = None,
+        at_work: memoryview | None = None,
+        give_back: Callable[[int, list[Answer]], None] | None = None,
+    ) -> bytes:
+        """The answers, packed; of several calls, one that takes a step gives back the others."""
+        if len(given) == 1:
+            return pack(self.call.many(given, None, began, at_work))
+        return pack(self.call.many(given, set_apart, began, at_work, None if give_back is None else Chunk(give_back)))
 
 
 def _has_file() -> bool:
@@ -481,4 +500,5 @@ def arrived(shipped: bytes, *, alone: bool = False) -> Arrived:
     function, name, batch_size, validate, retry, settings, agreement, travelled, span = pickle.loads(shipped)
     call = Call(function, name, batch_size=batch_size, validate=validate, retry=retry, settings=settings,
                 span=span, tells_items=not alone)  # fmt: skip
+    call.is_elsewhere = True
     return Arrived(call, agreement, travelled=travelled)

@@ -7,10 +7,11 @@ A call is a *frame*, a list: first what it was given, then the fields that its c
 
 from __future__ import annotations
 
+import sys
 from contextvars import ContextVar
 from typing import Any, Final
 
-__all__ = ["SOLE", "Frame", "caller", "enter_call", "enter_pass", "frame_here"]
+__all__ = ["SOLE", "Frame", "caller", "current_task", "enter_call", "enter_pass", "frame_here"]
 
 SOLE: Final = object()
 """Stands for the item of a pass that makes one call at a time."""
@@ -41,3 +42,11 @@ def caller() -> tuple[Any, Any] | None:
     """(keys, item) of the call that this code runs in, as they were entered; None outside of any call."""
     keys = _pass.get()
     return None if keys is None else (keys, _frame.get()[0])
+
+
+def current_task() -> int:
+    """The id of the task of the event loop that runs in this thread; 0 where there is none."""
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return 0
+    return id(asyncio.current_task())

@@ -20,7 +20,7 @@ from checkpoint.errors import StoreError
 from checkpoint.execution.answers import Fatal, failed
 from checkpoint.execution.call import Call, ending
 from checkpoint.execution.chunks import Chunks
-from checkpoint.execution.interfaces import Broken, Died, Parallelism, PassPort, Task, Unsent, Workers
+from checkpoint.execution.interfaces import Broken, Died, Early, Parallelism, PassPort, Task, Unsent, Workers
 from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
 from checkpoint.execution.threads import begin_thread
@@ -334,7 +334,7 @@ class Coordinator:
             self._fail(error)
         try:
             with self._lock:
-                self._running -= len(reports)
+                self._running -= sum(type(answers) is not Early for _, answers in reports)
                 self._under_way -= settled
                 again = self._saver.state is Saving.WAITS and (last or self._running == 0)
                 if not again:
@@ -370,8 +370,10 @@ class Coordinator:
         return finished
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
+        if type(answers) is Early:
+            answers, self._chunks = answers.answers, Chunks(1)  # calls that take steps travel one by one
         try:
-            if type(answers) is list and type(answers[-1]) is tuple:
+            if type(answers) is list and answers and type(answers[-1]) is tuple:
                 finished = self._judge.dones(task, answers)
             else:
                 finished = self._dones(task, answers)

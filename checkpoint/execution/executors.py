@@ -29,7 +29,9 @@ from checkpoint.errors import (
 )
 from checkpoint.execution.answers import Answer, Fatal
 from checkpoint.execution.call import Arrived, Call, arrived
+from checkpoint.execution.chunk import Chunk
 from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, inputs_of
+from checkpoint.execution.threads import chunk_of
 from checkpoint.execution.transport import pickled_inputs, unloadable
 
 __all__ = ["ExecutorWorkers", "make_calls"]
@@ -78,6 +80,8 @@ class ExecutorWorkers:
             UnsendableItem: the first item of all cannot travel; nothing was called.
         """
         parcel = _Parcel(self._shipping, inputs_of(task, batch=self._batch))
+        if len(task) > 1:
+            parcel.chunk = chunk_of(task, self._report)
         if self._is_first:
             self._is_first = False
             parcel.is_first = True
@@ -96,6 +100,8 @@ class ExecutorWorkers:
 
     def _done(self, task: Task, parcel: _Parcel, future: Future[Any]) -> None:
         self._futures.discard(future)
+        if parcel.chunk is not None and parcel.chunk.is_split:
+            task = task[parcel.chunk.first :][:1]
         try:
             answers: Any = future.result()
         except BaseException as error:
@@ -253,16 +259,18 @@ class _Parcel:
         whole: whether its items bring what is defined in ``__main__``, though workers should have that.
         brings_call: whether it brings the call, though the worker should have that.
         fault: what of it could not be pickled.
+        chunk: gives back calls of it, where it is called in this process.
     """
 
     def __init__(self, shipping: _Shipping, given: list[Any]) -> None:
         self._shipping, self.given = shipping, given
         self.is_first = self.whole = self.brings_call = False
         self.fault: Broken | Unsent | None = None
+        self.chunk: Chunk | None = None
 
     def many(self) -> list[Answer]:
         """The answers, in this process."""
-        return self._shipping.call.many(self.given)
+        return self._shipping.call.many(self.given, chunk=self.chunk)
 
     def check_first(self) -> None:
         """Raise `UnsendableItem` where its first item cannot travel."""

@@ -17,6 +17,7 @@ from checkpoint.outcomes import Done, Unit
 __all__ = [
     "Broken",
     "Died",
+    "Early",
     "Grouping",
     "Parallelism",
     "PassPort",
@@ -59,6 +60,15 @@ class Broken(NamedTuple):
     """In place of answers: there are no workers any more; what they were at did not fail by itself."""
 
     error: Exception
+
+
+class Early(NamedTuple):
+    """In place of answers: those of some calls of a task that goes on without them, or has not made them (the rest).
+
+    The answers of the calls that were made come first, as a list or packed.
+    """
+
+    answers: Any
 
 
 def inputs_of(task: Task, *, batch: bool) -> list[Any]:

@@ -8,20 +8,21 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["DIFFERS", "END", "LOADED", "READ", "REFUSED", "WRITE", "make_pipe", "make_selector"]
+__all__ = ["DIFFERS", "END", "LOADED", "READ", "REFUSED", "STEP", "WRITE", "make_pipe", "make_selector"]
 
 
 END = b""  # in place of a task
 LOADED = b""  # in place of answers
 REFUSED = b"!"  # begins what a worker says who cannot load what it was sent; answers begin otherwise
 DIFFERS = b"?"  # begins what a worker says to which the function is another one
+STEP = b"s"  # begins what is said of a step that a call takes, both ways
 _SIZE = struct.Struct("!Q")
 _PIECE = 1 << 16  # bytes that are read, or written together with their size, at once
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class _Pipe:
-    """Messages both ways, each after its size. Neither end sends a second one before it has had an answer.
+    """Messages both ways, each after its size.
 
     Args:
         reader: the end of a pipe that is received from.
@@ -44,15 +45,20 @@ class _Pipe:
         self.reader.close()
         self.writer.close()
 
-    def _expect(self) -> None:
-        self._parts: list[bytes] = []  # of a message that is not all there yet
-        self._missing = _SIZE.size  # bytes
+    def _expect(self, rest: bytes = b"") -> None:
+        self._parts: list[bytes] = [rest] if rest else []  # of a message that is not all there yet
+        self._missing = _SIZE.size - len(rest)  # bytes
         self._has_size = False
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a part of the next message came with the last one."""
+        return bool(self._parts)
 
     def send(self, message: bytes) -> bool:
         """Whether all of it is sent; else `flush` goes on."""
         size = _SIZE.pack(len(message))
-        self._unsent = [size + message] if len(message) < _PIECE else [size, memoryview(message)]
+        self._unsent += [size + message] if len(message) < _PIECE else [size, memoryview(message)]
         return self.flush()
 
     def flush(self) -> bool:
@@ -72,21 +78,28 @@ class _Pipe:
             EOFError: the other end is gone.
         """
         try:
-            while part := os.read(self._source, _PIECE):
+            while (message := self._complete()) is None:
+                part = os.read(self._source, _PIECE)
+                if not part:
+                    raise EOFError
                 self._parts.append(part)
                 self._missing -= len(part)
-                if self._missing <= 0 and not self._has_size:
-                    begun = b"".join(self._parts)
-                    self._parts = [begun[_SIZE.size :]]
-                    self._missing += _SIZE.unpack_from(begun)[0]
-                    self._has_size = True
-                if self._missing <= 0:
-                    message = b"".join(self._parts)
-                    self._expect()
-                    return message
         except BlockingIOError:
             return None
-        raise EOFError
+        return message
+
+    def _complete(self) -> bytes | None:
+        """The message, once all of it is there; what came after it is kept."""
+        if self._missing <= 0 and not self._has_size:
+            begun = b"".join(self._parts)
+            self._parts = [begun[_SIZE.size :]]
+            self._missing += _SIZE.unpack_from(begun)[0]
+            self._has_size = True
+        if self._missing > 0 or not self._has_size:
+            return None
+        message, more = b"".join(self._parts), -self._missing
+        self._expect(message[len(message) - more :])
+        return message[: len(message) - more] if more else message
 
 
 class _WholePipe(_Pipe):

@@ -9,6 +9,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -38,6 +39,7 @@ __all__ = [
     "check_count",
     "check_seconds",
     "check_validate",
+    "give_up",
     "rates_of",
     "retry_of",
 ]
@@ -195,6 +197,8 @@ class Retry:
     def judge(self, exception: Exception) -> Again | None:
         """Whether the exception is one to try again after, and what it says of when."""
         chain = with_causes(exception)
+        if any(_GIVEN_UP in getattr(one, "__dict__", ()) for one in chain):
+            return None
         status = first(status_of(one, is_cause=one is not exception) for one in chain)
         after = first(map(retry_after_of, chain))
         if not self._is_chosen(exception, chain, status, after):
@@ -238,6 +242,15 @@ class Retry:
         seconds = max(float(self.wait(made)), 0.0)
         _check_finite(f"what Retry's wait({made}) returned", seconds)
         return seconds
+
+
+_GIVEN_UP = "__checkpoint_given_up__"
+
+
+def give_up(exception: BaseException) -> None:
+    """The retries of a step gave the exception up: no `Retry` of a call that raises it, or from it, tries again."""
+    with suppress(AttributeError, TypeError):  # a frozen class, or one with slots alone
+        setattr(exception, _GIVEN_UP, True)
 
 
 def retry_of(given: int | Retry | None) -> Retry | None:

@@ -17,10 +17,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import pickle
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
@@ -35,8 +36,9 @@ from checkpoint.execution.at_work import AtWork
 from checkpoint.execution.call import Call
 from checkpoint.execution.cpus import cpu_count, thread_variables
 from checkpoint.execution.fork_server import Forked, ForkServer
-from checkpoint.execution.interfaces import Broken, Died, Report, Task, Unsent, exit_in_words, inputs_of
-from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, WRITE, make_pipe, make_selector
+from checkpoint.execution.interfaces import Broken, Died, Early, Report, Task, Unsent, exit_in_words, inputs_of
+from checkpoint.execution.pipes import DIFFERS, END, READ, REFUSED, STEP, WRITE, make_pipe, make_selector
+from checkpoint.execution.step_service import StepService
 from checkpoint.execution.threads import begin_thread
 from checkpoint.execution.transport import pickled_inputs, unloadable
 from checkpoint.execution.worker_process import serve, spawned
@@ -80,6 +82,7 @@ class Processes:
         self._busy: dict[_Worker, float] = {}  # and when each is killed, the first one first
         self._thread: threading.Thread | None = None
         self._is_rung = False
+        self._posted: deque[Callable[[], None]] = deque()
         self._is_over = False
         self._owner = os.getpid()
         self.environment = {**os.environ, **thread_variables(count, os.environ, cpu_count())}
@@ -162,6 +165,8 @@ class Processes:
             if self._is_over:  # who was killed for it did not die of its task
                 return
             key.data(events)
+        while self._posted:
+            self._posted.popleft()()
         self._end_late()
         if self._finished:
             finished, self._finished = self._finished, []
@@ -189,7 +194,7 @@ class Processes:
 
     def _patience(self) -> float | None:
         """Seconds for which nothing is to be done unless something comes."""
-        if self._finished or self._lacks_one:
+        if self._finished or self._posted or self._lacks_one:
             return 0.0
         if self.timeout == inf or not self._busy:
             return None
@@ -203,6 +208,12 @@ class Processes:
             worker.on_timeout()
 
     # by the workers, in the thread
+
+    def post(self, act: Callable[[], None]) -> None:
+        """Have something done in the thread; from any thread."""
+        self._posted.append(act)
+        if self._thread is not None and threading.get_ident() != self._thread.ident and not self._is_over:
+            self._ring()
 
     def begin_process(self, at_work: AtWork) -> Forked | _Spawned:
         """A worker process, which serves calls, and says there which one it is at.
@@ -268,13 +279,14 @@ class _Worker:
         Exception: it does not start.
     """
 
-    __slots__ = ("_at_work", "_by_cloudpickle", "_pool", "pipe", "process", "state", "task")
+    __slots__ = ("_at_work", "_by_cloudpickle", "_pool", "_steps", "pipe", "process", "state", "task")
 
     def __init__(self, pool: Processes) -> None:
         self._pool = pool
         self._by_cloudpickle = False  # whether all travels by it: the process has not got the classes
         self.state = _State.STARTING
         self.task: Task | None = None
+        self._steps = StepService(self._send_reply, pool.post, begin_thread)
         self._at_work = AtWork()
         try:
             self.process = pool.begin_process(self._at_work)
@@ -303,6 +315,7 @@ class _Worker:
     def close(self) -> None:
         """Let go of it; an idle one ends."""
         self.state = _State.GONE
+        self._steps.close()
         self.process.close()
         self._at_work.close()
         del self._pool  # it knows us
@@ -319,10 +332,19 @@ class _Worker:
         """Send it, or as much as goes: `on_event` sends the rest."""
         try:
             self._grant_time()
-            if not self.pipe.send(message):
-                self._pool.selector.register(self.pipe.writer, WRITE, self.on_event)
+            self._send_reply(message)
         except OSError:
             self._cut_off()
+
+    def _send_reply(self, message: bytes) -> None:
+        """The same where nothing begins; while a part of an earlier message is to be sent, that goes on first.
+
+        Raises:
+            OSError: its pipe is gone; it is about to be known.
+        """
+        is_sent, selector = self.pipe.send(message), self._pool.selector
+        if not is_sent and self.pipe.writer not in selector.get_map():
+            selector.register(self.pipe.writer, WRITE, self.on_event)
 
     def _grant_time(self) -> None:
         """The call may take so long, not what it is given or gives: its time begins with each part of these."""
@@ -352,9 +374,18 @@ class _Worker:
                 self._grant_time()
             else:
                 self.on_message(message)
+                self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        """Nobody tells of what came with the last message."""
+        if self.state is not _State.GONE and self.pipe.has_more:
+            self.on_event(READ)
 
     def on_message(self, message: bytes) -> None:
-        """It says whether it has loaded the call, or answers to its task."""
+        """It says whether it has loaded the call, answers to its task, or a call of that takes a step."""
+        if message[:1] == STEP:
+            self._hear_of_step(message[1:])
+            return
         if self.task is not None:
             self._take_answers(self.task, message)
             return
@@ -364,6 +395,20 @@ class _Worker:
         except (BrokenWorkers, FunctionChanged) as error:
             self._lose(None)
             pool.report_broken(error)
+
+    def _hear_of_step(self, message: bytes) -> None:
+        pool, task, call = self._pool, self.task, None
+        number, what, *parts = pickle.loads(message)
+        if what == "alone":
+            place, answers = parts
+            if task is not None:
+                self.task = [task[place]]
+                pool.finish(task[:place] + task[place + 1 :], Early(answers))
+            return
+        if task is not None and pool.call.keys is not None:
+            call = pool.call.keys, inputs_of(task, batch=pool.call.batch)[0]
+        with suppress(OSError):  # its end is told by itself
+            self._steps.hear(number, what, parts, call)
 
     def on_exit(self, _: int) -> None:
         """Its process has ended. Its pipe may not tell, since a child may hold the other end; what is in it counts."""

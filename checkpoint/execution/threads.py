@@ -10,9 +10,10 @@ from typing import Any
 
 from checkpoint.errors import BrokenWorkers
 from checkpoint.execution.call import Call
-from checkpoint.execution.interfaces import Grouping, Report, Task, inputs_of
+from checkpoint.execution.chunk import Chunk
+from checkpoint.execution.interfaces import Early, Grouping, Report, Task, inputs_of
 
-__all__ = ["Threads", "begin_thread"]
+__all__ = ["Threads", "begin_thread", "chunk_of"]
 
 
 log = logging.getLogger("checkpoint")
@@ -33,6 +34,11 @@ def begin_thread(target: Callable[..., Any], name: str, *given: Any) -> threadin
             "(`ulimit -u`), or of the job or container (pids.max), is reached. Raise it, or use fewer workers"
         ) from error
     return thread
+
+
+def chunk_of(task: Task, report: Report) -> Chunk:
+    """The calls of a task of several, which gives back the others where one of them takes a step."""
+    return Chunk(lambda place, answers: report([(task[:place] + task[place + 1 :], Early(answers))]))
 
 
 class Threads:
@@ -86,14 +92,17 @@ class Threads:
         many, report, get, batch = self._call.many, self._report, self._tasks.get, self._call.batch
         me, reporting = threading.get_ident(), self._reporting
         while (task := get()) is not None:
-            answers = many(inputs_of(task, batch=batch))
+            chunk = chunk_of(task, report) if len(task) > 1 else None
+            answers = many(inputs_of(task, batch=batch), chunk=chunk)
+            if chunk is not None and chunk.is_split:
+                task = task[chunk.first : chunk.first + 1]
             reporting.add(me)
             self._grouping.dealt(1)
             report([(task, answers)])
             if me in reporting:
                 reporting.discard(me)
                 self._ended.append(None)
-            task = answers = None  # type: ignore[assignment]  # what is settled is let go of
+            task = answers = chunk = None  # type: ignore[assignment]  # what is settled is let go of
 
     def close(self) -> None:
         """Let the threads end once they are done; nobody waits for them."""

@@ -10,14 +10,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from checkpoint import clock
 from checkpoint.errors import FunctionChanged, quote_error
 from checkpoint.execution.at_work import opened_at
 from checkpoint.execution.call import Arrived, arrived
+from checkpoint.execution.conversation import Conversation, take_up
 from checkpoint.execution.cpus import bound_loaded
-from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, make_pipe
+from checkpoint.execution.pipes import DIFFERS, LOADED, REFUSED, STEP, make_pipe
+from checkpoint.execution.transport import pack
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -78,10 +81,12 @@ def serve(reader: Connection, writer: Connection, path: str | None = None) -> No
         reader, writer: the ends of pipes by which tasks come, and answers go.
         path: of `AtWork`.
     """
-    pipe, own, at_work = make_pipe(reader, writer, waits=True), os.getpid(), opened_at(path)
+    own, at_work = os.getpid(), opened_at(path)
+    pipe = Conversation(make_pipe(reader, writer, waits=True), own)
+    take_up(pipe)
     call: Arrived | None = None
     with suppress(EOFError, OSError):
-        while asked := pipe.receive():
+        while asked := pipe.next_task():
             began = clock.perf_counter()  # to load large items takes time, too
             try:
                 given: Any = arrived(asked, alone=True) if call is None else pickle.loads(asked)
@@ -97,10 +102,15 @@ def serve(reader: Connection, writer: Connection, path: str | None = None) -> No
                 call = given
                 pipe.send(LOADED)
                 continue
-            answers = call.many(given, began, at_work)
+            answers = call.many(given, began, at_work, partial(_give_back, pipe))
             if os.getpid() != own:  # the function forked, and its child came back from it too
                 os._exit(1)
             pipe.send(answers)
+
+
+def _give_back(pipe: Conversation, place: int, answers: list[Any]) -> None:
+    """Of a task of several calls that at this place goes on alone."""
+    pipe.send(STEP + pickle.dumps((0, "alone", place, pack(answers)), pickle.HIGHEST_PROTOCOL))
 
 
 # --- signals, and the end --------------------------------------------------------------------------------------------

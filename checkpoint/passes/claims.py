@@ -29,6 +29,7 @@ Again = Callable[[Unit], None]
 
 _lock = locks.rlock("claims")
 _running: WeakSet[PassKeys] = WeakSet()
+_steps: dict[PassKeys, set[StepLike]] = {}  # that calls of this pass, or step, take
 _by_checkpoint: WeakKeyDictionary[Checkpoint, Claims] = WeakKeyDictionary()
 
 
@@ -60,11 +61,23 @@ class PassKeys(Protocol):
     parent: tuple[PassKeys, frozenset[Key]] | None
 
 
+class StepLike(PassKeys, Protocol):
+    """The key of a step, which is a pass over one unit.
+
+    Attributes:
+        made_by: whose call takes it; None where no call does.
+    """
+
+    @property
+    def made_by(self) -> PassKeys | None: ...
+
+
 def _after_fork() -> None:
     """In a forked child: no pass runs here, and whoever held the lock is not here."""
     global _lock
     _lock = locks.rlock("claims")
     _running.clear()
+    _steps.clear()
     _by_checkpoint.clear()
 
 
@@ -100,7 +113,7 @@ class Claims:
             if (loop := _loop_around(keys)) is not None:
                 keys.parent = loop, frozenset(loop.begun)
             self._passes.append(keys)
-            for one in self._passes if len(self._passes) > 1 else ():
+            for one in self._passes if len(self._passes) > 1 or self._owners else ():
                 one.has_company = True
             _running.add(keys)
 
@@ -138,6 +151,46 @@ class Claims:
             keys.parked[unit.key] = unit
             self._waiting.setdefault(name, []).append(_Waiter(keys, unit, again))
             return False
+
+    def claim_step(self, step: StepLike, unit: Unit, again: Again) -> bool:
+        """`claim` for a step, of which nobody knows before; `end_step` ends it in any case.
+
+        Raises:
+            CircularCall: as `claim`.
+        """
+        name = (step.version, unit.key)
+        with _lock:
+            if (loop := _loop_around(step)) is not None:
+                step.parent = loop, frozenset(loop.begun)
+            for one in self._passes:
+                one.has_company = True
+            owner = self._owner(step, name)
+            if owner is None:
+                self._owners[name] = step
+                step.begun[unit.key] = unit
+            else:
+                _refuse_circle(step, owner, unit.key)
+                step.parked[unit.key] = unit
+                self._waiting.setdefault(name, []).append(_Waiter(step, unit, again))
+            if step.made_by is not None:
+                _steps.setdefault(step.made_by, set()).add(step)
+            return owner is None
+
+    def end_step(self, step: StepLike, outcome: Success | Failure | None) -> None:
+        """The step is over: it ended so, or is left to others (None)."""
+        with _lock:
+            if step.made_by is not None and (siblings := _steps.get(step.made_by)) is not None:
+                siblings.discard(step)
+                if not siblings:
+                    del _steps[step.made_by]
+            for unit in step.parked.values():
+                if waiters := self._waiting.get((step.version, unit.key)):
+                    waiters[:] = [waiter for waiter in waiters if waiter.keys is not step]
+            begun, step.begun = list(step.begun.values()), {}
+            for unit in begun:
+                if self._owners.get((step.version, unit.key)) is step:
+                    del self._owners[step.version, unit.key]
+                    self._tell(step, unit, outcome)
 
     def _owner(self, keys: PassKeys, name: tuple[str, Key]) -> PassKeys | None:
         """Who else has begun the key."""
@@ -205,8 +258,8 @@ def _refuse_circle(keys: PassKeys, owner: PassKeys, key: Key) -> None:
         )
     if (circle := _circle(keys, owner, key)) is not None:
         raise CircularCall(
-            f"a call would wait for its own end: {' → '.join(circle)}; call the function itself in place of its map, "
-            "or see that the inner call has another key"
+            f"a call would wait for its own end: {' → '.join(circle)}; call the function itself in place of its map or "
+            "one, or see that the inner call has another key"
         )
 
 
@@ -248,7 +301,7 @@ def _path(call: _Call, wanted: set[_Call], seen: set[_Call]) -> list[_Call] | No
     if call in seen:
         return None
     seen.add(call)
-    for inner in list(_running):
+    for inner in [*_running, *_steps.get(call[0], ())]:
         if inner.parent is None or inner.parent[0] is not call[0] or call[1] not in inner.parent[1]:
             continue
         owners = [(inner.claims.owner(inner.version, key), key) for key in list(inner.parked)]

@@ -7,15 +7,16 @@ that runs shares its end. Nothing here is locked: a pass asks under its own lock
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterable
 from threading import get_ident
 from typing import Any
 
+from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.errors import plural, quote
-from checkpoint.execution.caller import SOLE, caller
+from checkpoint.execution.caller import SOLE, caller, current_task
 from checkpoint.outcomes import Failure, Success, Unit
 from checkpoint.passes.claims import Again, Claims, PassKeys
+from checkpoint.passes.step import TakenStep, asks
 from checkpoint.values.inputs import Loans
 from checkpoint.values.keys import PART, Key
 
@@ -34,6 +35,7 @@ class InFlight:
         version: that the pass works on.
         claims: of all passes over the checkpoint.
         watches_objects: whether an object that comes again while a call works on it is to be found.
+        shard: whose journals are written.
 
     Attributes:
         units: what was admitted, by key.
@@ -48,11 +50,12 @@ class InFlight:
         waiting: the items that wait for their equal, by key.
         spoilt: keys whose items were changed before their calls were done.
         strays: keys that the user saved, and that were not handed out.
-        name, version, claims, watches_objects: as they were given.
+        steps: those that calls have taken, by the key of the call.
+        name, version, claims, watches_objects, shard: as they were given.
     """
 
-    def __init__(self, name: str, version: str, claims: Claims, *, watches_objects: bool) -> None:
-        self.name, self.version, self.claims = name, version, claims
+    def __init__(self, name: str, version: str, claims: Claims, *, watches_objects: bool, shard: Shard = ALL) -> None:
+        self.name, self.version, self.claims, self.shard = name, version, claims, shard
         self.units: dict[Key, Unit] = {}
         self.begun: dict[Key, Unit] = {}
         self.parked: dict[Key, Unit] = {}
@@ -60,16 +63,17 @@ class InFlight:
         self.waiting: dict[Key, list[Any]] = {}
         self.spoilt: set[Key] = set()
         self.strays: list[Key] = []
+        self.steps: dict[Key, dict[TakenStep, None]] = {}
         self.watches_objects = watches_objects
         self.has_company = False
         self.thread: int | None = None
-        self.task = _current_task()
+        self.task = current_task()
         self._elsewhere: set[Key] = set()  # what other passes have begun, until it is begun here
         self._count = 0  # how many items wait
         self._loans = Loans()
-        call = caller()
+        call = asks(caller())
         self.parent: tuple[PassKeys, frozenset[Key]] | None = None
-        if call is not None and isinstance(call[0], InFlight):
+        if call is not None:
             self.parent = call[0], frozenset(call[0].keys_of(call[1]))
 
     def join(self) -> None:
@@ -80,7 +84,9 @@ class InFlight:
         """The keys of the call that was given this item, or list of items."""
         if given is SOLE:
             return list(self.begun)
-        items = [given, *given] if type(given) is list else [given]
+        if type(given) is not list:
+            return [unit.key for unit in list(self.begun.values()) if unit.item is given]
+        items = [given, *given]
         return [unit.key for unit in list(self.begun.values()) if any(unit.item is item for item in items)]
 
     @property
@@ -135,6 +141,8 @@ class InFlight:
         begun = self.begun.pop(key, None)
         if self.watches_objects and self._loans:
             self._loans.ended(key)
+        if self.steps:
+            self.steps.pop(key, None)
         unit = begun if unit is None else unit
         if unit is not None and self.has_company:
             self._elsewhere.discard(key)
@@ -145,6 +153,8 @@ class InFlight:
         units = [unit for key in keys if (unit := self.units.pop(key, None)) is not None]
         for key in keys:
             self.begun.pop(key, None)
+        for key in keys if self.steps else ():
+            self.steps.pop(key, None)
         if self.watches_objects and self._loans:
             for key in keys:
                 self._loans.ended(key)
@@ -201,14 +211,6 @@ class InFlight:
                 self.name, _were(len(self.strays)), quote(self.strays[0], 60), _were(len(self.units), "item"),
                 quote(next(iter(self.units)), 60),
             )  # fmt: skip
-
-
-def _current_task() -> int:
-    """The id of the task of the event loop that runs in this thread; 0 where there is none."""
-    asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return 0
-    return id(asyncio.current_task())
 
 
 def _were(count: int, noun: str = "result") -> str:

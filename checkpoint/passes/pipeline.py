@@ -39,6 +39,7 @@ from checkpoint.passes.recorder import End, Recorder, has_cost, spoil
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
+from checkpoint.storage.record import with_steps
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -94,10 +95,12 @@ class Pass:
         # An object that stands in memory twice has one key.
         watches_objects = settings.overlapping and not self.input.in_memory
         claims = claims_of(self._checkpoint)
-        self.in_flight = InFlight(self.name, self._version, claims, watches_objects=watches_objects)
+        self.in_flight = InFlight(
+            self.name, self._version, claims, watches_objects=watches_objects, shard=records.shard
+        )
         self.budget = None if settings.max_cost is None else Budget(records, settings.max_cost, self.in_flight)
         self.tally = Tally(records, settings, self.earlier.failed)
-        self._recorder = Recorder(records, self.tally.handled)
+        self._recorder = Recorder(records, self.tally.handled, self.in_flight.steps)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
@@ -419,6 +422,8 @@ class Pass:
             return False
         said = raw if outcome.notes is None else self._recorder.noted(raw, unit, outcome.notes)
         line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts)
+        if self.in_flight.steps:
+            line = with_steps(line, self.in_flight.steps.get(key))
         try:
             self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
         except StoreError as error:

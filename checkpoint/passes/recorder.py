@@ -7,12 +7,15 @@ the same ends may be saved again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from checkpoint.catalog.view import VersionView, with_notes
 from checkpoint.errors import StoreError, UnencodableValue
 from checkpoint.outcomes import Done, Encoded, Failure, Success, Unit
 from checkpoint.passes.failures import let_go_of_frames
+from checkpoint.passes.step import TakenStep
+from checkpoint.storage.record import with_steps
 from checkpoint.storage.store import Entry
 from checkpoint.values.keys import Key
 
@@ -36,14 +39,17 @@ class Recorder:
     Args:
         records: of the version.
         handled: the exception that the caller of the pass was handling.
+        steps: those that calls have taken, by the key of the call.
 
     Attributes:
         handled: as it was given: the frames of a refused value's error are let go of up to it.
         attempts: by key, what lines of failed attempts say that they cost, whose call is not over.
     """
 
-    def __init__(self, records: VersionView, handled: BaseException | None) -> None:
-        self._records = records
+    def __init__(
+        self, records: VersionView, handled: BaseException | None, steps: Mapping[Key, dict[TakenStep, None]]
+    ) -> None:
+        self._records, self._steps = records, steps
         self.handled = handled
         self.attempts: dict[Key, float] = {}
 
@@ -89,10 +95,12 @@ class Recorder:
             if type(outcome) is not Success:
                 assert isinstance(outcome, Failure)
                 line = records.error_line(key, outcome, digest, self.attempts.pop(key, 0.0))
+                line = with_steps(line, self._steps.get(key))
                 ends.append(End(version, key, digest, line, unit, outcome))
             elif isinstance(raw := next(raws), bytes):
                 said = raw if outcome.notes is None else self.noted(raw, unit, outcome.notes)
                 line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts, now)
+                line = with_steps(line, self._steps.get(key)) if self._steps else line
                 ends.append(End(version, key, digest, line, unit, outcome, raw))
             else:
                 let_go_of_frames(raw, self.handled)  # they lead back here, and hold the user's data

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 
-from checkpoint.values.keys import Key, key_from_json
+from checkpoint.values.keys import Key, key_from_json, key_json
 from checkpoint.values.plain_json import with_stack
 
 __all__ = [
@@ -43,8 +43,10 @@ __all__ = [
     "seal",
     "seal_parts",
     "spelled",
+    "steps_in",
     "unsealed",
     "with_fields",
+    "with_steps",
 ]
 
 
@@ -77,6 +79,7 @@ class Record(msgspec.Struct, gc=False):
     pickle: str | None = None
     repr: str | None = None
     origin: Any = msgspec.field(name="from", default=None)
+    steps: msgspec.Raw = msgspec.Raw()
     detail: msgspec.Raw = msgspec.Raw()
     value: msgspec.Raw = msgspec.Raw()
     paid: msgspec.Raw = msgspec.Raw()
@@ -134,7 +137,8 @@ _decode_record = msgspec.json.Decoder(Record).decode
 _decode_acceptance = msgspec.json.Decoder(Acceptance).decode
 _decode_spent = msgspec.json.Decoder(_Spent).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - {"result", "detail", "value", "paid", "notes", "crc"}
+_UNREAD = {"result", "steps", "detail", "value", "paid", "notes", "crc"}
+_FOREIGN_FIELDS = frozenset(Record.__struct_encode_fields__) - _UNREAD
 _NO_KEY = ("Object missing required field `key`", "Expected `object`")  # as msgspec says it of sound JSON
 _scalar_key = (str, int, float, bool, type(None))
 
@@ -310,6 +314,32 @@ def with_fields(line: bytes, fields: bytes) -> bytes:
     """A sealed line with more fields (`,"name":value`) before its checksum."""
     bare = line.rstrip(b"\r\n").removeprefix(_BOM)
     return seal((bare if _crc_holds(bare) else _as_written(bare))[:-CRC_SIZE] + fields)
+
+
+def _steps_field(steps: Iterable[tuple[str, Key, str]]) -> bytes:
+    """The field that lists the steps of an item's call: (checkpoint, key, digest of the version) of each."""
+    listed = b",".join(
+        [b"[%b,%b,%b]" % (_encode(name), key_json(key), _encode(version)) for name, key, version in steps]
+    )
+    return b',"steps":[%b]' % listed
+
+
+def with_steps(line: bytes, steps: Iterable[tuple[str, Key, str]] | None) -> bytes:
+    """A sealed line with the steps of its item's call, if there are any."""
+    return with_fields(line, _steps_field(steps)) if steps else line
+
+
+def steps_in(record: Record) -> list[tuple[str, Key, str]]:
+    """The steps that a record lists; what cannot be read as one is left out."""
+    found: list[tuple[str, Key, str]] = []
+    try:
+        listed = _decode(record.steps) if record.steps else []
+        for name, key, version in listed:
+            if type(name) is str and type(version) is str:
+                found.append((name, key_from_json(key), version))
+    except (ValueError, TypeError):  # a line of another program may have anything there
+        pass
+    return found
 
 
 LONG_KEY = 2048  # bytes; of longer lines only the beginning and the end are read

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, JournalLost, NotUploaded, StoreError, StoreForked
@@ -68,6 +68,7 @@ class Writer:
         writing: whether this process holds the lock.
         wrote_at: when something was written last; monotonic.
         check_at: until then `begin` need not look whether the files are still there; monotonic.
+        steps: calls for single items that run, whose results will be written: meanwhile the lock is kept.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Writer:
         self.writing = False
         self.wrote_at = 0.0
         self.check_at = 0.0
+        self.steps: weakref.WeakSet[Any] = weakref.WeakSet()
         self._host = host
         self._experiment = experiment
         self._share = share
@@ -286,7 +288,10 @@ class Writer:
             if self.in_pass:
                 return
             try:
-                self.stop()
+                if self.writing and self.steps and self._failure is None:
+                    self._bring_up_to_date()
+                else:
+                    self.stop()
             except StoreError as error:
                 # A StoreError that is raised holds values that are nowhere else; what is not uploaded is here.
                 if raised is None or not (isinstance(raised, StoreError) or isinstance(error, NotUploaded)):
@@ -350,18 +355,21 @@ class Writer:
         if not self.writing:
             return
         try:
-            if self._failure is None:
-                self._check_places(at_once=True)
-                for each in self.own:
-                    self.sync(each.journal)
-                    each.write_index_if_worth(growth=0.5, rows=100_000 // self._share, size=(32 << 20) // self._share)
-                if self.meta.owed:
-                    self.write_meta()
+            self._bring_up_to_date()
         finally:
             try:
                 self.replica.finish()
             finally:
                 self.let_go()
+
+    def _bring_up_to_date(self) -> None:
+        if self._failure is None:
+            self._check_places(at_once=True)
+            for each in self.own:
+                self.sync(each.journal)
+                each.write_index_if_worth(growth=0.5, rows=100_000 // self._share, size=(32 << 20) // self._share)
+            if self.meta.owed:
+                self.write_meta()
 
     def let_go(self) -> None:
         """Give the lock back as things are."""
@@ -374,7 +382,7 @@ class Writer:
     def give_up(self) -> None:
         """Let go of the lock, where no pass runs: it was taken for something that is not done."""
         with self.lock, suppress(StoreError):
-            if not self.in_pass:
+            if not self.in_pass and not self.steps:
                 try:
                     self.stop()
                 except NotUploaded as error:
@@ -394,7 +402,7 @@ class Writer:
         with self.lock:
             if not self.writing:
                 return False
-            if not self.in_pass and self._is_idle():
+            if not self.in_pass and not self.steps and self._is_idle():
                 try:
                     self.stop()
                 except StoreError as error:
@@ -418,7 +426,7 @@ class Writer:
         if not self.lock.acquire(blocking=False):
             return
         try:
-            if not self.in_pass and not self.replica.is_remote:
+            if not self.in_pass and not self.steps and not self.replica.is_remote:
                 self.stop()
         except StoreError as error:
             log.error("%s", error)
@@ -458,6 +466,7 @@ class Writer:
         self.lock = lock
         self._forked = True
         self.writing = False
+        self.steps = weakref.WeakSet()
         self._running = []
         for each in self.own:
             each.journal.stop_writing()

@@ -1,0 +1,118 @@
+"""`one` in a worker process of ours: the driver looks up, says who calls, and records; the call is made here.
+
+The promise: a key is called once, whichever process asks; and where nobody can be asked, that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from checkpoint.api.options import Options
+from checkpoint.catalog.view import parsed_by, tell_left_out, tell_unnamed
+from checkpoint.errors import StepRefused
+from checkpoint.execution.asked_step import AskedStep, Permitted
+from checkpoint.execution.call import Call
+from checkpoint.execution.caller import caller
+from checkpoint.execution.chunk import chunk_here
+from checkpoint.execution.conversation import Conversation, driver, is_here
+from checkpoint.execution.policies import rates_of, retry_of
+from checkpoint.execution.steps import Asked, Bell, LoopBell, Turns, awaited, driven, in_a_thread, step
+from checkpoint.execution.transport import portable_bytes
+from checkpoint.outcomes import Unit
+from checkpoint.values.codec import Codec
+from checkpoint.values.keys import digest_function, key_function
+
+__all__ = ["AskingSingles", "driver_to_ask"]
+
+
+def driver_to_ask(name: str) -> Conversation | None:
+    """Whom to ask for single items of a checkpoint of this name; None where this process looks and writes itself.
+
+    Raises:
+        StepRefused: an item's call runs in a process that is neither the driver's nor a worker of ours.
+    """
+    call, conversation = caller(), driver()
+    if conversation is not None and is_here(conversation):
+        return conversation
+    if conversation is not None:
+        where = "a process that a worker has forked"
+    elif call is not None and getattr(call[0], "is_elsewhere", False):
+        where = "a worker of an executor that was given"
+    else:
+        return None
+    raise StepRefused(
+        f"checkpoint {name!r}: one() is called in {where}, which can neither ask the process that writes the "
+        "checkpoint nor write it itself. It can be called in the process that maps (serial, on threads, in coroutines) "
+        'and in its own worker processes: executor="processes"'
+    )
+
+
+class AskingSingles:
+    """Asks the driver for single items of one function.
+
+    Args:
+        options: of the decorator.
+        annotation: of one result.
+        name: what the function is called in messages.
+    """
+
+    def __init__(self, options: Options, annotation: Any, name: str) -> None:
+        self._options, self._name = options, name
+        self._key_of, self._digest_of = key_function(options.key), digest_function(options.input)
+        codec = Codec(
+            annotation,
+            on_unnamed=partial(tell_unnamed, options.name),
+            on_left_out=partial(tell_left_out, options.name),
+        )
+        self._encode, self._decode = codec.encode, codec.decode
+        self._retry = retry_of(options.retry)
+        self._turns, self._has_rates = Turns(self._retry), bool(rates_of(options.rate))
+
+    def one(self, face: Any, item: Any, asked: Conversation) -> Any:
+        """The decoded result of the item, by a plain function."""
+        port, made, given, bell = self._port(face, item, asked), None, self._given(item), Bell()
+        made = self._call(face, port)
+        return self._parsed(port, driven(self._steps(port, bell.ring), bell, lambda: made.one(given)))
+
+    async def one_async(self, face: Any, item: Any, asked: Conversation) -> Any:
+        """The decoded result of the item, by a coroutine function."""
+        port, given, bell = self._port(face, item, asked), self._given(item), LoopBell()
+        made = self._call(face, port)
+        steps = self._steps(port, bell.ring)
+        return self._parsed(port, await awaited(steps, bell, lambda: made.awaited(given), in_a_thread))
+
+    def _parsed(self, port: AskedStep, value: Any) -> Any:
+        """What is read of a result that is on disk."""
+        parse = self._options.parse
+        return value if parse is None else parsed_by(parse, port.unit.key, value)
+
+    def _port(self, face: Any, item: Any, asked: Conversation) -> AskedStep:
+        if (chunk := chunk_here()) is not None:
+            chunk.split()
+        unit = Unit(item, self._key_of(item), self._digest_of(item))
+        call = caller()
+        parent = call[0].number if call is not None and isinstance(call[0], AskedStep) else None
+        return AskedStep(asked, portable_bytes(face, self._name), unit, parent, self._encode, self._decode)
+
+    def _steps(self, port: AskedStep, ring: Callable[[object], None]) -> Generator[Asked, Any, Any]:
+        turns: Any = Permitted(self._turns, port) if self._has_rates else self._turns
+        return step(port, turns, ring)
+
+    def _call(self, face: Any, port: AskedStep) -> Call:
+        options = self._options
+        return Call(
+            face._target()[0],
+            self._name,
+            batch_size=options.batch_size,
+            validate=options.validate,
+            retry=self._retry,
+            timeout=options.timeout,
+            keys=port,
+            tells_items=False,
+        )
+
+    def _given(self, item: Any) -> Any:
+        """What the function is called with."""
+        return item if self._options.batch_size is None else [item]
