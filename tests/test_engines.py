@@ -520,7 +520,7 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str],
     gc.enable()
 
 
-WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Schedule, "succeeded"), (Journal, "append")]
+WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Schedule, "answered"), (Journal, "append")]
 
 
 @pytest.mark.parametrize(("owner", "name"), WITHIN, ids=[name for _, name in WITHIN])
