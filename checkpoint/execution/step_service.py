@@ -47,7 +47,7 @@ class Serves(Protocol):
 class _Told:
     """In place of `Turns`: the worker makes the call, and says how it ended."""
 
-    def outcome(self, unit: Unit, ring: object) -> Generator[Asked, Any, Success | Failure]:
+    def outcome(self, unit: Unit, ring: object, attempted: object) -> Generator[Asked, Any, Success | Failure]:
         """How the call ended."""
         outcome: Success | Failure = yield CALL
         return outcome
