@@ -308,7 +308,11 @@ class IndexedJournal:
         reader, trust = self.journal.reader, self._trust
         if reader is None or not self.journal.writable:
             return
-        state = reader.state()
+        try:
+            state = reader.state()
+        except StoreError as error:
+            log.debug("the index %s was not sealed: %s", self._index_path, error)
+            return
         if state[0] != self.index.end or self.journal.in_doubt:
             return
         if trust.doubt is not None:
