@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from checkpoint import locks
-from checkpoint.errors import DamagedRecord
+from checkpoint.errors import DamagedRecord, StoreError
 from checkpoint.storage.blocks import State, Trust
 from checkpoint.storage.damage import DamageNotes, SkippedLines
 from checkpoint.storage.files import fsync_directory, index_path
