@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import replace
 from importlib.util import find_spec
 from math import inf
@@ -112,10 +112,11 @@ class Call:
         self._retry = retry
         self._plain = batch_size is None and validate is None
         self._shipped: dict[bool, bytes] = {}
+        self._chunk: Chunk | None = None  # as the context says
 
-    def one(self, given: Any, context: Context | None = None) -> Answer:
-        """The answer for one item, or one batch; called in a copy of another context, if one is given."""
-        run = (self._context if context is None else context).copy().run
+    def one(self, given: Any) -> Answer:
+        """The answer for one item, or one batch."""
+        run = self._context.copy().run
         frame = [given] if self._tells_items else self._frame
         started = clock.perf_counter()
         try:
@@ -176,10 +177,9 @@ class Call:
             chunk: where one of them takes a step, it is split, and the answer is that of this call alone.
         """
         answers: list[Answer] = [] if chunk is None else chunk.answers
-        context = None
-        if chunk is not None:
-            context = self._context.copy()
-            context.run(enter_chunk, chunk)
+        if chunk is not self._chunk:  # in a worker process, which makes one call at a time
+            self._chunk = chunk
+            self._context.run(enter_chunk, chunk)
         end = inf if self.span is None else (clock.perf_counter() if began is None else began) + self.span
         row = 0  # of refusals
         keep = self._kept if keep is None else keep
@@ -189,7 +189,7 @@ class Call:
             if at_work is not None:
                 at_work[0] = place
             try:
-                answer = keep(self.one(one, context))
+                answer = keep(self.one(one))
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
@@ -477,9 +477,9 @@ class Arrived:
         give_back: Callable[[int, list[Answer]], None] | None = None,
     ) -> bytes:
         """The answers, packed; of several calls, one that takes a step gives back the others."""
-        if len(given) == 1:
-            return pack(self.call.many(given, None, began, at_work))
-        return pack(self.call.many(given, set_apart, began, at_work, None if give_back is None else Chunk(give_back)))
+        is_one = len(given) == 1
+        chunk = None if is_one or give_back is None else Chunk(give_back)
+        return pack(self.call.many(given, None if is_one else set_apart, began, at_work, chunk))
 
 
 def _has_file() -> bool:
