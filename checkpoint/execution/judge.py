@@ -153,8 +153,12 @@ class AnswerHandler:
 
     def died(self, task: Task, death: Died) -> list[Done]:
         """What a worker's death makes of what it was at: whatever did not kill it must not suffer."""
-        if len(task) > 1:
-            return self._chunk_died(task, death)
+        place = death.at_work
+        if len(task) > 1 and place is not None and place < len(task):  # only the call that ran is blamed
+            for attempt in reversed([*task[:place], *task[place + 1 :]]):
+                self._schedule.lost(attempt)
+                self._schedule.at_once(attempt)
+            return self.died([task[place]], death)
         finished = []
         for attempt in reversed(task):
             self._schedule.lost(attempt)
@@ -175,15 +179,6 @@ class AnswerHandler:
                 failure = failed(error).failure.counted(attempt.made + attempt.deaths, attempt.notes)
                 finished.append(Done(attempt.units[0], failure))
         return finished
-
-    def _chunk_died(self, task: Task, death: Died) -> list[Done]:
-        """Only the call that ran is blamed; where that is not known, the one of them that did it does so again."""
-        place = death.at_work
-        if place is None or place >= len(task):
-            return self._each_alone(task)
-        for attempt in reversed([*task[:place], *task[place + 1 :]]):
-            self._schedule.at_once(attempt)
-        return self.died([task[place]], death)
 
     def _each_alone(self, task: Task) -> list[Done]:
         """Nothing is to be settled: each call is made again by itself."""
