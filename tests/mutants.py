@@ -736,7 +736,7 @@ def steps_claim_nothing(breaker: Breaker) -> None:
 @caught_by("test_one.py::test_the_saved_result_or_a_new_one")
 def steps_are_not_written(breaker: Breaker) -> None:
     """A step's result is returned, and is nowhere."""
-    breaker.replace(StepDesk, "save", lambda real: lambda self, unit, outcome, steps: outcome.value)
+    breaker.replace(StepDesk, "save", lambda real: lambda self, unit, outcome, steps, earlier: outcome.value)
 
 
 @caught_by("test_one.py::test_what_the_steps_retries_gave_up_is_not_retried")

@@ -231,7 +231,7 @@ def test_what_a_failed_sync_left_is_written_again_before_it_counts(
         runner.save_result("b", 2)
     with pytest.raises(StoreError, match="not synced"):
         list(runner.iterate(items))
-    assert told == ["written", "written"], "the second time in vain, too"
+    assert told == ["written"] * 3, "the second time in vain, too"
     told.clear()
     monkeypatch.setattr(os, "fdatasync", sync)
     assert list(runner.iterate(items)) == items[2:]

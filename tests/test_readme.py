@@ -141,7 +141,7 @@ def test_every_promise_names_its_test() -> None:
     rows = README.partition("\n## Promises\n")[2].partition("\n## ")[0].splitlines()
     rows = [row for row in rows if row.startswith("|")][2:]
     assert len(rows) > 10
-    assert [row for row in rows if "](tests/test_" not in row] == []
+    assert [row for row in rows if "](tests/" not in row] == []
 
 
 def arguments_of(function: Any) -> list[str]:

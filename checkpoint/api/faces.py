@@ -23,6 +23,7 @@ from dataclasses import fields
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
+from weakref import WeakMethod
 
 from checkpoint import clock
 from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
@@ -165,7 +166,7 @@ class Face(Generic[R], _Parts):
                 options.name, directory, version=version, durability=options.durability, result_type=result_type,
                 lock_timeout=options.lock_timeout,
             )  # fmt: skip
-            runner.name_code = self._name_code
+            runner.name_code = self._name_code if instance is not None else _weakly(WeakMethod(self._name_code))
         return runner
 
     def _name_code(self, records: VersionView) -> None:
@@ -694,3 +695,13 @@ class AsyncFace(Face[R]):
             await running.uploaded()
             raise_verdict(running)
             running.input.check_drawn()
+
+
+def _weakly(method: WeakMethod[Callable[[VersionView], None]]) -> Callable[[VersionView], None]:
+    """What calls a method as long as its object is there: a runner does not keep the function alive that has it."""
+
+    def call(records: VersionView) -> None:
+        if (bound := method()) is not None:
+            bound(records)
+
+    return call

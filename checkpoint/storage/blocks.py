@@ -55,6 +55,8 @@ class BlockSums:
 
     def add(self, data: bytes) -> None:
         """These bytes follow. Small pieces are kept until there are enough to be summed at once."""
+        if len(data) >= self._size:
+            self._settle()  # by itself: what is long is not copied
         self._pending.append(data)
         self._waiting += len(data)
         if self._waiting >= self._size:
