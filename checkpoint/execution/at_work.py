@@ -7,6 +7,7 @@ nothing is known, and nothing else changes.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from contextlib import suppress
 from mmap import mmap
@@ -25,14 +26,14 @@ class AtWork:
 
     def __init__(self) -> None:
         self.path: str | None = None
-        self._shared: memoryview | None = None
+        self._shared: mmap | None = None
         try:
             fd, self.path = tempfile.mkstemp(prefix="checkpoint-at-work-")
         except OSError:
             return
         try:
             os.write(fd, bytes(_SIZE))
-            self._shared = _mapped(fd)
+            self._shared = mmap(fd, _SIZE)
         except OSError:
             self.close()
         finally:
@@ -41,11 +42,13 @@ class AtWork:
     @property
     def number(self) -> int | None:
         """The place in its task of the call that the worker began last; None where that is not known."""
-        return None if self._shared is None else self._shared[0]
+        return None if self._shared is None else int.from_bytes(self._shared[:_SIZE], sys.byteorder)
 
     def close(self) -> None:
         """Let go of it."""
-        self._shared = None
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         if self.path is not None:
             with suppress(OSError):  # the worker removes it when it has opened it, where the system allows that
                 os.unlink(self.path)
@@ -60,14 +63,10 @@ def opened_at(path: str | None) -> memoryview | None:
     except OSError:
         return None
     try:
-        return _mapped(fd)
+        return memoryview(mmap(fd, _SIZE)).cast("Q")
     except OSError:
         return None
     finally:
         os.close(fd)
         with suppress(OSError):
             os.unlink(path)
-
-
-def _mapped(fd: int) -> memoryview:
-    return memoryview(mmap(fd, _SIZE)).cast("Q")
