@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -57,6 +57,7 @@ class SkippedLines:
 class _Note(msgspec.Struct):
     key: object
     version: str = ""
+    line: str = ""
 
 
 Noted = tuple[str, Key]  # (version, key)
@@ -72,41 +73,41 @@ class DamageNotes:
     def __init__(self, journal: Path) -> None:
         self.path = journal.with_name(f".{journal.stem.lstrip('.')}.damaged")
 
-    def add(self, noted: Noted) -> None:
-        """Note a key, where that can be written."""
+    def add(self, noted: Noted, line: str) -> None:
+        """Note a key, where that can be written; with the checksum of its line, where only the value is damaged."""
         try:
             fd = open_safely(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             try:
                 if os.fstat(fd).st_size < _MOST:
-                    write_all(fd, _line(noted))
+                    write_all(fd, _line(noted, line))
             finally:
                 os.close(fd)
         except OSError as error:
             log.debug("the damage of a record was not noted in %s: %s", self.path, error)
 
-    def read(self) -> list[Noted]:
-        """The keys that are noted, each once; lines that are no notes are passed over."""
+    def read(self) -> dict[Noted, str]:
+        """The keys that are noted, with what `add` was told of their lines; what is no note is passed over."""
         try:
             fd = open_safely(self.path, os.O_RDONLY)
         except OSError:
-            return []
+            return {}
         try:
             with os.fdopen(fd, "rb") as file:
                 lines = file.read(_MOST).split(b"\n")
         except OSError:
-            return []
-        found: dict[Noted, None] = {}
+            return {}
+        found: dict[Noted, str] = {}
         for line in lines:
             try:
                 note = _decode(line)
-                found[note.version, key_from_json(note.key)] = None
+                found[note.version, key_from_json(note.key)] = note.line
             except (ValueError, RecursionError):
                 continue
-        return list(found)
+        return found
 
-    def keep(self, noted: Iterable[Noted]) -> None:
+    def keep(self, noted: Mapping[Noted, str]) -> None:
         """These stay, and no others; call it under the lock of who writes the journal."""
-        lines = b"".join(map(_line, noted))
+        lines = b"".join([_line(each, line) for each, line in noted.items()])
         try:
             if lines:
                 with replacing(self.path, self.path.name.removeprefix(".")) as file:
@@ -128,6 +129,7 @@ class DamageNotes:
 _decode = msgspec.json.Decoder(_Note).decode
 
 
-def _line(noted: Noted) -> bytes:
+def _line(noted: Noted, line: str) -> bytes:
     version, key = noted
-    return b'{"key":%b,"version":%b}\n' % (key_json(key), msgspec.json.encode(version))
+    told = b',"line":"%b"' % line.encode() if line else b""
+    return b'{"key":%b,"version":%b%b}\n' % (key_json(key), msgspec.json.encode(version), told)

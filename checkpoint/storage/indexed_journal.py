@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -55,6 +56,7 @@ class IndexedJournal:
         self._filing = locks.lock("filing")
         self._trust = Trust()
         self._notes_of_damage = DamageNotes(path)
+        self._damaged_lines: dict[tuple[str, Key], str] = {}  # checksums of lines whose values were
         self._known_damage: dict[tuple[str, Key], Place] = {}  # what this process takes for missing, though it is there
 
     # learning
@@ -248,8 +250,11 @@ class IndexedJournal:
     def note_damage(self, version: str, key: Key) -> None:
         """The key's record proved damaged: it is not found any more, and who opens the journal next looks again."""
         with self.lock:
+            place, reader = self.find(version, key), self.journal.reader
+            if place is not None and reader is not None and self._is_sound(version, key, place):
+                self._damaged_lines[version, key] = _sum_at(reader, place.offset)  # it is read, but not decoded
             self._take_for_missing(version, key)
-        self._notes_of_damage.add((version, key))
+        self._notes_of_damage.add((version, key), self._damaged_lines.get((version, key), ""))
 
     def _take_for_missing(self, version: str, key: Key) -> None:
         if (place := self.find(version, key)) is not None:
@@ -260,14 +265,20 @@ class IndexedJournal:
         """Look again at what readers found damaged, in the journal as it is now."""
         self._known_damage = {}
         reader = self.journal.reader
-        for version, key in self._notes_of_damage.read() if reader is not None else ():
+        noted = self._notes_of_damage.read() if reader is not None else {}
+        self._damaged_lines |= noted
+        for version, key in [*self._damaged_lines] if reader is not None else ():
             if (place := self.find(version, key)) is not None and not self._is_sound(version, key, place):
                 self._take_for_missing(version, key)
 
     def _is_sound(self, version: str, key: Key, place: Place) -> bool:
+        """Whether the line can be read, and is another than the one that was found damaged: that may not be decoded."""
         reader = self.journal.reader
         assert reader is not None
         try:
+            known = self._damaged_lines.get((version, key))
+            if known and known == _sum_at(reader, place.offset):
+                return False
             record = reader.read(place.offset)
             return key_of(reader, record, place.offset) == (key if record.crc else str(key))
         except DamagedRecord:
@@ -276,6 +287,7 @@ class IndexedJournal:
     def _look_at_notes(self) -> None:
         """Under the lock: what is sound after all counts again, and only what is damaged still stays noted."""
         noted = self._notes_of_damage.read()
+        self._damaged_lines |= noted
         known = dict.fromkeys([*noted, *self._known_damage])
         if not known:
             return
@@ -288,7 +300,11 @@ class IndexedJournal:
         for version, key in noted:
             if (found := self.find(version, key)) is not None and not self._is_sound(version, key, found):
                 self._take_for_missing(version, key)
-        left = [each for each in known if each in self._known_damage and self.find(*each) is None]
+        left = {
+            each: self._damaged_lines.get(each, "")
+            for each in known
+            if each in self._known_damage and self.find(*each) is None
+        }
         if left != noted:
             self._notes_of_damage.keep(left)
 
@@ -371,3 +387,11 @@ def key_of(reader: Reader, record: Record, offset: int) -> Key:
     except ValueError as error:
         raise reader.damaged(offset, str(error)) from None
     return key if record.crc else str(key)
+
+
+def _sum_at(reader: Reader, offset: int) -> str:
+    """The sum of the bytes of a line; "" where they cannot be read."""
+    try:
+        return f"{zlib.crc32(reader.line_at(offset)):08x}"
+    except (DamagedRecord, StoreError):
+        return ""
