@@ -26,7 +26,6 @@ import pytest
 
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
-from checkpoint.execution import policies
 from checkpoint.maintenance import check as check_module
 from checkpoint.maintenance import repair as repair_module
 from checkpoint.maintenance.audit import Audit, lines_at
@@ -34,7 +33,7 @@ from checkpoint.passes import budget as budget_module
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.paid import PaidValues
 from checkpoint.passes.recorder import Recorder
-from checkpoint.passes.step_desk import DeskStep, StepDesk
+from checkpoint.passes.step_desk import StepDesk
 from checkpoint.remote import local_copy, state
 from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker
@@ -727,22 +726,10 @@ def in_flight_costs_nothing(breaker: Breaker) -> None:
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_one.py::test_equal_keys_are_computed_once", "test_one.py::test_a_map_waits_for_one")
-def steps_claim_nothing(breaker: Breaker) -> None:
-    """A step calls what runs already."""
-    breaker.replace(DeskStep, "claim", lambda real: lambda self, ring: True)
-
-
 @caught_by("test_one.py::test_the_saved_result_or_a_new_one")
 def steps_are_not_written(breaker: Breaker) -> None:
     """A step's result is returned, and is nowhere."""
     breaker.replace(StepDesk, "save", lambda real: lambda self, unit, outcome, steps, earlier: outcome.value)
-
-
-@caught_by("test_one.py::test_what_the_steps_retries_gave_up_is_not_retried")
-def retries_multiply(breaker: Breaker) -> None:
-    """What a step's retries gave up is tried again by those of the item."""
-    breaker.replace(policies, "give_up", lambda real: nothing)
 
 
 @caught_by("test_one.py::test_clear_with_steps_forgets_them_too", "test_one.py::test_a_record_lists_its_steps")

@@ -168,7 +168,7 @@ def _file_of(fd: int) -> BinaryIO:
 
 def _read_up_to(fd: int, size: int) -> bytes:
     data = b""
-    while len(data) < size and (more := os.read(fd, size - len(data))):
+    while len(data) < size and (more := os.read(fd, min(size - len(data), 1 << 16))):  # it takes that much memory
         data += more
     return data
 
