@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -29,8 +30,16 @@ Opener = Callable[..., CheckpointedRunner]
 
 # A change is checked by the same examples as the one before. New ones are looked for where somebody reads what fails.
 settings.register_profile("same examples", derandomize=True, print_blob=True)
-if not os.environ.get("CHECKPOINT_TEST_EXPLORE"):
+IS_EXPLORING = bool(os.environ.get("CHECKPOINT_TEST_EXPLORE"))
+if not IS_EXPLORING:
     settings.load_profile("same examples")
+
+
+def seed_of_tests() -> int:
+    """What tests draw by that have no hypothesis: CHECKPOINT_TEST_SEED, another one each time, or the same as ever."""
+    drawn = random.randrange(1 << 32) if IS_EXPLORING else 218020849
+    return int(os.environ.get("CHECKPOINT_TEST_SEED") or drawn)
+
 
 # Who starts tests with nohup, or in the background of a script, has one of these ignored by all that they start.
 for _name, _handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import seed_of_tests
 from crash_states import Disk, Event, Note, Recorder, Tree, Write, materialize, torn_sizes
 
 from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, UnencodableValue, checkpointed, clock
@@ -47,7 +48,7 @@ from checkpoint.values.keys import version_digest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="what Windows leaves after a crash is not modelled")
 
-SEED = int(os.environ.get("CHECKPOINT_TEST_SEED") or random.randrange(1 << 32))
+SEED = seed_of_tests()
 THIS = "tests/test_crash_states.py"
 ONLY = os.environ.get("CHECKPOINT_TEST_STATE", "")
 FIRST = ["a", 1, "long", ("t", 2), "b", "c", "longer", "d"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import seed_of_tests
 
 import checkpoint
 from checkpoint import CheckpointError
@@ -35,7 +35,7 @@ if sys.platform == "win32":
 import fuzzing
 
 CORPUS = Path(__file__).parent / "corpus"
-SEED = int(os.environ.get("CHECKPOINT_TEST_SEED") or random.randrange(1 << 32))
+SEED = seed_of_tests()
 COUNT = 1000  # mutations, of each of two processes: some ten seconds
 
 

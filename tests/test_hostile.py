@@ -32,6 +32,7 @@ import pandas  # type: ignore[import-untyped,unused-ignore]
 import pydantic
 import pydantic_core
 import pytest
+from conftest import seed_of_tests
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -47,7 +48,7 @@ from checkpoint.storage.record import seal
 from checkpoint.values import limits
 from checkpoint.values.codec import Codec
 
-SEED = int(os.environ.get("CHECKPOINT_TEST_SEED") or random.randrange(1 << 32))
+SEED = seed_of_tests()
 WIDE = os.environ.get("CHECKPOINT_TEST_HOSTILE") == "wide"
 _OF_INDEX = {kind for kind in KINDS if kind.startswith("an index")}
 Look = Callable[[Path], dict[str, str]]
