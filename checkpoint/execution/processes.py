@@ -318,7 +318,7 @@ class _Worker:
         self._steps.close()
         self.process.close()
         self._at_work.close()
-        del self._pool  # it knows us
+        del self._pool, self._steps  # they know us
 
     def _send_inputs(self, task: Task) -> None:
         try:

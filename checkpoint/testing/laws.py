@@ -232,11 +232,11 @@ def _a_pass_leaves_the_program_as_it_was(make: Make) -> None:
         if is_interrupted or how is not _interrupted:
             how(trial)
         trial.f.runner.close()
-        gc.collect()  # what was raised leads to what it was raised by
 
         changed: list[str] = []
 
         def is_as_it_was(before: dict[str, Any] = before, changed: list[str] = changed) -> bool:
+            gc.collect()  # what was raised leads to what it was raised by, which a thread that ends may hold
             changed[:] = _changed(before, program(is_ours=is_ours))
             return not changed
 
