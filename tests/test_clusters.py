@@ -295,7 +295,7 @@ def work(n: int) -> Product:
 
 
 def run(executor, **options):
-    return list(work.map(range(30), executor=executor, progress=False, **options))
+    return list(work.map(range(30), executor=executor, progress=False, chunksize=1, **options))
 
 
 def main(kind):
