@@ -113,6 +113,7 @@ def _flipped(line: bytes) -> bytes:
         (Journal, "repair", lambda self: b"", b"~1\n~0\n{torn", "a record is glued to a torn tail"),
         (Index, "forget", lambda self, version, key: None, b"~0\n~4\n", "what was forgotten is there"),
         (Index, "find", lambda self, version, key: None, b"~0\n", "an intact line is not found"),
+        (index_file, "_checksum", lambda page, data: 0, b"~0\n~1\n~Iw\xff\x31\x10\xff", "a flipped index is believed"),
         (index_file, "_read_header", lambda fd: [].pop(), b"~0\n~Iw\xff", "an error that is no own one"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " in value else "",
