@@ -33,7 +33,7 @@ from checkpoint.passes import budget as budget_module
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.paid import PaidValues
 from checkpoint.passes.recorder import Recorder
-from checkpoint.passes.step_desk import StepDesk
+from checkpoint.passes.step_desk import DeskStep, StepDesk
 from checkpoint.remote import local_copy, state
 from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker
@@ -724,6 +724,12 @@ def in_flight_costs_nothing(breaker: Breaker) -> None:
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
+
+
+@caught_by("test_one.py::test_a_map_waits_for_one")
+def steps_claim_nothing(breaker: Breaker) -> None:
+    """A step calls what runs already."""
+    breaker.replace(DeskStep, "claim", lambda real: lambda self, ring: True)
 
 
 @caught_by("test_one.py::test_the_saved_result_or_a_new_one")
