@@ -1,4 +1,4 @@
-"""What works on which executor: the table that the guide .github/docs/executors.md shows.
+"""What works on which executor: the table that the guide .github/docs/clusters.md shows.
 
 The law: a test tries each executor that is installed, and what it sees is what the row says.
 
@@ -31,7 +31,7 @@ from checkpoint import BrokenWorkers, checkpointed
 
 __all__ = ["PAGE", "ROWS", "TRIALS", "Row", "is_installed", "render", "written"]
 
-PAGE = Path(__file__).parent.parent / ".github" / "docs" / "executors.md"
+PAGE = Path(__file__).parent.parent / ".github" / "docs" / "clusters.md"
 BEGIN, END = "<!-- begin: python tests/executors.py -->", "<!-- end -->"
 LARGE = 16_000_000  # bytes of a result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import inspect
 import os
@@ -17,10 +18,13 @@ import pytest
 
 import checkpoint
 from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, checkpointed
+from checkpoint.api.options import PassOptions
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / ".github" / "docs").glob("*.md"))]
+GUIDES = sorted((ROOT / ".github" / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *GUIDES]
+REFERENCE = (ROOT / ".github" / "docs" / "reference.md").read_text(encoding="utf-8")
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(checkpoint.__file__).parents[1]),
     "PYTHONUTF8": "1",
@@ -104,7 +108,7 @@ def test_the_two_commands_are_single_lines_that_ci_runs() -> None:
     """The README has exactly two shell blocks of one line; `.ci/run` takes them from there, so none can drift."""
     commands = [block.text.strip() for block in BLOCKS if block.language == "bash"]
     assert len(commands) == 2
-    for command, end in zip(commands, ("checkpoint demo", "pytest -q -n auto"), strict=True):
+    for command, end in zip(commands, ("checkpoint demo", 'pytest -q -n auto -m "not slow"'), strict=True):
         assert "\n" not in command
         assert command.startswith("python3 -m venv .venv")
         assert command.endswith(end)
@@ -122,8 +126,10 @@ def test_the_two_commands_are_single_lines_that_ci_runs() -> None:
 
 def sections_of(page: Path) -> set[str]:
     """The names by which links find the sections of a page."""
-    titles = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
-    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    anchors = re.findall(r'<a id="([^"]+)">', text)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles} | {*anchors}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -136,12 +142,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not section or section in sections_of(file), target
 
 
-def test_every_promise_names_its_test() -> None:
-    """Each row of the table of promises links to a test file."""
-    rows = README.partition("\n## Promises\n")[2].partition("\n## ")[0].splitlines()
-    rows = [row for row in rows if row.startswith("|")][2:]
-    assert len(rows) > 10
-    assert [row for row in rows if "](tests/" not in row] == []
+def test_the_readme_is_two_screens_and_leads_to_every_guide() -> None:
+    """It has at most 230 lines; what else there is to say stands in a guide that it links to, or a guide does."""
+    assert len(README.splitlines()) <= 230
+    linked = {target for page in PAGES for target in re.findall(r"\]\(([^)#\s]+\.md)", page.read_text("utf-8"))}
+    assert {page.name for page in GUIDES} <= {Path(target).name for target in linked}
 
 
 def arguments_of(function: Any) -> list[str]:
@@ -151,8 +156,8 @@ def arguments_of(function: Any) -> list[str]:
 
 
 def test_the_api_tables_name_every_argument_and_nothing_else() -> None:
-    """Signatures in the README are those of the code."""
-    flat = " ".join(README.split())
+    """Signatures in the reference are those of the code; so are the methods that any page names."""
+    flat = " ".join(REFERENCE.split())
     for name, function in {
         "checkpointed": checkpointed,
         "CheckpointedRunner": CheckpointedRunner,
@@ -167,11 +172,28 @@ def test_the_api_tables_name_every_argument_and_nothing_else() -> None:
         names = [part.split("=")[0].strip() for part in shown[1].split(",") if part.strip() != "*"]
         assert names == arguments_of(function), name
     decorated = checkpointed("any")(lambda item: item)
-    for name in re.findall(r"`f\.(\w+)", README):
+    for name in {name for page in PAGES for name in re.findall(r"`f\.(\w+)", page.read_text(encoding="utf-8"))}:
         assert hasattr(type(decorated), name), name
+    options = re.search(r"`f\.map\(items, ([^`]*)\)`", flat)
+    assert options is not None
+    named = {part.split("=")[0].strip() for part in options[1].split(",")} - {"*"}
+    assert named == {*PassOptions.__annotations__, "return_exceptions"}
 
 
-def test_every_public_name_is_importable_and_the_readme_uses_no_other() -> None:
-    """What the README's blocks import from `checkpoint` is public."""
-    used = set(re.findall(r"(?m)^from checkpoint import (.+)$", README))
+def test_the_reference_names_every_error() -> None:
+    """Each public error stands in the table, under a builtin error that it is."""
+    rows = re.findall(r"(?m)^\| (`.*) \| `(\w+)` \|$", REFERENCE.partition("\n## Errors\n")[2])
+    listed = {name: parent for names, parent in rows for name in re.findall(r"\w+", names)}
+    errors = {name for name in checkpoint.__all__ if isinstance(getattr(checkpoint, name), type)}
+    errors = {name for name in errors if issubclass(getattr(checkpoint, name), Exception)} - {"CheckpointError"}
+    assert listed.keys() == errors
+    for name, parent in listed.items():
+        assert issubclass(getattr(checkpoint, name), getattr(builtins, parent)), name
+
+
+def test_every_public_name_is_importable_and_the_pages_use_no_other() -> None:
+    """What blocks import from `checkpoint` is public."""
+    used = {
+        line for page in PAGES for line in re.findall(r"(?m)^from checkpoint import (.+)$", page.read_text("utf-8"))
+    }
     assert {name.strip() for line in used for name in line.split(",")} <= set(checkpoint.__all__)

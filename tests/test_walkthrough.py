@@ -1,4 +1,4 @@
-"""What the README shows of a job from its beginning to its end is what the commands print.
+"""What a guide shows of a job from its beginning to its end is what the commands print.
 
 Each line that is shown must be printed, in the words that stand there; numbers, paths and bars are of the day.
 """
@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_readme import BLOCKS, ENVIRONMENT, README, Block
+from test_readme import ENVIRONMENT, ROOT, Block, read_blocks
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="it sends SIGINT to a process group")
 
-SECTION = re.search(r"\n## A job from beginning to end\n.*?(?=\n## )", README, re.DOTALL)
-assert SECTION is not None
-LINES = range(*(README.count("\n", 0, place) for place in SECTION.span()))
-STEPS = [block for block in BLOCKS if block.line in LINES and block.language == "console"]
+BLOCKS = read_blocks((ROOT / ".github" / "docs" / "a-job.md").read_text(encoding="utf-8"))
+STEPS = [block for block in BLOCKS if block.language == "console"]
 (JOB,) = [block for block in BLOCKS if block.text.startswith("# job.py\n")]
 DEADLINE = 60.0
 
