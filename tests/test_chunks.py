@@ -17,10 +17,10 @@ import pytest
 from conftest import in_time
 
 from checkpoint import ItemsFailed, Rate, Retry, TooManyErrors, checkpointed
-from checkpoint.execution import chunks
+from checkpoint.execution import chunk_size
 from checkpoint.execution.answers import Answer, failed
 from checkpoint.execution.at_work import opened_at
-from checkpoint.execution.chunks import MOST, SPAN, Chunks
+from checkpoint.execution.chunk_size import MOST, SPAN, ChunkSize
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
@@ -37,13 +37,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[Answer]]]:
     """(how many calls a worker was given, its answers) of each chunk whose size adapted."""
     told: list[tuple[int, list[Answer]]] = []
-    really = Chunks.returned
+    really = ChunkSize.returned
 
-    def spy(self: Chunks, asked: int, answers: list[Answer]) -> None:
+    def spy(self: ChunkSize, asked: int, answers: list[Answer]) -> None:
         told.append((asked, list(answers)))
         really(self, asked, answers)
 
-    monkeypatch.setattr(chunks.Chunks, "returned", spy)
+    monkeypatch.setattr(chunk_size.ChunkSize, "returned", spy)
     return told
 
 
@@ -57,7 +57,7 @@ def answers(count: int, each: float) -> list[Answer]:
 
 def test_the_size_doubles_while_chunks_take_no_time() -> None:
     """From one call to the most."""
-    sizes = Chunks(None)
+    sizes = ChunkSize(None)
     seen = []
     while sizes.size < MOST:
         seen.append(sizes.size)
@@ -69,11 +69,11 @@ def test_the_size_doubles_while_chunks_take_no_time() -> None:
 
 def test_calls_that_take_long_travel_one_by_one() -> None:
     """Whatever the size was before."""
-    sizes = Chunks(None)
+    sizes = ChunkSize(None)
     for _ in range(5):
         sizes.returned(1, answers(1, SPAN * 1.01))
         assert sizes.size == 1
-    grown = Chunks(None)
+    grown = ChunkSize(None)
     for size in (1, 2, 4, 8):
         grown.returned(size, answers(size, 1e-6))
     grown.returned(16, [*answers(3, 1e-6), *answers(1, 1.0)])  # it hands back twelve
@@ -83,7 +83,7 @@ def test_calls_that_take_long_travel_one_by_one() -> None:
 
 def test_what_is_handed_back_makes_chunks_smaller_and_then_they_grow_slowly() -> None:
     """No size is tried again and again that is too large."""
-    sizes = Chunks(None)
+    sizes = ChunkSize(None)
     for size in (1, 2, 4, 8, 16, 32):
         sizes.returned(size, answers(size, 1e-6))
     sizes.returned(64, answers(40, 0.0001))
@@ -94,7 +94,7 @@ def test_what_is_handed_back_makes_chunks_smaller_and_then_they_grow_slowly() ->
 
 def test_a_part_of_a_chunk_or_a_failure_says_nothing_of_the_size() -> None:
     """The last items, and calls that raised."""
-    sizes = Chunks(None)
+    sizes = ChunkSize(None)
     sizes.returned(1, answers(1, 1e-6))
     sizes.returned(1, answers(1, 1e-6))
     assert sizes.size == 2
@@ -104,7 +104,7 @@ def test_a_part_of_a_chunk_or_a_failure_says_nothing_of_the_size() -> None:
 
 def test_a_size_that_was_given_stays() -> None:
     """It is the user's."""
-    assert (Chunks(7).size, Chunks(7).adapts, Chunks(None).adapts) == (7, False, True)
+    assert (ChunkSize(7).size, ChunkSize(7).adapts, ChunkSize(None).adapts) == (7, False, True)
 
 
 # --- on workers ------------------------------------------------------------------------------------------------------

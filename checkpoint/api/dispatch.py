@@ -15,7 +15,7 @@ from checkpoint.api.options import Options, PassOptions
 from checkpoint.api.signatures import named
 from checkpoint.errors import UnguardedMain
 from checkpoint.execution.call import Call
-from checkpoint.execution.chunks import SPAN
+from checkpoint.execution.chunk_size import SPAN
 from checkpoint.execution.interfaces import Parallelism, Report, Workers
 from checkpoint.execution.policies import rates_of, retry_of
 from checkpoint.execution.scheduler import Schedule

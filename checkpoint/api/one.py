@@ -17,14 +17,13 @@ from checkpoint.api.dispatch import refuse_while_importing_main
 from checkpoint.api.options import Options
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.api.signatures import named
+from checkpoint.api.single import SingleCalls
 from checkpoint.catalog.shards import Shard, shard_of
-from checkpoint.catalog.view import parsed_by
 from checkpoint.errors import InvalidOption
-from checkpoint.execution.call import Call
 from checkpoint.execution.caller import caller
 from checkpoint.execution.chunk import chunk_here
-from checkpoint.execution.policies import judge_value, rates_of, retry_of
-from checkpoint.execution.steps import Bell, LoopBell, Turns, awaited, driven, step
+from checkpoint.execution.policies import judge_value, rates_of
+from checkpoint.execution.steps import Turns
 from checkpoint.outcomes import Unit
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.step import Takes, note_step
@@ -92,7 +91,7 @@ def singles_of(face: Asked, call: tuple[Takes, Any] | None) -> Singles:
     return singles  # type: ignore[no-any-return]
 
 
-class Singles:
+class Singles(SingleCalls):
     """Asks for single items of one function and version.
 
     Args:
@@ -106,13 +105,12 @@ class Singles:
     """
 
     def __init__(self, runner: CheckpointedRunner, options: Options, name: str) -> None:
+        super().__init__(options, name)
         self.runner = runner
-        self._options, self._name = options, name
         self._key_of = key_function(options.key)
         judge = partial(judge_value, options.validate)
         settings = PassSettings(self._key_of, digest_function(options.input), options.on_change, judge=judge)
         self._desk = StepDesk(runner.records.of_pass(), settings)
-        self._retry, self._parse = retry_of(options.retry), options.parse
         self.turns = Turns(self._retry, rates_of(options.rate))
         self._looking = locks.lock("pass")
         self._checked_at = -inf
@@ -120,29 +118,15 @@ class Singles:
 
     def one(self, face: Asked, item: Any) -> Any:
         """The decoded result of the item, by a plain function."""
-        call = caller()
-        key, found = self._look(face, item, call)
-        if found is not None:
-            return self._parsed(key, found[0])
-        port = DeskStep(self._desk, self._desk.unit(item, key), call)
-        made, given = self._call(face, port), self._given(item)
-        bell = Bell()
-        return self._parsed(key, driven(step(port, self.turns, bell.ring), bell, lambda: made.one(given)))
+        key, found = self._look(face, item)
+        value = found[0] if isinstance(found, tuple) else self._driven(face, found, self.turns)
+        return self._parsed(key, value)
 
     async def one_async(self, face: Asked, item: Any) -> Any:
         """The decoded result of the item, by a coroutine function."""
-        call = caller()
-        key, found = self._look(face, item, call)
-        if found is not None:
-            return self._parsed(key, found[0])
-        port = DeskStep(self._desk, self._desk.unit(item, key), call)
-        made, given = self._call(face, port), self._given(item)
-        bell = LoopBell()
-        return self._parsed(key, await awaited(step(port, self.turns, bell.ring), bell, lambda: made.awaited(given)))
-
-    def _parsed(self, key: Key, value: Any) -> Any:
-        """What is read of a result that is on disk."""
-        return value if self._parse is None else parsed_by(self._parse, key, value)
+        key, found = self._look(face, item)
+        value = found[0] if isinstance(found, tuple) else await self._awaited(face, found, self.turns)
+        return self._parsed(key, value)
 
     def port(self, face: Asked, unit: Unit, call: _Caller) -> DeskStep:
         """A step that a call in a worker process takes.
@@ -158,15 +142,17 @@ class Singles:
         """The JSON of a value that was saved."""
         return self._desk.records.encode(value)
 
-    def _look(self, face: Asked, item: Any, call: _Caller) -> tuple[Key, tuple[Any] | None]:
-        """(key, the result on disk): the call around it is noted to have taken the step."""
+    def _look(self, face: Asked, item: Any) -> tuple[Key, tuple[Any] | DeskStep]:
+        """(key, the result on disk, or else the step): the call around it is noted to have taken the step."""
+        call = caller()
         if (chunk := chunk_here()) is not None:
             chunk.split()
         self._check(face, call)
         key = self._key_of(item)
         if call is not None:
             note_step((self.runner.name, key, self._desk.records.version), call)
-        return key, self._desk.find(item, key)
+        found = self._desk.find(item, key)
+        return key, DeskStep(self._desk, self._desk.unit(item, key), call) if found is None else found
 
     def _check(self, face: Asked, call: _Caller) -> None:
         """Look whether the function has changed, where that is due.
@@ -186,20 +172,3 @@ class Singles:
                 self._desk.check(face._lineage(face._fingerprint()))
                 self._checked_at = now
                 self._checked_for = None if root is None else weakref.ref(root)
-
-    def _call(self, face: Asked, port: DeskStep) -> Call:
-        options = self._options
-        return Call(
-            face._target()[0],
-            self._name,
-            batch_size=options.batch_size,
-            validate=options.validate,
-            retry=self._retry,
-            timeout=options.timeout,
-            keys=port.keys,
-            tells_items=False,
-        )
-
-    def _given(self, item: Any) -> Any:
-        """What the function is called with."""
-        return item if self._options.batch_size is None else [item]

@@ -5,20 +5,19 @@ The promise: a key is called once, whichever process asks; and where nobody can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 from checkpoint.api.options import Options
-from checkpoint.catalog.view import parsed_by, tell_left_out, tell_unnamed
+from checkpoint.api.single import SingleCalls
+from checkpoint.catalog.view import tell_left_out, tell_unnamed
 from checkpoint.errors import StepRefused
 from checkpoint.execution.asked_step import AskedStep, Permitted
-from checkpoint.execution.call import Call
 from checkpoint.execution.caller import caller
 from checkpoint.execution.chunk import chunk_here
 from checkpoint.execution.conversation import Conversation, driver, is_here
-from checkpoint.execution.policies import rates_of, retry_of
-from checkpoint.execution.steps import Asked, Bell, LoopBell, Turns, awaited, driven, in_a_thread, step
+from checkpoint.execution.policies import rates_of
+from checkpoint.execution.steps import Turns, in_a_thread
 from checkpoint.execution.transport import portable_bytes
 from checkpoint.outcomes import Unit
 from checkpoint.values.codec import Codec
@@ -49,7 +48,7 @@ def driver_to_ask(name: str) -> Conversation | None:
     )
 
 
-class AskingSingles:
+class AskingSingles(SingleCalls):
     """Asks the driver for single items of one function.
 
     Args:
@@ -58,8 +57,10 @@ class AskingSingles:
         name: what the function is called in messages.
     """
 
+    _advance = staticmethod(in_a_thread)  # the driver is waited for, while the loop goes on
+
     def __init__(self, options: Options, annotation: Any, name: str) -> None:
-        self._options, self._name = options, name
+        super().__init__(options, name)
         self._key_of, self._digest_of = key_function(options.key), digest_function(options.input)
         codec = Codec(
             annotation,
@@ -67,26 +68,17 @@ class AskingSingles:
             on_left_out=partial(tell_left_out, options.name),
         )
         self._encode, self._decode = codec.encode, codec.decode
-        self._retry = retry_of(options.retry)
         self._turns, self._has_rates = Turns(self._retry), bool(rates_of(options.rate))
 
     def one(self, face: Any, item: Any, asked: Conversation) -> Any:
         """The decoded result of the item, by a plain function."""
-        port, made, given, bell = self._port(face, item, asked), None, self._given(item), Bell()
-        made = self._call(face, port)
-        return self._parsed(port, driven(self._steps(port, bell.ring), bell, lambda: made.one(given)))
+        port = self._port(face, item, asked)
+        return self._parsed(port.unit.key, self._driven(face, port, self._turns_of(port)))
 
     async def one_async(self, face: Any, item: Any, asked: Conversation) -> Any:
         """The decoded result of the item, by a coroutine function."""
-        port, given, bell = self._port(face, item, asked), self._given(item), LoopBell()
-        made = self._call(face, port)
-        steps = self._steps(port, bell.ring)
-        return self._parsed(port, await awaited(steps, bell, lambda: made.awaited(given), in_a_thread))
-
-    def _parsed(self, port: AskedStep, value: Any) -> Any:
-        """What is read of a result that is on disk."""
-        parse = self._options.parse
-        return value if parse is None else parsed_by(parse, port.unit.key, value)
+        port = self._port(face, item, asked)
+        return self._parsed(port.unit.key, await self._awaited(face, port, self._turns_of(port)))
 
     def _port(self, face: Any, item: Any, asked: Conversation) -> AskedStep:
         if (chunk := chunk_here()) is not None:
@@ -96,23 +88,6 @@ class AskingSingles:
         parent = call[0].number if call is not None and isinstance(call[0], AskedStep) else None
         return AskedStep(asked, portable_bytes(face, self._name), unit, parent, self._encode, self._decode)
 
-    def _steps(self, port: AskedStep, ring: Callable[[object], None]) -> Generator[Asked, Any, Any]:
-        turns: Any = Permitted(self._turns, port) if self._has_rates else self._turns
-        return step(port, turns, ring)
-
-    def _call(self, face: Any, port: AskedStep) -> Call:
-        options = self._options
-        return Call(
-            face._target()[0],
-            self._name,
-            batch_size=options.batch_size,
-            validate=options.validate,
-            retry=self._retry,
-            timeout=options.timeout,
-            keys=port,
-            tells_items=False,
-        )
-
-    def _given(self, item: Any) -> Any:
-        """What the function is called with."""
-        return item if self._options.batch_size is None else [item]
+    def _turns_of(self, port: AskedStep) -> Any:
+        """When the calls of the step may start; where there are rates, the driver permits each."""
+        return Permitted(self._turns, port) if self._has_rates else self._turns

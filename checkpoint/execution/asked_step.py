@@ -50,6 +50,11 @@ class AskedStep:
         self._found: tuple[Any] | None = None
         self._is_open = False
 
+    @property
+    def keys(self) -> AskedStep:
+        """What others see of it: calls within it take their steps as its own."""
+        return self
+
     def _ask(self, *request: Any) -> tuple[Any, ...]:
         """The driver's answer.
 

@@ -19,7 +19,7 @@ from checkpoint import clock, locks
 from checkpoint.errors import StoreError
 from checkpoint.execution.answers import Fatal, failed
 from checkpoint.execution.call import Call, ending
-from checkpoint.execution.chunks import Chunks
+from checkpoint.execution.chunk_size import ChunkSize
 from checkpoint.execution.interfaces import Broken, Died, Early, Parallelism, PassPort, Task, Unsent, Workers
 from checkpoint.execution.judge import AnswerHandler, Batches, unfinished
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
@@ -132,7 +132,7 @@ class Coordinator:
         self._judge = AnswerHandler(schedule, desk)
         self._batches = Batches(call)
         self._slots = spread.slots
-        self._chunks = Chunks(spread.chunksize)
+        self._chunk_size = ChunkSize(spread.chunksize)
         self._ahead = _AHEAD if desk.in_memory and self._slots > 1 else 0
         self._wake, self._look = wake, look
         self._inbox: SimpleQueue[tuple[Task, Any] | None] = SimpleQueue()
@@ -170,7 +170,7 @@ class Coordinator:
         return self._room(self._ahead)
 
     def _room(self, ahead: int) -> int:
-        most = self._slots * self._chunks.size
+        most = self._slots * self._chunk_size.size
         return self._schedule.room(most if self._running < self._slots else most - 1, ahead)
 
     @property
@@ -214,7 +214,7 @@ class Coordinator:
         """When something may start that could not just now, on the monotonic clock; under the lock."""
         if not self._may_start or self._waits_for_quiet or self._is_held:
             return None
-        wait = self._schedule.wait(1 if self._all_drawn or self._chunks.adapts else self._chunks.size)
+        wait = self._schedule.wait(1 if self._all_drawn or self._chunk_size.adapts else self._chunk_size.size)
         return None if wait is None else clock.monotonic() + wait
 
     @property
@@ -357,8 +357,8 @@ class Coordinator:
         """What is to be settled; a single call that returned is told flat, since this is the per-item path."""
         finished: list[Done] = []
         for task, answers in reports:
-            if self._chunks.adapts and type(answers) is list:
-                self._chunks.returned(len(task), answers)
+            if self._chunk_size.adapts and type(answers) is list:
+                self._chunk_size.returned(len(task), answers)
             if type(answers) is list and len(task) == 1 == len(answers) and type(answers[0]) is tuple:
                 attempt, (value, elapsed) = task[0], answers[0]
                 self._schedule.answered(attempt)
@@ -371,7 +371,7 @@ class Coordinator:
 
     def _judged(self, task: Task, answers: Any) -> list[Done]:
         if type(answers) is Early:
-            answers, self._chunks = answers.answers, Chunks(1)  # calls that take steps travel one by one
+            answers, self._chunk_size = answers.answers, ChunkSize(1)  # calls that take steps travel one by one
         try:
             if type(answers) is list and answers and type(answers[-1]) is tuple:
                 finished = self._judge.dones(task, answers)
@@ -391,8 +391,8 @@ class Coordinator:
                 answers = unpack(answers)
             except Exception as error:  # unpickling runs the values' own code
                 return judge.apart(task, error, answers)
-            if self._chunks.adapts:
-                self._chunks.returned(len(task), answers)
+            if self._chunk_size.adapts:
+                self._chunk_size.returned(len(task), answers)
         if type(answers) is Died:
             return [] if self.stopped else judge.died(task, answers)
         if type(answers) is Unsent:
@@ -434,9 +434,9 @@ class Coordinator:
 
     def _next_task(self) -> Task:
         """The calls that make the next task; none where one that is not full may wait for more."""
-        schedule, size = self._schedule, self._chunks.size
+        schedule, size = self._schedule, self._chunk_size.size
         task: Task = []
-        if self._chunks.adapts:
+        if self._chunk_size.adapts:
             size = min(size, max(1, -(-schedule.ready // (self._slots - self._running))))
         elif size > 1 and not self._all_drawn and schedule.ready < size:
             return task

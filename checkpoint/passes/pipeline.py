@@ -6,7 +6,7 @@ may be called from two threads: what is counted and remembered is changed under 
 writes. What finished is on disk before anyone sees it.
 
 A pass asks seven objects: `Input` draws and keys the items, `Earlier` knows which of them are done, `InFlight` which of
-them run, `Company` how those end that other passes run, `Recorder` saves how they end, `Tally` counts it, and
+them run, `Company` how those end that other passes run, `Settler` saves how they end, `Tally` counts it, and
 `PassSettings` says what the user wants.
 """
 
@@ -23,23 +23,20 @@ from checkpoint.catalog.shards import ALL
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import (
     InvalidOption,
-    ItemError,
     StoreError,
-    UnencodableValue,
     quote,
 )
-from checkpoint.outcomes import Done, Encoded, Failure, Outcome, Success, Unit
-from checkpoint.passes.budget import Budget, SpentText
+from checkpoint.outcomes import Done, Failure, Outcome, Unit
+from checkpoint.passes.budget import Budget
 from checkpoint.passes.claims import Again, claims_of
 from checkpoint.passes.company import Company
 from checkpoint.passes.earlier import Earlier
 from checkpoint.passes.in_flight import InFlight
 from checkpoint.passes.input import Input
-from checkpoint.passes.recorder import End, Recorder, has_cost, spoil
 from checkpoint.passes.settings import PassSettings
+from checkpoint.passes.settler import Settler
 from checkpoint.passes.tally import Tally
 from checkpoint.storage.index import Place
-from checkpoint.storage.record import with_steps
 from checkpoint.values.inputs import refuse_groups
 from checkpoint.values.keys import (
     Key,
@@ -100,15 +97,12 @@ class Pass:
         )
         self.budget = None if settings.max_cost is None else Budget(records, settings.max_cost, self.in_flight)
         self.tally = Tally(records, settings, self.earlier.failed)
-        self._recorder = Recorder(records, self.tally.handled, self.in_flight.steps)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
+        self._settler = Settler(records, settings, self.in_flight, self.earlier, self.tally, self._company, self._lock)
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._parses = settings.parse is not None
         self._is_prepared = self._has_begun_writing = False
-        self._cost_text: SpentText | None = None
-        self._owed: list[End] = []  # what finished and is not on disk yet
 
     # before anything is paid for
 
@@ -148,7 +142,7 @@ class Pass:
         beside = self._store.replica.beside if self._store.replica.is_remote else None
         self.tally.show_bar(self.input.total, beside)
         if self._checkpoint.spent_if_known():
-            self._tell_cost()
+            self._settler.tell_cost()
         self._is_prepared = True
 
     # admit
@@ -273,26 +267,13 @@ class Pass:
         if self.earlier.had_errors:
             self.earlier.note_type(key)
         unit = Unit(item, key, digest)
-        if self.earlier.had_errors and not redo and self._is_judged_again(unit):
-            return None
+        if self.earlier.had_errors and not redo:
+            verdict = self.earlier.paid.judge_again(key, digest)
+            if verdict is not None:
+                found = self._settler.settle_kept(unit, verdict)
+                return None if found is None else self._resumed(item, key, found)
         self.in_flight.start(unit)
         return unit
-
-    def _is_judged_again(self, unit: Unit) -> bool:
-        """Whether the value that an earlier failure kept ends the unit: as its result, or given up; it is on disk."""
-        item, key, digest = unit.item, unit.key, unit.digest
-        verdict = self.earlier.paid.judge_again(key, digest)
-        if verdict is None:
-            return False
-        if isinstance(verdict, Failure):
-            self.records.save_failure(key, verdict, digest)
-            self._company.count(unit, verdict, None)
-            self.tally.advance(1)
-            return True
-        self.records.save_paid(key, verdict, digest)
-        found = self._checkpoint.results.find(self._version, key)
-        assert found is not None
-        return self._resumed(item, key, found) is None
 
     def _failed_before(self, key: Key, digest: int) -> bool:
         """Whether the item failed earlier and is not run again: that was not wanted, or its value is kept aside."""
@@ -359,12 +340,6 @@ class Pass:
         """The calls of the units have not ended them, and are made again later: other passes may run them meanwhile."""
         self.in_flight.put_off(units)
 
-    def _tell_cost(self) -> None:
-        """Have the bar say what was spent in all."""
-        if self._cost_text is None:
-            self._cost_text = SpentText(self._checkpoint)
-            self.tally.say(self._cost_text)
-
     @property
     def limits_cost(self) -> bool:
         """Whether calls must be afforded."""
@@ -376,102 +351,13 @@ class Pass:
 
     def attempted(self, units: list[Unit], cost: float) -> None:
         """A call on the units failed, has cost so much, and is made again, by itself or in parts."""
-        self._recorder.attempted(units, cost)
+        self._settler.attempted(units, cost)
 
     # settle
 
     def settle(self, finished: list[Done]) -> None:
-        """Save what finished, all under one write and one sync, then count it.
-
-        Raises:
-            StoreError: it could not be saved; `.unsaved` holds the values. The next call tries these again.
-        """
-        if self.in_flight.spoilt:
-            finished = [spoil(done) if done.unit.key in self.in_flight.spoilt else done for done in finished]
-        if len(finished) == 1 and not self._owed and self._settle_one(finished[0]):
-            return
-        ran, unparsed = self.tally.errors.run, dict[Key, str]()
-        groups, self._owed = self._recorder.groups(finished, self._owed), []
-        for done, group in enumerate(groups):
-            try:
-                failure = self._recorder.save(group)
-            except StoreError as error:
-                self._owed = [end for group in groups[done:] for end in group]
-                error.unsaved = self._recorder.values_of(self._owed)
-                raise
-            if any(has_cost(end.outcome) for end in group):
-                self._tell_cost()
-            if self._parses and failure is None and group[0].raw is not None:
-                unparsed.update(self._settle_parsed(group))
-            else:
-                self._settled(group, failure)
-        if unparsed or (groups and groups[-1][0].raw is None):
-            self.tally.note_row(finished, ran, unparsed)
-
-    def _settle_one(self, done: Done) -> bool:
-        """Settle one result, on the per-item path; False where it is a failure, or a value that cannot be encoded."""
-        unit, outcome = done.unit, done.outcome
-        if type(outcome) is not Success or self._parses:
-            return False
-        records, key, digest, value = self.records, unit.key, unit.digest, outcome.value
-        try:
-            raw = value.raw if type(value) is Encoded else records.encode(value)
-        except UnencodableValue:
-            return False
-        if type(raw) is not bytes:
-            return False
-        said = raw if outcome.notes is None else self._recorder.noted(raw, unit, outcome.notes)
-        line = records.result_line(key, said, digest, outcome.elapsed, outcome.attempts)
-        if self.in_flight.steps:
-            line = with_steps(line, self.in_flight.steps.get(key))
-        try:
-            self._store.append_one(self._store.own.results, self._version, key, digest, line, durable=records.power)
-        except StoreError as error:
-            self._owed = [End(self._version, key, digest, line, unit, outcome, raw)]
-            error.unsaved = self._recorder.values_of(self._owed)
-            raise
-        if outcome.notes is not None and has_cost(outcome):
-            self._store.first_cost()
-            self._tell_cost()
-        with self._lock:
-            if not (self._collect or self.in_flight.waiting or self.earlier.redo):
-                self.in_flight.end(key, outcome)
-                self.tally.count_result(key)
-            else:
-                self._company.count(unit, outcome, records.decode(raw) if self._collect else None)
-                self.tally.advance(1)
-        return True
-
-    def _settled(self, ends: list[End], failure: Failure | None) -> None:
-        """Count ends that are on disk, as they ended or as that failure, and items that waited for them."""
-        collect, decode = self._collect, self.records.decode
-        with self._lock:
-            if ends[0].raw is not None and not (collect or self.in_flight.waiting or self.earlier.redo):
-                keys = [end.key for end in ends]
-                self.in_flight.end_all(keys)
-                self.tally.count_results(keys)
-                return
-            for end in ends:
-                value = decode(end.raw) if collect and end.raw is not None else None
-                self._company.count(end.unit, failure or end.outcome, value)
-            self.tally.advance(len(ends))
-
-    def _settle_parsed(self, ends: list[End]) -> dict[Key, str]:
-        """Count results that are on disk, as `parse` reads them; returns what it raised, by key."""
-        records, read = self.records, list[tuple[End, Any, ItemError | None]]()
-        for end in ends:  # under no lock: it is the user's code
-            assert end.raw is not None
-            assert type(end.outcome) is Success
-            try:
-                value = records.parsed(end.key, records.decode(end.raw), end.outcome.attempts, end.outcome.elapsed)
-                read.append((end, value, None))
-            except ItemError as raised:
-                read.append((end, None, raised))
-        with self._lock:
-            for end, value, error in read:
-                self._company.count(end.unit, end.outcome, value if self._collect else None, error)
-            self.tally.advance(len(ends))
-        return {end.key: error.type or "error" for end, _, error in read if error is not None}
+        """Save what finished, all under one write and one sync, then count it; see `Settler.settle`."""
+        self._settler.settle(finished)
 
     def tell_paused(self, seconds: float | None) -> None:
         """Say that no calls have been made for so many seconds, since the server refuses them; None: they go on."""
@@ -558,9 +444,7 @@ class Pass:
         self.in_flight.claims.leave(self.in_flight)
         if self._lineage is not None:
             self._lineage.end(self.records)
-        if self._cost_text is not None:
-            self._cost_text.refresh()
-            self.tally.advance(0)
+        self._settler.close()
         self.tally.close_bar()
         if self._is_prepared:
             self.earlier.changes.tell()
@@ -568,5 +452,5 @@ class Pass:
             self.earlier.changes.tell_incomparable()
             self.input.tell_equals(self.name)
             self.tally.tell(self.input.total)
-        self.items, self.tally.handled, self._recorder.handled = (), None, None
+        self.items, self.tally.handled = (), None
         self.input.close()

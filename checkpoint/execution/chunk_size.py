@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from checkpoint.execution.answers import Answer, Returned
 
-__all__ = ["MOST", "SPAN", "Chunks"]
+__all__ = ["MOST", "SPAN", "ChunkSize"]
 
 SPAN = 0.02
 """Seconds that a chunk takes; a kill loses no more than that of the finished calls of each worker."""
@@ -20,7 +20,7 @@ MOST = 512
 """So many calls travel together at most: more would save nothing that is worth its memory."""
 
 
-class Chunks:
+class ChunkSize:
     """The size of the chunks of one pass.
 
     Args:
