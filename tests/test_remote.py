@@ -22,7 +22,7 @@ import pytest
 from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
-from checkpoint import CheckpointedRunner
+from checkpoint import CheckpointedRunner, locks
 from checkpoint.catalog import siblings
 from checkpoint.catalog.paths import resolve_directory
 from checkpoint.catalog.registry import REGISTRY
@@ -536,6 +536,18 @@ def test_a_lost_state_loses_nothing(damage: str, machine: Machine, tmp_path: Pat
     assert machine("third").get_all_results() == {1: 1, 2: 2, 3: 3, 4: 4, 5: 5}
     assert len(set(lines_of())) == 5
     assert len(lines_of()) <= (7 if damage == "stale" else 5)  # what came after the stale state looks like its own
+
+
+def test_to_close_after_a_compaction_waits_for_the_store(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks for the checkpoint lets go of it itself: no thread does, which may come late."""
+    late: list[str] = []
+    monkeypatch.setattr(locks, "elsewhere", lambda act, name: late.append(name))
+    runner = machine("first")
+    runner.save_result(1, "old")
+    compact("j", "memory://bucket/prefix")
+    runner.save_result(2, "new")
+    runner.close()
+    assert (len(lines_of()), late) == (2, [])
 
 
 def test_a_lost_state_brings_nothing_back_over_what_was_compacted(machine: Machine) -> None:

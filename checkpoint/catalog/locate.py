@@ -75,7 +75,8 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
     directory = resolve_directory(checkpoint_dir)
     check_name(name)
     if url_at(directory) is not None:
-        open_checkpoint(name, directory, _User())()
+        user = _User()  # it is held: one that is collected is detached by a thread, at any time
+        open_checkpoint(name, directory, user)()
     try:
         if any(_is_there(path) for path in (*paths_of(name, directory), directory / f"{name}_meta.json")):
             return directory
