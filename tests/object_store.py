@@ -21,8 +21,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import fsspec
 import pytest
+
+fsspec = pytest.importorskip("fsspec")
 
 Mode = Literal["up", "down", "slow", "cut", "503", "hang"]
 

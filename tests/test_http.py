@@ -24,8 +24,6 @@ from typing import Any
 
 import httpx
 import pytest
-import stamina
-import tenacity
 
 import checkpoint
 from checkpoint import ItemError, ItemsFailed, Rate, RefusedValue, Results, Retry, checkpointed
@@ -555,17 +553,28 @@ class Flaky:
 
 
 def by_tenacity(**options: Any) -> Any:
-    """Three attempts by tenacity, without waiting."""
-    return tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_none(), **options)
+    """Three attempts by tenacity, without waiting; where it is not installed the test is skipped."""
+
+    def decorate(function: Any) -> Any:
+        tenacity = pytest.importorskip("tenacity")
+        return tenacity.retry(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_none(), **options)(function)
+
+    return decorate
+
+
+def by_stamina(function: Any) -> Any:
+    """The same by stamina."""
+    stamina = pytest.importorskip("stamina")
+    retry = stamina.retry(on=ConnectionError, attempts=3, wait_initial=0.0, wait_max=0.0, wait_jitter=0.0)
+    return retry(function)
 
 
 STACKS = [
     # below, the failure's type, reason
     (by_tenacity(), "tenacity.RetryError", "tenacity's own error, by default"),
     (by_tenacity(reraise=True), "ConnectionError", "the original, where tenacity is asked for it"),
-    (stamina.retry(on=ConnectionError, attempts=3, wait_initial=0.0, wait_max=0.0, wait_jitter=0.0), "ConnectionError",
-     "the original, as stamina does"),
-]  # fmt: skip
+    (by_stamina, "ConnectionError", "the original, as stamina does"),
+]
 IDS = ["tenacity", "tenacity, reraise", "stamina"]
 
 
@@ -651,11 +660,12 @@ def test_retries_above_multiply_those_below(
 def test_a_retry_after_is_honoured_through_what_gives_up_below(tmp_path: Path) -> None:
     """`RetryError` is raised from what happened, and that speaks for it: a 429 costs no attempt."""
     statuses = iter([429, 429, 200])
+    tenacity = pytest.importorskip("tenacity")
     told = httpx.MockTransport(lambda _: httpx.Response(next(statuses), headers={"Retry-After": "0"}))
     with httpx.Client(transport=told) as client:
 
         @checkpointed("answers", checkpoint_dir=tmp_path, retry=1)
-        @tenacity.retry(stop=tenacity.stop_after_attempt(2), wait=tenacity.wait_none())
+        @tenacity.retry(stop=tenacity.stop_after_attempt(2), wait=tenacity.wait_none())  # type: ignore[untyped-decorator]
         def ask(n: int) -> int:
             return client.get(f"http://api/{n}").raise_for_status().status_code
 

@@ -21,7 +21,6 @@ import attrs
 import msgspec
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped,unused-ignore]
-import polars as pl
 import pydantic
 import pytest
 from conftest import shown
@@ -373,6 +372,11 @@ def boxed(beside: int) -> Box:
     return box
 
 
+def polars() -> Any:
+    """The package, or the test is skipped."""
+    return pytest.importorskip("polars")
+
+
 CONTENTS: list[tuple[Callable[[], Any], Callable[[], Any], str]] = [
     (lambda: b"a", lambda: b"b", "bytes"),
     (lambda: bytearray(b"a"), lambda: bytearray(b"b"), "a bytearray"),
@@ -416,7 +420,7 @@ CONTENTS: list[tuple[Callable[[], Any], Callable[[], Any], str]] = [
     ),
     (lambda: pd.Series([1, 2]), lambda: pd.Series([1, 3]), "a Series, as iterrows gives"),
     (lambda: pd.DataFrame({"a": [1]}), lambda: pd.DataFrame({"a": [2]}), "a DataFrame, as groupby gives"),
-    (lambda: pl.DataFrame({"a": [1]}), lambda: pl.DataFrame({"a": [2]}), "a DataFrame of polars"),
+    (lambda: polars().DataFrame({"a": [1]}), lambda: polars().DataFrame({"a": [2]}), "a DataFrame of polars"),
 ]
 
 

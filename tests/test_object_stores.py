@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fsspec
 import pytest
 from object_store import STORES, Store, forget_file_systems, make_bucket
 
@@ -24,6 +23,8 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, objects, patience, uploader, urls
 from checkpoint.remote.objects import Objects
 from checkpoint.remote.urls import place_of
+
+fsspec = pytest.importorskip("fsspec")
 
 Machine = Callable[..., CheckpointedRunner]
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from object_store import Mode, Proxy, s3_environment, s3_server
 
@@ -34,6 +33,8 @@ from checkpoint.remote import local_copy, uploader, urls
 from checkpoint.remote import objects as objects_module
 from checkpoint.remote import state as state_module
 from checkpoint.reporting.status import list_checkpoints
+
+fsspec = pytest.importorskip("fsspec")
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
 Machine = Callable[..., CheckpointedRunner]

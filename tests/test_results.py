@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
-import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 import pytest
 from conftest import Opener
 
 from checkpoint import CheckpointedRunner, InvalidOption, ItemsFailed, Results, TooManyErrors, checkpointed
 from checkpoint.api.results import KeyedErrors, KeyedResults
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+else:
+    pl, pq = pytest.importorskip("polars"), pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture

@@ -20,12 +20,10 @@ from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped,unused-ignore]
-import polars as pl
-import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 import pydantic
 import pytest
 from conftest import Opener
@@ -35,6 +33,12 @@ from hypothesis import strategies as st
 from checkpoint import LATEST, CheckpointedRunner, DamagedRecord, ExtraNeeded, InvalidName, InvalidOption, StoreError
 from checkpoint.reporting.tables import Table, export
 from checkpoint.storage.record import seal
+
+if TYPE_CHECKING:
+    import polars as pl
+    import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+else:
+    pl, pq = pytest.importorskip("polars"), pytest.importorskip("pyarrow.parquet")
 
 NAN = float("nan")
 Columns = dict[str, list[Any]]

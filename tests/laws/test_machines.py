@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import fsspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -36,6 +35,8 @@ from checkpoint.errors import CheckpointError
 from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, objects, uploader
 from checkpoint.storage.lock import Lock
+
+fsspec = pytest.importorskip("fsspec")
 
 KEYS = ("k", "l")
 BUCKETS = itertools.count()
