@@ -46,6 +46,7 @@ from checkpoint.execution.policies import Batch, Rate, Retry
 from checkpoint.outcomes import Outcome
 from checkpoint.passes.plan import Plan
 from checkpoint.reporting.causes import Cause
+from checkpoint.version import __version__
 
 __all__ = [
     "LATEST",
@@ -95,6 +96,7 @@ __all__ = [
     "UnsendableItem",
     "VersionNeeded",
     "WorkerDied",
+    "__version__",
     "checkpointed",
     "note",
 ]

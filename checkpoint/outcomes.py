@@ -30,10 +30,13 @@ __all__ = [
     "Unit",
     "Uploaded",
     "describe_exception",
+    "shortened",
 ]
 
 
 R = TypeVar("R")
+_MOST_OF_MESSAGE = 10_000  # characters of an exception's message that are kept
+_MOST_OF_LINE, _MOST_OF_TRACEBACK = 1_000, 100_000  # of a traceback, in which the message stands again
 
 
 class Unit(msgspec.Struct, frozen=True, gc=False):
@@ -147,7 +150,7 @@ def describe_exception(
     where = kind.__module__
     name = kind.__qualname__ if where in ("builtins", "__main__", "__mp_main__") else f"{where}.{kind.__qualname__}"
     try:
-        message = str(exception)
+        message = shortened(str(exception), _MOST_OF_MESSAGE)
     except Exception as broken:  # a user's __str__ may raise; the failure must still be recorded
         message = f"<{name} whose str() raises {type(broken).__name__}>"
     frames = exception.__traceback__
@@ -155,11 +158,27 @@ def describe_exception(
         if frames is not None and frames.tb_next is not None:
             frames = frames.tb_next
     try:
-        text = "".join(traceback.format_exception(kind, exception, frames))
+        text = _bounded("".join(traceback.format_exception(kind, exception, frames)))
     except Exception as broken:
         text = f"{name}: {message} (its traceback could not be formatted: {type(broken).__name__})"
     given_up = isinstance(exception, GiveUp)
     return Failure(message, name, text, elapsed, attempts, exception, given_up=given_up)
+
+
+def shortened(text: str, most: int = _MOST_OF_MESSAGE) -> str:
+    """The text, of which at most so many characters go to disk, and how many there were."""
+    return text if len(text) <= most else f"{text[:most]}… (cut; it had {len(text):,} characters)"
+
+
+def _bounded(text: str) -> str:
+    """A traceback of bounded length: whole lines from its beginning and its end, none of them long."""
+    if len(text) <= _MOST_OF_LINE:
+        return text
+    lines = [line if len(line) <= _MOST_OF_LINE else f"{line[:_MOST_OF_LINE]}…" for line in text.split("\n")]
+    if sum(map(len, lines)) <= _MOST_OF_TRACEBACK:
+        return "\n".join(lines)
+    half = _MOST_OF_TRACEBACK // _MOST_OF_LINE // 2
+    return "\n".join([*lines[:half], f"  … ({len(lines) - 2 * half:,} lines left out)", *lines[-half:]])
 
 
 NOT_RUN: Final = -(1 << 63)

@@ -394,7 +394,7 @@ def test_it_prints_as_a_short_table(make: Opener) -> None:
     ]
 
 
-SPOKEN = [(0.0, "no time"), (0.02, "20 ms"), (1.0, "1.0 s"), (80, "80 s"), (100, "1.7 min"), (7_200, "2.0 h"),
+SPOKEN = [(0.02, "20 ms"), (1.0, "1.0 s"), (80, "80 s"), (100, "1.7 min"), (7_200, "2.0 h"),
           (400_000, "4.6 days")]  # fmt: skip
 
 
@@ -403,6 +403,13 @@ def test_times_are_spoken(seconds: float, spoken: str) -> None:
     """In the unit that one would say."""
     plan = Plan("n", 1, new=1, seconds=seconds, at_least=seconds, at_most=seconds)
     assert f"in about {spoken} (" in str(plan)
+
+
+def test_what_takes_no_time_is_said_without_a_range() -> None:
+    """Calls of microseconds, as in a first try."""
+    plan = Plan("n", 1, new=1, seconds=0.0, at_least=0.0, at_most=0.0)
+    assert str(plan).splitlines()[1].endswith("in less than 1 ms with 1 worker")
+    assert "(less than 1 ms to 3.0 s)" in str(Plan("n", 1, new=1, seconds=2.0, at_least=0.0, at_most=3.0))
 
 
 def test_a_plan_is_frozen_and_travels_and_escapes() -> None:

@@ -93,7 +93,7 @@ def checkpointed(
     *,
     key: str | KeyFunction | None = None,
     checkpoint_dir: str | os.PathLike[str] | None = None,
-    version: Any = None,
+    version: Any | Callable[[Any], Any] = None,
     depends: Any = (),
     ignore: str | Sequence[str] = (),
     input: str | Sequence[str] | Callable[[Any], Any] | None = None,

@@ -23,15 +23,16 @@ from dataclasses import fields
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
-from weakref import WeakMethod
+from weakref import ref
 
 from checkpoint import clock
 from checkpoint.api.dispatch import Dispatch, refuse_while_importing_main
+from checkpoint.api.frames import USERS_FRAMES
 from checkpoint.api.one import Singles, refuse_timeout, singles_of
 from checkpoint.api.one_in_worker import AskingSingles, driver_to_ask
 from checkpoint.api.options import Options, PassOptions, check_spread, may_overlap
 from checkpoint.api.results import KeyedErrors, KeyedResults, Results, finish, raise_verdict
-from checkpoint.api.runner import CheckpointedRunner, ShardRunner
+from checkpoint.api.runner import EVERYTHING, CheckpointedRunner, ShardRunner
 from checkpoint.api.signatures import element_of, named
 from checkpoint.catalog.paths import Directory
 from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
@@ -166,11 +167,11 @@ class Face(Generic[R], _Parts):
                 options.name, directory, version=version, durability=options.durability, result_type=result_type,
                 lock_timeout=options.lock_timeout,
             )  # fmt: skip
-            runner.name_code = self._name_code if instance is not None else _weakly(WeakMethod(self._name_code))
+            runner.behind = (lambda: self) if instance is not None else ref(self)
         return runner
 
     def _name_code(self, records: VersionView) -> None:
-        """Have the records of what is saved by hand name the function's code."""
+        """Have the records of results that are saved by hand name the function's code."""
         code = self._fingerprint()
         lineage = self._lineage(code)
         if code is not None and lineage is not None:
@@ -201,18 +202,18 @@ class Face(Generic[R], _Parts):
         """Values that could not be encoded, by key; opening one unpickles it."""
         return self.runner.unsaved
 
-    def clear(self, keys: Iterable[Any] | None = None, *, steps: bool = False) -> None:
+    def clear(self, keys: Iterable[Any] = EVERYTHING, *, steps: bool = False) -> None:
         """Forget these keys under this version; or, without `keys`, everything, all versions and files included.
 
         Args:
-            keys: an iterable of keys.
+            keys: an iterable of keys; None is refused, since a variable may be None by mistake.
             steps: whether to forget the steps too that the calls of these keys have taken, and theirs: results that
                 `one` saved in other checkpoints of the directory, also where other items share them.
         """
         if not steps:
             self.runner.clear(keys)
             return
-        if keys is None or isinstance(keys, (str, bytes)):
+        if keys is EVERYTHING or keys is None or isinstance(keys, (str, bytes)):
             raise InvalidOption(
                 "steps=True forgets what the calls of some keys have taken; write clear([key], steps=True)"
             )
@@ -329,7 +330,7 @@ class Face(Generic[R], _Parts):
             progress=given.get("progress", True),
             judge=partial(judge_value, options.validate),
             parse=options.parse,
-            desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else desc,
+            desc=(options.name if shard == ALL else f"{options.name} {shard}") if desc is None else str(desc),
         )
 
     def _agreement(self) -> Agreement | None:
@@ -460,18 +461,19 @@ class Face(Generic[R], _Parts):
             (2, 1, 1)
         """
         options = self._self_options
-        check_count("workers", workers)
-        return make_plan(
-            self._runner_of(_meant_shard(shard)).records,
-            items,
-            key_function(options.key),
-            digest_of=digest_function(options.input),
-            lineage=self._lineage(self._fingerprint()),
-            on_change=options.on_change,
-            workers=workers,
-            rates=rates_of(options.rate),
-            judge=partial(judge_value, options.validate),
-        )
+        with USERS_FRAMES:
+            check_count("workers", workers)
+            return make_plan(
+                self._runner_of(_meant_shard(shard)).records,
+                items,
+                key_function(options.key),
+                digest_of=digest_function(options.input),
+                lineage=self._lineage(self._fingerprint()),
+                on_change=options.on_change,
+                workers=workers,
+                rates=rates_of(options.rate),
+                judge=partial(judge_value, options.validate),
+            )
 
 
 class SyncFace(Face[R]):
@@ -523,7 +525,16 @@ class SyncFace(Face[R]):
             items: any iterable. What can be read twice is keyed first: keys, duplicates and counts are checked before
                 anything runs. A one-shot iterator is drawn item by item.
             return_exceptions: whether failures stand in their places, as `ItemError`, instead of being raised.
-            options: those of `PassOptions`: workers, executor, progress, max_errors …
+            workers: how many calls are made at once: threads for a plain function. Default 1: in the caller's thread;
+                for worker processes, the number of CPUs.
+            executor: "processes", "ray", any `concurrent.futures.Executor`, a Dask client, an executor of submitit.
+            chunksize: how many calls a worker is handed at a time; default as many as take about 20 ms.
+            progress, desc: whether a bar is shown, and the label before it.
+            max_errors: more failures than this end the pass: a count, or a fraction below 1.
+            max_cost: what the checkpoint may have cost in all, in the unit of ``note(cost=…)``.
+            retry_failed: whether items that failed earlier are called again; default True.
+            grace: seconds that running calls may take after Ctrl-C or SIGTERM; default 10.
+            shard: run and return the items of one shard only, (i, n) or "slurm"; default all.
 
         Raises:
             ItemsFailed: some items failed, after every other one was run and saved. `.results` holds all places.
@@ -534,7 +545,7 @@ class SyncFace(Face[R]):
             StoreError: results could not be written; `.unsaved` holds those that are not on disk.
             NotUploaded: all are saved here, and the store behind a URL has not all of them. Run again to upload them.
         """
-        with self._pass(items, options) as work:
+        with USERS_FRAMES, self._pass(items, options) as work:
             for _ in work.run():
                 pass
             return finish(work.running, return_exceptions=return_exceptions)
@@ -645,7 +656,7 @@ class AsyncFace(Face[R]):
             Exception: as there.
         """
         opened, (drawn, source) = ExitStack(), _drawn(items)
-        with Suspended(self._self_options.name, opened):
+        with USERS_FRAMES, Suspended(self._self_options.name, opened):
             work = await self._begun(opened, drawn, options)
             async for _ in work.run_async(opened, source):
                 pass
@@ -695,13 +706,3 @@ class AsyncFace(Face[R]):
             await running.uploaded()
             raise_verdict(running)
             running.input.check_drawn()
-
-
-def _weakly(method: WeakMethod[Callable[[VersionView], None]]) -> Callable[[VersionView], None]:
-    """What calls a method as long as its object is there: a runner does not keep the function alive that has it."""
-
-    def call(records: VersionView) -> None:
-        if (bound := method()) is not None:
-            bound(records)
-
-    return call

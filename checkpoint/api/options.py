@@ -26,7 +26,7 @@ from checkpoint.execution.policies import (
     rates_of,
     retry_of,
 )
-from checkpoint.values.keys import KeyFunction, digest_function, key_function, version_digest
+from checkpoint.values.keys import KeyFunction, digest_function, key_function, plain_version, version_digest
 
 if TYPE_CHECKING:
     from checkpoint.execution.clusters import Submits
@@ -74,6 +74,7 @@ class Options:
         check_parse(self.parse)
         check_seconds("lock_timeout", self.lock_timeout)
         if not (self.version is None or callable(self.version)):
+            object.__setattr__(self, "version", plain_version(self.version))
             version_digest(self.version, "version", self.name)
         if self.depends.__class__ is not tuple or self.depends or self.ignore:
             from checkpoint.provenance.dependencies import check_depends, ignored_names
@@ -200,7 +201,7 @@ class Arguments(TypedDict, total=False):
 
     key: str | KeyFunction | None
     checkpoint_dir: str | os.PathLike[str] | None
-    version: Any
+    version: Any | Callable[[Any], Any]
     depends: Any
     ignore: str | Sequence[str]
     input: str | Sequence[str] | Callable[[Any], Any] | None

@@ -76,6 +76,26 @@ def _plain(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
     return wrapped(*args, **kwargs)
 
 
+class _Docstring(str):
+    """The function's own docstring, to which `help` adds the methods: it asks for the text by `expandtabs`."""
+
+    def expandtabs(self, tabsize: int = 8) -> str:  # type: ignore[override]
+        return f"{str.expandtabs(self, tabsize).rstrip()}\n\n{_METHODS}".lstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (str, (str(self),))
+
+
+_METHODS = """It is checkpointed, and has besides:
+    .map(items), .stream(items)   call it on each item that has no result, and save each result
+    .one(item)                    the saved result of one item, computed and saved now if there is none
+    .plan(items)                  what a map would do
+    .results, .errors, .unsaved   what is saved, by key
+    .clear(keys), .accept(...)    forget results, or let old ones count
+    .options(...), .seed(key), .runner
+See help(type(f)), or help(f.map) for one of them."""
+
+
 class _Unbound(Face[R], _UnboundParts):
     """What only the decorated function itself has."""
 
@@ -86,6 +106,7 @@ class _Unbound(Face[R], _UnboundParts):
         self._self_token = None  # by which it is known in the process that it was pickled in
         self._self_base = None  # the version of what it is a copy of
         self._self_checked = self._self_checked_bound = None  # the function that was found to take an item
+        self.__dict__["__doc__"] = _Docstring(self.__wrapped__.__doc__ or "")
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         function = self.__wrapped__
@@ -127,6 +148,9 @@ class _Unbound(Face[R], _UnboundParts):
         asks = sys._getframe(1).f_globals.get("__name__", "")
         return FunctionType if asks.startswith("pydantic.") else type(self)
 
+    def __dir__(self) -> list[str]:
+        return _listed(self)
+
     def __copy__(self) -> Self:
         return self
 
@@ -140,6 +164,11 @@ class _Unbound(Face[R], _UnboundParts):
         return f"<checkpointed {self._self_options.name!r} {named(self.__wrapped__)}>"
 
     __str__ = __repr__
+
+
+def _listed(proxy: Any) -> list[str]:
+    """What `dir` shows: the attributes of the function, and the methods that decorating adds."""
+    return sorted({*dir(proxy.__wrapped__), *(name for name in dir(type(proxy)) if not name.startswith("_"))})
 
 
 class _OnInstance(Face[R], _BoundParts):
@@ -186,6 +215,9 @@ class _OnInstance(Face[R], _BoundParts):
         held = getattr(self.__wrapped__, "__self__", None)
         owner = held if isinstance(held, type) else type(self._self_instance)
         return self._self_parent.options(**changes).__get__(self._self_instance, owner)  # type: ignore[no-any-return]
+
+    def __dir__(self) -> list[str]:
+        return _listed(self)
 
     def _annotation(self) -> Any:
         return self._self_parent._annotation()

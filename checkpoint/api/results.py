@@ -12,7 +12,7 @@ from collections.abc import ItemsView, Iterator, Mapping, Sequence, Set, ValuesV
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from checkpoint.catalog.view import VersionView
+from checkpoint.catalog.view import VersionView, view_at
 from checkpoint.errors import (
     CheckpointError,
     ItemError,
@@ -292,6 +292,9 @@ class _Keyed(Mapping[Any, V], Generic[V]):
     def __init__(self, records: VersionView) -> None:
         self._records = records
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_read_again, (type(self), *self._records.address()))
+
     def _items(self) -> Iterator[tuple[Any, V]]:
         raise NotImplementedError
 
@@ -352,6 +355,11 @@ class _Keyed(Mapping[Any, V], Generic[V]):
         shown = ", ".join([f"{quote(key, 40)}: {quote(value, 80)}" for key, value in first])
         kind = type(self).__name__.removeprefix("Keyed").lower()
         return f"<{len(self):,} {kind} of checkpoint {self._records.name!r}: {shown}>"
+
+
+def _read_again(kind: type[_Keyed[V]], *address: Any) -> _Keyed[V]:
+    """A mapping that was pickled, over the same records."""
+    return kind(view_at(*address))
 
 
 class _Items(ItemsView[Any, V]):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -18,10 +19,10 @@ from checkpoint.execution.caller import caller
 from checkpoint.execution.leaving import Stream, wait_for_left
 from checkpoint.execution.policies import Durability, check_choice, check_seconds
 from checkpoint.execution.serial import Parked
-from checkpoint.outcomes import Failure, Unit, describe_exception
+from checkpoint.outcomes import Failure, Unit, describe_exception, shortened
 from checkpoint.passes.pipeline import Pass
 from checkpoint.passes.settings import PassSettings
-from checkpoint.values.keys import Key, KeyFunction, key_function, plain_key
+from checkpoint.values.keys import Key, KeyFunction, key_function, plain_key, plain_version
 
 if TYPE_CHECKING:
     from checkpoint.outcomes import Uploaded
@@ -31,6 +32,16 @@ __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
 T = TypeVar("T")
 log = logging.getLogger("checkpoint")
+
+
+class _Everything:
+    """The type of the default of `clear`, which no variable holds by mistake."""
+
+    def __repr__(self) -> str:
+        return "EVERYTHING"
+
+
+EVERYTHING: Any = _Everything()
 
 
 class CheckpointedRunner:
@@ -78,7 +89,10 @@ class CheckpointedRunner:
         self._passes: list[Pass] = []  # that run
         self._latest: Pass | None = None  # the one that began last, as long as it runs
         self._last: tuple[int, int | None] | None = None
-        self.name_code: Callable[[VersionView], None] | None = None  # of a decorated function, before the first save
+        version = plain_version(version)
+        self._given = (version, durability, result_type, lock_timeout)
+        self.behind: Callable[[], Any] | None = None  # the decorated function, as long as it is there
+        self._names_code = False  # whether records of this runner name its code
         self.records = VersionView(
             self.name,
             resolve_directory(checkpoint_dir),
@@ -90,6 +104,13 @@ class CheckpointedRunner:
         )
 
     _shard = ALL
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.behind is not None and (function := self.behind()) is not None:
+            return (attrgetter("runner"), (function,))
+        names = ("version", "durability", "result_type", "lock_timeout")
+        options = dict(zip(names, self._given, strict=True))
+        return (_opened, (type(self), self._shard, self.name, self.records.checkpoint.directory, options))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {str(self.records.checkpoint.directory)!r})"
@@ -128,7 +149,7 @@ class CheckpointedRunner:
         """
         key = plain_key(key)
         self._name_code()
-        failure = describe_exception(error) if isinstance(error, BaseException) else Failure(str(error))
+        failure = describe_exception(error) if isinstance(error, BaseException) else Failure(shortened(str(error)))
         running = self._pass_of(key) if self._passes else None
         self.records.save_failure(key, failure, 0 if running is None else running.digest_for(key))
         if running is not None:
@@ -136,9 +157,10 @@ class CheckpointedRunner:
 
     def _name_code(self) -> None:
         """What is saved by hand for a decorated function counts as what its code computed."""
-        if self.name_code is not None:
-            name, self.name_code = self.name_code, None
-            name(self.records)
+        if not self._names_code and self.behind is not None:
+            self._names_code = True
+            if (function := self.behind()) is not None:
+                function._name_code(self.records)
 
     def _pass_of(self, key: Key) -> Pass | None:
         """The pass that handed the key out; of none of them, the one that began last, if any runs."""
@@ -208,17 +230,19 @@ class CheckpointedRunner:
 
     # forgetting
 
-    def clear(self, keys: Iterable[Any] | None = None) -> None:
+    def clear(self, keys: Iterable[Any] = EVERYTHING) -> None:
         """Forget these keys under this version; or, without `keys`, everything, all versions and files included.
 
         Old values of single keys stay in the file until it is compacted.
 
         Args:
-            keys: an iterable of keys.
+            keys: an iterable of keys; None is refused, since a variable may be None by mistake.
         """
         if isinstance(keys, (str, bytes)):
             raise InvalidOption(f"clear({quote(keys)}) takes a list of keys; write clear([{quote(keys)}])")
-        if keys is not None:
+        if keys is None:
+            raise InvalidOption("clear(None) names no keys; write clear() to forget everything, or clear([None])")
+        if keys is not EVERYTHING:
             self.records.forget([plain_key(key) for key in keys])
             return
         self.records.clear()
@@ -357,7 +381,9 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         Yields:
             idx: the item's 1-based place among all items, done ones included; total; the item.
         """
-        handed_out = self._handed_out(items, self._settings(key_fn, progress=True, desc=desc))
+        handed_out = self._handed_out(
+            items, self._settings(key_fn, progress=True, desc=None if desc is None else str(desc))
+        )
         steps = ((running.input.drawn, running.input.total, unit.item) for running, (unit,) in handed_out)
         return Stream(self.records.name, steps)
 
@@ -376,6 +402,13 @@ class BatchCheckpointedRunner(CheckpointedRunner):
         settings = self._settings(key_fn, overlapping=True)
         batches = self._handed_out(items, settings, batch_size)
         return Stream(self.records.name, ([unit.item for unit in batch] for _, batch in batches))
+
+
+def _opened(
+    kind: type[CheckpointedRunner], shard: Shard, name: str, directory: Path, options: dict[str, Any]
+) -> CheckpointedRunner:
+    """A runner that was pickled, in another process or after this one was closed."""
+    return kind(name, directory, **options) if shard == ALL else ShardRunner(shard, name, directory, **options)
 
 
 def _batches(running: Pass, size: int) -> Iterator[list[Unit]]:

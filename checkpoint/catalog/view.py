@@ -57,6 +57,7 @@ __all__ = [
     "parsed_by",
     "tell_left_out",
     "tell_unnamed",
+    "view_at",
     "with_notes",
 ]
 
@@ -99,6 +100,7 @@ class VersionView:
         store: what is written.
         version: the version's short digest, "" for none.
         encode, encode_all, decode: the codec's: a value's JSON and back.
+        result_type: as given.
         schema: of the classes that `result_type` names, or None.
         parse: what is made of each value that is read; None: it is read as it is.
         only_reads: whether nothing is to be written, not even a note that a record is damaged.
@@ -125,6 +127,7 @@ class VersionView:
         self._stamp = clock.Stamper()
         self._code = b""
         self._secret = codec.secret
+        self.result_type = result_type
         self.schema = schema_of(result_type)
         self._schema = b',"schema":"%b"' % self.schema.digest.encode() if self.schema is not None else b""
         if not self._follows:
@@ -203,6 +206,11 @@ class VersionView:
     def parsing(self, parse: Callable[[Any], Any] | None) -> VersionView:
         """The same records, each value read through the function."""
         return self if parse is self.parse else self.of_pass(parse)
+
+    def address(self) -> tuple[Any, ...]:
+        """The arguments by which `view_at` reads the same records, in any process."""
+        version = LATEST if self._follows else self.version
+        return (self.name, self.checkpoint.directory, version, self.result_type, self.parse)
 
     def _follow(self) -> None:
         """Where no version was named: go over to that of the last record, and say so; until something is saved."""
@@ -715,3 +723,15 @@ class VersionCount:
         """As `Soundness.to_json` has it; and `cost`, where anything was noted."""
         told = {"version": self.version, "label": self.label, "results": self.results, "errors": self.errors}
         return told if self.cost is None else {**told, "cost": self.cost}
+
+
+def view_at(
+    name: str, directory: Path, version: Any, result_type: Any, parse: Callable[[Any], Any] | None
+) -> VersionView:
+    """A view to read from, where the version is `LATEST` or a digest."""
+    latest = LATEST if version is LATEST else None
+    view = VersionView(name, directory, version=latest, power=False, result_type=result_type)
+    if latest is None:
+        view.version = version
+    view.parse = parse
+    return view

@@ -18,11 +18,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from checkpoint import clock
+from checkpoint import clock, version
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.decisions import accept_code, meant_by
 from checkpoint.catalog.locate import locate, names_in, size_in_words
@@ -97,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         '  eval "$(register-python-argcomplete checkpoint)"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"checkpoint-map {_version()}")
+    parser.add_argument("--version", action="version", version=f"checkpoint-map {version.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_ls, _add_show, add_watch, _add_errors, _add_report, _add_export, _add_accept, add_clear, _add_check,
@@ -105,13 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     ):  # fmt: skip
         add(commands)
     return parser
-
-
-def _version() -> str:
-    try:
-        return metadata.version("checkpoint-map")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from operator import index
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 
 from checkpoint.errors import InvalidOption, RefusedValue, quote
 from checkpoint.execution.clients import (
@@ -58,8 +59,8 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 
 def check_count(name: str, value: object) -> None:
-    """Raise `InvalidOption` unless the value is None or an int of 1 or more."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    """Raise `InvalidOption` unless the value is None or an integer of 1 or more, one of numpy included."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex) or index(value) < 1):
         raise InvalidOption(f"{name} is {quote(value)}; give an int of 1 or more")
 
 

@@ -123,6 +123,9 @@ class Plan:
         """How many items would be run."""
         return self.failed + self.new + self.redone
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         rows = [f"  {name:<10}{text}" for name, text in self._rows()]
         return "\n".join([self._counts(), *rows, *([f"  decide\n{self.choices}"] if self.choices else [])])
@@ -166,8 +169,12 @@ class Plan:
     def _time(self) -> str:
         if self.seconds is None or self.at_least is None or self.at_most is None or not self.calls:
             return ""
-        span = f"{_spoken(self.at_least)} to {_spoken(self.at_most)}"
-        return f", in about {_spoken(self.seconds)} ({span}) with {plural(self.workers, 'worker')}"
+        workers = plural(self.workers, "worker")
+        if self.at_most < 0.001:
+            return f", in less than 1 ms with {workers}"
+        return (
+            f", in about {_spoken(self.seconds)} ({_spoken(self.at_least)} to {_spoken(self.at_most)}) with {workers}"
+        )
 
     def _cost(self) -> str:
         if self.cost_at_least is None or self.cost_at_most is None or not self.calls:
@@ -186,7 +193,7 @@ def html_table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
         f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(text)}</td></tr>'
         for name, text in rows
     )
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+    return f'<table><caption style="white-space:nowrap">{escape(caption)}</caption>{body}</table>'
 
 
 def _spoken(seconds: float) -> str:
@@ -194,7 +201,7 @@ def _spoken(seconds: float) -> str:
         if seconds >= 1.5 * size or (unit == "s" and seconds >= 1):
             amount = seconds / size
             return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.1f} {unit}"
-    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "no time"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "less than 1 ms"
 
 
 def make_plan(

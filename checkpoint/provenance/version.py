@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from checkpoint.errors import InvalidOption, VersionNeeded
 from checkpoint.values.canonical import canonical
-from checkpoint.values.keys import wide_digest_of
+from checkpoint.values.keys import plain_version, wide_digest_of
 from checkpoint.values.secrets import mark
 
 __all__ = ["moved_attributes", "version_of"]
@@ -45,7 +45,7 @@ def version_of(given: Any, function: Any, instance: Any) -> Any:
             raise InvalidOption(
                 "version= is a function of the bound instance, and there is none; give the value itself"
             )
-        return given(instance)
+        return plain_version(given(instance))
     if given is not None or instance is None:
         return given
     return _of_bound(getattr(function, "__func__", function), instance)

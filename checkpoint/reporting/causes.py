@@ -19,6 +19,8 @@ __all__ = ["Cause", "causes_of", "summarize"]
 _FRAME = re.compile(
     r'^[ |+-]*File "(?P<path>.*)", line (?P<line>\d+), in (?P<function>.*)\n(?P<code>[ |]* {4}.*)?', re.M
 )
+_NOTEBOOK = re.compile(r"ipykernel_\d+[/\\]\d+\.py$|^<ipython-input-")
+_CELL = "a cell"
 _SHOWN = 10
 
 
@@ -93,7 +95,7 @@ def _last(traceback: str | None) -> str:
 def _frames(traceback: str | None) -> tuple[tuple[str, str, str], ...]:
     """(file, function, line of code) of each place."""
     return tuple(
-        (PurePath(found["path"]).name, found["function"], (found["code"] or "").strip(" |"))
+        (_file_of(found["path"]), found["function"], (found["code"] or "").strip(" |"))
         for found in _FRAME.finditer(_last(traceback))
     )
 
@@ -102,5 +104,13 @@ def _where(traceback: str | None) -> str:
     found = list(_FRAME.finditer(_last(traceback)))
     own = [one for one in found if not re.search(r"site-packages|[/\\]lib[/\\]python|<frozen", one["path"])]
     for one in (own or found)[-1:]:
-        return f"{PurePath(one['path']).name}:{one['line']} in {one['function']}"
+        function = "" if one["function"] == "<module>" else f" in {one['function']}"
+        if (file := _file_of(one["path"])) == _CELL:
+            return f"line {one['line']} of {_CELL}{function}"
+        return f"{file}:{one['line']} in {one['function']}"
     return ""
+
+
+def _file_of(path: str) -> str:
+    """The name of a file, or "a cell": the file's name of a notebook's cell is a number that changes with each edit."""
+    return _CELL if _NOTEBOOK.search(path) else PurePath(path).name

@@ -443,7 +443,8 @@ class Table:
         rows = "".join([f"<tr>{row}</tr>" for row in (head, *body)])
         return (
             f'<div style="overflow-x:auto"><table style="border-collapse:collapse;color:inherit">'
-            f'<caption style="caption-side:top;text-align:left;color:inherit">{escape(caption + rest + more)}</caption>'
+            '<caption style="caption-side:top;text-align:left;color:inherit;white-space:nowrap">'
+            f"{escape(caption + rest + more)}</caption>"
             f"{rows}</table></div>"
         )
 
@@ -713,4 +714,5 @@ def of_version(records: VersionView, version: Any) -> VersionView:
         )
     other = VersionView(records.name, checkpoint.directory, version=None, power=records.power, result_type=None)
     other.decode, other.version, other.parse = records.decode, digest, records.parse
+    other.result_type = records.result_type
     return other

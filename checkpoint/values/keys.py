@@ -52,6 +52,7 @@ __all__ = [
     "keys_json",
     "plain_json",
     "plain_key",
+    "plain_version",
     "stands_for",
     "version_digest",
     "wide_digest_of",
@@ -288,6 +289,16 @@ _HIGH = blake2b(digest_size=8).copy  # a copy of a hash is made in half the time
 _LOW = blake2b(digest_size=8, person=b"low").copy
 
 
+def plain_version(version: Any) -> Any:
+    """The version with what numpy's scalars in it hold: numbers of a configuration are often some of those."""
+    kind = type(version)
+    if kind is dict:
+        return {key: plain_version(value) for key, value in version.items()}
+    if kind is list or kind is tuple:
+        return kind(map(plain_version, version))
+    return _held(version)
+
+
 def version_digest(version: Any, what: str, salt: str = "") -> str:
     """32 hex digits that stand for a JSON value: a version's name in records.
 
@@ -299,6 +310,7 @@ def version_digest(version: Any, what: str, salt: str = "") -> str:
     Raises:
         InvalidOption: the value is not JSON-like.
     """
+    version = plain_version(version)
     data = canonical(version)
     if data is None:
         raise InvalidOption(f"{what} is {quote(version)}, no JSON value; give str, numbers, lists or dicts of them")
