@@ -40,6 +40,7 @@ Each subclasses the builtin that a caller would expect, carries its parts as att
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,21 @@ _ESCAPED = {"\xa0": " ", "\u202f": " ", "\u3000": "  "}  # what is only a space 
 def visible(text: str) -> str:
     """The text, each of its lines `printable`."""
     return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
+_PLAINER = str.maketrans({"×": "x", "·": "|", "…": "...", "–": "-", "−": "-", "→": "->"})
+
+
+def sayable(text: str, stream: Any = None) -> str:
+    """The text, with the characters that the stream's encoding lacks (by default stdout's) in plainer ones."""
+    encoding = getattr(sys.stdout if stream is None else stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_PLAINER).encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:
+        pass  # a stream of somebody's own
+    return text
 
 
 def _rebuild(cls: type[CheckpointError], message: str, parts: dict[str, Any]) -> CheckpointError:

@@ -19,12 +19,22 @@ from typing import Any
 import pytest
 
 import checkpoint
-from checkpoint import CheckpointedRunner, UnencodableValue, clock
+from checkpoint import CheckpointedRunner, GiveUp, UnencodableValue, checkpointed, clock
 from checkpoint.cli import demo, main
 from checkpoint.errors import CheckpointLocked
 from checkpoint.reporting import status as status_module
 
-NAMED = ("show", "watch", "errors", "report", "export", "clear --yes", "clear --key k --yes", "check", "compact")
+NAMED = (
+    "show",
+    "watch --wait 0",
+    "errors",
+    "report",
+    "export",
+    "clear --yes",
+    "clear --key k --yes",
+    "check",
+    "compact",
+)
 """Every command that takes a name."""
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
@@ -1042,3 +1052,103 @@ def test_a_closed_output_is_no_fault_of_the_commands(tmp_path: Path) -> None:
     command = f"exec {sys.executable} -m checkpoint ls {tmp_path} >&-"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# --- what a newcomer types -------------------------------------------------------------------------------------------
+
+
+def test_ls_takes_its_directory_as_the_other_commands_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By --dir; but not both ways at once."""
+    make(tmp_path)
+    assert main(["ls", "--dir", str(tmp_path)]) == 0
+    by_option = capsys.readouterr().out
+    assert main(["ls", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == by_option
+    assert main(["ls", str(tmp_path), "--dir", str(tmp_path)]) == 1
+
+
+def test_no_version_is_a_version_that_can_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `show` calls it, beside others."""
+    for version in (None, "small"):
+        with CheckpointedRunner("job", tmp_path, version=version) as runner:
+            runner.save_result("a", {"version": version})
+    assert main(["show", "job", "--dir", str(tmp_path)]) == 0
+    assert "no version: 1 result" in capsys.readouterr().out
+    out = tmp_path / "out.csv"
+    assert main(["export", "job", str(out), "--dir", str(tmp_path), "--version", "no version"]) == 0
+    assert out.read_text(encoding="utf-8").splitlines()[1].startswith("a,,")
+
+
+def test_watch_waits_for_the_first_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be started before the job is; what it waits for is said once, and not for ever."""
+    waited: list[float] = []
+
+    def begin(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            make(tmp_path)
+
+    monkeypatch.setattr(clock, "sleep", begin)
+    assert main(["watch", "job", "--dir", str(tmp_path)]) in (0, 3)
+    told = capsys.readouterr()
+    assert told.err.count("waiting 30 s for its first record") == 1
+    assert "nobody is writing 'job' any more" in told.out
+    monkeypatch.undo()
+    assert main(["watch", "other", "--dir", str(tmp_path), "--wait", "0.3"]) == 1
+    assert capsys.readouterr().err.count("there is no checkpoint 'other'") == 2
+
+
+def test_failures_are_cleared_all_or_by_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given up ones too, which nothing else has called again; results stay."""
+
+    @checkpointed("job", checkpoint_dir=tmp_path)
+    def f(n: int) -> int:
+        if n == 1:
+            raise ValueError("one")
+        if n == 2:
+            raise GiveUp("two")
+        return n
+
+    f.map(range(4), progress=False, return_exceptions=True)
+    place = ["--dir", str(tmp_path), "--yes"]
+    assert main(["clear", "job", "--type", "KeyError", *place]) == 1
+    assert "has no failures of type 'KeyError'; nothing was forgotten" in capsys.readouterr().err
+    assert main(["clear", "job", "--type", "GiveUp", *place]) == 0
+    assert "forgot 1 error of 'job'" in capsys.readouterr().out
+    assert (f.plan(range(4)).failed, f.plan(range(4)).new, f.plan(range(4)).given_up) == (1, 1, 0)
+    assert main(["clear", "job", "--failed", *place]) == 0
+    assert (dict(f.results), dict(f.errors)) == ({0: 0, 3: 3}, {})
+    assert main(["clear", "job", "--failed", *place]) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp932", "latin-1"])
+def test_a_plan_and_errors_are_printed_on_any_console(encoding: str, tmp_path: Path) -> None:
+    """A script whose output goes to a file on Windows, or to a terminal of another century."""
+    script = (
+        "from checkpoint import checkpointed\n"
+        "f = checkpointed('job')(lambda n: 1 / n)\n"
+        "f.map([0, 1], progress=False, return_exceptions=True)\n"
+        "print(f.plan([0, 1, 2], workers=2))\nprint(repr(f.plan([3])))\nprint(f.errors)\n"
+    )
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"1 done" in ended.stdout
+
+
+def test_a_call_that_takes_longer_than_those_before_is_not_over_at_once(tmp_path: Path) -> None:
+    """While nobody can tell when it ends, nothing is said of that; else never "about 0 s left"."""
+    with CheckpointedRunner("job", tmp_path) as runner:
+        for n in runner.iterate(range(11)):
+            if n == 10:
+                break
+            runner.save_result(n, n)
+        now = clock.now()
+        with status_module.Observer("job", tmp_path, now=lambda: now + 40) as observer:
+            seen = observer.look()
+    assert (seen.left, seen.seconds_left) == (1, None)
+    assert "left" not in seen.pace()

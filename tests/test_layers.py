@@ -17,7 +17,7 @@ import pytest
 
 import checkpoint
 
-WORDS = {"errors", "outcomes", "clock", "locks", "version"}  # whoever likes may import them
+WORDS = {"errors", "outcomes", "clock", "locks", "version", "words"}  # whoever likes may import them
 BELOW_API = {
     "values", "storage", "remote", "catalog", "provenance", "execution", "passes", "maintenance", "reporting",
 }  # fmt: skip

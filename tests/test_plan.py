@@ -394,8 +394,8 @@ def test_it_prints_as_a_short_table(make: Opener) -> None:
     ]
 
 
-SPOKEN = [(0.02, "20 ms"), (1.0, "1.0 s"), (80, "80 s"), (100, "1.7 min"), (7_200, "2.0 h"),
-          (400_000, "4.6 days")]  # fmt: skip
+SPOKEN = [(0.02, "20 ms"), (1.0, "1.0 s"), (20, "20 s"), (100, "1 min 40 s"), (7_200, "2 h"),
+          (400_000, "4 days 15 h")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("seconds", "spoken"), SPOKEN)

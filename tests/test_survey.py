@@ -17,10 +17,10 @@ from checkpoint.errors import printable
 from checkpoint.maintenance.compact import compact
 from checkpoint.reporting import status
 from checkpoint.reporting.status import Observer, Summary, Survey, failures, list_checkpoints
-from checkpoint.reporting.words import ago, span
 from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import seal
 from checkpoint.values.keys import version_digest
+from checkpoint.words import ago, span
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 

@@ -17,7 +17,7 @@ from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.paths import check_name, command_line, resolve_directory
 from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.shards import ALL, Shard, shards_in, split_prefix
-from checkpoint.errors import InvalidName, StoreError, plural
+from checkpoint.errors import InvalidName, StoreError
 from checkpoint.remote.objects import names_under
 from checkpoint.remote.urls import url_at
 from checkpoint.storage.files import store_error
@@ -31,7 +31,6 @@ __all__ = [
     "names_in",
     "parts_of",
     "paths_of",
-    "size_in_words",
     "size_of",
     "writer_of",
 ]
@@ -158,11 +157,3 @@ def writer_of(directory: Path, name: str) -> dict[str, Any] | None:
     if held:
         return {part: owner.get(part) for part in ("pid", "host", "since")}
     return None if owner.get("host") in (None, socket.gethostname()) else {}
-
-
-def size_in_words(size: int) -> str:
-    """Bytes, for people."""
-    if size < 10_000:
-        return plural(size, "byte")
-    amount, unit = next((size / 1000**n, unit) for n, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if size >= 1000**n)
-    return f"{amount:,.1f} {unit}"

@@ -14,8 +14,9 @@ from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.catalog.locate import locate, parts_of, writer_of
 from checkpoint.catalog.paths import command_line
 from checkpoint.cli.arguments import add_command, both_ways, keys_written
-from checkpoint.cli.terminal import encodable, print_json, print_line
-from checkpoint.errors import CheckpointError, InvalidOption, JournalLost, plural, printable, quote
+from checkpoint.cli.terminal import print_json, print_line
+from checkpoint.errors import CheckpointError, InvalidOption, JournalLost, plural, printable, quote, sayable
+from checkpoint.reporting.status import failures
 from checkpoint.values.keys import Key, identity, plain_json
 
 __all__ = ["add_clear"]
@@ -28,15 +29,18 @@ def add_clear(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "clear",
         _clear,
         "forget results and errors: all, or those of some keys",
-        "Forget what is saved for some keys, of the version that was written last; or, without --key, everything:\n"
-        "all versions, files included. It asks first. A key is read as JSON where it is that (12, '\"12\"', true,\n"
-        "'[1, \"a\"]' for a tuple), else as text. One key that is not there, and nothing is forgotten.",
+        "Forget what is saved for some keys, of the version that was written last; or the failures, all or those of\n"
+        "one type, given up ones too; or, without any of these, everything: all versions, files included. It asks\n"
+        "first. A key is read as JSON where it is that (12, '\"12\"', true, '[1, \"a\"]' for a tuple), else as text.\n"
+        "If one key is not there, nothing is forgotten.",
         "examples:\n  checkpoint clear NAME --key doc-17 --key doc-18\n  checkpoint clear NAME --key 12 --yes\n"
-        "  checkpoint clear NAME\n\n"
+        "  checkpoint clear NAME --failed\n  checkpoint clear NAME --type GiveUp\n  checkpoint clear NAME\n\n"
         "exit status: 0 forgotten; 1 a key or the checkpoint is not there, it is being written, or the answer was no;\n"
         "2 wrong command line, or there is no terminal to ask on, and no --yes; 130 interrupted",
     )
     command.add_argument("--key", action="append", metavar="K", help="forget this key (may be repeated)")
+    command.add_argument("--failed", action="store_true", help="forget the failures, so that they are called again")
+    command.add_argument("--type", metavar="T", help="forget the failures of this type, such as ValueError")
     command.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -46,15 +50,31 @@ def _clear(arguments: argparse.Namespace) -> int:
         if any(writer_of(directory, prefix) for prefix in parts_of(arguments.name, directory).values()):
             with locks.alone(), runner.records.checkpoint.all_alone(to_clear=True):
                 pass  # which says who is writing, before anybody is asked
-        if arguments.key:
+        if arguments.key or arguments.failed or arguments.type is not None:
             return _clear_keys(arguments, runner)
         return _clear_all(arguments, runner)
 
 
-def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
+def _keys_of(arguments: argparse.Namespace, runner: CheckpointedRunner) -> list[Key]:
+    """Those that are named, and those of failures that are.
+
+    Raises:
+        CheckpointError: one is not there, or nothing has failed so.
+    """
     checkpoint, version = runner.records.open(), runner.records.version
-    found = {identity(key): key for key in (_key_meant(checkpoint, version, text) for text in arguments.key)}
-    keys = list(found.values())
+    found = {identity(key): key for key in (_key_meant(checkpoint, version, text) for text in arguments.key or ())}
+    if arguments.failed or arguments.type is not None:
+        failed = list(failures(arguments.name, checkpoint.directory, type=arguments.type))
+        if not failed:
+            of = "" if arguments.type is None else f" of type {quote(arguments.type)}"
+            raise CheckpointError(f"checkpoint {arguments.name!r} has no failures{of}; nothing was forgotten")
+        found.update({identity(one.key): one.key for one in failed})
+    return list(found.values())
+
+
+def _clear_keys(arguments: argparse.Namespace, runner: CheckpointedRunner) -> int:
+    keys = _keys_of(arguments, runner)
+    checkpoint, version = runner.records.open(), runner.records.version
     held = _told(*_counts_of(checkpoint, version, keys))
     if not _agreed(arguments, f"forget {held} of {arguments.name!r}?"):
         return _declined(arguments)
@@ -178,7 +198,7 @@ def _agreed(arguments: argparse.Namespace, question: str) -> bool:
     if not sys.stdin.isatty():
         print_line(f"checkpoint: {question} there is no terminal to ask on; say --yes", sys.stderr)
         raise SystemExit(2)
-    print(encodable(printable(f"{question} [y/N] "), sys.stderr), end="", file=sys.stderr, flush=True)
+    print(sayable(printable(f"{question} [y/N] "), sys.stderr), end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from checkpoint import clock, version
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.catalog.decisions import accept_code, meant_by
-from checkpoint.catalog.locate import locate, names_in, size_in_words
+from checkpoint.catalog.locate import locate, names_in
 from checkpoint.catalog.paths import command_line, resolve_directory
 from checkpoint.catalog.taken import step_tree
 from checkpoint.catalog.view import LATEST, VersionView
@@ -41,10 +41,10 @@ from checkpoint.reporting import status as status_module
 from checkpoint.reporting.causes import Cause
 from checkpoint.reporting.status import Summary, Survey
 from checkpoint.reporting.step_tree import tree_lines
-from checkpoint.reporting.words import ago
 from checkpoint.storage.files import store_error
 from checkpoint.storage.spending import cost_text
 from checkpoint.values.keys import earlier_digests, version_digest
+from checkpoint.words import ago, size_in_words
 
 __all__ = ["main"]
 
@@ -131,11 +131,16 @@ def _add_ls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     command.add_argument(
         "dir", nargs="?", metavar="DIR", help="the directory (default: $CHECKPOINT_DIR, else ./checkpoints)"
     )
+    command.add_argument("--dir", metavar="DIR", dest="named", help="the same, as the other commands have it")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_ls)
 
 
 def _ls(arguments: argparse.Namespace) -> int:
+    if arguments.named is not None:
+        if arguments.dir is not None:
+            raise InvalidOption("ls takes one directory: DIR or --dir DIR")
+        arguments.dir = arguments.named
     directory = resolve_directory(arguments.dir)
     if arguments.dir is not None and not directory.is_dir() and url_at(directory) is None:
         number = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
@@ -417,6 +422,8 @@ def _version_meant(seen: Survey, text: str) -> Any:
     meant = [value for value in json_or_text(text) if not known.isdisjoint(_digests(value, seen.name))]
     if len(meant) > 1:
         raise InvalidOption(f"both {quote(meant[0])} and {quote(meant[1])} are versions; {both_ways(meant[0], text)}")
+    if not meant and text == "no version" and "" in known:
+        return None  # as `show` calls it
     return meant[0] if meant else json_or_text(text)[0]
 
 

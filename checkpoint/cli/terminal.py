@@ -9,13 +9,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from checkpoint.errors import printable
+from checkpoint.errors import printable, sayable
 from checkpoint.reporting.status import Survey
 
 __all__ = [
     "console_here",
     "drawing_of",
-    "encodable",
     "print_json",
     "print_line",
     "print_parts",
@@ -111,17 +110,4 @@ def print_line(text: str, stream: Any = None) -> None:
     """Lines of text. What a terminal would take for an order, and what its encoding lacks, is escaped."""
     stream = stream or sys.stdout
     lines = "\n".join(map(printable, text.split("\n")))
-    print(encodable(lines, stream), file=stream)
-
-
-_PLAINER = str.maketrans({"×": "x", "·": "|", "…": "...", "–": "-", "−": "-"})
-
-
-def encodable(text: str, stream: Any) -> str:
-    """The text, with what the stream's encoding lacks in plainer characters."""
-    encoding = stream.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_PLAINER).encode(encoding, "backslashreplace").decode(encoding)
-    return text
+    print(sayable(lines, stream), file=stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,9 +14,10 @@ from checkpoint import clock
 from checkpoint.catalog.paths import command_line
 from checkpoint.cli.arguments import add_command
 from checkpoint.cli.terminal import console_here, drawing_of, print_line, title_of
-from checkpoint.errors import plural, quote
+from checkpoint.errors import StoreError, plural, quote
 from checkpoint.reporting.status import Observer, Survey
 from checkpoint.storage.spending import cost_text
+from checkpoint.words import span
 
 __all__ = ["add_watch"]
 
@@ -32,7 +34,7 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "follow a job that is running elsewhere",
         "What `show` tells of a job that is running in another terminal, again and again: live on a terminal (with\n"
         "the extra checkpoint-map[cli]), else a line each time. It ends when nobody writes any more, or at Ctrl-C;\n"
-        "the job does not notice.",
+        "the job does not notice. A checkpoint that is not there yet is waited for.",
         "examples:\n  checkpoint watch NAME\n  checkpoint watch NAME --interval 60 >> progress.log\n"
         "  checkpoint watch NAME --json\n"
         "  checkpoint watch NAME && notify-send done\n\n"
@@ -40,6 +42,13 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "4 ended early: items are left that nobody is at, as after a kill; 1 there is no such checkpoint, or it\n"
         "cannot be read; 2 wrong command line; 130 Ctrl-C",
         json="print a line of JSON each time",
+    )
+    command.add_argument(
+        "--wait",
+        type=_wait,
+        default=30.0,
+        metavar="SECONDS",
+        help="for the first record of a checkpoint that is not there yet (default: 30)",
     )
     command.add_argument(
         "--interval", type=_seconds, metavar="SECONDS", help="between two looks (default: 1 when live, else 10)"
@@ -56,10 +65,43 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _wait(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{quote(text)} is no number of seconds; give one from 0 to 86400")
+    return seconds
+
+
+def _observer(arguments: argparse.Namespace) -> Observer:
+    """The checkpoint, once it is there: a job that has just begun has saved nothing yet.
+
+    Raises:
+        StoreError: it is not there in time, or cannot be read.
+    """
+    end, is_told = clock.monotonic() + arguments.wait, False
+    while True:
+        try:
+            return Observer(arguments.name, arguments.dir)
+        except StoreError as error:
+            if error.errno != errno.ENOENT or clock.monotonic() >= end:
+                raise
+            if not is_told:
+                print_line(f"{error}; waiting {span(arguments.wait)} for its first record", sys.stderr)
+                is_told = True
+        clock.sleep(min(0.2, arguments.wait))
+
+
 def _watch(arguments: argparse.Namespace) -> int:
     console = None if arguments.json else console_here()
     interval = arguments.interval or (10.0 if console is None else 1.0)
-    with Observer(arguments.name, arguments.dir) as observer:
+    try:
+        observed = _observer(arguments)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    with observed as observer:
         looks = _looks(observer, interval)
         try:
             if arguments.json:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from checkpoint.catalog.locate import aside_name, locate, parts_of, paths_of, size_in_words, size_of, writer_of
+from checkpoint.catalog.locate import aside_name, locate, parts_of, paths_of, size_of, writer_of
 from checkpoint.catalog.merged_log import allow_files
 from checkpoint.catalog.paths import command_line, is_mirror, lost_journal
 from checkpoint.catalog.view import VersionCount
@@ -29,6 +29,7 @@ from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import parse, with_fields
 from checkpoint.storage.spending import Cost, spent_line
 from checkpoint.values.keys import Key, plain_json
+from checkpoint.words import size_in_words
 
 __all__ = ["JournalState", "Soundness", "check", "explained_lines", "kept_lines", "leftovers_of"]
 

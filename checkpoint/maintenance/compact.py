@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.catalog.locate import locate, parts_of, size_in_words
+from checkpoint.catalog.locate import locate, parts_of
 from checkpoint.catalog.paths import command_line
 from checkpoint.catalog.shards import Shard
 from checkpoint.errors import plural
 from checkpoint.maintenance.audit import Audit
 from checkpoint.maintenance.check import kept_lines, left_lines
 from checkpoint.maintenance.rewriting import alone_with, discard_leftovers, own_logs
+from checkpoint.words import size_in_words
 
 __all__ = ["Compaction", "compact"]
 

@@ -24,6 +24,7 @@ from checkpoint.errors import (
     UnencodableValue,
     plural,
     quote,
+    sayable,
 )
 from checkpoint.execution.policies import Rate
 from checkpoint.passes.budget import costs_on_record, range_text, spread
@@ -33,6 +34,7 @@ from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.spending import cost_text, sum_of
 from checkpoint.values.keys import Key, KeyFunction, item_digest
+from checkpoint.words import about
 
 if TYPE_CHECKING:
     from checkpoint.provenance.drift import Drift, Lineage
@@ -128,7 +130,7 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [f"  {name:<10}{text}" for name, text in self._rows()]
-        return "\n".join([self._counts(), *rows, *([f"  decide\n{self.choices}"] if self.choices else [])])
+        return sayable("\n".join([self._counts(), *rows, *([f"  decide\n{self.choices}"] if self.choices else [])]))
 
     def _counts(self) -> str:
         parts = [f"{self.done:,} done", f"{self.failed:,} failed", f"{self.new:,} new"]
@@ -172,9 +174,7 @@ class Plan:
         workers = plural(self.workers, "worker")
         if self.at_most < 0.001:
             return f", in less than 1 ms with {workers}"
-        return (
-            f", in about {_spoken(self.seconds)} ({_spoken(self.at_least)} to {_spoken(self.at_most)}) with {workers}"
-        )
+        return f", in about {about(self.seconds)} ({about(self.at_least)} to {about(self.at_most)}) with {workers}"
 
     def _cost(self) -> str:
         if self.cost_at_least is None or self.cost_at_most is None or not self.calls:
@@ -194,14 +194,6 @@ def html_table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
         for name, text in rows
     )
     return f'<table><caption style="white-space:nowrap">{escape(caption)}</caption>{body}</table>'
-
-
-def _spoken(seconds: float) -> str:
-    for size, unit in ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s")):
-        if seconds >= 1.5 * size or (unit == "s" and seconds >= 1):
-            amount = seconds / size
-            return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.1f} {unit}"
-    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "less than 1 ms"
 
 
 def make_plan(

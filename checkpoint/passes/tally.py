@@ -255,9 +255,10 @@ class Tally:
         ended = "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "cancelled"
         of = "" if total is None else f" of {total:,}"
         notes = getattr(error, "__notes__", [])[-1:]
+        saved = ", all of them saved" if self.completed else ""
         log.warning(
-            "checkpoint %r: %s%s with %s%s done, all of them saved; run the same line again for the rest",
-            self._records.name, ended, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", of,
+            "checkpoint %r: %s%s with %s%s done%s; run the same line again for the rest",
+            self._records.name, ended, "".join([f" ({note})" for note in notes]), f"{self.completed:,}", of, saved,
         )  # fmt: skip
 
     def tell(self, total: int | None) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from checkpoint.errors import ItemError, plural, printable, quote, shorten
+from checkpoint.errors import ItemError, plural, printable, quote, sayable, shorten
 
 __all__ = ["Cause", "causes_of", "summarize"]
 
@@ -84,7 +84,7 @@ def summarize(causes: list[Cause]) -> str:
     lines += [f"  {cause}" for cause in causes[:_SHOWN]]
     if len(causes) > _SHOWN:
         lines.append(f"  … {len(causes) - _SHOWN} more")
-    return "\n".join(lines)
+    return sayable("\n".join(lines))
 
 
 def _last(traceback: str | None) -> str:

@@ -18,11 +18,11 @@ from checkpoint.catalog.locate import locate
 from checkpoint.catalog.view import LATEST, VersionView
 from checkpoint.errors import plural, printable, quote, shorten
 from checkpoint.reporting.columns import json_text, jsonable, tidy_result
-from checkpoint.reporting.words import lasted
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import Record, parse
 from checkpoint.storage.spending import cost_in, cost_text, notes_of
 from checkpoint.values.keys import Key, identity, key_from_json, plain_json
+from checkpoint.words import lasted
 
 __all__ = ["KeyHistory", "Occasion", "history_of"]
 

@@ -23,7 +23,6 @@ from checkpoint.catalog.locate import (
     names_in,
     parts_of,
     paths_of,
-    size_in_words,
     size_of,
     writer_of,
 )
@@ -44,7 +43,6 @@ from checkpoint.reporting.sampling import (
     durations_of,
     moment_of,
 )
-from checkpoint.reporting.words import ago, ago_if_known, lasted, rate_in_words, span
 from checkpoint.storage.files import index_path, read_object
 from checkpoint.storage.keyed_log import key_of
 from checkpoint.storage.reader import Reader
@@ -52,6 +50,7 @@ from checkpoint.storage.record import Record
 from checkpoint.storage.source import RecordSource
 from checkpoint.storage.spending import Costs, cost_text, sum_of
 from checkpoint.values.keys import Key, plain_json
+from checkpoint.words import ago, ago_if_known, lasted, rate_in_words, size_in_words, span
 
 __all__ = ["Failed", "Observer", "Summary", "Survey", "cause_json", "causes", "failures", "list_checkpoints", "survey"]
 
@@ -361,7 +360,11 @@ class Survey:
         if self.rate is None:
             return ""
         rate = f"{rate_in_words(self.rate)}{'' if self.writer else ' when it was last written'}"
-        return rate if self.seconds_left is None else f"{rate} · about {span(self.seconds_left)} left"
+        if self.seconds_left is None:
+            return rate
+        return f"{rate} · " + (
+            "less than 1 s left" if self.seconds_left < 1 else f"about {span(self.seconds_left)} left"
+        )
 
     def cause_lines(self) -> Iterator[str]:
         """A line for each cause."""
@@ -591,7 +594,10 @@ def _pace_of(tails: Tails, now: float, writer: dict[str, Any] | None, total: int
     idle = None if tails.moment is None else max(0.0, now - tails.moment)
     is_written = bool(writer) or (writer == {} and idle is not None and idle < MINUTE)
     rate = tails.rate(now if is_written else None)
-    return _Pace(left, rate, left / rate if left and rate and is_written else None, idle)
+    seconds_left = left / rate if left and rate and is_written else None
+    if seconds_left is not None and idle is not None and idle > max(1.0, seconds_left):
+        seconds_left = None  # the calls that are left take longer than those before them
+    return _Pace(left, rate, seconds_left, idle)
 
 
 def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any] | None:

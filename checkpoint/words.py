@@ -1,8 +1,8 @@
-"""Spans of time, moments and rates in words."""
+"""Spans of time, moments, sizes and rates in words: one style, whoever tells of them."""
 
 from __future__ import annotations
 
-__all__ = ["ago", "ago_if_known", "lasted", "rate_in_words", "span"]
+__all__ = ["about", "ago", "ago_if_known", "lasted", "rate_in_words", "size_in_words", "span"]
 
 
 def span(seconds: float) -> str:
@@ -35,6 +35,23 @@ def ago(seconds: float) -> str:
 def ago_if_known(idle: float | None) -> str:
     """How long ago something was, where that is known."""
     return "at an unknown time" if idle is None else ago(idle)
+
+
+def about(seconds: float) -> str:
+    """A time that is only expected, in words: "20 ms", "2.8 s", "40 s", "1 min 40 s"."""
+    if seconds >= 60:
+        return span(seconds)
+    if seconds >= 1:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "less than 1 ms"
+
+
+def size_in_words(size: int) -> str:
+    """Bytes, for people."""
+    if size < 10_000:
+        return f"{size:,} byte{'' if size == 1 else 's'}"
+    amount, unit = next((size / 1000**n, unit) for n, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if size >= 1000**n)
+    return f"{amount:,.1f} {unit}"
 
 
 def lasted(seconds: float) -> str:
