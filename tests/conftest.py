@@ -61,8 +61,25 @@ FIRST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, and refuse a marker that names no row of the promises."""
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Write down which tests have passed, where CHECKPOINT_TEST_PASSED names a file: `.ci/run` runs none twice."""
+    name = os.environ.get("CHECKPOINT_TEST_PASSED")
+    if name and report.when == "call" and report.passed and "PYTEST_XDIST_WORKER" not in os.environ:
+        with open(name, "a", encoding="utf-8") as file:
+            print(ascii(report.nodeid), file=file)
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, leave out what has passed, and refuse a marker that names no row of promises."""
+    for item in items:
+        if item.get_closest_marker("soak") is not None:
+            item.add_marker("slow")
+    if name := os.environ.get("CHECKPOINT_TEST_PASSED_BEFORE"):
+        passed = set(Path(name).read_text("utf-8").splitlines())
+        before = [item for item in items if ascii(item.nodeid) in passed]
+        items[:] = [item for item in items if ascii(item.nodeid) not in passed]
+        config.hook.pytest_deselected(items=before)
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
     for item in items:

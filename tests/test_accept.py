@@ -534,6 +534,7 @@ def test_show_ls_and_the_report_tell_what_is_to_decide_and_what_was(capsys: pyte
 # --- checkpoints that were written before ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_meta", [True, False], ids=["with meta", "without meta"])
 def test_a_checkpoint_of_another_algorithm_opens_neither_refused_nor_silent(tmp_path: Path, has_meta: bool) -> None:
     """Each process says so, until it is accepted; no result is computed anew."""

@@ -24,6 +24,8 @@ from checkpoint.catalog.view import VersionView
 from checkpoint.clock import Stamper
 from checkpoint.maintenance.compact import compact
 
+pytestmark = pytest.mark.slow
+
 VERSIONS = ["", "one", "two"]
 PROMPTS = ["a", "b", "c"]
 KEYS = [0, 1, "x", (2, "y")]

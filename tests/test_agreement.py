@@ -39,6 +39,7 @@ def run(directory: Path, source: str, *how: str, stdin: str = "") -> str:
     return (done.stdout + "\n".join(done.stderr.splitlines()[-1:])).strip()
 
 
+@pytest.mark.slow
 def test_each_pass_has_the_environment_and_directory_of_its_time(tmp_path: Path) -> None:
     """Not those of the first one, at which the fork server was begun; modules see it as they are imported."""
     got = run(
@@ -110,6 +111,7 @@ SET = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "under_guard", "read", "reason"), SET, ids=[reason for *_, reason in SET])
 def test_what_the_driver_has_set_is_set_in_workers(
     tmp_path: Path, before: str, under_guard: str, read: str, reason: str
@@ -124,6 +126,7 @@ def test_what_the_driver_has_set_is_set_in_workers(
     assert run(tmp_path, source) == "large", reason
 
 
+@pytest.mark.slow
 def test_what_cannot_be_set_ends_the_pass_before_anything_is_paid(tmp_path: Path) -> None:
     """With what to pass how."""
     got = run(
@@ -145,6 +148,7 @@ def test_what_cannot_be_set_ends_the_pass_before_anything_is_paid(tmp_path: Path
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.slow
 def test_code_that_was_edited_meanwhile_ends_the_pass_before_anything_is_paid(tmp_path: Path) -> None:
     """A worker would import another source than that which runs."""
     (tmp_path / "lib.py").write_text("def f(n):\n    return n + 1\n")
@@ -164,6 +168,7 @@ def test_code_that_was_edited_meanwhile_ends_the_pass_before_anything_is_paid(tm
     assert not (tmp_path / "called").exists()
 
 
+@pytest.mark.slow
 def test_workers_of_a_given_executor_are_compared_and_not_changed(tmp_path: Path) -> None:
     """A difference is the same error, where calls are made elsewhere; threads see what the driver sees."""
     got = run(
@@ -187,6 +192,7 @@ def test_workers_of_a_given_executor_are_compared_and_not_changed(tmp_path: Path
     assert got.splitlines() == ["small", "(\"MODEL: 'large' → 'small'\",)", "large"]
 
 
+@pytest.mark.slow
 def test_an_array_that_cannot_be_set_is_an_error_too(tmp_path: Path) -> None:
     """Where workers would compute with another one, nothing is paid."""
     got = run(
@@ -224,6 +230,7 @@ def test_tasks_of_a_given_executor_do_not_carry_the_values_that_are_compared() -
     assert len(call.shipped()) < 10_000 < len(TABLE) < len(call.shipped(sets=True))
 
 
+@pytest.mark.slow
 def test_a_function_that_is_chosen_under_the_guard_is_told_with_what_to_do(tmp_path: Path) -> None:
     """Starting the program again would change nothing."""
     got = run(
@@ -266,6 +273,7 @@ LAUNCHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "stdin", "reason"), LAUNCHERS, ids=[reason for *_, reason in LAUNCHERS])
 def test_functions_of_any_kind_run_in_workers_whatever_runs_the_script(
     tmp_path: Path, how: tuple[str, ...], stdin: str, reason: str
@@ -274,6 +282,7 @@ def test_functions_of_any_kind_run_in_workers_whatever_runs_the_script(
     assert str([[4, 5]] * 5) in run(tmp_path, SAME, *how, stdin=stdin), reason
 
 
+@pytest.mark.slow
 def test_each_imported_module_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are: libraries of models and clouds bring thousands, and each pass asks for all of them."""
     for number in range(6000):

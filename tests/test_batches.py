@@ -197,6 +197,7 @@ def test_an_item_whose_size_cannot_be_told_fails_alone(engine: str, size: Any, s
     assert says in str(got.errors[5])
 
 
+@pytest.mark.slow
 def test_batches_by_size_travel_to_processes() -> None:
     """The function of the size stays in the driver: it need not pickle."""
     f: Any = checkpointed("emb", batch_size=Batch(4, limit=6, size=lambda n: n))(same)

@@ -31,6 +31,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Room]:
     log.setLevel(level)  # the command quietens it, for its own process
 
 
+@pytest.mark.slow
 def test_every_kind_of_work_is_measured_and_told(
     room: Room, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +56,7 @@ def test_every_kind_of_work_is_measured_and_told(
     assert list(made.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_missing_or_fails_is_left_out_and_told(room: Room, tmp_path: Path) -> None:
     """The others are measured, and the line under the table says who is not."""
     racing = room("racing")

@@ -559,6 +559,7 @@ def test_what_ends_a_pass_names_the_item_and_is_no_success(
         assert getattr(error, "code", None) == status, reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "workers=3", "executor='processes', workers=1", "workers=2, chunksize=4"])
 def test_a_process_never_ends_well_while_items_are_left(tmp_path: Path, how: str) -> None:
     """Whoever started it sees a status that is not 0, and a message that names the item."""
@@ -644,6 +645,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(JSON, st.floats(0, 1e6)) | st.lists(st.tuples(JSON, st.floats(0, 1e6)), min_size=1)))
 def test_answers_come_through(answers: list[Any]) -> None:
     """Of items and of batches, with their times."""

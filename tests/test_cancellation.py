@@ -296,6 +296,7 @@ async def awaited_in_vain() -> AsyncIterator[int]:
 SOURCES: list[Callable[[], Any]] = [lambda: range(12), plain, broken, awaited, awaited_in_vain]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=["list", "plain", "broken", "awaited", "awaited in vain"])
 @pytest.mark.parametrize("behaviour", ["well-behaved", "swallowing", "raising", "slow"])
 def test_it_may_be_cancelled_at_every_await(behaviour: str, source: Callable[[], Any], tmp_path: Path) -> None:

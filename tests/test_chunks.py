@@ -115,6 +115,7 @@ def double(n: int) -> int:
     return 2 * n
 
 
+@pytest.mark.slow
 def test_calls_of_microseconds_travel_together(returned: list[tuple[int, list[Answer]]]) -> None:
     """Nothing is to be given for it, and the results are those of one call after the other."""
     f = checkpointed("f", version=1)(double)
@@ -139,6 +140,7 @@ def slow_last(n: int) -> int:
     return n
 
 
+@pytest.mark.slow
 def test_a_slow_call_ends_its_chunk(returned: list[tuple[int, list[Answer]]]) -> None:
     """What stood behind it is handed back, and called elsewhere meanwhile."""
     f = checkpointed("f", version=1)(slow_last)
@@ -149,6 +151,7 @@ def test_a_slow_call_ends_its_chunk(returned: list[tuple[int, list[Answer]]]) ->
     assert sorted(f.results) == items
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -178,6 +181,7 @@ def raises(n: int) -> int:
     raise ValueError(n)
 
 
+@pytest.mark.slow
 def test_no_more_calls_fail_than_the_pass_allows(returned: list[tuple[int, list[Answer]]]) -> None:
     """A chunk ends with the first call that fails."""
     f = checkpointed("f", version=1)(raises_from_1000)
@@ -192,6 +196,7 @@ def raises_from_1000(n: int) -> int:
     return n if n < 1000 else raises(n)
 
 
+@pytest.mark.slow
 @posix
 def test_only_the_call_that_ran_is_blamed_for_a_death() -> None:
     """What was done before it in its chunk is called again; nothing else has another attempt to its name."""
@@ -211,6 +216,7 @@ def dies_once(n: int) -> int:
     return n
 
 
+@pytest.mark.slow
 @posix
 def test_who_kills_each_worker_fails_after_three_deaths_of_its_own() -> None:
     """The others of its chunk are done."""
@@ -253,6 +259,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("after", [100, 300, 700])

@@ -84,6 +84,7 @@ def counted(name: str, function: Counted, **options: Any) -> Any:
 # --- each key is called once -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_overlapping_maps_call_each_key_once(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
     """Whatever their order; each returns all of its own results."""
@@ -172,6 +173,7 @@ def test_what_was_only_drawn_is_taken_over(threads: ThreadPoolExecutor) -> None:
     assert set(function.calls.values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS[:2])
 def test_what_was_put_off_is_taken_over(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
     """A retry that waits keeps nobody from the item, and is not made when another pass has a result by then."""
@@ -195,6 +197,7 @@ def test_what_was_put_off_is_taken_over(options: dict[str, Any], threads: Thread
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS[:2])
 def test_an_item_that_comes_back_has_been_tried_before(options: dict[str, Any], threads: ThreadPoolExecutor) -> None:
     """A loop by hand had it while its retry waited: there are no more attempts for that."""

@@ -47,6 +47,7 @@ def run_module(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_help_names_every_command_and_shows_examples(tmp_path: Path) -> None:
     """`--help` succeeds, and is enough to go on with."""
     ended = run_module("--help", cwd=tmp_path)
@@ -81,6 +82,7 @@ def test_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"checkpoint-map {version}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -125,6 +127,7 @@ def test_a_command_that_fails_says_why_without_a_traceback(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no directory that is a file's child in this sense")
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     """`--dir` below a file: exit status 1, and the path is in the message."""
@@ -172,6 +175,7 @@ def test_help_says_what_statuses_mean(capsys: pytest.CaptureFixture[str], comman
     assert "where its files are (default: $CHECKPOINT_DIR, else ./checkpoints)" in shown
 
 
+@pytest.mark.slow
 def test_check_repair_compact_from_beginning_to_end(tmp_path: Path) -> None:
     """Damage is 3 until it is set aside; each output names the next command, which does what it says."""
     journal = make(tmp_path / "checkpoints")
@@ -281,6 +285,7 @@ def test_the_directory_comes_from_the_environment_as_in_the_library(
     assert f"checkpoint compact 'my job' --dir '{tmp_path / 'my files'}'\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["check", "job", "--repair"], ["compact", "job"]], ids=" ".join)
 def test_what_is_being_written_is_not_rewritten(tmp_path: Path, arguments: list[str]) -> None:
     """Exit status 1, and the writer is named."""
@@ -770,6 +775,7 @@ def test_clear_asks(
     assert ("nothing was forgotten" in captured.err) == bool(status)
 
 
+@pytest.mark.slow
 def test_without_a_terminal_clear_wants_yes(tmp_path: Path) -> None:
     """Exit status 2, and nothing is forgotten."""
     make_keys(tmp_path, 1)
@@ -781,6 +787,7 @@ def test_without_a_terminal_clear_wants_yes(tmp_path: Path) -> None:
     assert (tmp_path / "job_results.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_clear_refuses_what_changed_while_it_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -856,6 +863,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
 has_writers = pytest.mark.skipif(not Path("/proc/locks").exists(), reason="who writes can be told on Linux only")
 
 
+@pytest.mark.slow
 @has_writers
 def test_a_running_job_is_looked_at_and_left_alone(
     tmp_path: Path, job: Job, capsys: pytest.CaptureFixture[str]
@@ -882,6 +890,7 @@ def test_a_running_job_is_looked_at_and_left_alone(
     assert run_json(capsys, "show", "job", *where)["done"] == 4
 
 
+@pytest.mark.slow
 @has_writers
 def test_watch_follows_a_job_to_its_end(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch, out: Output) -> None:
     """It draws each step, and ends a little after the job has ended; nothing is slept for."""
@@ -903,6 +912,7 @@ def test_watch_follows_a_job_to_its_end(tmp_path: Path, job: Job, monkeypatch: p
         assert out.has("latest", '{"n":4}')
 
 
+@pytest.mark.slow
 @has_writers
 def test_watch_of_programs(
     tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -965,6 +975,7 @@ def test_an_interval_is_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str
 # --- pipes and shells ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such pipe")
 @pytest.mark.parametrize("arguments", [["ls", "."], ["show", "job", "--dir", "."], ["errors", "job", "--dir", "."]])
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path, arguments: list[str]) -> None:
@@ -1002,6 +1013,7 @@ def complete(line: str, cwd: Path) -> list[str]:
     return [word.strip() for word in answer.read_text().split("\013")] if answer.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="argcomplete is of Unix shells")
 def test_the_shell_completes_names_and_options(tmp_path: Path) -> None:
     """Commands, options, and the names of the checkpoints in the directory that was given, or the default."""
@@ -1021,6 +1033,7 @@ def test_global_completion_finds_its_mark() -> None:
     assert Path(sys.modules["checkpoint.cli"].__file__ or "").read_bytes()[:1024].count(b"PYTHON_ARGCOMPLETE_OK") == 1
 
 
+@pytest.mark.slow
 def test_without_argcomplete_a_shell_gets_no_answer(tmp_path: Path) -> None:
     """And no output that it would take for one."""
     script = "import sys; sys.modules['argcomplete'] = None; from checkpoint.cli import main; main()"
@@ -1031,6 +1044,7 @@ def test_without_argcomplete_a_shell_gets_no_answer(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")
 
 
+@pytest.mark.slow
 def test_what_draws_and_completes_is_imported_when_it_is_needed(tmp_path: Path) -> None:
     """A command in a pipe imports neither."""
     make_failing(tmp_path)
@@ -1046,6 +1060,7 @@ def test_messages_are_escaped_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "a\\x1b[2Jb" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
 def test_a_closed_output_is_no_fault_of_the_commands(tmp_path: Path) -> None:
     """`checkpoint ls >&-`, as some schedulers start what they run."""
@@ -1123,6 +1138,7 @@ def test_failures_are_cleared_all_or_by_type(tmp_path: Path, capsys: pytest.Capt
     assert main(["clear", "job", "--failed", *place]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp932", "latin-1"])
 def test_a_plan_and_errors_are_printed_on_any_console(encoding: str, tmp_path: Path) -> None:
     """A script whose output goes to a file on Windows, or to a terminal of another century."""

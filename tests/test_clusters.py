@@ -35,6 +35,8 @@ from checkpoint.errors import WorkerDied
 from checkpoint.execution.clusters import Ray, executor_of
 from checkpoint.testing import LAWS, Engine, Law
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("distributed", "ray", "submitit", "executorlib", "mpi4py")
 HAS = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
 FOREVER = 100  # seconds that no test takes

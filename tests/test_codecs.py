@@ -185,6 +185,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 values = st.recursive(leaves, containers, max_leaves=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(values)
 def test_any_value_reads_back_the_same(value: Any) -> None:
@@ -205,6 +206,7 @@ jsonish = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(jsonish)
 def test_plain_json_is_written_as_it_is(value: Any) -> None:
     """The fast path and the careful one write the same bytes, and other programs read the value."""
@@ -214,6 +216,7 @@ def test_plain_json_is_written_as_it_is(value: Any) -> None:
         assert same(json.loads(raw), value)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(names, names | st.lists(names), min_size=1))
 def test_what_looks_like_an_envelope_is_escaped(value: dict[str, Any]) -> None:
     """A user's dict is never taken for an envelope, whatever its keys."""
@@ -405,6 +408,7 @@ def padding(dtype: np.dtype[Any]) -> list[int]:
     return [place for place, counts in enumerate(counted_bytes(np, dtype)) if not counts]
 
 
+@pytest.mark.slow
 def test_numpy_is_imported_for_an_array_alone() -> None:
     """Neither import nor encode brings numpy, pydantic or attrs; an array does, where it is read."""
     program = (
@@ -1311,6 +1315,7 @@ structure = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.promise("untrusted checkpoints")
 @settings(max_examples=1500, deadline=None)
 @pytest.mark.filterwarnings("ignore")  # numpy warns of old names of dtypes
@@ -1340,6 +1345,7 @@ def test_any_bytes_are_a_value_or_a_value_error(raw: bytes) -> None:
 # --- lines of other programs ---
 
 
+@pytest.mark.slow
 @given(values)
 def test_a_foreign_value_is_what_json_says(value: Any) -> None:
     """Whatever json.dumps wrote is read as json.loads reads it."""
@@ -1376,6 +1382,7 @@ def shuffled(value: Any) -> Any:
     return type(value)(map(shuffled, value)) if isinstance(value, (list, tuple)) else value
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(json_like)
 def test_order_does_not_count(item: Any) -> None:
@@ -1386,6 +1393,7 @@ def test_order_does_not_count(item: Any) -> None:
     strict(raw)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(json_like, json_like)
 def test_distinct_items_are_distinct(a: Any, b: Any) -> None:

@@ -154,6 +154,7 @@ def test_a_journal_that_is_none(
     assert (calls, check("j", tmp_path).is_sound) == ([], True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [change for change, _, _ in KINDS])
 def test_clear_is_a_way_out_of_each(tmp_path: Path, journal: Path, change: Callable[[bytes], bytes] | None) -> None:
     """By function and by command; what is computed then is there the next time."""
@@ -197,6 +198,7 @@ REFORMATTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "reason"), REFORMATTED)
 def test_a_line_that_was_only_spaced_out_is_read_as_it_was_written(
     tmp_path: Path, journal: Path, change: Callable[[bytes], bytes], reason: str
@@ -213,6 +215,7 @@ def test_a_line_that_was_only_spaced_out_is_read_as_it_was_written(
     assert function.map(range(N + 1), progress=False)[:N] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "reason"), REFORMATTED)
 def test_a_compaction_of_lines_that_were_spaced_out_damages_none(
     tmp_path: Path, change: Callable[[bytes], bytes], reason: str
@@ -239,6 +242,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(value=JSON, ascii_only=st.booleans(), separators=st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : ")]))
 def test_any_record_is_known_again_however_it_is_spaced(value: Any, ascii_only: bool, separators: Any) -> None:
@@ -382,6 +386,7 @@ def test_what_a_crash_leaves_of_a_first_second_is_a_journal(tmp_path: Path, data
     assert calls == [0, 1, 2]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 40))
 def test_most_lines_decide(tmp_path_factory: pytest.TempPathFactory, junk: bytes, count: int) -> None:
@@ -448,6 +453,7 @@ def test_forgetting_and_compacting_lower_what_meta_knows(tmp_path: Path, journal
         job(tmp_path, calls).plan(range(N))
 
 
+@pytest.mark.slow
 def test_a_journal_that_goes_under_a_reader_is_told_by_it(tmp_path: Path, journal: Path) -> None:
     """Of a process that goes on; another that clears is none: what it does is seen, and so is what it saves then."""
     function = job(tmp_path, [])

@@ -65,6 +65,7 @@ def of_function(function: Callable[[int], Any], items: list[int], **options: Any
 ENGINES = [({}, "in the caller's thread"), ({"workers": 2}, "threads"), ({"executor": "processes"}, "processes")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "reason"), ENGINES, ids=[reason for _, reason in ENGINES])
 def test_settings_of_arithmetic_hold_on_every_engine(options: dict[str, Any], reason: str) -> None:
     """Precision, rounding, and what becomes of a division by zero."""
@@ -93,6 +94,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "reason"), WAYS, ids=[reason for _, reason in WAYS])
 def test_no_call_leaves_anything_for_the_next_or_the_caller(options: dict[str, Any], reason: str) -> None:
     """Variables, precision, flags, and the handling of errors."""
@@ -133,6 +135,7 @@ def test_a_caller_that_has_set_nothing_sends_nothing() -> None:
         assert settings_here() == Settings(None, None)
 
 
+@pytest.mark.slow
 def test_warnings_that_numpy_is_set_to_give_are_given() -> None:
     """The handling is the caller's, be it the default."""
     np.seterr(divide="warn")

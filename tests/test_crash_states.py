@@ -46,7 +46,10 @@ from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import is_whole, seal
 from checkpoint.values.keys import version_digest
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="what Windows leaves after a crash is not modelled")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="what Windows leaves after a crash is not modelled"),
+]
 
 SEED = seed_of_tests()
 THIS = "tests/test_crash_states.py"

@@ -162,6 +162,7 @@ def test_what_is_known_of_the_function_is_untouched() -> None:
     assert inspect.getsource(assigned) == inspect.getsource(raw)
 
 
+@pytest.mark.slow
 def test_functions_of_other_kinds_can_be_mapped() -> None:
     """Partials, callable objects, builtins, lambdas, and coroutine functions of each kind."""
 
@@ -183,6 +184,7 @@ def test_functions_of_other_kinds_can_be_mapped() -> None:
         assert asyncio.run(mapped.map([1, 2], progress=False)) == [2, 4]
 
 
+@pytest.mark.slow
 def test_what_a_partial_or_an_object_returns_is_rebuilt_too() -> None:
     """The annotation is that of the function inside."""
 
@@ -236,6 +238,7 @@ def test_what_cannot_be_mapped_is_refused_at_decoration(function: Any, says: str
     assert os.listdir() == []
 
 
+@pytest.mark.slow
 def test_one_item_may_stand_in_any_shape_of_one_argument() -> None:
     """A default, `*args`, positional-only, and further arguments with defaults."""
 
@@ -282,6 +285,7 @@ def test_an_unknown_option_names_those_there_are() -> None:
 # --- methods ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_method_is_mapped_on_its_instance() -> None:
     """Each instance has its own version: its attributes."""
     assert Scorer("a").score.map(["x"], progress=False) == ["a:x"]
@@ -304,6 +308,7 @@ def test_a_method_on_the_class_is_refused_at_once() -> None:
     assert os.listdir() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["class_outside", "class_inside", "static_outside", "static_inside"])
 @pytest.mark.parametrize("holder", [Scorer, Scorer("a")], ids=["class", "instance"])
 def test_class_and_static_methods_are_mapped_in_either_order_of_decorators(name: str, holder: Any) -> None:
@@ -332,6 +337,7 @@ def test_a_method_that_takes_no_item_is_refused() -> None:
         Empty().method.map([1])
 
 
+@pytest.mark.slow
 def test_methods_are_inherited_and_overridden() -> None:
     """`super()` calls the plain method; each has its own checkpoint."""
     child = Child("m")
@@ -342,6 +348,7 @@ def test_methods_are_inherited_and_overridden() -> None:
     assert dict(Scorer("m").score.results) == {"x": "m:x"}
 
 
+@pytest.mark.slow
 def test_a_method_that_reads_what_cannot_be_told_needs_a_version() -> None:
     """It names the attribute and the code to write; an attribute that the method does not read is no matter."""
 
@@ -375,6 +382,7 @@ def test_a_method_that_reads_what_cannot_be_told_needs_a_version() -> None:
     assert Client().named.map([1], progress=False) == [1]
 
 
+@pytest.mark.slow
 def test_a_method_with_slots_has_their_attributes_as_its_version() -> None:
     """Whether they stand in `__dict__` or not."""
 
@@ -411,6 +419,7 @@ def test_a_secret_attribute_is_not_written_down() -> None:
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_version_is_computed_anew_and_the_old_one_counts_again() -> None:
     """Going back costs nothing."""
     calls: list[int] = []
@@ -434,6 +443,7 @@ def test_a_version_function_needs_an_instance() -> None:
         checkpointed("f", version=lambda self: 1)(raw).map([1])
 
 
+@pytest.mark.slow
 def test_a_version_function_of_a_class_method_is_given_the_class() -> None:
     """That is what it is bound to."""
 
@@ -451,6 +461,7 @@ def test_a_version_function_of_a_class_method_is_given_the_class() -> None:
     assert [cls.run.map([1], progress=False)[0] for cls in (Base, Derived)] == ["base", "derived"]
 
 
+@pytest.mark.slow
 def test_closures_are_mapped_each_under_its_version() -> None:
     """As in a loop over models."""
 
@@ -497,6 +508,7 @@ def test_copy_and_deepcopy_return_the_function_itself() -> None:
         assert copy.deepcopy({"f": function})["f"] is function
 
 
+@pytest.mark.slow
 def test_cloudpickle_keeps_map_in_a_fresh_process() -> None:
     """Of a function of `__main__`, a recursive one, a closure, a copy, and a method of a class of `__main__`."""
     run_script(
@@ -541,6 +553,7 @@ def test_cloudpickle_takes_an_imported_function_by_reference() -> None:
     assert pickle.loads(cloudpickle.dumps(by_name)) is by_name
 
 
+@pytest.mark.slow
 def test_a_spawned_pool_calls_the_plain_function() -> None:
     """It travels by its name, and workers write nothing."""
     told = run_script(
@@ -560,6 +573,7 @@ def test_a_spawned_pool_calls_the_plain_function() -> None:
     assert told == "[2, 4] False"
 
 
+@pytest.mark.slow
 def test_a_failed_map_in_a_worker_reaches_its_parent() -> None:
     """An exception that does not unpickle would leave the pool waiting for ever."""
     told = run_script(
@@ -608,6 +622,7 @@ def test_options_make_a_copy_and_leave_the_function() -> None:
     assert calls == [1, 1]
 
 
+@pytest.mark.slow
 def test_options_of_a_method_stay_bound() -> None:
     """An instance's copy is called and mapped without the instance."""
     for holder, name in ((Scorer("a"), "score"), (Scorer, "class_outside"), (Scorer, "static_outside")):
@@ -618,6 +633,7 @@ def test_options_of_a_method_stay_bound() -> None:
         assert (copied.runner.records.store.directory / f"copied_{name}_results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_seeds_are_the_same_in_every_process_and_release() -> None:
     """64 bits of name and key; equal keys have equal seeds."""
     f = checkpointed("simulations")(lambda run: run)
@@ -628,6 +644,7 @@ def test_seeds_are_the_same_in_every_process_and_release() -> None:
     assert run_script(script, PYTHONHASHSEED="1") == "18196424338275921620"
 
 
+@pytest.mark.slow
 def test_seeds_are_spread() -> None:
     """No two of ten thousand are equal, and each bit is set in about half of them."""
     f = checkpointed("simulations")(lambda run: run)
@@ -637,6 +654,7 @@ def test_seeds_are_spread() -> None:
         assert 4500 < sum(seed >> bit & 1 for seed in seeds) < 5500
 
 
+@pytest.mark.slow
 def test_results_and_errors_are_mappings_read_on_demand() -> None:
     """By key, in the order in which they were saved; they see what comes later, and nobody writes through them."""
     f = checkpointed("f", key=lambda n: f"k{n}")(lambda n: 6 // n)
@@ -660,6 +678,7 @@ def test_results_and_errors_are_mappings_read_on_demand() -> None:
     assert "1 errors" in repr(errors)
 
 
+@pytest.mark.slow
 def test_results_see_what_another_process_writes() -> None:
     """Without being opened again."""
     f = checkpointed("shared")(lambda n: n)
@@ -767,6 +786,7 @@ FORKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")
 @pytest.mark.parametrize(("before", "child", "says", "reason"), FORKS, ids=[reason for *_, reason in FORKS])
@@ -789,6 +809,7 @@ def plainly(n: int) -> Any:
     return awaited(n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"workers": 2}, {"executor": "processes", "workers": 1}], ids=str)
 def test_a_coroutine_behind_a_plain_wrapper_is_told_with_what_to_do(tmp_path: Path, options: dict[str, Any]) -> None:
     """Nothing is recorded of it, and nothing warns of what was never awaited."""

@@ -20,6 +20,8 @@ from checkpoint import CheckpointedRunner
 from checkpoint.cli import demo
 from checkpoint.cli.demo import Function, Module
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
 COMMAND = [sys.executable, "-m", "checkpoint", "demo"]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="the commands shown there are for cmd.exe; no signals")

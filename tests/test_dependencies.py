@@ -316,6 +316,7 @@ RERUNS: list[tuple[dict[str, str], str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_reruns_that_change_nothing_have_one_fingerprint_and_are_not_refused(directory: Path) -> None:
     """Other processes, directories, hash seeds, time zones and locales, with clocks and ids of each process's own."""
     (directory / "elsewhere").mkdir()

@@ -65,6 +65,7 @@ def run(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     ("body", "reason"),
@@ -83,6 +84,7 @@ def test_a_sweep_over_many_names_runs_with_few_descriptors(tmp_path: Path, body:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("too many open files")
 def test_too_many_open_files(tmp_path: Path) -> None:
     """Results that are kept keep their files: the error says what to do, and they are all readable afterwards."""
@@ -138,6 +140,7 @@ assert results == list(range(2 * {count}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counted by /proc")
 @pytest.mark.parametrize(
     ("count", "limit"), [(150, 256), (150, 4000), pytest.param(2000, 256, marks=pytest.mark.soak)], ids=str
@@ -208,6 +211,7 @@ def in_place(directory: Path) -> None:
         file.write(by)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("change", [by_clear, by_compaction, by_hand, in_place])
 def test_a_journal_that_changes_while_it_is_let_go_is_read_anew(tmp_path: Path, change: object) -> None:

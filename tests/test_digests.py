@@ -191,6 +191,7 @@ def test_many_digests() -> None:
     assert list(Digests(*halves)) == several
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 3).map(lambda n: n * 0x0101010101010101) | st.integers(0, LOW), max_size=20),
     st.sets(st.integers(0, 3).map(lambda n: n * 0x0101010101010101) | st.integers(0, LOW), max_size=12),

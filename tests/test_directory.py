@@ -133,6 +133,7 @@ def named(n: int) -> int:
     return n
 
 
+@pytest.mark.slow
 def test_a_pickled_copy_takes_its_directory_along(tmp_path: Path) -> None:
     """It arrives elsewhere, and means the checkpoint that it meant where it was pickled."""
     copy = named.options(name="copied")

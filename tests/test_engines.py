@@ -107,9 +107,13 @@ ENGINES = [
     sharing("ProcessPoolExecutor", process_pool),
     *([sharing("loky", loky_pool)] if HAS_LOKY else []),
 ]
+SLOW = {"processes", "ProcessPoolExecutor", "loky"}  # those that begin processes
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(engine, id=engine.name, marks=pytest.mark.slow if engine.name in SLOW else ()) for engine in ENGINES],
+)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 def test_every_engine_keeps_every_law(law: Law, engine: Engine, tmp_path: Path) -> None:
     """One contract, whatever runs the function."""
@@ -186,6 +190,7 @@ def test_check_is_silent_where_all_laws_hold(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(law.__name__ for law in LAWS[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a given executor breaks")
 @posix
 def test_a_process_pool_whose_worker_is_killed_is_broken_and_no_item_has_failed(tmp_path: Path) -> None:
@@ -312,6 +317,7 @@ def is_gone(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C", "the parent of worker processes is killed")
 @posix
 @pytest.mark.parametrize(("kind", "at_once"), DRIVERS, ids=[kind for kind, _ in DRIVERS])
@@ -523,6 +529,7 @@ def collecting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str],
 WITHIN = [(Pass, "settle"), (Index, "add"), (Coordinator, "_all_judged"), (Schedule, "answered"), (Journal, "append")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name"), WITHIN, ids=[name for _, name in WITHIN])
 @pytest.mark.parametrize(
     "options", [{"workers": 4}, {"executor": "processes", "workers": 2}], ids=["threads", "processes"]
@@ -577,6 +584,7 @@ def dropped_in_a_cycle(how: str, directory: Path) -> tuple[Any, Any]:
     return (g, loop), kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["here", "in another thread"])
 @pytest.mark.parametrize("how", DROPPED)
 def test_a_collection_waits_for_nothing_and_takes_no_lock(how: str, where: str, tmp_path: Path) -> None:
@@ -621,6 +629,7 @@ def test_a_collection_waits_for_nothing_and_takes_no_lock(how: str, where: str, 
         assert list(f.map([-1, -2], progress=False)) == [-1, -2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
 def test_a_stream_that_is_left_in_a_line_has_ended_in_the_next(engine: str, tmp_path: Path) -> None:
     """What ran has finished and is saved, and the checkpoint is free for others."""
@@ -633,6 +642,7 @@ def test_a_stream_that_is_left_in_a_line_has_ended_in_the_next(engine: str, tmp_
     assert len(f.results) >= 1
 
 
+@pytest.mark.slow
 def test_a_loop_that_is_closed_ends_what_it_maps(tmp_path: Path) -> None:
     """The checkpoint is free at once for this process, and for others before long, without a collection."""
 
@@ -675,6 +685,7 @@ def a_moment_and_then_longer(n: int) -> int:
     return n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name"), WITHIN[:2], ids=[name for _, name in WITHIN[:2]])
 def test_a_stream_may_be_collected_by_the_event_loop_that_settles(
     owner: Any, name: str, collecting: Any, tmp_path: Path
@@ -720,6 +731,7 @@ def test_locks_are_taken_in_one_order() -> None:
     assert locks.holding() == []
 
 
+@pytest.mark.slow
 def test_locks_cost_nothing_where_their_order_is_not_checked() -> None:
     """They are those of `threading`."""
     script = "import threading, checkpoint.locks as l; print(type(l.lock('pass')) is type(threading.Lock()))"

@@ -25,6 +25,8 @@ from checkpoint import BrokenWorkers, InvalidOption, UnsendableItem, checkpointe
 from checkpoint.execution import executors as executors_module
 from checkpoint.execution.executors import make_calls
 
+pytestmark = pytest.mark.slow
+
 HAS_LOKY = importlib.util.find_spec("loky") is not None
 QUIET: dict[str, Any] = {"progress": False}
 

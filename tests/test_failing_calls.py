@@ -41,7 +41,10 @@ if sys.platform == "win32":
 
 import fcntl
 
-pytestmark = pytest.mark.usefixtures("frozen")  # garbage is collected after each of thousands of plays
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("frozen"),  # garbage is collected after each of thousands of plays
+]
 
 SHM = "/dev/shm" if os.path.isdir("/dev/shm") else None  # thousands of checkpoints are made
 

@@ -126,6 +126,7 @@ assert sorted(again) == sorted(set(range(80)) - set(there) - {next(iter(unsaved)
 )
 
 
+@pytest.mark.slow
 @pytest.mark.promise("disk full, quota, file-size limit")
 @linux
 @pytest.mark.parametrize("engine", ["serial", "threads", "tasks"])
@@ -242,6 +243,7 @@ def test_what_a_failed_sync_left_is_written_again_before_it_counts(
     assert "written" not in told, "once is enough"
 
 
+@pytest.mark.slow
 @pytest.mark.promise("read-only directory or file")
 @linux
 def test_a_read_only_file_system_is_told_before_anything_is_paid_for(tmp_path: Path) -> None:
@@ -276,6 +278,7 @@ assert called == []
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("read-only directory or file")
 @posix
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root may become another user")
@@ -312,6 +315,7 @@ assert sorted(computed) == sorted(set(range(60)) - there)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("disk full, quota, file-size limit")
 @posix
 def test_a_file_size_limit_in_the_middle_of_a_stream(tmp_path: Path) -> None:
@@ -343,6 +347,7 @@ def _restore_a_backup(directory: Path) -> None:
         (directory / name).write_bytes(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.promise("journal deleted, replaced or truncated while open")
 @posix
 @pytest.mark.parametrize("workers", [None, 3])
@@ -465,6 +470,7 @@ def crowd(directory: Path, names: list[str]) -> list[tuple[int, int, int, set[in
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes", "threads")
 def test_of_eight_processes_of_sixteen_threads_one_writes(tmp_path: Path, make: Opener) -> None:
     """The others are told at once by whom they are locked out and change nothing; every record is there, and whole."""
@@ -479,6 +485,7 @@ def test_of_eight_processes_of_sixteen_threads_one_writes(tmp_path: Path, make: 
     assert found == {(t, n): [winner, t, n, "x" * (37 * n)] for t in range(16) for n in range(40)}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_eight_processes_write_eight_checkpoints_in_one_directory(tmp_path: Path, make: Opener) -> None:
     """Names that begin alike, or differ in case only by more than case, never meet."""
@@ -527,6 +534,7 @@ assert statuses == [0] * 7, statuses
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork", "threads")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_forks_in_the_middle_of_a_map_with_threads(tmp_path: Path) -> None:
@@ -575,6 +583,7 @@ def test_the_order_in_the_file_decides_whatever_the_clock_says(
 # --- giants ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("giant or deep records")
 def test_a_giant_line_of_rubbish_damages_itself_only(tmp_path: Path, make: Opener) -> None:
     """50 MB without an end, NULs or depth, between two records: both are there, and no message quotes it."""
@@ -678,6 +687,7 @@ def fails_with_a_secret_at_hand(item: dict[str, str]) -> int:
     return inner()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("secrets")
 @pytest.mark.parametrize("options", [{}, {"workers": 3}, {"executor": "processes", "workers": 1}], ids=str)
 def test_no_secret_is_written_down(
@@ -767,6 +777,7 @@ def test_no_file_of_ours_is_written_through_a_link(tmp_path: Path, name: str, ex
         assert runner.get_result(1) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.promise("symlinks, permissions")
 @posix
 def test_every_kind_of_file_follows_the_umask(tmp_path: Path) -> None:
@@ -898,6 +909,7 @@ def dies(item: str) -> str:
     return item * 2
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a worker process dies")
 @posix
 def test_an_item_whose_worker_segfaults_fails_alone_by_the_signals_name(tmp_path: Path) -> None:
@@ -1035,6 +1047,7 @@ runner.save_result(0, 1)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="it is slowed down by that")
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 def test_a_process_with_a_pass_that_nobody_ended_ends_though_the_disk_is_slow(tmp_path: Path) -> None:
@@ -1044,6 +1057,7 @@ def test_a_process_with_a_pass_that_nobody_ended_ends_though_the_disk_is_slow(tm
         assert keys_in(tmp_path / str(part) / "j_results.jsonl") == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("threads")
 def test_versions_may_be_opened_while_meta_is_written(tmp_path: Path, make: Opener) -> None:
     """Whoever runs a pass does not notice."""
@@ -1103,6 +1117,7 @@ print(main(["check", "j", "--dir", sys.argv[1]]) in (0, 1))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("symlinks, permissions")
 @posix
 @pytest.mark.parametrize(

@@ -335,6 +335,7 @@ def in_a_child(then: str = "", **variables: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_files_that_change_on_disk_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process reads what it runs: the same digest in each, another one after an edit, the first one after undo."""
     monkeypatch.chdir(tmp_path)
@@ -357,6 +358,7 @@ def test_files_that_change_on_disk_are_told_apart(tmp_path: Path, monkeypatch: p
     assert in_a_child() == first
 
 
+@pytest.mark.slow
 def test_a_module_that_is_reloaded_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As notebooks do."""
     monkeypatch.chdir(tmp_path)
@@ -378,6 +380,7 @@ def functions_of(path: str) -> Iterator[types.CodeType]:
             yield code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["textwrap", "fractions", "enum", "functools", "ast", "asyncio.tasks"])
 def test_formatting_does_not_count_for_whole_modules(module: str, tmp_path: Path) -> None:
     """Each function of Python's own modules has the digest of the same one as `ast.unparse` writes it."""
@@ -406,6 +409,7 @@ VALUE = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(VALUE, VALUE)
 def test_values_are_one_where_their_canonical_spelling_is(one: Any, other: Any) -> None:

@@ -185,6 +185,7 @@ def _chained(first: str, second: str) -> Exception:
             return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "reason"), LONG, ids=[reason for _, reason in LONG])
 def test_what_a_failure_leaves_on_disk_has_a_bound(make: Any, reason: str, tmp_path: Path) -> None:
     """A message is cut, and says how long it was; it stands there once, and a line of it in the traceback."""

@@ -34,6 +34,8 @@ if sys.platform == "win32":
 
 import fuzzing
 
+pytestmark = pytest.mark.slow
+
 CORPUS = Path(__file__).parent / "corpus"
 SEED = seed_of_tests()
 COUNT = 1000  # mutations, of each of two processes: some ten seconds

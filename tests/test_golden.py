@@ -88,6 +88,7 @@ def test_digests_stay_what_they_are(kind: str) -> None:
     assert digests()[kind] == written[kind]
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_another_process() -> None:
     """Under another hash seed, and where nothing of these tests was imported before."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONHASHSEED": "7"}

@@ -48,6 +48,8 @@ from checkpoint.storage.record import seal
 from checkpoint.values import limits
 from checkpoint.values.codec import Codec
 
+pytestmark = pytest.mark.slow
+
 SEED = seed_of_tests()
 WIDE = os.environ.get("CHECKPOINT_TEST_HOSTILE") == "wide"
 _OF_INDEX = {kind for kind in KINDS if kind.startswith("an index")}

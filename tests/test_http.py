@@ -305,6 +305,7 @@ FAILING = {prompt for prompt in PROMPTS if prompt.startswith(("refused", "empty"
 # --- killed and resumed ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_a_killed_job_asks_again_only_what_was_in_flight(kind: str, workers: int, api: Api, tmp_path: Path) -> None:
@@ -330,6 +331,7 @@ def test_a_killed_job_asks_again_only_what_was_in_flight(kind: str, workers: int
         assert type(result) is ItemError if prompt in FAILING else result == wanted(prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 @pytest.mark.parametrize("lines", [1, 17, 50])
@@ -355,6 +357,7 @@ def executed_in(prompts: list[str]) -> list[str]:
     return [prompt for prompt in prompts if prompt not in FAILING]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
@@ -400,6 +403,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), [("threads", 1), *KINDS])
 def test_each_fault_costs_what_it_should(kind: str, workers: int, api: Api, tmp_path: Path) -> None:
     """Requests as the server counts them, attempts and failures as the records say."""
@@ -417,6 +421,7 @@ def test_each_fault_costs_what_it_should(kind: str, workers: int, api: Api, tmp_
             assert result == wanted(prompt), reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_a_refused_prompt_is_a_failure_and_never_a_result(kind: str, workers: int, api: Api, tmp_path: Path) -> None:
     """It is requested again on the next run, as failures are; not if they are to stand; and no more once answered."""
@@ -445,6 +450,7 @@ NETWORK = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failure", "reason"), NETWORK, ids=[reason for _, reason in NETWORK])
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_a_retry_covers_the_network_by_default(
@@ -462,6 +468,7 @@ def test_a_retry_covers_the_network_by_default(
     assert (result.type, result.attempts) == (failure, 3), reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_a_failure_says_what_the_server_answered(kind: str, workers: int, api: Api, tmp_path: Path) -> None:
     """`map` raises httpx's own exception, with its response; the record names type and status."""
@@ -500,6 +507,7 @@ def ask_and_raise(kind: str, url: str, directory: Path, workers: int) -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers", "word"), [(*KINDS[0], "limited"), (*KINDS[1], "limited"),
                                                        (*KINDS[0], "overloaded")])  # fmt: skip
 def test_a_limit_that_several_meet_pauses_the_whole_pass(
@@ -520,6 +528,7 @@ def test_a_limit_that_several_meet_pauses_the_whole_pass(
     assert api.asked() == Counter(prompts) + Counter(request.prompt for request in early) + Counter(prompts[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), [("threads", 1), *KINDS])
 def test_a_rate_is_kept_as_the_server_sees_it(kind: str, workers: int, api: Api, tmp_path: Path) -> None:
     """The first 10 requests may come at once, the next 10 not before 0.4 s are over, and so on; retries are among them.

@@ -60,6 +60,7 @@ def read_all(directory: Path, **options: Any) -> dict[Any, Any]:
 # --- the file is only a cache ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_no_flipped_byte_of_an_index_changes_a_result(tmp_path: Path, free_sync: None) -> None:
     """Every byte of its header and its page table, and every third of its entries, by two masks."""
@@ -79,6 +80,7 @@ def test_no_flipped_byte_of_an_index_changes_a_result(tmp_path: Path, free_sync:
     assert read_all(tmp_path) == VALUES
 
 
+@pytest.mark.slow
 @pytest.mark.promise("meta or index missing, empty, garbage, stale")
 def test_an_index_cut_at_any_byte_changes_no_result(tmp_path: Path, free_sync: None) -> None:
     """Every truncation length of the entries and of the header's end."""
@@ -229,6 +231,7 @@ def test_the_index_is_replaced_whole_and_never_through_a_link(make: Opener, tmp_
     assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_an_index_that_cannot_be_written_is_no_error(make: Opener, tmp_path: Path) -> None:
     """It is only a cache, with 200 versions too."""
     for version in range(200):
@@ -308,6 +311,7 @@ def line_of(version: str, key: Any, kind: str, digest: int, padding: int) -> byt
     return seal(head + (b',"input":"%b"' % text if digest else b""))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(records, max_size=30),
@@ -362,6 +366,7 @@ def test_an_index_answers_as_a_dict_does(
     assert {index.latest for index in (scanned, loaded, partly, again, onward)} == {learned.latest}
 
 
+@pytest.mark.slow
 def test_keys_that_were_read_are_searched_for_a_few_times_and_then_hashed(tmp_path: Path) -> None:
     """Opening and a look-up hash nothing; what is found is the same before and after, the last of equal keys."""
     path, some = tmp_path / "journal", [*range(5), "a", 'a","b', "b", "\u2028", "1", 1.5, None, True, 2**63]

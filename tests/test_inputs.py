@@ -195,6 +195,7 @@ def test_what_would_run_over_parts_is_refused_with_the_fix(
         way(refused)
 
 
+@pytest.mark.slow
 def test_a_table_is_not_copied_whole() -> None:
     """Rows are Python objects a block at a time."""
     frame = pd.DataFrame({f"c{column}": np.arange(20_000) * 1.5 + column for column in range(40)})
@@ -237,6 +238,7 @@ INDEXES: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("index", "reason"), INDEXES, ids=[reason for _, reason in INDEXES])
 def test_results_go_on_the_rows_that_they_are_of(index: Any, reason: str) -> None:
     """By column assignment, by `assign` and by `join`, whatever the index is."""
@@ -266,8 +268,10 @@ def test_results_are_a_sequence_to_every_library() -> None:
         dict(results)
 
 
+@pytest.mark.slow
 def test_a_failed_item_has_a_row_of_nulls_in_its_place() -> None:
     """So that no row moves up."""
+    polars(), arrow()
     frame = pd.DataFrame({"id": ["a", "b", "c"], "n": [1, 0, 2]}, index=[4, 8, 6])
     f = checkpointed("f", key="id")(lambda row: {"inverse": 2 // row["n"]})
     with pytest.raises(ItemsFailed) as caught:
@@ -283,6 +287,7 @@ def test_a_failed_item_has_a_row_of_nulls_in_its_place() -> None:
 
 def test_a_shard_has_the_index_of_its_own_rows() -> None:
     """And a Series gives its index too."""
+    arrow()
     frame = pd.DataFrame({"id": range(20)}, index=[f"row {number}" for number in range(20)])
     f = checkpointed("f", key="id")(twice)
     for number in range(3):

@@ -274,6 +274,7 @@ def check_ended_by(job: Job, number: int) -> None:
 # --- the first signal ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(
     ("engine", "consume", "number"),
@@ -303,6 +304,7 @@ def test_the_first_signal_lets_what_runs_finish(
     assert resumed(tmp_path) == [n for n in range(20) if n not in running]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["threads", "processes", "asyncio"])
 def test_nothing_is_begun_after_the_signal_while_a_consumer_is_busy(start: Starter, engine: str) -> None:
     """Items that were drawn ahead are not begun, though whoever consumes the stream looks only much later."""
@@ -321,6 +323,7 @@ def test_nothing_is_begun_after_the_signal_while_a_consumer_is_busy(start: Start
     assert job.called() == [*range(8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_signal_ends_an_endless_stream(start: Starter, engine: str) -> None:
     """Items without end are no reason to go on."""
@@ -337,6 +340,7 @@ def test_a_signal_ends_an_endless_stream(start: Starter, engine: str) -> None:
 # --- the second ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("engine", ENGINES)
@@ -358,6 +362,7 @@ def test_the_second_signal_stops_at_once(start: Starter, tmp_path: Path, engine:
     assert resumed(tmp_path) == [*range(3, 20)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["threads", "processes"])
 def test_the_second_signal_stops_a_busy_consumer_too(start: Starter, engine: str) -> None:
     """It comes up in the body of the loop, and nobody waits for what runs."""
@@ -371,6 +376,7 @@ def test_the_second_signal_stops_a_busy_consumer_too(start: Starter, engine: str
     check_ended_by(job, signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_the_second_signal_names_how_it_ends(start: Starter) -> None:
     """Ctrl-C, and then a SIGTERM from whoever does not wait: the exit code is the second one's."""
     job = start(JOB + MAIN, job={"engine": "threads", "grace": 3600})
@@ -381,6 +387,7 @@ def test_the_second_signal_names_how_it_ends(start: Starter) -> None:
     check_ended_by(job, signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("second", ["a second signal", "grace"])
 def test_a_consumer_that_awaits_something_else_is_stopped_too(start: Starter, number: int, second: str) -> None:
@@ -401,6 +408,7 @@ def test_a_consumer_that_awaits_something_else_is_stopped_too(start: Starter, nu
 # --- the time --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(("grace", "number"), [(0.3, signal.SIGTERM), (0, signal.SIGINT)])
 @pytest.mark.parametrize("engine", ENGINES)
@@ -511,6 +519,7 @@ ENDS: list[tuple[str, Callable[[Any], Any], Any, dict[str, Any], type[BaseExcept
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reason", "function", "items", "options", "error"), ENDS, ids=[end[0] for end in ENDS])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_handlers_are_put_back(
@@ -528,6 +537,7 @@ def test_handlers_are_put_back(
     assert handlers() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["close", "drop"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_handlers_are_put_back_when_a_stream_is_left(engine: str, how: str) -> None:
@@ -545,6 +555,7 @@ class InACycle:
         self.held, self.itself = held, self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["close", "collect"])
 @pytest.mark.parametrize("engine", ["serial", "threads", "processes"])
 def test_a_stream_that_another_thread_drops_leaves_no_handler(engine: str, how: str) -> None:
@@ -630,6 +641,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @pytest.mark.parametrize("options", ["workers=1", "workers=2", "workers=2, executor='processes'"])
 def test_what_is_forked_within_a_pass_keeps_no_handler_of_ours(start: Starter, options: str) -> None:
@@ -640,6 +652,7 @@ def test_what_is_forked_within_a_pass_keeps_no_handler_of_ours(start: Starter, o
     assert job.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_users_own_handler_is_kept_and_works(engine: str) -> None:
     """Who has set a handler gets the signals, during a pass too."""
@@ -665,6 +678,7 @@ def test_a_users_own_handler_is_kept_and_works(engine: str) -> None:
     assert seen == SIGNALS * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_handler_that_is_set_during_a_pass_stays(engine: str) -> None:
     """What the user sets meanwhile is not overwritten by what was there before."""
@@ -715,6 +729,7 @@ async def asquare(n: int) -> int:
     return n * n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_handler_is_touched_outside_the_main_thread(engine: str) -> None:
     """A pass in another thread leaves signals alone."""
@@ -731,6 +746,7 @@ def test_no_handler_is_touched_outside_the_main_thread(engine: str) -> None:
     assert during == before == handlers()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupted_pass_in_this_process_can_go_on(engine: str) -> None:
@@ -821,6 +837,7 @@ note("after", "the pass")
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consume", ["map", "stream"])
 @pytest.mark.parametrize(("how", "ended_by"), [("cancel", "CancelledError"), ("timeout", "TimeoutError")])
 def test_cancellation_ends_the_pass(start: Starter, tmp_path: Path, how: str, ended_by: str, consume: str) -> None:
@@ -853,6 +870,7 @@ import gc; gc.collect()
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consume", ["map", "stream"])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_plain_event_loop_is_interrupted_too(start: Starter, again: bool, consume: str) -> None:
@@ -906,6 +924,7 @@ except KeyboardInterrupt:
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consume", ["map", "stream"])
 @pytest.mark.parametrize("by", ["a second signal", "grace", "a cancellation, and two signals"])
 def test_calls_that_swallow_their_cancellation_hold_up_no_interrupt(start: Starter, by: str, consume: str) -> None:
@@ -929,6 +948,7 @@ def test_calls_that_swallow_their_cancellation_hold_up_no_interrupt(start: Start
     assert job.stderr.count("all of them saved") == 1
 
 
+@pytest.mark.slow
 def test_a_consumer_that_gives_up_on_each_outcome_is_stopped_by_the_second_signal(start: Starter) -> None:
     """`wait_for` of Python 3.11 asks for each outcome in another task: the last one is told."""
     job = start(
@@ -952,6 +972,7 @@ asyncio.run(main())
     assert job.results() == {0: 0, 1: 1, 2: 4}
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_terminal_that_is_closed_lets_what_runs_finish(tmp_path: Path, engine: str) -> None:
@@ -987,6 +1008,7 @@ def test_a_terminal_that_is_closed_lets_what_runs_finish(tmp_path: Path, engine:
 # --- processes: groups -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGHUP])
 def test_worker_processes_finish_when_the_group_is_signalled(start: Starter, tmp_path: Path, number: int) -> None:
@@ -1003,6 +1025,7 @@ def test_worker_processes_finish_when_the_group_is_signalled(start: Starter, tmp
     assert resumed(tmp_path) == [n for n in range(20) if n not in running]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_worker_processes_that_are_being_started_ignore_it_too(start: Starter, number: int) -> None:
     """A signal to the group while workers import the main module ends the pass, and none of them prints a traceback."""
@@ -1017,6 +1040,7 @@ def test_worker_processes_that_are_being_started_ignore_it_too(start: Starter, n
     assert sorted(map(int, job.lines("returned"))) == job.called()
 
 
+@pytest.mark.slow
 def test_what_a_workers_function_starts_gets_signals_as_ever(start: Starter) -> None:
     """A child that a function starts and terminates is ended: what workers do about SIGTERM is not handed down."""
     script = """
@@ -1072,6 +1096,7 @@ def command_of(pid: int) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 @pytest.mark.promise("the parent of worker processes is killed")
 @linux
 @pytest.mark.parametrize("how", ["a timeout", "the parent is killed", "the worker is killed", "the group is signalled"])
@@ -1097,6 +1122,7 @@ def stopped(pids: list[int]) -> list[bool]:
     return [Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] == "T" for pid in pids]
 
 
+@pytest.mark.slow
 @linux
 def test_a_job_that_is_stopped_at_a_terminal_stops_as_a_whole_and_goes_on(tmp_path: Path) -> None:
     """Ctrl-Z and `fg` reach workers and what they have started; a job that no shell could have go on is not stopped."""
@@ -1135,6 +1161,7 @@ BUSY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.promise("the parent of worker processes is killed")
 @linux
 @pytest.mark.parametrize("busy", BUSY)
@@ -1159,6 +1186,7 @@ LEAVES = {
 }
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("leave", LEAVES)
 def test_no_worker_outlives_its_pass(start: Starter, leave: str) -> None:
@@ -1208,6 +1236,7 @@ SUSPENDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "consume"),
     [*((engine, consume) for engine in ("threads", "processes") for consume in SUSPENDED), ("asyncio", "suspended")],
@@ -1259,6 +1288,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a worker process dies")
 @pytest.mark.parametrize(
     "delays", [[0.0, 0.01, 0.04], pytest.param([n / 500 for n in range(60)], marks=pytest.mark.soak)]
@@ -1287,6 +1317,7 @@ def test_a_worker_that_is_killed_while_it_sends_takes_its_item_with_it_only(
             job.close()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a worker process dies")
 def test_a_death_is_noticed_though_a_child_holds_the_pipe(start: Starter) -> None:
     """A process that the function forked, and that outlives it, has the worker's end of the pipe too."""
@@ -1318,6 +1349,7 @@ if __name__ == "__main__":
 # --- processes: what a script is -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("call", ["f.map(range(8), {})", "list(f.stream(range(8), {}))"])
 def test_a_script_without_a_guard_ends_with_an_error_that_shows_it(start: Starter, call: str) -> None:
@@ -1421,6 +1453,7 @@ exec(compile(open("cell.py").read(), "<cell 1>", "exec"), main.__dict__)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "what"),
     [
@@ -1450,6 +1483,7 @@ def test_functions_and_classes_of_the_main_module_work_in_processes(
 NO_CLOUDPICKLE = 'import sys\nsys.modules["cloudpickle"] = None\n'
 
 
+@pytest.mark.slow
 def test_a_function_of_a_module_needs_no_cloudpickle(start: Starter, tmp_path: Path) -> None:
     """The standard pickle is enough for what has a name: of a module, and of a script."""
     (tmp_path / "sitecustomize.py").write_text(NO_CLOUDPICKLE)
@@ -1468,6 +1502,7 @@ def test_a_function_of_a_module_needs_no_cloudpickle(start: Starter, tmp_path: P
     assert job.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_closure_without_cloudpickle_names_the_extra(start: Starter, tmp_path: Path) -> None:
     """The error says what to install, and that a top-level function needs nothing; nothing was started."""
     (tmp_path / "sitecustomize.py").write_text(NO_CLOUDPICKLE)
@@ -1477,6 +1512,7 @@ def test_a_closure_without_cloudpickle_names_the_extra(start: Starter, tmp_path:
     assert re.match(r"(checkpoint\.\w*\.?)ExtraNeeded: .*checkpoint-map\[processes\]", last), job.stderr
 
 
+@pytest.mark.slow
 def test_a_module_that_workers_cannot_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`BrokenWorkers` says why the function cannot be loaded; nothing is marked as failed."""
     (tmp_path / "elsewhere.py").write_text(
@@ -1528,6 +1564,7 @@ def shown_on_a_terminal(start: Starter, engine: str, number: int) -> tuple[Job, 
     return job, b"".join(shown).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "number"), [*((e, SIGNALS[0]) for e in ENGINES), ("threads", SIGNALS[1])])
 def test_a_terminals_lines_do_not_mix(start: Starter, engine: str, number: int) -> None:
     """Each message stands on a line of its own, and the bar's last line above the traceback tells how far it came."""

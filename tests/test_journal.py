@@ -100,6 +100,7 @@ def resume_from(directory: Path, data: bytes, whole: list[Any], torn: bytes) -> 
         assert list(again.iterate(KEYS)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.promise("torn tail")
 def test_a_journal_cut_at_any_byte_resumes_with_every_whole_record(tmp_path: Path, free_sync: None) -> None:
     """Every truncation length: whole records stay, the torn one is set aside and its item runs again."""
@@ -213,6 +214,7 @@ def every_flip(data: bytes, masks: tuple[int, ...]) -> list[tuple[int, int]]:
     return flips + [(place, 1 << bit) for place in range(start - 1, end + 1) for bit in (0, 1, 2, 3, 4, 6, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("damaged line in the middle")
 @pytest.mark.parametrize(
     ("version", "masks", "step"),
@@ -232,6 +234,7 @@ def test_no_flipped_byte_ever_yields_a_wrong_value(
         empty(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("damaged line in the middle")
 def test_no_flipped_bit_in_the_last_line_hides_the_version(tmp_path: Path, free_sync: None) -> None:
     """A runner that follows the last record's version follows the last intact one's."""
@@ -243,6 +246,7 @@ def test_no_flipped_bit_in_the_last_line_hides_the_version(tmp_path: Path, free_
             empty(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("damaged line in the middle")
 def test_all_results_of_a_flipped_journal_are_the_intact_ones(tmp_path: Path, free_sync: None) -> None:
     """Reading all of them tells of the damaged one once, and then goes on without it."""
@@ -395,6 +399,7 @@ def test_a_line_whose_checksum_was_deleted_by_hand_counts_as_written_by_hand(mak
     assert make().get_all_results() == {"a": "new"}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("giant or deep records")
 def test_a_50_mb_value_round_trips(make: Opener, tmp_path: Path) -> None:
     """Giant records cost memory and nothing else, the ones around them included."""
@@ -425,6 +430,7 @@ def test_a_long_text_is_saved_with_two_copies_of_it(make: Opener) -> None:
     assert runner.get_result("long") == value
 
 
+@pytest.mark.slow
 @pytest.mark.promise("giant or deep records")
 @pytest.mark.parametrize("end", [b"", b"\n"], ids=["at the end", "before a line"])
 @pytest.mark.skipif(not hasattr(os, "SEEK_DATA"), reason="files have no holes that can be skipped")
@@ -624,6 +630,7 @@ def in_another_process(directory: Path, *keys: str) -> tuple[str, str]:
     return ran.stdout.strip(), ran.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.promise("EIO on write or fsync")
 def test_another_process_writes_again_what_a_failed_sync_may_have_lost(
     make: Opener, tmp_path: Path, disk: Disk

@@ -70,6 +70,7 @@ def test_identities_are_equal_as_keys_are_in_a_dict(a: Any, b: Any) -> None:
     assert (identity(a) == identity(b)) is (a == b)
 
 
+@pytest.mark.slow
 @given(st.lists(KEYS, max_size=8))
 def test_identities_count_as_a_dict_does(keys: list[Any]) -> None:
     """As many different ones as a dict has keys."""
@@ -98,6 +99,7 @@ def test_keys_are_spelled_together_as_each_is(keys: list[Any]) -> None:
     assert keys_json(keys) == b"[%b]" % b",".join(map(key_json, keys))
 
 
+@pytest.mark.slow
 @given(st.lists(KEYS, max_size=5))
 def test_keys_survive_a_restart(keys: list[Any]) -> None:
     """What is done is done under any equal key, after the files are read anew."""

@@ -232,6 +232,7 @@ def zones() -> list[Any]:
     return made
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.datetimes(min_value=datetime(1980, 1, 1), max_value=datetime(2030, 1, 1)), st.sampled_from(zones()))
 def test_aware_moments_come_back_the_same(moment: datetime, zone: Any) -> None:
@@ -552,6 +553,7 @@ def openai_client() -> Any:
 ASKED: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 
 
+@pytest.mark.slow
 def test_answers_of_openai_come_back_as_they_were(openai_client: Any) -> None:
     """ChatCompletion and the parsed one, with their request id and with what the vendor added."""
     from openai.types.chat import ChatCompletion, ParsedChatCompletion

@@ -77,6 +77,7 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
 # --- two processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing(
     make: Opener, tmp_path: Path, child: Child
@@ -104,6 +105,7 @@ def test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing(
     assert bytes_of(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_the_value_that_a_locked_checkpoint_refused_is_on_the_error(make: Opener, child: Child) -> None:
     """A paid-for value is never dropped."""
@@ -113,6 +115,7 @@ def test_the_value_that_a_locked_checkpoint_refused_is_on_the_error(make: Opener
     assert locked.value.unsaved == {3: "ours"}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_the_lock_of_a_killed_owner_needs_no_cleaning_up(make: Opener, child: Child) -> None:
     """SIGKILL lets it go; what the dead one had saved is there."""
@@ -126,6 +129,7 @@ def test_the_lock_of_a_killed_owner_needs_no_cleaning_up(make: Opener, child: Ch
     assert runner.get_all_results() == {1: "theirs", 2: "ours"}
 
 
+@pytest.mark.slow
 def test_a_reader_sees_what_is_saved_while_it_reads(make: Opener, child: Child) -> None:
     """Readers never wait and never lock: each look shows what has been acknowledged so far."""
     child.ask("globals().setdefault('running', runner.iterate(range(99))) and next(running)")
@@ -138,6 +142,7 @@ def test_a_reader_sees_what_is_saved_while_it_reads(make: Opener, child: Child) 
     assert not reader.records.store.writer.writing
 
 
+@pytest.mark.slow
 def test_a_reader_follows_a_clear_by_another_process(make: Opener, child: Child) -> None:
     """Files that are gone, and begun anew, are noticed by who only reads."""
     child.ask("runner.save_result(1, 'theirs')")
@@ -149,6 +154,7 @@ def test_a_reader_follows_a_clear_by_another_process(make: Opener, child: Child)
     assert reader.get_all_results() == {2: "theirs"}
 
 
+@pytest.mark.slow
 def test_the_lock_goes_over_to_another_process_when_a_pass_ends(make: Opener, child: Child) -> None:
     """Writers take turns without closing anything, and each sees what the others saved."""
     runner = make()
@@ -159,6 +165,7 @@ def test_the_lock_goes_over_to_another_process_when_a_pass_ends(make: Opener, ch
     assert len(runner.get_all_results()) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_what_another_process_finished_meanwhile_is_not_run_again(make: Opener, child: Child) -> None:
     """Done is looked up once more when the lock is taken."""
@@ -260,6 +267,7 @@ def test_the_lock_is_let_go_a_second_after_the_last_write_outside_a_pass(
     assert not held_elsewhere(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_unreachable_runner_is_let_go_of_in_the_middle_of_opening_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +316,7 @@ def test_an_interrupt_while_locking_leaves_no_lock_behind(tmp_path: Path, monkey
     lock.release()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_a_lock_file_that_is_deleted_is_made_again_within_a_second(
     make: Opener, tmp_path: Path, ticker: Any, child: Child
@@ -324,6 +333,7 @@ def test_a_lock_file_that_is_deleted_is_made_again_within_a_second(
     assert make().get_all_results() == {"a": 1, "b": 2, "d": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("two writing processes")
 def test_who_finds_that_another_has_taken_a_deleted_lock_writes_no_more(
     make: Opener, tmp_path: Path, ticker: Any, child: Child
@@ -484,6 +494,7 @@ def run_forking(directory: Path, body: str) -> None:
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @needs_fork
 def test_a_forked_child_reads_and_is_refused_to_write(tmp_path: Path, make: Opener) -> None:
@@ -510,6 +521,7 @@ assert runner.get_all_results() == {1: "parent", 2: "parent"}
     assert (tmp_path / "j_results.jsonl").read_bytes().count(b"\n") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @needs_fork
 def test_a_fork_in_the_middle_of_a_pass_writes_nothing_twice(tmp_path: Path, make: Opener) -> None:
@@ -540,6 +552,7 @@ for key in running:
     assert (tmp_path / "j_results.jsonl").read_bytes().count(b"\n") == 6
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @needs_fork
 def test_a_child_that_ends_the_ordinary_way_writes_nothing(tmp_path: Path, make: Opener) -> None:
@@ -568,6 +581,7 @@ assert stranger.returncode == 7, "the parent still holds the lock"
     assert make().get_all_results() == {0: "parent"}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @needs_fork
 def test_a_new_runner_in_a_forked_child_works_once_the_parent_lets_go(tmp_path: Path, make: Opener) -> None:
@@ -595,6 +609,7 @@ wait(in_child(body))
     assert make().get_all_results() == {1: "parent", 2: "child"}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @needs_fork
 def test_a_forked_child_does_not_keep_the_lock_of_a_dead_parent(tmp_path: Path, make: Opener) -> None:
@@ -623,6 +638,7 @@ os.read(0, 1)
         assert runner.get_all_results() == {0: "parent", 1: "ours"}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork", "threads")
 @needs_fork
 def test_a_fork_while_threads_save_loses_nothing(tmp_path: Path, make: Opener) -> None:

@@ -55,6 +55,7 @@ def let_go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_a_map_waits_and_calls_nothing_that_the_other_one_did() -> None:
     """It has the lock once the other process has let go, and finds its results."""
     calls: list[int] = []
@@ -72,6 +73,7 @@ def test_a_map_waits_and_calls_nothing_that_the_other_one_did() -> None:
     assert calls == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_change", [None, "recompute"])
 def test_what_the_other_one_saved_is_compared(on_change: str | None) -> None:
     """It is refused, or computed again, where it is of another item than ours."""
@@ -95,6 +97,7 @@ def test_what_the_other_one_saved_is_compared(on_change: str | None) -> None:
     assert calls == ([] if on_change is None else [11])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_shot", [False, True])
 def test_an_event_loop_goes_on_meanwhile(one_shot: bool) -> None:
     """`await f.map` waits by awaiting; of input that can be read once nothing is drawn before."""
@@ -118,6 +121,7 @@ def test_an_event_loop_goes_on_meanwhile(one_shot: bool) -> None:
     assert calls == [2]
 
 
+@pytest.mark.slow
 def test_the_error_comes_when_the_time_is_over() -> None:
     """As without it: naming the process."""
     f = checkpointed("n", lock_timeout=0.1)(lambda n: n)
@@ -129,6 +133,7 @@ def test_the_error_comes_when_the_time_is_over() -> None:
             CheckpointedRunner("n", lock_timeout=0.1).save_result(2, 2)
 
 
+@pytest.mark.slow
 def test_who_only_reads_never_waits() -> None:
     """A map whose items are all done takes no lock."""
     with writer() as other:
@@ -143,6 +148,7 @@ def test_who_only_reads_never_waits() -> None:
         third.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ["save_result(5, 5)", "save_error(5, 'no')", "clear([1])", "clear()"])
 def test_runners_wait_too(act: str) -> None:
     """Whatever they write."""
@@ -155,6 +161,7 @@ def test_runners_wait_too(act: str) -> None:
     assert set(runner.get_all_results()) == {"save_result(5, 5)": {1, 5}, "save_error(5, 'no')": {1}}.get(act, set())
 
 
+@pytest.mark.slow
 def test_four_processes_with_ten_small_maps_each_end_right() -> None:
     """On one name, at once: every map returns all of its results, and each item is called once."""
     script = """

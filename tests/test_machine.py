@@ -8,11 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from checkpoint import CheckpointedRunner
+
+pytestmark = pytest.mark.slow
 
 VERSIONS = ("one", {"two": 2})
 keys = st.one_of(

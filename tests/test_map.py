@@ -326,6 +326,7 @@ STEP = st.tuples(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_passes_do_what_a_dict_would(kind: str) -> None:
     """Any passes, over any items, failing anywhere: executions, results, errors and counts are those of the model."""
@@ -1306,6 +1307,7 @@ def test_100_in_a_row_with_one_exception_type_end_the_pass(mapper: Maker) -> Non
     assert not isinstance(failed.value, TooManyErrors), "an explicit limit is the only one"
 
 
+@pytest.mark.slow
 def test_a_fifth_that_fails_in_between_is_no_row(mapper: Maker) -> None:
     """The row is counted in the order in which calls end, however many are settled together."""
 
@@ -1318,6 +1320,7 @@ def test_a_fifth_that_fails_in_between_is_no_row(mapper: Maker) -> None:
     assert len(m.map(range(1000), return_exceptions=True).errors) == 800
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [list, Again, lambda items: (item for item in items)], ids=["list", "again", "once"])
 @pytest.mark.parametrize("limit", [None, 150, 0.5], ids=str)
 def test_old_failures_keep_neither_new_items_nor_a_finished_job_from_being_read(
@@ -1597,6 +1600,7 @@ UNTRACED = ("clock.py", "locks.py", "signals.py")
 UNPROTECTED = ("__init__", "__del__", "_detach")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", range(5))
 def test_an_interrupt_at_any_line_loses_only_what_was_in_flight(frozen: None, start: int) -> None:
     """The next map returns all of it and calls at most one item again; every 35th line is tried, from five starts.
@@ -1653,6 +1657,7 @@ def test_a_map_may_map_its_own_checkpoint_inside_it() -> None:
     assert sorted(f.results) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_what_another_process_finishes_before_this_one_writes_is_not_run_again() -> None:
     """The lock is taken at the first item to run, and what was saved until then is looked at again."""
     f = checkpointed("other")(square)
@@ -1815,6 +1820,7 @@ def test_too_many_errors_end_a_stream_after_the_outcome_that_tells_it(mapper: Ma
 # --- Results ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_are_a_sequence_that_equals_a_list() -> None:
     """Indexing, slices, iteration, len, reversed, contains, index, count, equality: as a list of the same values."""
     f = checkpointed("sequence")(lambda n: n % 3)

@@ -52,6 +52,7 @@ def test_markers_are_read_wherever_they_stand(tmp_path: Path) -> None:
     assert causes(tmp_path) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("marker", "told"),
     [('"torn tail"', None), ('"torn tale"', "torn tale"), ("", "no row")],
@@ -96,6 +97,7 @@ def test_the_table_has_an_anchor_for_every_row() -> None:
     assert anchors == [row.slug for row in ROWS]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table() -> None:
     """It needs nothing but Python."""
     ran = subprocess.run(

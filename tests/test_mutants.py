@@ -17,6 +17,8 @@ from mutants import MUTANTS, Breaker, Run
 from checkpoint import clock
 from checkpoint.storage import journal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SOUND = ""
 CATCHERS = list(dict.fromkeys(test for mutant in MUTANTS.values() for test in mutant.tests))

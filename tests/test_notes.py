@@ -86,6 +86,7 @@ def expected(keys: range) -> dict[Any, Any]:
     return {n: {"cost": n / 8 + 0.5, "model": "small", "n": n} for n in keys}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [*ENGINES, "given executor", "tasks", "one task"])
 def test_what_a_call_notes_is_in_its_record(tmp_path: Path, engine: str) -> None:
     """On every engine, of calls that return and of those that raise; costs of one call add up."""
@@ -362,6 +363,7 @@ def test_shards_are_summed(tmp_path: Path) -> None:
     assert spent(tmp_path) == 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a kill while money is spent")
 def test_attempts_that_wait_are_spent(tmp_path: Path) -> None:
     """What failed attempts cost is on disk when the next one begins, and is counted once in the end."""
@@ -646,6 +648,7 @@ def test_shards_share_a_limit(tmp_path: Path, ticker: Ticker) -> None:
 
 def test_notes_are_columns(tmp_path: Path) -> None:
     """So are the cost, the version and the session; a field of a result that is called as one of them steps back."""
+    pytest.importorskip("polars")
 
     @checkpointed("columns", checkpoint_dir=tmp_path, version={"model": "large"})
     def function(n: int) -> dict[str, Any]:
@@ -670,6 +673,7 @@ def test_notes_are_columns(tmp_path: Path) -> None:
 
 def test_columns_that_no_row_has_are_not_there(tmp_path: Path) -> None:
     """A result keeps its own field `cost` where nothing was noted."""
+    pytest.importorskip("polars")
     function = checkpointed("unnoted", checkpoint_dir=tmp_path)(_priced)
     assert function.map([1], progress=False).to_polars().columns == [
         "key", "cost", "timestamp", "elapsed", "attempts", "session",
@@ -714,6 +718,7 @@ def test_the_bar_says_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cost" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_commands_say_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`ls`, `show` by version, and their JSON; of what cleared records cost, too."""
     for version, each in ((None, 0.25), ("large", 2.0)):
@@ -755,6 +760,7 @@ _JOB = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dies", "fails", "status"), [(-1, -1, 0), (-1, 3, 3), (12, -1, 4), (12, 3, 4)])
 def test_watch_says_how_the_job_ended(
     tmp_path: Path,

@@ -24,6 +24,8 @@ from checkpoint.remote import local_copy, objects, patience, uploader, urls
 from checkpoint.remote.objects import Objects
 from checkpoint.remote.urls import place_of
 
+pytestmark = pytest.mark.slow
+
 fsspec = pytest.importorskip("fsspec")
 
 Machine = Callable[..., CheckpointedRunner]

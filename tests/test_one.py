@@ -235,6 +235,7 @@ def test_a_rate_is_one_for_all_who_ask(
         one.result(FOREVER)
 
 
+@pytest.mark.slow
 def test_a_call_that_costs_too_much_fails_and_keeps_nobody_waiting(threads: ThreadPoolExecutor) -> None:
     """As in a map: it could never start."""
     f = checkpointed("n", rate=Rate(5, cost=lambda item: item))(lambda item: item)
@@ -353,6 +354,7 @@ def test_a_value_that_cannot_be_written_is_kept_and_not_paid_for_again() -> None
     assert list(f.unsaved) == [1]
 
 
+@pytest.mark.slow
 def test_a_timeout_holds_for_coroutines_and_is_refused_elsewhere() -> None:
     """Nothing can stop the thread of who asks."""
     with pytest.raises(InvalidOption, match="timeout=1 cannot be kept"):

@@ -121,6 +121,7 @@ def test_an_error_without_a_value_has_none(tmp_path: Path) -> None:
     assert "paid" not in lines(tmp_path, "errors")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "options", "given"),
     [
@@ -236,6 +237,7 @@ def test_a_loop_by_hand_gets_the_item(counted: Counted, tmp_path: Path) -> None:
     assert list(ask.runner.iterate(ITEMS)) == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("an answer that is refused, or cannot be parsed")
 def test_an_answer_that_is_refused_or_cannot_be_parsed(tmp_path: Path) -> None:
     """The process is killed once each failure was yielded; what it paid for outlives that, and compaction."""
@@ -326,6 +328,7 @@ def test_an_edited_parser_costs_nothing(counted: Counted, tmp_path: Path) -> Non
     assert counted.called == ITEMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "options", "given"),
     [
@@ -429,7 +432,8 @@ def test_a_value_that_parse_changes_is_on_disk_as_it_was(counted: Counted, tmp_p
 
 def test_tables_are_of_what_parse_returns(counted: Counted, tmp_path: Path) -> None:
     """A row that it cannot read is one of a failure, in its place; what cannot be written is shown."""
-    pytest.importorskip("pandas")
+    for package in ("pandas", "pyarrow", "polars"):
+        pytest.importorskip(package)
     ask = counted.ask(tmp_path, parse=lambda value: {"n": number_but_two(value)})
     results = ask.map(ITEMS, return_exceptions=True, progress=False)
     frame = results.to_pandas(errors=True)
@@ -463,6 +467,7 @@ def gives_up_two_of(numbers: list[int]) -> list[Any]:
     return [GiveUp("refused") if n == 2 else n * 10 for n in numbers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "options", "given"),
     [

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from test_readme import ENVIRONMENT, ROOT, Block, read_blocks
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = read_blocks((ROOT / ".github" / "docs" / "pipelines.md").read_text(encoding="utf-8"))
 SCRIPTS = [block for block in BLOCKS if block.language == "python"]
 SHOWN = [json.loads(block.text) for block in BLOCKS if block.language == "json"]

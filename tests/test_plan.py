@@ -122,6 +122,7 @@ ITEMS = st.lists(
 KINDS = {"function": (old, new), "coroutine function": (later, later)}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(ITEMS, max_size=2), ITEMS, st.sampled_from([None, "keep", "recompute"]), st.booleans(),

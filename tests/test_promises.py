@@ -128,6 +128,7 @@ def counted(path: Path) -> Counter[int]:
     return Counter(map(int, path.read_bytes().split())) if path.exists() else Counter()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C", "torn tail")
 @pytest.mark.parametrize(
     ("size", "total", "kills"),
@@ -259,6 +260,7 @@ def oom_killed(job: subprocess.Popen[bytes]) -> None:
         job.stdin.flush()
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize(
@@ -307,6 +309,7 @@ def test_sigkill_oom_kill_sigterm_ctrl_c(
     assert again.keys() == set(range(600)) - done.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("engine", ["threads", "tasks"])
 @pytest.mark.parametrize(
@@ -353,6 +356,7 @@ def test_a_killed_crowd_redoes_at_most_what_was_in_flight(
 # --- power loss, kernel crash ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("power loss, kernel crash")
 @pytest.mark.parametrize("durability", ["process", "power"])
@@ -538,6 +542,7 @@ assert runner.get_all_results() == {"small": "x" * 1000, "another": 1}
 )
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("disk full, quota, file-size limit")
 @pytest.mark.parametrize(
@@ -592,6 +597,7 @@ else:
 )
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.promise("EIO on write or fsync")
 @pytest.mark.parametrize("call", ["write", "fdatasync", "pread"])
@@ -633,6 +639,7 @@ runner.close()
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("read-only directory or file")
 @pytest.mark.parametrize(
@@ -699,6 +706,7 @@ def test_two_writing_processes(make: Opener, tmp_path: Path) -> None:
 # --- fork -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.promise("fork")
 def test_fork(tmp_path: Path, make: Opener) -> None:
@@ -849,6 +857,7 @@ def test_bytes_that_are_no_utf_8_nuls_bom_crlf(make: Opener, tmp_path: Path, cap
 # --- giant or deep records ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.promise("giant or deep records")
 def test_giant_or_deep_records(make: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """50 MB come back as they were; lines of rubbish as large, or 100,000 deep, damage themselves only, unquoted."""
@@ -902,6 +911,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("a worker process dies")
 @pytest.mark.parametrize(
@@ -1086,6 +1096,7 @@ CheckpointedRunner("j", sys.argv[1]).save_result("next", 1)
 )
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.promise("a crash during recovery", "torn tail")
 def test_a_crash_during_recovery(tmp_path: Path, make: Opener) -> None:
@@ -1184,6 +1195,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("a given executor breaks")
 def test_a_given_executor_breaks(tmp_path: Path) -> None:
@@ -1216,6 +1228,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.promise("the parent of worker processes is killed")
 def test_the_parent_of_worker_processes_is_killed(tmp_path: Path) -> None:
@@ -1319,6 +1332,7 @@ def test_a_record_with_its_exact_key_wins_over_an_old_line(make: Opener, old: Pa
     assert before.startswith(b'{"key": "1", "result": {"answer": 42'), "old bytes stay"
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a checkpoint of schema 1.0.0")
 def test_a_key_of_an_old_checkpoint_can_be_forgotten(make: Opener, old: Path) -> None:
     """By any key of its text, and for good."""
@@ -1370,6 +1384,7 @@ def test_a_torn_line_of_an_old_checkpoint_runs_again(make: Opener, old: Path) ->
 # --- progress -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_progress_is_right_at_every_moment(tmp_path: Path) -> None:
     """In a pass, after it, and in another process."""
     with BatchCheckpointedRunner("j", tmp_path) as runner:

@@ -12,6 +12,8 @@ import pytest
 from batch_server import BatchServer
 from test_readme import ENVIRONMENT, ROOT, read_blocks
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("httpx")
 
 (RECIPE,) = [

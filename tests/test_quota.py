@@ -203,6 +203,7 @@ def test_retries_take_quota_of_a_shared_rate() -> None:
     assert (other.take(), other.wait()) == (None, 10.0)
 
 
+@pytest.mark.slow
 def test_the_state_of_a_quota_lives_as_long_as_its_rate() -> None:
     """No longer, or rates that are made in a loop would pile up."""
     rate = Rate(1)
@@ -580,6 +581,7 @@ def mapped(call: Any, kind: str, items: Any, *, workers: int, options: dict[str,
 KINDS = [("threads", 1), ("threads", 8), ("tasks", 1), ("tasks", 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("an outage of the provider")
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 @pytest.mark.parametrize("error", [Refused(503), ConnectionRefusedError("no")], ids=["503", "refused"])
@@ -643,6 +645,7 @@ def test_denials_among_others_and_a_limit_of_the_user_s_end_nothing() -> None:
     assert len(got.errors) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), KINDS)
 def test_the_bar_says_that_calls_are_paused(
     kind: str, workers: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -58,24 +58,27 @@ def read_blocks(text: str) -> list[Block]:
 
 
 BLOCKS = read_blocks(README)
-CLUSTERS = ("distributed", "ray", "submitit", "executorlib", "mpi4py")
+OPTIONAL = ("distributed", "ray", "submitit", "executorlib", "mpi4py", "joblib")
+NEEDED = {"to_pandas(": "pyarrow", "to_polars(": "polars", "memory://": "fsspec"}
 
 
 def marks(text: str) -> list[pytest.MarkDecorator]:
-    """An example for an engine that cannot be had on every system is skipped where it is not."""
-    needed = [name for name in CLUSTERS if re.search(rf"(?m)^(?:import|from) {name}\b", text)]
+    """An example for a package that cannot be had on every system, or is not in [test], is skipped where it is not."""
+    needed = [name for name in OPTIONAL if re.search(rf"(?m)^(?:import|from) {name}\b", text)]
+    needed += [package for use, package in NEEDED.items() if use in text]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     return [pytest.mark.skipif(bool(missing), reason=f"not installed: {missing}")] if needed else []
 
 
 PYTHON = [
-    pytest.param(block, id=f"{page.name}:{block.line}", marks=marks(block.text))
+    pytest.param(block, id=f"{page.name}:{block.line}", marks=marks(block.text) + [pytest.mark.slow] * (page in GUIDES))
     for page in PAGES
     for block in read_blocks(page.read_text(encoding="utf-8"))
     if block.language == "python"
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON)
 def test_every_python_block_runs_by_itself_and_prints_what_is_shown(block: Block, tmp_path: Path) -> None:
     """As a script in an empty directory, with warnings as errors; a resumed run succeeds too."""

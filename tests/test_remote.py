@@ -34,6 +34,8 @@ from checkpoint.remote import objects as objects_module
 from checkpoint.remote import state as state_module
 from checkpoint.reporting.status import list_checkpoints
 
+pytestmark = pytest.mark.slow
+
 fsspec = pytest.importorskip("fsspec")
 
 ROOT = str(Path(checkpoint.__file__).parents[1])

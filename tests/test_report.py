@@ -465,6 +465,7 @@ for number in range(10**9):
 """
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_meanwhile(tmp_path: Path, read: Callable[..., Page]) -> None:
     """Its lock is not asked for, and what it saves while the report is written does no harm."""
     with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as job:
@@ -479,6 +480,7 @@ def test_a_job_goes_on_meanwhile(tmp_path: Path, read: Callable[..., Page]) -> N
             job.kill()
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_records_not_values(tmp_path: Path, free_sync: None) -> None:
     """50,000 results of 1 KB, and as many different failures of 1 KB more, take a fraction of their size."""
     filler = "x" * 1000
@@ -501,6 +503,7 @@ def test_memory_is_bounded_by_records_not_values(tmp_path: Path, free_sync: None
     assert path.stat().st_size < 8 << 20
 
 
+@pytest.mark.slow
 def test_records_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the thousand that are shown a second time."""
     write_journals(tmp_path, [result(number, number) for number in range(3000)])
@@ -575,6 +578,7 @@ def test_long_pauses_are_folded_and_work_keeps_its_scale() -> None:
     assert found.count(bins[-1].end) == (240, 0)
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.floats(-1e11, 1e11) | st.floats(0, 100), st.floats(0, 1e9) | st.floats(0, 1), st.integers(0, 5)),

@@ -498,6 +498,7 @@ def test_the_directory_is_the_argument_else_the_environment_else_checkpoints(
     assert make().get_result("k") == 1
 
 
+@pytest.mark.slow
 def test_a_runner_stays_where_it_was_made(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -516,6 +516,7 @@ def test_a_wait_that_counts_pauses_nothing_else() -> None:
     assert run.take() == "y"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("after", "calls"), [(900.0, 2), (901.0, 1), (86400.0, 1), (1e300, 1)])
 def test_a_retry_after_beyond_all_patience_fails_at_once(after: float, calls: int) -> None:
     """Whatever attempts are left: nobody waits until tomorrow."""

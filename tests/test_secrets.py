@@ -290,6 +290,7 @@ def test_a_literal_that_is_a_secret_is_told_by_its_name(here: Path, old: str, ne
     assert [word for word in (*WORDS, "marlin", "y9YzQw", "b-default") if word in str(refused.value)] == []
 
 
+@pytest.mark.slow
 def test_shards_that_begin_at_once_agree(here: Path) -> None:
     """The salt is the name of the checkpoint: there is nothing to agree on."""
     job(here)

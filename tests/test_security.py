@@ -91,6 +91,7 @@ def test_a_url_that_only_a_file_in_the_directory_names_is_not_opened(
 
 def test_what_is_not_uploaded_is_told_once_with_what_to_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A directory that mirrored a URL, and is opened by its path on a machine that has never named the URL."""
+    pytest.importorskip("fsspec")
     directory = sent(tmp_path / "moved")
     (directory / ".mirror.json").write_text('{"url": "memory://bucket/prefix"}')
     with caplog.at_level(logging.WARNING, "checkpoint"):
@@ -497,6 +498,7 @@ SHADOWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "why"),
     [(["-m", "checkpoint"], "as anybody types it"), (["-mcheckpoint"], "in one word"),
@@ -519,6 +521,7 @@ def test_running_the_module_imports_nothing_from_the_working_directory(
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_another_modules_path_is_left_alone(tmp_path: Path) -> None:
     """A job that is run by -m, and imports the package, finds its neighbours."""
     (tmp_path / "job.py").write_text("import sys, checkpoint, neighbour\nprint(sys.path[0])\n")
@@ -579,6 +582,7 @@ def test_keys_of_one_hash_are_damage_and_the_others_are_there(tmp_path: Path, wr
     assert len(found) <= 60 + 1 + (60 if wrap is float else 20)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("giant or deep records")
 @pytest.mark.parametrize(
     ("content", "found", "why"),
@@ -603,6 +607,7 @@ def test_a_line_of_many_megabytes(
             assert runner.get_result(2 if b"crc" in content[-40:] else "2") == found, why
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("giant or deep records")
 @pytest.mark.parametrize("name", ["j_results.jsonl", "j_errors.jsonl", ".j_unsaved.jsonl", "j_meta.json", ".j.lock"])

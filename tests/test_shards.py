@@ -378,6 +378,7 @@ def test_another_count_goes_on_where_the_last_one_was(squares: Squares) -> None:
     assert squares.map(range(60), progress=False) == [n * n for n in range(60)]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("shards killed, and resubmitted with another count")
 def test_a_task_of_another_count_is_refused_while_tasks_run(squares: Squares, tmp_path: Path) -> None:
     """Both counts would run each item. Who runs is named; counts that have ended, and shards of one's own, are none."""
@@ -398,6 +399,7 @@ def test_a_task_of_another_count_is_refused_while_tasks_run(squares: Squares, tm
     assert sorted(squares.calls) == list(range(50))
 
 
+@pytest.mark.slow
 def test_of_two_counts_at_once_the_first_goes_on(
     squares: Squares, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,6 +484,7 @@ def survey_total(directory: Path) -> int | None:
     return survey("sq", directory).total if any(directory.iterdir()) else None
 
 
+@pytest.mark.slow
 def test_clear_forgets_in_every_journal_that_knows_the_key(squares: Squares, tmp_path: Path) -> None:
     """Keys, wherever they are, more than once even; and everything, with all files."""
     squares.array(range(20), 3)
@@ -496,6 +499,7 @@ def test_clear_forgets_in_every_journal_that_knows_the_key(squares: Squares, tmp
     assert not list(tmp_path.glob("*_*"))
 
 
+@pytest.mark.slow
 def test_a_locked_shard_is_refused_before_anything_is_forgotten(squares: Squares, tmp_path: Path) -> None:
     """Of keys, only those journals need be free that know one; of all, each."""
     squares.array(range(20), 3)
@@ -654,6 +658,7 @@ def test_what_is_saved_by_hand_hides_no_shard_from_the_next_pass(squares: Square
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("free_sync")
 def test_a_million_results_in_a_hundred_shards_open_without_their_values_being_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -691,6 +696,7 @@ def _text(n: int) -> str:
     return "x" * 40
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
 def test_more_shards_than_the_limit_of_open_files_are_read(squares: Squares, tmp_path: Path) -> None:
     """The soft limit is raised as far as it takes."""
@@ -775,6 +781,7 @@ def told_by(directory: Path) -> dict[str, Any]:
     return told
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events=st.lists(EVENT, min_size=1, max_size=25), index=st.booleans())
 @pytest.mark.usefixtures("free_sync")
@@ -802,6 +809,7 @@ def test_joined_journals_say_what_one_with_all_records_would(
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_knows_one_checkpoint(squares: Squares, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Listed once with the sum, shown with its shards; exported, checked, compacted, reported, cleared as a whole."""
     squares.fails = {4}
@@ -904,6 +912,7 @@ def calls_in(directory: Path) -> list[int]:
     return [int(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.promise("shards killed, and resubmitted with another count")
 def test_shards_killed_and_resubmitted_with_another_count(tmp_path: Path) -> None:
     """But for the one that each was at when it was killed. Readers see one checkpoint grow meanwhile."""
@@ -949,6 +958,7 @@ def test_shards_killed_and_resubmitted_with_another_count(tmp_path: Path) -> Non
     assert check("job", tmp_path).is_sound
 
 
+@pytest.mark.slow
 def test_show_tells_who_writes_which_shard(tmp_path: Path) -> None:
     """While they do; and `ls` how many."""
     squares = Squares(tmp_path)
@@ -984,6 +994,7 @@ def test_the_first_shard_knows_what_was_done_before_there_were_any(tmp_path: Pat
 # --- what a fresh reader found ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"workers": 2}])
 def test_what_an_item_needs_of_another_map_is_not_split(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1061,14 +1072,15 @@ def test_a_finished_shard_confirms_what_it_found(tmp_path: Path, monkeypatch: py
         f.map(range(6), shard=(0, 2), progress=False)
 
 
-@pytest.mark.parametrize("keys", [None, [0, 1, 2, 3, 4, 5]])
-def test_a_refused_clear_lets_go_of_what_it_took(keys: list[int] | None, squares: Squares, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [(), ([0, 1, 2, 3, 4, 5],)], ids=["all", "keys"])
+def test_a_refused_clear_lets_go_of_what_it_took(keys: tuple[list[int], ...], squares: Squares, tmp_path: Path) -> None:
     """A task that begins just then is not refused for it; and nothing was forgotten."""
     squares.array(range(6), 3)
     squares.face.runner.close()
     with holding(tmp_path / ".sq@2-of-3.lock"):
         with pytest.raises(CheckpointLocked):
-            squares.face.clear(keys)
+            squares.face.clear(*keys)
         for prefix in ("sq", "sq@0-of-3", "sq@1-of-3"):
             with holding(tmp_path / f".{prefix}.lock"):
                 pass
@@ -1084,6 +1096,7 @@ def test_who_forgets_in_a_shard_leaves_the_total(squares: Squares, tmp_path: Pat
     assert list_checkpoints(tmp_path)[0].total == 8
 
 
+@pytest.mark.slow
 def test_a_stale_process_that_clears_leaves_the_total(squares: Squares, tmp_path: Path) -> None:
     """It is that of the last pass, wherever that ran."""
     squares.map(range(4), progress=False)
@@ -1098,6 +1111,7 @@ def test_a_stale_process_that_clears_leaves_the_total(squares: Squares, tmp_path
     assert json.loads((tmp_path / "sq_meta.json").read_text())["total_items"] == 9
 
 
+@pytest.mark.slow
 def test_open_files_are_allowed_for_all_checkpoints_together(tmp_path: Path) -> None:
     """And who fails to open one keeps none of its files."""
     pytest.importorskip("resource")
@@ -1117,6 +1131,7 @@ def test_open_files_are_allowed_for_all_checkpoints_together(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_taken_says_what_is_likely(squares: Squares, tmp_path: Path) -> None:
     """Another name would split the checkpoint."""
     squares.array(range(6), 2)

@@ -139,6 +139,7 @@ PROCESSES: dict[str, Any] = {"executor": "processes", "workers": 2, "progress": 
 # --- worker processes -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunksize", [1, 16])
 def test_fibonacci_on_processes(chunksize: int) -> None:
     """Each number is computed once, by one of the workers; the largest first, so that they wait for each other."""
@@ -147,6 +148,7 @@ def test_fibonacci_on_processes(chunksize: int) -> None:
     assert set(fib.results) == set(range(31))
 
 
+@pytest.mark.slow
 @pytest.mark.promise("calls that would wait for each other")
 def test_a_circle_on_processes_is_refused() -> None:
     """As on threads."""
@@ -155,6 +157,7 @@ def test_a_circle_on_processes_is_refused() -> None:
     assert "CircularCall" in str(pong.errors[1].type)
 
 
+@pytest.mark.slow
 def test_steps_of_workers_are_recorded_as_others_are() -> None:
     """Results, failures, retries, what cannot be written, and the steps that each took."""
     result = whole.map(["deep", "fails", "odd", "a"], return_exceptions=True, **PROCESSES)
@@ -170,6 +173,7 @@ def test_steps_of_workers_are_recorded_as_others_are() -> None:
     assert (set(part.results), set(deep.results)) == ({"A".lower()}, set())
 
 
+@pytest.mark.slow
 def test_another_item_under_a_known_key_is_refused_there_too() -> None:
     """What changed is told as here."""
     assert keyed.one({"id": 1, "text": "a"}) == "a"
@@ -178,6 +182,7 @@ def test_another_item_under_a_known_key_is_refused_there_too() -> None:
     assert "1 item differs" in next(iter(error.values())).message
 
 
+@pytest.mark.slow
 def test_workers_and_the_driver_share_calls_and_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's thread waits for a worker's call; a permit that one used is not there for the other."""
     with ThreadPoolExecutor(2) as threads:
@@ -198,12 +203,14 @@ def test_workers_and_the_driver_share_calls_and_rates(monkeypatch: pytest.Monkey
         assert mapped.result(FOREVER) == [2]
 
 
+@pytest.mark.slow
 def test_steps_from_threads_of_a_worker() -> None:
     """Each thread gets the answer to its own question."""
     assert on_threads.map([10, 20], **PROCESSES) == [[55, 89, 55, 2], [6765, 10946, 6765, 2]]
     assert set(calls().values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("who runs a key is cancelled, or its worker dies")
 def test_a_worker_that_dies_of_a_step_leaves_it_to_others() -> None:
     """The item is run again, and so is its step; nobody waits for the dead."""
@@ -228,6 +235,7 @@ def local(counted: list[Any]) -> tuple[Any, Any]:
     return f, g
 
 
+@pytest.mark.slow
 def test_functions_without_a_name_are_those_of_the_driver() -> None:
     """A worker that asks about one means that which was sent, with the options and the runner that it has here."""
     f, g = local([1])
@@ -361,6 +369,7 @@ def killed(times: int, how: str) -> None:
     assert len(returned) == 300
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.promise("a kill in the middle of an item", "SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("how", ["dict()", "dict(workers=4)", "dict(workers=2, executor='processes')"])

@@ -110,6 +110,7 @@ def test_meta_tells_the_total_of_the_pass_that_runs(make: Opener, tmp_path: Path
         runner.close()
 
 
+@pytest.mark.slow
 def test_a_reader_of_meta_never_sees_half_of_it(make: Opener, tmp_path: Path) -> None:
     """Two threads that write it at once leave it whole at every moment."""
     runner = make()
@@ -458,6 +459,7 @@ def test_after_close_everything_but_closing_is_refused(make: Opener) -> None:
             use()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("symlinks, permissions")
 @pytest.mark.skipif(os.name == "nt", reason="there is no umask")
 def test_new_files_follow_the_umask(tmp_path: Path) -> None:
@@ -715,6 +717,7 @@ def test_clearing_everything_leaves_a_fresh_checkpoint(make: Opener, tmp_path: P
     assert make().get_all_results() == {1: "again"}
 
 
+@pytest.mark.slow
 @pytest.mark.promise("clock jumps")
 def test_one_key_may_be_saved_again_and_the_last_record_counts(make: Opener, tmp_path: Path) -> None:
     """Order in the file decides, though the clock jumps back."""
@@ -809,6 +812,7 @@ def test_with_durability_process_everything_is_synced_once_a_second_and_on_close
     assert syncs.covers(journal_of(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.promise("power loss, kernel crash")
 def test_what_a_killed_writer_left_unsynced_is_synced_by_the_next_one(
     make: Opener, tmp_path: Path, ticker: Any, syncs: Syncs

@@ -130,6 +130,7 @@ def test_a_journal_deleted_in_the_last_second_is_noticed_when_the_pass_ends() ->
         runner.close()
 
 
+@pytest.mark.slow
 def test_runners_that_come_and_go_in_threads_never_lock_each_other_out() -> None:
     """Whatever the order of closing and opening, one process has one store for a path."""
     seen: collections.Counter[str] = collections.Counter()
@@ -198,6 +199,7 @@ def test_a_key_too_deep_to_be_written_is_refused_before_anything_is_paid_for() -
     assert calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Unix descriptors")
 def test_what_others_print_never_lands_in_a_journal() -> None:
     """With stdin, stdout and stderr closed, files get no descriptor that C code writes to."""
@@ -401,6 +403,7 @@ def test_a_name_that_is_not_read_from_an_object_needs_no_version() -> None:
     assert Dumper().dump.map([1], progress=False) == ["1"]
 
 
+@pytest.mark.slow
 def test_failures_that_stand_need_no_lock() -> None:
     """Where nothing is run, another writer is in nobody's way."""
 
@@ -481,6 +484,7 @@ job = Job()
 """
 
 
+@pytest.mark.slow
 def test_a_save_from_del_as_the_interpreter_ends_is_saved(tmp_path: Path) -> None:
     """Nothing can be imported there, and no file be opened by its usual door; it neither hangs nor prints."""
     command = [sys.executable, "-c", AT_THE_END, str(tmp_path)]

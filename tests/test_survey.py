@@ -206,6 +206,7 @@ def _started(directory: Path) -> Path:
 # --- what it costs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("indexed", [False, True])
 def test_it_reads_a_bounded_number_of_records(
     tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch, indexed: bool

@@ -257,6 +257,7 @@ def test_a_text_says_what_is_computed_by_its_looks(text: str, expected: bool, re
     assert is_text(text) == expected
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.text(min_size=1, max_size=80), st.text(max_size=80), st.booleans())
 def test_every_edit_of_a_literal_is_told(one: str, other: str, is_source_kept: bool) -> None:
@@ -311,6 +312,7 @@ EDITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "old", "new", "told", "reason"), EDITS, ids=[reason for *_, reason in EDITS])
 def test_what_is_saved_while_the_job_loads_counts_for_the_next_run(
     job: Path, file: str, old: str, new: str, told: str, reason: str
@@ -332,6 +334,7 @@ def test_what_is_saved_while_the_job_loads_counts_for_the_next_run(
     assert run("job.py", "go", "4") == (SAID, "")
 
 
+@pytest.mark.slow
 def test_a_source_that_never_fitted_is_compared_by_code_objects(job: Path) -> None:
     """A file that is saved before the function is decorated: the edit is told, and undoing it is no change."""
     early = "text = open('tools.py').read()\nopen('tools.py', 'w').write(text.replace('size = 3', 'size = 300'))\n"
@@ -343,6 +346,7 @@ def test_a_source_that_never_fitted_is_compared_by_code_objects(job: Path) -> No
     assert run("job.py", "go", "4") == (SAID, "")
 
 
+@pytest.mark.slow
 def test_a_zip_file_has_its_sources(job: Path) -> None:
     """Nothing is told of the same files in a directory, and an edit is told."""
     assert run("job.py", "go", "2")[1] == ""
@@ -355,6 +359,7 @@ def test_a_zip_file_has_its_sources(job: Path) -> None:
         assert ("(size: 3 → 5)" in stderr) == bool(stderr) == (size == 5)
 
 
+@pytest.mark.slow
 def test_compiled_files_alone_are_compared_with_each_other_and_with_their_sources(job: Path) -> None:
     """Nothing is told of the same code, and an edit is told in either direction."""
 
@@ -409,6 +414,7 @@ HARMLESS = [
 CHECKED = JOB.replace("    return PROMPT", '    "Do it."\n    assert x in range(99), {5, "a", x}\n    return PROMPT')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "variables", "reason"), HARMLESS, ids=[reason for *_, reason in HARMLESS])
 def test_how_a_job_is_run_does_not_count(job: Path, way: str, variables: dict[str, str], reason: str) -> None:
     """The digest is the same, not only comparable."""
@@ -495,6 +501,7 @@ def pythons() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", pythons() or [pytest.param("", marks=pytest.mark.skip("no other Python is found"))])
 def test_every_python_reads_one_source_alike(python: str, tmp_path: Path) -> None:
     """Digests and literals: of the standard library, and of odd forms."""

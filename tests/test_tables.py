@@ -314,6 +314,7 @@ def test_what_is_nested_deep_is_json(make: Opener, wrap: Any) -> None:
     assert kept == (1 if name != "result" else deep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [100, 600])
 def test_a_line_by_hand_may_be_nested_deeper_than_can_be_followed(make: Opener, tmp_path: Path, depth: int) -> None:
     """It is text in every kind of file; what stands beside it is not touched."""
@@ -401,6 +402,7 @@ def agrees(cell: Any, value: Any) -> bool:
     return bool(cell == value or (cell != cell and value != value))
 
 
+@pytest.mark.slow
 @given(values=st.lists(VALUES, min_size=1, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_no_cell_tells_anything_but_the_value(values: list[Any]) -> None:
@@ -657,6 +659,7 @@ def test_a_damaged_failure_is_told_too(make: Opener, tmp_path: Path) -> None:
     assert taken(runner, errors=True)["key"] == ["y"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_full_disk_leaves_what_was_there(make: Opener, tmp_path: Path, suffix: str) -> None:
     """The error is our own, has the errno, and names the file; nothing is left beside it."""
@@ -763,6 +766,7 @@ with CheckpointedRunner("j", sys.argv[1]) as runner:
 """
 
 
+@pytest.mark.slow
 def test_a_file_takes_the_memory_of_a_batch(tmp_path: Path) -> None:
     """Twice as many rows take no more of it, where 100,000 rows hold 40 MB; CSV takes next to nothing."""
     grown = {}
@@ -812,6 +816,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     assert not (tmp_path / "out.parquet").exists()
 
 
+@pytest.mark.slow
 def test_csv_and_json_lines_need_no_package(mixed: Path) -> None:
     """And importing the room imports none."""
     script = (
@@ -851,6 +856,7 @@ class Reader(HTMLParser):
         self.cells[-1] += data
 
 
+@pytest.mark.slow
 def test_html_shows_the_first_rows_and_escapes_everything(make: Opener) -> None:
     """Names, values and the caption; nothing longer than 200 characters; no colour but the page's."""
     runner = make()

@@ -14,6 +14,8 @@ import pytest
 
 import checkpoint
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """\
 from collections.abc import Sequence
 from checkpoint import CheckpointedFunction, Rate, Results, Retry, checkpointed

@@ -133,6 +133,7 @@ def other(tmp_path: Path) -> Iterator[Other]:
 # --- check reads, and only reads ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_check_changes_nothing_and_takes_no_lock(tmp_path: Path, other: Other) -> None:
     """Not a byte, an inode or a time differs afterwards, whatever is damaged, and with a writer at work."""
     fill(tmp_path, (1, "a"), (2, "b"), (2, "c"))
@@ -185,6 +186,7 @@ def test_check_of_a_sound_checkpoint_counts_what_is_there(tmp_path: Path, caplog
     assert "see .unsaved" in told
 
 
+@pytest.mark.slow
 @pytest.mark.promise("damaged line in the middle")
 @pytest.mark.parametrize("version", [None, "v"], ids=["no version", "a version"])
 def test_every_flipped_byte_is_found_and_can_be_repaired(tmp_path: Path, free_sync: None, version: Any) -> None:
@@ -224,6 +226,7 @@ def test_every_flipped_byte_is_found_and_can_be_repaired(tmp_path: Path, free_sy
         (tmp_path / ".j_results.aside").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.promise("torn tail")
 def test_a_tail_cut_at_any_byte_is_told_and_is_no_damage(tmp_path: Path) -> None:
     """It says how much was cut; a record that only lacks its newline counts."""
@@ -242,6 +245,7 @@ def test_a_tail_cut_at_any_byte_is_told_and_is_no_damage(tmp_path: Path) -> None
         journal.write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_a_tail_under_a_writer_is_being_written(tmp_path: Path, other: Other) -> None:
     """Who writes is named; once it is dead, the write was cut."""
     fill(tmp_path, ("a", 1))
@@ -397,6 +401,7 @@ def test_an_older_record_that_counts_in_the_place_of_a_damaged_one_is_told(tmp_p
     assert dict(read(tmp_path, "", ("a",))) == {"a": "old"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "state", "reason"),
     [
@@ -484,6 +489,7 @@ def test_keys_stand_in_json_as_in_a_journal(tmp_path: Path) -> None:
     assert told[3:] == [None, 1.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [check, repair, compact])
 def test_a_checkpoint_that_is_not_there_is_an_own_error(tmp_path: Path, work: Callable[..., Any]) -> None:
     """It says where it looked and what there is; nothing is made."""
@@ -549,6 +555,7 @@ def test_what_is_set_aside_is_never_glued_to_an_entry_that_was_cut(tmp_path: Pat
     assert (tmp_path / ".j_results.aside").read_bytes().startswith(b'{"offset": 3, "bytes": "AA\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [repair, compact])
 def test_what_is_being_written_is_left_alone(tmp_path: Path, other: Other, work: Callable[..., Any]) -> None:
     """CheckpointLocked names the writer, and not one byte differs."""
@@ -733,6 +740,7 @@ def test_a_record_that_only_a_damaged_line_supersedes_stays(tmp_path: Path) -> N
     assert lines_of(tmp_path) == [lines[0], lines[1], lines[3]]
 
 
+@pytest.mark.slow
 def test_everyone_who_has_it_open_sees_the_same_afterwards(make: Opener, tmp_path: Path, other: Other) -> None:
     """Runners of this process and of others, and results that were made before; and all go on."""
     square = checkpointed("j", checkpoint_dir=tmp_path)(lambda n: n * n)
@@ -756,6 +764,7 @@ def test_everyone_who_has_it_open_sees_the_same_afterwards(make: Opener, tmp_pat
     assert runner.get_result(52) == "theirs"
 
 
+@pytest.mark.slow
 def test_who_reads_meanwhile_never_finds_a_wrong_value_or_none(tmp_path: Path) -> None:
     """Threads that look up while journals are replaced under them, in this process, by this and by another one."""
     code = "import sys; from checkpoint.maintenance.compact import compact; compact('j', sys.argv[1])"
@@ -952,6 +961,7 @@ with CheckpointedRunner("j", directory) as runner:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("disk full, quota, file-size limit")
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
 @pytest.mark.parametrize(
@@ -1020,6 +1030,7 @@ print(n)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.promise("SIGKILL, OOM kill, SIGTERM, Ctrl-C", "a crash during recovery")
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork and no SIGKILL there")
 @pytest.mark.parametrize("half", ["before", "half"], ids=["before the call", "half-way through it, or after it"])
@@ -1072,6 +1083,7 @@ def half_way(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, An
     return [{**before, **{name: value for name, value in after.items() if name.startswith("results")}}]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no getrusage there")
 def test_memory_grows_with_keys_and_not_with_lines_or_values(tmp_path: Path) -> None:
     """100,000 lines of 1 KB, of 1,000 keys: all are read, verified and compacted within 30 MB."""
@@ -1290,7 +1302,7 @@ def quiet() -> Iterator[None]:
     log.setLevel(logging.NOTSET)
 
 
-TestUpkeep = pytest.mark.usefixtures("free_sync", "quiet")(Upkeep.TestCase)
+TestUpkeep = pytest.mark.slow(pytest.mark.usefixtures("free_sync", "quiet")(Upkeep.TestCase))
 TestUpkeep.settings = settings(
     max_examples=60,
     stateful_step_count=25,

@@ -109,6 +109,7 @@ def test_with_the_version_that_was_named_each_has_its_own(caplog: pytest.LogCapt
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_a_loop_variable_of_a_module_is_told_too() -> None:
     """Where it is global, and the function is made once: it reads what the variable is by then."""
     told = run_script(
@@ -253,6 +254,7 @@ def test_changed_code_is_told_once_in_a_process_and_its_results_are_kept(caplog:
     assert "2 results precede it" in caplog.text
 
 
+@pytest.mark.slow
 def test_each_process_tells_it_until_somebody_decides() -> None:
     """A comment is no change; and each edit is told with what was edited and how many results are of something else."""
     script = """
@@ -467,6 +469,7 @@ def test_the_field_costs_nothing_per_item(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(written) - few <= few
 
 
+@pytest.mark.slow
 def test_what_another_process_computes_meanwhile_is_held_to_the_law_too() -> None:
     """It has finished under another value after the items were keyed: its results are not returned."""
     other = """
@@ -502,6 +505,7 @@ def test_codes_are_told_apart_by_version() -> None:
     assert by_value("c").map([1], progress=False) == ["c1"]
 
 
+@pytest.mark.slow
 def test_meta_explains_a_hundred_fingerprints_and_no_more() -> None:
     """The last ones."""
     for number in range(105):

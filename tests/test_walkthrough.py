@@ -17,7 +17,10 @@ from pathlib import Path
 import pytest
 from test_readme import ENVIRONMENT, ROOT, Block, read_blocks
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="it sends SIGINT to a process group")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name != "posix", reason="it sends SIGINT to a process group"),
+]
 
 BLOCKS = read_blocks((ROOT / ".github" / "docs" / "a-job.md").read_text(encoding="utf-8"))
 STEPS = [block for block in BLOCKS if block.language == "console"]

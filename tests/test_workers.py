@@ -142,6 +142,7 @@ def number(item: Any) -> int:
     return item if isinstance(item, int) else item.n
 
 
+@pytest.mark.slow
 def test_an_item_that_a_worker_cannot_load_fails_by_itself_and_says_why() -> None:
     """The worker lives on; nobody is told of memory."""
     f = checkpointed("u", key=number)(number)
@@ -151,6 +152,7 @@ def test_an_item_that_a_worker_cannot_load_fails_by_itself_and_says_why() -> Non
     assert results[1].attempts == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timeout", [3e6, float("inf")])
 def test_a_timeout_may_be_longer_than_the_system_can_wait(timeout: float) -> None:
     """Weeks, or for ever."""
@@ -215,6 +217,7 @@ assert sorted([*left, *f.results]) == sorted(computed), (sorted(left), sorted(f.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="file-size limits are POSIX")
 def test_values_that_the_store_refused_are_not_lost_when_the_items_fail_too() -> None:
     """The store's error holds them; what ended the pass is its cause."""
@@ -340,6 +343,7 @@ def act(item: Any) -> Any:
     return len(item) if isinstance(item, bytes) else item
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("by_messages")
 def test_tasks_are_answered_whatever_becomes_of_others() -> None:
     """Values, failures, deaths and what cannot travel: each task is told of once, and by itself."""
@@ -355,6 +359,7 @@ def test_tasks_are_answered_whatever_becomes_of_others() -> None:
     assert sorted(chain(*them.reports)) == sorted(them.told)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.usefixtures("by_messages")
 def test_a_task_that_takes_too_long_is_ended_and_no_other() -> None:
@@ -366,6 +371,7 @@ def test_a_task_that_takes_too_long_is_ended_and_no_other() -> None:
         assert them.until_told("a", "b", "c") == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_one_thread_serves_all_processes_and_begins_each_when_it_is_needed() -> None:
     """No more of either than are needed."""
     with hired(act, 3) as them:
@@ -383,6 +389,7 @@ def test_one_thread_serves_all_processes_and_begins_each_when_it_is_needed() -> 
         assert names.count("checkpoint-processes") == 1
 
 
+@pytest.mark.slow
 def test_what_finishes_meanwhile_is_reported_together() -> None:
     """So that it is settled under one write."""
     with hired(act, 3) as them:
@@ -400,6 +407,7 @@ def test_what_finishes_meanwhile_is_reported_together() -> None:
     assert [sorted(keys) for keys in them.reports] == [["a"], ["b", "c"]]
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a worker process dies")
 @posix
 @pytest.mark.usefixtures("by_messages")
@@ -414,6 +422,7 @@ def test_the_death_of_an_idle_process_is_no_tasks_fault() -> None:
         assert them.until_told("b") != [pid]
 
 
+@pytest.mark.slow
 @posix
 def test_a_process_that_stops_while_it_sends_holds_nobody_up() -> None:
     """And what it sends is all there once it goes on."""
@@ -438,6 +447,7 @@ def test_a_process_that_stops_while_it_sends_holds_nobody_up() -> None:
         assert them.until_told("stopped") == [b"x" * 50_000_000]
 
 
+@pytest.mark.slow
 @posix
 def test_a_process_that_stops_before_it_has_been_given_all_holds_nobody_up() -> None:
     """And it is given the rest once it goes on."""
@@ -457,6 +467,7 @@ def test_a_process_that_stops_before_it_has_been_given_all_holds_nobody_up() -> 
         assert them.until_told("big", "huge") == [5_000_000, 6_000_000]
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_what_is_not_all_there_in_time_is_no_answer(number: int) -> None:
@@ -475,6 +486,7 @@ def test_what_is_not_all_there_in_time_is_no_answer(number: int) -> None:
         assert them.until_told("a") == [1]
 
 
+@pytest.mark.slow
 @posix
 def test_what_a_process_says_before_it_ends_counts() -> None:
     """Even where its end is noticed first."""
@@ -494,6 +506,7 @@ def test_what_a_process_says_before_it_ends_counts() -> None:
         assert them.until_told("a", "dies") == ["go", "die"]
 
 
+@pytest.mark.slow
 @posix
 def test_a_process_that_says_what_nobody_asked_is_not_listened_to() -> None:
     """It would be taken for the answer to another task."""
@@ -507,6 +520,7 @@ def test_a_process_that_says_what_nobody_asked_is_not_listened_to() -> None:
     assert sorted(them.told) == ["a", "b"]
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_an_idle_process_ends_though_a_forked_child_holds_our_end_of_its_pipe() -> None:
@@ -528,6 +542,7 @@ def test_an_idle_process_ends_though_a_forked_child_holds_our_end_of_its_pipe() 
             os.waitpid(child, 0)
 
 
+@pytest.mark.slow
 @posix
 def test_workers_are_spawned_where_nothing_can_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows: they answer, are killed when they are late, and leave nothing behind."""
@@ -540,6 +555,7 @@ def test_workers_are_spawned_where_nothing_can_be_forked(monkeypatch: pytest.Mon
     until(lambda: is_gone(pid))
 
 
+@pytest.mark.slow
 @posix
 def test_the_death_of_what_workers_are_forked_from_ends_them_too() -> None:
     """Nobody tells of theirs any more: what they were at is told to have died, and no other can begin."""
@@ -559,6 +575,7 @@ def test_the_death_of_what_workers_are_forked_from_ends_them_too() -> None:
         assert "could not be started" in str(told.error)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("fork")
 @posix
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -578,6 +595,7 @@ def test_a_forked_child_leaves_its_parents_workers_alone() -> None:
         assert them.until_told("a") == ["go"]
 
 
+@pytest.mark.slow
 @posix
 def test_a_child_that_comes_back_from_the_function_too_answers_nobody() -> None:
     """Its answer would be taken for that to the next task."""
@@ -591,6 +609,7 @@ def is_on(error: Exception) -> bool:
     sys.exit("enough")
 
 
+@pytest.mark.slow
 def test_a_hook_that_exits_when_a_call_took_too_long_ends_the_pass() -> None:
     """It is asked in the thread that all processes wait for."""
     f = checkpointed("late", key=str, timeout=0.5, retry=Retry(on=is_on))(act)
@@ -605,12 +624,14 @@ class Leaves:
         sys.exit("enough")
 
 
+@pytest.mark.slow
 def test_an_item_that_exits_when_it_is_pickled_ends_the_pass() -> None:
     """As it would if it did so where it is called."""
     with pytest.raises(SystemExit, match="enough"):
         checkpointed("leaves", key=id)(act).map([Leaves(), Leaves()], **PROCESSES)
 
 
+@pytest.mark.slow
 def test_processes_that_are_closed_twice_or_never_asked_are_closed() -> None:
     """Nothing is begun for nothing."""
     with hired(act, 2) as never_asked:
@@ -622,6 +643,7 @@ def test_processes_that_are_closed_twice_or_never_asked_are_closed() -> None:
         them.processes.close()
 
 
+@pytest.mark.slow
 @posix
 def test_no_process_and_no_descriptor_is_left_open() -> None:
     """Whether they were idle, at work, or killed for being late."""
@@ -810,6 +832,7 @@ def test_a_thread_that_cannot_be_had_is_told_as_that(
     assert f.map(range(9), progress=False) == list(range(9))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="its pipes have no paths")
 def test_a_directory_for_temporary_files_may_have_a_long_path(tmp_path: Path) -> None:
     """A scheduler makes some that are too long for sockets."""
@@ -860,6 +883,7 @@ def threads_there(n: int) -> str | None:
     return os.environ.get("OPENBLAS_NUM_THREADS")
 
 
+@pytest.mark.slow
 def test_workers_bound_the_threads_of_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where together they would begin more than two a CPU; what the environment says is left, and so is ours."""
     for name in [name for name in os.environ if name.endswith("_NUM_THREADS")]:
@@ -874,6 +898,7 @@ def test_workers_bound_the_threads_of_arithmetic(monkeypatch: pytest.MonkeyPatch
     assert f.map([3], **many) == [None]
 
 
+@pytest.mark.slow
 def test_libraries_that_were_loaded_earlier_are_bound_too() -> None:
     """As in a worker that imports the main module before it is told its environment."""
     pytest.importorskip("threadpoolctl")

@@ -34,6 +34,7 @@ def opened(name: str, **options: Any) -> CheckpointedRunner:
     return CheckpointedRunner(name, checkpoint_dir="journals", **options)
 
 
+@pytest.mark.slow
 def test_the_job_calls_nothing_again_and_returns_the_same() -> None:
     """But what had failed, which the next run tries again."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}

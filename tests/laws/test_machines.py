@@ -36,6 +36,8 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.remote import local_copy, objects, uploader
 from checkpoint.storage.lock import Lock
 
+pytestmark = pytest.mark.slow
+
 fsspec = pytest.importorskip("fsspec")
 
 KEYS = ("k", "l")

@@ -25,6 +25,8 @@ import pytest
 
 import checkpoint
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("outlines", "drafts", "verdicts")
 WORKERS = 8
 DEADLINE = 600.0

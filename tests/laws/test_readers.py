@@ -388,6 +388,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a journal edited beside readers")
 @pytest.mark.usefixtures("free_sync")
 def test_a_journal_edited_beside_readers() -> None:
@@ -524,6 +525,7 @@ def test_a_formatter_whose_lines_fit_no_checksum_is_one_error_and_nothing_is_pai
     assert len(calls) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.promise("a journal edited beside readers")
 def test_results_see_that_a_record_is_of_their_item(tmp_path: Path, apart: None) -> None:
     """Where an edit in place moved a line they find it by its key; where it is gone an error says what happened."""
