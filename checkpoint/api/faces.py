@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import marshal
 import os
 from collections.abc import (
     AsyncGenerator,
@@ -20,7 +21,7 @@ from collections.abc import (
 )
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import fields
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, Unpack, overload
 from weakref import ref
@@ -48,6 +49,7 @@ from checkpoint.provenance.version import moved_attributes, version_of
 from checkpoint.storage.writer import LOCK_LOOK
 from checkpoint.values.inputs import items_of
 from checkpoint.values.keys import digest_function, identity, key_function, plain_key, version_digest
+from checkpoint.values.plain_json import FREEZE
 from checkpoint.values.secrets import quoted
 
 __all__ = ["AsyncFace", "Face", "SyncFace"]
@@ -58,6 +60,7 @@ T = TypeVar("T")
 log = logging.getLogger("checkpoint")
 Items: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 _CURRENT: Any = object()  # the version of the function itself
+_CONSTANT = frozenset({type(None), str, int, float, bool})
 
 if TYPE_CHECKING:
     from checkpoint.catalog.view import VersionView
@@ -90,6 +93,19 @@ def _told_shard(name: str, option: ShardOption | None) -> Shard:
         whence = "" if option is not None else " (of $CHECKPOINT_SHARD)"
         log.info("checkpoint %r: running shard %s%s: the items that are of it, and no others", name, shard, whence)
     return shard
+
+
+def _named_version(version: Any, name: str) -> str:
+    """The digest of a version, of a checkpoint of that name; made once for equal ones: each access asks for it."""
+    try:
+        return _digest_of_version(marshal.dumps(version, FREEZE), name)
+    except ValueError:  # it holds more than exact builtins
+        return version_digest(version, "version", name)
+
+
+@lru_cache(maxsize=256)
+def _digest_of_version(frozen: bytes, name: str) -> str:
+    return version_digest(marshal.loads(frozen), "version", name)
 
 
 class _Inner:
@@ -151,14 +167,11 @@ class Face(Generic[R], _Parts):
     def _runner_of(self, shard: Shard) -> CheckpointedRunner:
         options = self._self_options
         function, instance = self._target()
-        version = version_of(options.version, function, instance)
-        directory = self._self_directory.find()
-        place = (
-            directory,
-            "" if version is None else version_digest(version, "version", options.name),
-            shard,
-            os.getpid(),
-        )
+        version, directory = options.version, self._self_directory.find()
+        place: Any = (directory, shard, os.getpid())
+        if instance is not None or type(version) not in _CONSTANT:
+            version = version_of(version, function, instance)
+            place = (*place, "" if version is None else _named_version(version, options.name))
         runner = self._self_runners.get(place)
         if runner is None or runner.closed:
             result_type = options.result_type if options.result_type is not None else self._returned(options)
@@ -286,7 +299,7 @@ class Face(Generic[R], _Parts):
                 agreement = None if given.get("executor") is None else self._agreement()
                 yield Dispatch(function, running, options, given, travels=_Inner(self), agreement=agreement)
         finally:
-            changed = code.moved() if code else []
+            changed = code.moved() if code is not None and options.version is None else []
         self._tell_moved(moved_attributes(before, options.version, function, instance), changed)
 
     def _check_given(self, given: PassOptions, *, is_async: bool) -> None:
@@ -306,7 +319,7 @@ class Face(Generic[R], _Parts):
                 "map computes them anew; name what they depend on: @checkpointed(…, version=lambda self: …)",
                 options.name, name, ", self.".join(moved),
             )  # fmt: skip
-        if changed and options.version is None:
+        if changed:
             log.warning(
                 "checkpoint %r: what %s reads changed while it ran, and its results are taken to depend on it (%s): "
                 "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",

@@ -191,8 +191,27 @@ class Results(_Rows, Sequence[R]):
         return self._load(number)[1]  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[R]:
-        for number in range(len(self)):
-            yield self._load(number)[1]
+        number, count = 0, len(self)
+        has_failed = self._keys is not None or min(self._places, default=0) < 0
+        ends = [place for place, offset in enumerate(self._places) if offset < 0] if has_failed else []
+        for end in (*ends, count):
+            while number < end:
+                for value in self._run(number, end):
+                    number += 1
+                    yield value
+                if number < end:
+                    number += 1
+                    yield self._load(number - 1)[1]
+            if number < count:
+                number += 1
+                yield self._load(number - 1)[1]
+
+    def _run(self, first: int, end: int) -> Iterator[Any]:
+        """The values of results from a number on, as far as they can be read at once."""
+        if self._keys is not None or self._results is None:
+            return iter(())
+        offsets, marks = (map(held.__getitem__, range(first, end)) for held in (self._places, self._marks))
+        return self._records.load_run(self._results, offsets, marks)
 
     def _load(self, number: int) -> tuple[Any, Any]:
         """(key, value or error) of an item: the record at its place is of its key, or is looked for."""
@@ -406,8 +425,8 @@ class KeyedResults(_Rows, _Keyed[V]):
         return self._records.load(plain_key(key))  # type: ignore[no-any-return]
 
     def __contains__(self, key: object) -> bool:
-        self._records.open()
-        return self._records.is_done(plain_key(key))
+        key = plain_key(key)
+        return self._records.results_for(key).find(self._records.version, key) is not None
 
 
 class KeyedErrors(_Rows, _Keyed[ItemError]):

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from checkpoint import clock
 from checkpoint.catalog.paths import lost_journal
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.siblings import Siblings
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Owner"]
 
 log = logging.getLogger("checkpoint")
+_FRESH = 0.01  # seconds for which what was looked at is up to date; others' records are to be seen within 50 ms
 
 
 class Owner(Protocol):
@@ -86,6 +88,7 @@ class Checkpoint:
         self.users = 0
         self.shards: list[Shard] = []
         self._owner = owner
+        self._fresh: tuple[()] | tuple[float, object] = ()  # when it was refreshed last, and what the results were then
         self.store = Store(
             shard.prefix(name),
             directory,
@@ -161,6 +164,8 @@ class Checkpoint:
         if store.writer.writing and (store.writer.in_pass or store.replica.is_remote):
             return
         with store.lock:
+            self._fresh = ()
+            refreshed_at, seen = clock.monotonic(), self._glance()
             self._siblings.forget_faults()
             if not store.writer.writing:
                 store.replica.look()
@@ -169,6 +174,25 @@ class Checkpoint:
             if not store.writer.writing:
                 store.own.examine()
             store.writer.refuse()
+            if not (keys and self.shards) and not store.replica.is_remote and store.own.fault is None:
+                self._fresh = refreshed_at, seen
+
+    def is_fresh(self) -> bool:
+        """Whether it was brought up to date a few milliseconds ago, and no result has come since.
+
+        Nobody but its writer adds results, who knows of them. What came of errors, and of other shards, is seen later.
+        """
+        if not self._fresh:
+            return False
+        refreshed_at, seen = self._fresh
+        if clock.monotonic() >= refreshed_at + _FRESH:
+            return False
+        return self.store.writer.writing or self._glance() == seen
+
+    def _glance(self) -> object:
+        """What tells that nobody has written to the results, nor put another file in their place."""
+        reader = self.store.own.results.journal.reader
+        return None if reader is None else reader.glance()
 
     def _refresh_theirs(self, *keys: Key) -> None:
         try:

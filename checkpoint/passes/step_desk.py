@@ -99,7 +99,7 @@ class StepDesk:
         """
         if key in self._unfit:
             return None
-        records, shelf = self.records, self.records.open(key).results
+        records, shelf = self.records, self.records.results_for(key)
         try:
             with records.noting_damage(shelf):
                 found = shelf.read(records.version, key)

@@ -18,7 +18,7 @@ from checkpoint.storage.index import Index, Place
 from checkpoint.storage.indexed_journal import IndexedJournal, key_of
 from checkpoint.storage.notes import Notes
 from checkpoint.storage.reader import Reader
-from checkpoint.storage.record import Record, codes_in, last_in
+from checkpoint.storage.record import Record, codes_in, last_in, parse
 from checkpoint.values.keys import Key
 from checkpoint.values.marks import mark_of
 
@@ -197,8 +197,11 @@ class KeyedLog(IndexedJournal):
         loose = self.index.has_loose
         counting = self._counting_for(version)
         exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
-        for offset in offsets:
-            record = self.read_at(reader, version, offset)
+        for offset, line in zip(offsets, reader.lines_at(offsets), strict=True):
+            try:
+                record = parse(line)
+            except ValueError:
+                record = self.read_at(reader, version, offset)
             key = key_of(reader, record, offset)
             if record.forgotten or record.version not in counting:
                 raise reader.moved(offset)

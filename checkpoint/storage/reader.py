@@ -15,7 +15,8 @@ import sys
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,9 +40,13 @@ log = logging.getLogger("checkpoint")
 BLOCK = 112 << 10  # of 128 KiB and more, malloc asks the system for new memory each time
 PROBE = 64
 _TAIL = 4096
+_FIRST = 4096  # bytes of a line that are read first
 LONG_LINE = 16 << 20
 """Bytes of a line from which on it is not read whole where that is not needed."""
 _CANNOT_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # Windows, by a descriptor that only reads
+
+
+_counter = count()
 
 
 class _Descriptor:
@@ -174,6 +179,20 @@ class Reader:
         state = self._stat()
         return state.st_size, state.st_mtime_ns
 
+    def glance(self) -> tuple[int, int, int]:
+        """(size, when it was modified, under how many names it is found): less than `is_current` asks, in less time.
+
+        A file that was replaced or deleted has no name any more. Of one that is not open, nothing is equal to anything.
+        """
+        held = self._held
+        if held is None:
+            return -1, next(_counter), 0
+        try:
+            state = os.fstat(held.fd)
+        except OSError:  # who reads it is told
+            return -1, next(_counter), 0
+        return state.st_size, state.st_mtime_ns, state.st_nlink
+
     def size(self) -> int:
         """Bytes in the file.
 
@@ -242,12 +261,29 @@ class Reader:
 
     def line_at(self, offset: int) -> bytes:
         """The line that starts at `offset`, without its newline; of a very long one that is none, its beginning."""
-        size = 4096
+        size = _FIRST
         data = self.pread(size, offset)
         while (stop := data.find(b"\n")) < 0 and len(data) == size and not (size > LONG_LINE and is_hopeless(data)):
             size *= 16
             data = self.pread(size, offset)
         return data if stop < 0 else data[:stop]
+
+    def lines_at(self, offsets: Iterable[int]) -> Iterator[bytes]:
+        """`line_at` of each: where one follows the other, many are read at once.
+
+        Raises:
+            StoreError: as `line_at`, when its turn has come.
+        """
+        start, data, size, behind = 0, b"", _FIRST, -1
+        for offset in offsets:
+            at = offset - start
+            stop = data.find(b"\n", at) if 0 <= at < len(data) else -1
+            if stop < 0:
+                size = min(size * 4, BLOCK) if offset == behind else _FIRST
+                start, at, data = offset, 0, self.pread(size, offset)
+                stop = data.find(b"\n")
+            behind = start + stop + 1
+            yield data[at:stop] if stop >= 0 else self.line_at(offset)
 
     def read(self, offset: int, key: Any = None) -> Record:
         """The record at `offset`; `key` is for the message.
@@ -255,6 +291,14 @@ class Reader:
         Raises:
             DamagedRecord: naming the line.
         """
+        held = self._held
+        if held is not None:
+            try:  # what `line_at` does, in less time: most lines are short, and there
+                data = pread(held.fd, _FIRST, offset)
+                if (stop := data.find(b"\n")) >= 0:
+                    return parse(data[:stop])
+            except (OSError, ValueError):
+                pass  # which is told below
         line = self.line_at(offset)
         try:
             return parse(line)
