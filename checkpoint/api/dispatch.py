@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.api.options import Options, PassOptions
@@ -52,26 +52,37 @@ class Dispatch:
         agreement: Agreement | None,
     ) -> None:
         self.running = running
+        self._function, self._travels, self._agreement = function, travels, agreement
         self._given, self._options = given, options
         self._timeout = options.timeout
-        self._call = Call(
-            function,
-            named(function),
+
+    @cached_property
+    def _call(self) -> Call:
+        """What is called; many a pass finds everything done."""
+        options, running = self._options, self.running
+        return Call(
+            self._function,
+            named(self._function),
             batch_size=options.batch_size,
             validate=options.validate,
             retry=retry_of(options.retry),
             timeout=options.timeout,
-            travels=travels,
+            travels=self._travels,
             encode=running.records.encode,
-            agreement=agreement,
+            agreement=self._agreement,
             keys=running.in_flight,
             tells_items=not self._is_serial,
             span=SPAN if self._chunksize is None else None,
         )
-        self._schedule = Schedule(retry_of(options.retry), rates_of(options.rate))
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return Schedule(retry_of(self._options.retry), rates_of(self._options.rate))
 
     def run(self) -> Iterator[None]:
         """Make the calls: here, on threads, on processes, or on an executor."""
+        if not self.running.input.any_drawn:
+            return iter(())
         if self._is_serial:
             return serial(self.running, self._call, self._schedule, self._parallelism(1))
         from checkpoint.execution.concurrent import PoolDriver

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from checkpoint.provenance.agreement import Agreement
     from checkpoint.provenance.drift import Lineage
     from checkpoint.provenance.fingerprint import Fingerprint
+    from checkpoint.provenance.unchanged import Unchanged
 
     class _Parts:
         __wrapped__: Any
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         _self_base: Any
         _self_runners: dict[Any, CheckpointedRunner]
         _self_singles: dict[Any, Any]
+        _self_read: tuple[Unchanged | None, Fingerprint | None]
 else:
     # An annotation in the body of a proxy's class, even one that is never run, would hide those of the function.
     _Parts = object
@@ -142,6 +144,9 @@ _said: set[tuple[str, ...]] = set()  # in this process
 
 class Face(Generic[R], _Parts):
     """What every decorated function has, bound or not, of either kind."""
+
+    if not TYPE_CHECKING:  # as above
+        _self_read = None, None  # what its fingerprint was read of, and the fingerprint
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
         """(what is called with an item, the instance it is bound to or None)."""
@@ -291,15 +296,16 @@ class Face(Generic[R], _Parts):
         function, instance = self._target()
         before = version_of(options.version, function, instance)
         code = self._fingerprint()
-        lineage = self._lineage(code)
+        lineage, ran = self._lineage(code), True
         try:
             with self._runner_of(shard).start_pass(
                 items, self._settings(given, shard, collect=collect, is_async=is_async), lineage
             ) as running:
                 agreement = None if given.get("executor") is None else self._agreement()
                 yield Dispatch(function, running, options, given, travels=_Inner(self), agreement=agreement)
+                ran = running.input.any_drawn  # where nothing is run, nothing changes while it runs
         finally:
-            changed = code.moved() if code is not None and options.version is None else []
+            changed = code.moved() if code is not None and ran and self._as_before() is not code else []
         self._tell_moved(moved_attributes(before, options.version, function, instance), changed)
 
     def _check_given(self, given: PassOptions, *, is_async: bool) -> None:
@@ -319,7 +325,7 @@ class Face(Generic[R], _Parts):
                 "map computes them anew; name what they depend on: @checkpointed(…, version=lambda self: …)",
                 options.name, name, ", self.".join(moved),
             )  # fmt: skip
-        if changed:
+        if changed and options.version is None:
             log.warning(
                 "checkpoint %r: what %s reads changed while it ran, and its results are taken to depend on it (%s): "
                 "the next map refuses the other value; name what they depend on: @checkpointed(…, version=…)",
@@ -360,6 +366,8 @@ class Face(Generic[R], _Parts):
         """What tells whether the function has changed; None where it has no code that can be read."""
         from checkpoint.provenance.fingerprint import fingerprint  # it is large
 
+        if (before := self._as_before()) is not None:
+            return before
         function, instance = self._target()
         options = self._self_options
         found = fingerprint(
@@ -367,7 +375,17 @@ class Face(Generic[R], _Parts):
         )
         if found is not None:
             _tell_unread(options.name, found)
+            if instance is None and options.depends == () and not found.looked:
+                from checkpoint.provenance.unchanged import Unchanged
+
+                if (seen := Unchanged(function)).is_known:
+                    self._self_read = (seen, found)
         return found
+
+    def _as_before(self) -> Fingerprint | None:
+        """The fingerprint, where it is known already, and all that it was read of is what it was."""
+        seen, found = self._self_read
+        return found if seen is not None and seen.holds() else None
 
     def _lineage(self, code: Fingerprint | None) -> Lineage | None:
         """What a pass does where the function has changed."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 import heapq
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from checkpoint import clock
@@ -93,6 +94,11 @@ class JoinedReader(Reader):
     def line_at(self, offset: int) -> bytes:
         """As `Reader.line_at`."""
         return self.part(offset).line_at(offset & _LOCAL)
+
+    def lines_at(self, offsets: Iterable[int]) -> Iterator[bytes]:
+        """As `Reader.lines_at`, of one journal after the other."""
+        for of, places in groupby(offsets, lambda offset: offset >> _SHIFT):
+            yield from self.part(of << _SHIFT).lines_at(offset & _LOCAL for offset in places)
 
     def damaged(self, offset: int, why: str, line: bytes = b"", key: object = None) -> DamagedRecord:
         """As `Reader.damaged`."""

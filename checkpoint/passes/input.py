@@ -40,6 +40,7 @@ class Input:
         total: how many items there are, or None.
         is_one_shot: whether the items can be read only once.
         in_memory: whether the items are all there already, the same object at the same place each time.
+        any_drawn: whether there are any to be drawn, as far as that is known.
     """
 
     def __init__(self, given: Any, settings: PassSettings, shard: Shard) -> None:
@@ -53,6 +54,7 @@ class Input:
         self.first_places: dict[Key, int] = {}
         self.keyed = 0
         self.drawn = 0
+        self.any_drawn = True
         self.total: int | None = length_of(given) if shard == ALL else None
         self.is_one_shot = is_one_shot(given)
         self.in_memory = type(given) in (list, tuple, range)
@@ -163,9 +165,13 @@ class Input:
 
     # the order of drawing
 
-    def leave_out_all_but(self, places: Iterable[int]) -> None:
+    def leave_out_all_but(self, places: list[int]) -> None:
         """Draw only the items at these places, in this order, of items that are in memory."""
-        self._all, self._left = self.items, iter(places)
+        self._all = self.items
+        if not places:
+            self.items, self.drawn, self.any_drawn = (), self.keyed, False
+            return
+        self._left = iter(places)
         self.items = self._items_left()
 
     def _items_left(self) -> Iterator[Any]:

@@ -35,7 +35,7 @@ from checkpoint.provenance.statics import (
 )
 from checkpoint.provenance.uses import Const, Ref, Uses
 
-__all__ = ["SCALARS", "At", "NamedFiles", "Noted", "Place", "is_path", "writes"]
+__all__ = ["SCALARS", "At", "NamedFiles", "Noted", "Place", "is_path", "may_be_secret", "writes"]
 
 Place: TypeAlias = tuple[Any, ...]  # what holds a value, by its id, and under which name
 SCALARS = frozenset({str, int, float, bool, type(None), bytes})
@@ -146,11 +146,7 @@ class Noted:
     def _is_secret(self, at: At) -> bool:
         """Whether a value is an API key or the like that the environment gives: another one changes no result."""
         value = at.value
-        if type(value) is not str or not 8 <= len(value) < 1000:
-            return False
-        if not (_SECRET_NAME.search(at.name) or _SECRET_TEXT.search(value)):
-            return False
-        return not self._secrets.isdisjoint((value, value.rpartition(" ")[2]))
+        return may_be_secret(at.name, value) and not self._secrets.isdisjoint((value, value.rpartition(" ")[2]))
 
     @cached_property
     def _secrets(self) -> frozenset[str]:
@@ -257,6 +253,13 @@ def _without(value: Any, omitted: frozenset[str]) -> Any:
     if not omitted or not is_mapping(value):
         return value
     return {key: part for key, part in items_of(value) or () if key not in omitted}
+
+
+def may_be_secret(name: str, value: Any) -> bool:
+    """Whether a value looks like an API key, by its name or by itself."""
+    if type(value) is not str or not 8 <= len(value) < 1000:
+        return False
+    return bool(_SECRET_NAME.search(name) or _SECRET_TEXT.search(value))
 
 
 def _is_opaque(value: Any) -> bool:

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from operator import countOf
 from pathlib import Path
 from typing import Any
@@ -141,6 +141,8 @@ class Index:
         self._searches = 0  # how often these were searched
         self._hashing = locks.lock("hashing")
         self._loose: dict[str, dict[str, int]] = {}
+        self._has_forgotten = False  # whether any row was -1
+        self._counted: dict[str, tuple[int, int, int]] = {}  # by version: how many keys and texts, and are in the file
         self._places = array("Q")
         self.rest = (0, 0)
         self.crowd = Crowd()
@@ -295,13 +297,22 @@ class Index:
 
     def count(self, version: str) -> int:
         """How many live records the version has."""
-        tables: list[dict[Any, int]] = [self._rows.get(version, {}), self._loose.get(version, {})]
-        count = sum(len(rows) - countOf(rows.values(), -1) for rows in tables)
+        rows, texts = self._rows.get(version, {}), self._loose.get(version, {})
+        count = len(rows) - (countOf(rows.values(), -1) if self._has_forgotten else 0)
+        count += len(texts) - countOf(texts.values(), -1) if texts else 0
         segment = self._segment
         if segment is not None and (before := segment.header.counts.get(version, 0)):
-            replaced = list(hashes_of(version, self._rows.get(version, ())))
-            replaced += [loose_hash(version, text) for text in self._loose.get(version, ())]
-            count += before - len(segment.find_all(replaced))
+            count += before - self._replaced(segment, version, rows, texts)
+        return count
+
+    def _replaced(self, segment: IndexFile, version: str, rows: dict[Key, int], texts: dict[str, int]) -> int:
+        """How many entries of the file recent ones take the place of; those that were looked for are not again."""
+        keys, loose, count = self._counted.get(version, (0, 0, 0))
+        if len(rows) > keys or len(texts) > loose:
+            fresh = list(hashes_of(version, islice(rows, keys, None)))
+            fresh += [loose_hash(version, text) for text in islice(texts, loose, None)]
+            count += len(segment.find_all(fresh))
+            self._counted[version] = (len(rows), len(texts), count)
         return count
 
     @property
@@ -410,6 +421,7 @@ class Index:
 
     def forget(self, version: str, key: Key) -> None:
         """The key has no record under the version from now on."""
+        self._has_forgotten = True
         self._rows.setdefault(version, {})[key] = -1
         if self.has_loose:
             self._loose.setdefault(version, {})[str(key)] = -1

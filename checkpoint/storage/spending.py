@@ -13,6 +13,7 @@ Meta keeps the sums, and up to where they reach, so that the next process reads 
 
 from __future__ import annotations
 
+import os
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -239,6 +240,7 @@ class Spending:
         self._lock = locks.rlock("spending")
         self._read: dict[str, _ReadOn] | None = None
         self.is_used = self.is_told = False
+        self._without: object = None  # the state of the meta file that knew of no cost
 
     def costs(self) -> Costs:
         """By version, what its records cost, those included that are on disk since a moment ago.
@@ -266,8 +268,12 @@ class Spending:
         """The same where it costs little to tell: None where meta is there and knows of no cost."""
         if self.is_used:
             return self.costs()
+        state = _state_of(self._journals.meta_path)
+        if state is not None and state == self._without:
+            return None
         meta = meta_in(self._journals.meta_path)
         if meta and COST not in meta:
+            self._without = state
             return None
         return self.costs()
 
@@ -284,6 +290,15 @@ class Spending:
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
         self._lock = locks.rlock("spending")
+
+
+def _state_of(path: Path) -> object:
+    """What another file in its place would not have; None where there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 _KINDS = ("results", "errors")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from checkpoint.clock import Stamper
@@ -21,6 +22,7 @@ __all__ = ["leave_mark", "marked_from", "remove_mark"]
 log = logging.getLogger("checkpoint")
 
 
+@lru_cache(maxsize=256)  # it is looked for in each pass
 def _mark_of(journal: Path) -> Path:
     return journal.with_name(f".{journal.stem.lstrip('.')}.unsynced")
 
@@ -42,8 +44,11 @@ def leave_mark(journal: Path, start: int, why: OSError) -> None:
 
 def marked_from(journal: Path) -> int | None:
     """From where on bytes of the journal may not be on the medium, as a mark says; None where there is none."""
+    mark = _mark_of(journal)
+    if not os.path.lexists(mark):
+        return None
     try:
-        start = read_object(_mark_of(journal)).get("from")
+        start = read_object(mark).get("from")
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
