@@ -122,7 +122,7 @@ class Pass:
         self.tally.completed = self.earlier.done
         self.earlier.refuse()
         self._store.meta.total = self.input.total
-        self.records.open()  # keying may have taken a while
+        self.records.results_for()  # keying may have taken a while
         self._recount()
         if self.earlier.is_any_run() or (self._settings.locks_first and self.input.is_one_shot):
             self._begin_writing()  # before the bar: what it has to say of the files stands on a line of its own

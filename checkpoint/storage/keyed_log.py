@@ -42,6 +42,7 @@ class KeyedLog(IndexedJournal):
         super().__init__(path, lock)
         self.examined: Index | None = None  # what was known when the file was last looked at as a whole
         self._edited: tuple[weakref.ref[Reader], State, str, dict[int, int]] | None = None  # where keys are by mark
+        self._ended: tuple[object, tuple[str, str, str]] = (None, ("", "", ""))  # in which state, how the journal ends
         self._noted: tuple[Index, int, Notes] = (self.index, 0, Notes())  # of which index, how many, what they say
 
     # what it is at; a joined shelf answers for all of its journals
@@ -252,12 +253,22 @@ class KeyedLog(IndexedJournal):
 
     def last_schema(self, version: str) -> str | None:
         """The schema that the journal's last record names, "" for none; None where that is of another version."""
-        moment, last, schema = _last_of(self.journal.reader)
+        moment, last, schema = self._last()
         return schema if moment and last == version else None
 
     def last_moment(self) -> str:
         """The timestamp of the journal's last record, not of what forgets or accepts; "" where it has none."""
-        return _last_of(self.journal.reader)[0]
+        return self._last()[0]
+
+    def _last(self) -> tuple[str, str, str]:
+        """As `_last_of`; the end of the file is read when it was written since."""
+        reader = self.journal.reader
+        if reader is None:
+            return "", "", ""
+        known, state = self._ended, (reader, *reader.glance())
+        if known[0] != state:
+            known = self._ended = (state, _last_of(reader))
+        return known[1]
 
     def last_offsets(self, version: str, most: int) -> tuple[Reader | None, list[int]]:
         """The reader, and where the last records of the version begin: at most so many."""
@@ -297,10 +308,8 @@ def _pass_over(offset: int, size: int) -> None:
     """A line of many megabytes is no sign of what computed it."""
 
 
-def _last_of(reader: Reader | None) -> tuple[str, str, str]:
+def _last_of(reader: Reader) -> tuple[str, str, str]:
     """(timestamp, version, schema) of a journal's last record; each "" where there is none, or none is found."""
-    if reader is None:
-        return "", "", ""
     size, tail = reader.size(), _TAIL
     found = last_in(reader.pread(tail, max(0, size - tail)))
     while found is None and tail < min(size, _LONGEST_TAIL):
