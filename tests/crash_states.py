@@ -33,10 +33,13 @@ from typing import Any, Self
 
 import pytest
 
+from checkpoint.storage import files
+
 __all__ = [
     "Create",
     "Disk",
     "Event",
+    "Exchange",
     "Link",
     "Mkdir",
     "Note",
@@ -176,6 +179,21 @@ class Rename(Event):
 
     def __str__(self) -> str:
         return f"rename {self.path} to {self.to}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange(Event):
+    """Two names change files: neither is ever without one, and what a crash leaves of each is its own."""
+
+    to: str
+
+    def apply(self, disk: Disk) -> None:
+        one, other = disk.node_at(self.path), disk.node_at(self.to)
+        disk.name(self.to, one)
+        disk.name(self.path, other)
+
+    def __str__(self) -> str:
+        return f"exchange {self.path} and {self.to}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,6 +437,7 @@ class Recorder:
         self._directories: dict[tuple[int, int], str] = {}
         self._held: list[int] = []  # descriptors that keep inode numbers from being used again
         self._next = max(self.base.contents, default=-1) + 1
+        self._real_exchange = files.exchange
         self._real = {name: getattr(os, name) for name in _RECORDED if hasattr(os, name)}
 
     def note(self, what: Any) -> None:
@@ -435,6 +454,7 @@ class Recorder:
                 self._know(path, node)
         for name in self._real:
             self._patch.setattr(os, name, getattr(self, f"_{name}"))
+        self._patch.setattr(files, "exchange", self._exchange)
         self._patch.setattr(builtins, "open", self._builtin_open)
         self._patch.setattr(io, "open", self._builtin_open)
         return self
@@ -549,6 +569,17 @@ class Recorder:
                 self._add(Rename(old, new))
 
     _replace = _rename
+
+    def _exchange(self, new: Any, old: Any) -> bool:
+        """As `files.exchange`, which asks the C library."""
+        one, other = self._relative(new), self._relative(old)
+        with self._lock:
+            is_done = self._real_exchange(new, old, unlink=lambda path: None)
+            if is_done and one is not None and other is not None:
+                self._add(Exchange(one, other))
+        if is_done:
+            os.unlink(new)
+        return is_done
 
     def _link(self, source: Any, target: Any, **options: Any) -> None:
         old, new = self._relative(source), self._relative(target)

@@ -364,6 +364,18 @@ def compacting(work: Work) -> None:
     work.upkeep(compact)
 
 
+def mapping_on(work: Work) -> None:
+    """Small maps of one function, which nobody closes: the second after a map is the tending thread's."""
+    function = work._function("one", computing("first"))
+    for place, key in enumerate(FIRST):
+        assert function.map([key], progress=False) == [computing("first")(key)]
+        work.acknowledge(work.begun[key])
+        if place % 3 == 2:
+            work.sync(function.runner)
+    function.runner.close()
+    work.note(Said("synced"))
+
+
 def counting(work: Work) -> None:
     """Meta is written while much is not synced, and work goes on."""
     with work.open("one") as runner:
@@ -707,7 +719,7 @@ def test_every_crash_state_opens_keeps_what_was_promised_and_resumes(
 
 @pytest.mark.promise("a journal that is none", "power loss, kernel crash", "SIGKILL, OOM kill, SIGTERM, Ctrl-C")
 @pytest.mark.parametrize("durability", ["process", "power"])
-@pytest.mark.parametrize("do", [counting, clearing, shrinking])
+@pytest.mark.parametrize("do", [counting, clearing, shrinking, mapping_on])
 def test_meta_never_knows_of_more_than_any_crash_leaves(lab: Lab, do: Callable[[Work], None], durability: str) -> None:
     """While it is written in the middle of work, while all is cleared, and while a journal becomes much shorter."""
     name = f"{do.__name__}-{durability}"
@@ -823,6 +835,11 @@ def clears_meta_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store.Store, "clear", clear_here)
 
 
+def forgets_what_it_owes(patch: pytest.MonkeyPatch) -> None:
+    """What a map has left to be synced is not."""
+    patch.setattr(Journal, "pay", lambda self: (0, None))
+
+
 def meta_counts_what_is_not_synced(patch: pytest.MonkeyPatch) -> None:
     """What was appended counts as synced."""
     patch.setattr(Journal, "synced", property(lambda self: self.end))
@@ -872,6 +889,7 @@ def in_place(patch: pytest.MonkeyPatch) -> None:
         pytest.param(
             meta_counts_what_is_not_synced, "hand", "process", counting, {"cuts": 12}, id="counts what is not synced"
         ),
+        pytest.param(forgets_what_it_owes, "map", "process", mapping_on, {"cuts": 12}, id="forgets what a map owes"),
         pytest.param(
             compacts_before_meta_says_less, "hand", "power", shrinking, {}, id="compacts what meta still counts"
         ),

@@ -24,6 +24,7 @@ from checkpoint import (
     JournalLost,
     StoreClosed,
     StoreError,
+    checkpointed,
 )
 from checkpoint.storage.index import Index
 from checkpoint.storage.record import parse
@@ -827,7 +828,50 @@ os.kill(os.getpid(), 9)
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
     runner = make()
     assert list(runner.iterate([1, 2])) == [2]
+    runner.records.store.writer.tend()  # as the thread does within a second
     assert syncs.covers(journal_of(tmp_path))
+
+
+@pytest.mark.promise("power loss, kernel crash")
+def test_the_second_after_a_map_is_the_tending_threads(tmp_path: Path, ticker: Any, syncs: Syncs) -> None:
+    """A map waits for no disk and lets go of the lock; the thread syncs after it, and so does whoever closes."""
+    function = checkpointed("j", checkpoint_dir=tmp_path)(lambda n: n)
+    function.map([0], progress=False)
+    writer = function.runner.records.store.writer
+    for key in range(1, 4):
+        writer.tend()
+        calls = syncs.calls
+        assert function.map([key], progress=False) == [key]
+        assert syncs.calls == calls
+        assert not writer.writing
+        assert not syncs.covers(journal_of(tmp_path))
+        assert not writer.tend(), "nothing is owed any more"
+        assert syncs.covers(journal_of(tmp_path))
+        assert syncs.calls > calls
+    function.map([9], progress=False)
+    function.runner.close()
+    assert syncs.covers(journal_of(tmp_path))
+
+
+def test_a_sync_that_fails_after_a_map_marks_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The map has returned by then: it is said, and the next pass writes again what may not be on the medium."""
+    function = checkpointed("j", checkpoint_dir=tmp_path)(lambda n: n)
+    function.map([0], progress=False)
+    writer = function.runner.records.store.writer
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.own.results.journal, "_sync", _fails)
+        writer.tend()
+    assert "cannot sync" in caplog.text
+    assert (tmp_path / ".j_results.unsynced").exists()
+    assert function.map([0, 1], progress=False) == [0, 1]
+    assert not (tmp_path / ".j_results.unsynced").exists()
+    assert "were written again and synced" in caplog.text
+
+
+def _fails(fd: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

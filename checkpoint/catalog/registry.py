@@ -154,7 +154,7 @@ class Registry:
             for writer in list(self._tended):
                 if not writer.tend():
                     with self._tend_lock:
-                        if not writer.writing:
+                        if not (writer.writing or writer.owes):
                             self._tended.discard(writer)
             with self._tend_lock:
                 if not self._tended:

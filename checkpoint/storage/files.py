@@ -16,6 +16,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ from checkpoint.errors import StoreError
 
 __all__ = [
     "MOST_JSON",
+    "exchange",
     "fsync",
     "fsync_directory",
     "index_path",
@@ -141,19 +143,54 @@ def open_temporary(beside: Path, stem: str, mode: int = 0o666) -> tuple[int, Pat
 
 
 @contextmanager
-def replacing(path: Path, stem: str, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, stem: str, mode: int = 0o666, *, at_leisure: bool = False) -> Iterator[BinaryIO]:
     """A temporary file that takes the place of `path` when the block ends well; else it leaves nothing.
 
     It is not synced.
+
+    Args:
+        path: of the file.
+        stem: what the name of the temporary one has.
+        mode: its permissions, less the umask.
+        at_leisure: whether it may be long until its bytes are on the medium, though its name is.
     """
     fd, temporary = open_temporary(path, stem, mode)
     try:
         with _file_of(fd) as file:
             yield file
-        os.replace(temporary, path)
+        if not (at_leisure and exchange(temporary, path)):
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def exchange(new: Path, old: Path, *, unlink: Callable[[Path], None] = os.unlink) -> bool:
+    """The new file has the name of the old one, which is gone; False where the system cannot do so.
+
+    Where a file is replaced, ext4 and its like write the new one out at once, which waits for whoever syncs. Two that
+    change names are left alone.
+    """
+    swap = _swap()
+    if swap is None or swap(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _EXCHANGE) != 0:
+        return False
+    unlink(new)
+    return True
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+
+
+@cache
+def _swap() -> Callable[..., int] | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        import ctypes
+
+        return ctypes.CDLL(None).renameat2
+    except (ImportError, OSError, AttributeError):  # no ctypes, or a C library without it
+        return None
 
 
 def _file_of(fd: int) -> BinaryIO:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Journal:
         self._sync = sync
         self._syncing = locks.rlock("syncing")
         self._is_lent = False
+        self._owed: list[tuple[int, int, Reader | None]] = []  # at most one: what is to be synced, its end, its file
         self._unsynced: StoreError | None = None  # why what was appended may not be on the medium
         self._synced = 0  # bytes that are known to be
         self._doubtful: int | None = None  # from where on a sync has failed, in this or an earlier opening
@@ -109,6 +111,7 @@ class Journal:
             if doubts:
                 self._write_again(min(doubts))
             self._synced = 0  # who was killed before may have synced nothing
+            self.forget_owed()  # `repair` owes all of it again
             self._held = None if self.reader is None else self.reader.hold()
         except BaseException:
             self.stop_writing()
@@ -426,6 +429,57 @@ class Journal:
 
         return sync
 
+    def owe(self) -> bool:
+        """Leave the sync of what was appended to `pay`, which may come after writing has stopped; whether any is owed.
+
+        Raises:
+            StoreError: it had to be synced at once, and could not be.
+        """
+        if self._writer is None or not (self.dirty or self._unsynced or self._is_lent):
+            return bool(self._owed)
+        if self._unsynced is not None or self._is_lent:
+            self.sync()  # which tells of it, or waits
+            return False
+        try:
+            owed = os.dup(self._writer), self.end, self.reader
+        except OSError:  # too many open files: here and now, then
+            self.sync()
+            return False
+        self.forget_owed()
+        self._owed.append(owed)
+        self.dirty = False
+        return True
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a sync was left to `pay`."""
+        return bool(self._owed)
+
+    def pay(self) -> tuple[int, Reader | None]:
+        """Sync what `owe` has left. From any thread; who appends meanwhile is not kept waiting.
+
+        Returns:
+            How many bytes are on the medium by this, and of which file.
+
+        Raises:
+            StoreError: it is not on the medium; a mark tells whoever writes next.
+        """
+        with self._syncing:
+            try:
+                fd, end, reader = self._owed.pop()
+            except IndexError:
+                return 0, None
+            try:
+                self._sync_descriptor(fd, end, None)
+            finally:
+                os.close(fd)
+            return end, reader
+
+    def forget_owed(self) -> None:
+        """Nobody needs to pay: it is owed otherwise, or by another process."""
+        with suppress(IndexError):  # another thread takes it
+            os.close(self._owed.pop()[0])
+
     def _sync_descriptor(self, fd: int, end: int, of: object) -> None:
         try:
             self._sync(fd)
@@ -434,7 +488,7 @@ class Journal:
             self._doubtful = self._synced if self._doubtful is None else min(self._doubtful, self._synced)
             leave_mark(self.path, self._doubtful, error)
             raise self._unsynced from error
-        if of is self._held:  # else the journal was replaced meanwhile
+        if of is not None and of is self._held:  # else the journal was replaced meanwhile
             self._synced = end
 
     def stop_writing(self) -> None:

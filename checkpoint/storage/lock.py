@@ -178,9 +178,10 @@ class Lock:
         """Say who holds it. On a full disk it goes unsaid: the lock holds all the same."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": Stamper()().decode()})
         try:
-            os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
-            os.write(fd, text.encode() + b"\n")
+            size = os.write(fd, text.encode() + b"\n")  # over what is there: to cut it first makes the system write
+            if os.fstat(fd).st_size != size:
+                os.ftruncate(fd, size)
         except OSError:
             pass
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from checkpoint import clock
 from checkpoint.storage.condition import SYNCED
 from checkpoint.storage.files import fsync, fsync_directory, read_object, replacing
@@ -160,7 +162,11 @@ class Meta:
             **({"schemas": self.schemas} if self.schemas else {}),
             **cost,
         }
-        return json.dumps(said, indent=1) + "\n"
+        text = json.dumps(said)
+        try:
+            return msgspec.json.format(text, indent=1) + "\n"  # at once: `json` indents in Python
+        except ValueError:  # NaN, which a version may hold
+            return json.dumps(said, indent=1) + "\n"
 
     def replace(self, text: str, temporary: str, *, durable: bool = False) -> None:
         """Replace the file atomically; where `durable`, its name and bytes are on the medium when this returns.
@@ -168,7 +174,7 @@ class Meta:
         Raises:
             OSError: it is what it was.
         """
-        with replacing(self.path, temporary) as file:
+        with replacing(self.path, temporary, at_leisure=not durable) as file:
             file.write(text.encode())
             if durable:
                 file.flush()

@@ -390,6 +390,7 @@ class Store:
         with self.lock:
             try:
                 self.writer.stop()
+                self.writer.pay()
             finally:
                 self.own.close()
 

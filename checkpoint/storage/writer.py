@@ -30,6 +30,7 @@ from checkpoint.storage.journals import Journals
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import INSTEAD, Lock
 from checkpoint.storage.meta import Meta
+from checkpoint.storage.reader import Reader
 
 __all__ = ["LOCK_LOOK", "Writer", "in_time"]
 
@@ -100,7 +101,9 @@ class Writer:
         self._owner = Lock(directory / f".{name}.lock", name, instead)
         self._running: list[weakref.ref[_Running]] = []
         self._forked = False
+        self._named: list[Reader | None] = []  # the files whose names are on the medium
         self._failure: StoreError | None = None
+        self._is_durable = False  # whether records were to be on the medium when they counted, since the lock was taken
         self._goes_on = False  # whether it is cleared or repaired whatever is in the journals' places
 
     @property
@@ -152,7 +155,7 @@ class Writer:
             raise
         if not self.in_pass:
             self.meta.reread()
-        self.writing = True
+        self.writing, self._is_durable = True, False
         self.check_at = clock.monotonic() + _SECOND
         self.wrote_at = self.meta.written_at = clock.monotonic()
         self._host.maintain()
@@ -188,8 +191,12 @@ class Writer:
 
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""
+        readers = [each.journal.reader for each in self.own]
+        if readers == self._named:  # they are the files whose names were synced here before
+            return
         try:
             fsync_directory(self.directory)
+            self._named = readers
         except PermissionError:
             pass  # it may be written in, and not be opened
         except OSError as error:
@@ -222,8 +229,36 @@ class Writer:
         Raises:
             StoreError: nobody knows what is on the medium; nothing more is written.
         """
+        self._is_durable = True
         try:
             journal.sync()
+        except StoreError as error:
+            raise self.fail(error) from error.__cause__
+
+    @property
+    def owes(self) -> bool:
+        """Whether a sync was left to `pay`."""
+        return any(each.journal.is_owed for each in self.own)
+
+    def pay(self) -> None:
+        """What passes that have ended left to be synced is on the medium when this returns.
+
+        Raises:
+            StoreError: nobody knows; nothing more is written by this opening.
+        """
+        for kind, each in self.own.by_kind():
+            try:
+                end, reader = each.journal.pay()
+            except StoreError as error:
+                with self.lock:
+                    raise self.fail(error) from error.__cause__
+            with self.lock:
+                if end and reader is each.journal.reader:  # else it was replaced meanwhile
+                    self.own.synced[kind] = max(end, self.own.synced.get(kind, 0))
+
+    def _owe(self, journal: Journal) -> bool:
+        try:
+            return journal.owe()
         except StoreError as error:
             raise self.fail(error) from error.__cause__
 
@@ -291,7 +326,7 @@ class Writer:
                 if self.writing and self.steps and self._failure is None:
                     self._bring_up_to_date()
                 else:
-                    self.stop()
+                    self.stop(may_owe=raised is None)
             except StoreError as error:
                 # A StoreError that is raised holds values that are nowhere else; what is not uploaded is here.
                 if raised is None or not (isinstance(raised, StoreError) or isinstance(error, NotUploaded)):
@@ -346,8 +381,11 @@ class Writer:
 
     # letting go
 
-    def stop(self) -> None:
+    def stop(self, *, may_owe: bool = False) -> None:
         """Everything on the medium, meta and index up to date, the lock let go.
+
+        Args:
+            may_owe: whether the sync may be left to `tend`, or `pay`.
 
         Raises:
             NotUploaded: all of it is here, and the replica has not all of it.
@@ -355,18 +393,20 @@ class Writer:
         if not self.writing:
             return
         try:
-            self._bring_up_to_date()
+            self._bring_up_to_date(may_owe=may_owe and not self.replica.is_remote)
         finally:
             try:
                 self.replica.finish()
             finally:
                 self.let_go()
 
-    def _bring_up_to_date(self) -> None:
+    def _bring_up_to_date(self, *, may_owe: bool = False) -> None:
+        """All on the medium, index and meta written; where it `may_owe` that, the tending thread syncs in a moment."""
         if self._failure is None:
             self._check_places(at_once=True)
             for each in self.own:
-                self.sync(each.journal)
+                if not (may_owe and not self._is_durable and self._owe(each.journal)):
+                    self.sync(each.journal)
                 each.write_index_if_worth(growth=0.5, rows=100_000 // self._share, size=(32 << 20) // self._share)
             if self.meta.owed:
                 self.write_meta()
@@ -394,6 +434,7 @@ class Writer:
         """Sync what was written, keep meta and index from falling far behind; False once nothing is owed."""
         try:
             self._sync_aside()
+            self.pay()
             with self.lock:
                 if self.writing and self._failure is None:
                     self._check_places()
@@ -401,7 +442,7 @@ class Writer:
             log.error("%s", error)
         with self.lock:
             if not self.writing:
-                return False
+                return self.owes
             if not self.in_pass and not self.steps and self._is_idle():
                 try:
                     self.stop()
@@ -470,6 +511,7 @@ class Writer:
         self._running = []
         for each in self.own:
             each.journal.stop_writing()
+            each.journal.forget_owed()
         self._owner.drop()
 
 
