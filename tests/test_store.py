@@ -854,7 +854,7 @@ def test_the_second_after_a_map_is_the_tending_threads(tmp_path: Path, ticker: A
 
 
 def test_a_sync_that_fails_after_a_map_marks_the_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, ticker: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The map has returned by then: it is said, and the next pass writes again what may not be on the medium."""
     function = checkpointed("j", checkpoint_dir=tmp_path)(lambda n: n)

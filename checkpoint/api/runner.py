@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchCheckpointedRunner", "CheckpointedRunner", "ShardRunner"]
 
 T = TypeVar("T")
+_AHEAD = 64  # items that are admitted before they are handed out
 log = logging.getLogger("checkpoint")
 
 
@@ -260,8 +261,18 @@ class CheckpointedRunner:
             InvalidKey, DuplicateKey: naming the item, before it is yielded.
             CheckpointLocked: another process is at work on it.
         """
-        batches = self._handed_out(items, self._settings(key_fn))
-        return Stream(self.records.name, (unit.item for _, (unit,) in batches))
+        return Stream(self.records.name, self._one_by_one(items, self._settings(key_fn)))
+
+    def _one_by_one(self, items: Iterable[T], settings: PassSettings) -> Generator[T, None, None]:
+        """The items to run; as `_handed_out`, told flat because it is hot."""
+        with self.start_pass(items, settings) as running:
+            parked, flight = Parked(running), running.in_flight
+            for unit in chain(_units(running), (unit for (unit,) in parked.back())):
+                flight.hand_out_one(unit)
+                if not flight.has_company or parked.begin([unit]):
+                    yield unit.item
+                    running.moved_on()
+            running.input.check_drawn()
 
     def _handed_out(
         self, items: Iterable[T], settings: PassSettings, size: int = 1
@@ -408,6 +419,25 @@ def _opened(
 ) -> CheckpointedRunner:
     """A runner that was pickled, in another process or after this one was closed."""
     return kind(name, directory, **options) if shard == ALL else ShardRunner(shard, name, directory, **options)
+
+
+def _units(running: Pass) -> Iterator[Unit]:
+    """The units to run. Of items in memory several are admitted at once, and those left out that were saved since."""
+    if not running.in_memory or running.is_watched:
+        for item in running.items:
+            if (unit := running.admit(item)) is not None:
+                yield unit
+        return
+    admitted = running.in_flight.units
+    while (units := running.admit_next(_AHEAD)) is not None:
+        ahead = iter(units)
+        try:
+            for unit in ahead:
+                if admitted.get(unit.key) is unit:
+                    yield unit
+        finally:
+            for unit in ahead:  # the user has left the loop
+                admitted.pop(unit.key, None)
 
 
 def _batches(running: Pass, size: int) -> Iterator[list[Unit]]:

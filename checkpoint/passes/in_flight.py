@@ -183,7 +183,12 @@ class InFlight:
     def hand_out(self, units: list[Unit]) -> None:
         """The user's loop in this thread is given the units, as calls that begin."""
         self.thread = get_ident()
-        self.begun = {units[0].key: units[0]} if len(units) == 1 else {unit.key: unit for unit in units}
+        self.begun = {unit.key: unit for unit in units}
+
+    def hand_out_one(self, unit: Unit) -> None:
+        """The same of one unit."""
+        self.thread = get_ident()
+        self.begun = {unit.key: unit}
 
     def take_back(self) -> None:
         """The user is done with all that was handed out."""

@@ -175,6 +175,8 @@ class Tally:
         if failed:
             self.failed.add(key)
             self.errors.fail("error")
+            if equals and self._bar is not None:
+                self._bar.skip(equals)
             return
         self.completed += 1 + equals
         if key in self.failed:
