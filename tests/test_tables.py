@@ -36,9 +36,11 @@ from checkpoint.storage.record import seal
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
 else:
     pl, pq = pytest.importorskip("polars"), pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
 
 NAN = float("nan")
 Columns = dict[str, list[Any]]
@@ -880,3 +882,86 @@ def test_html_shows_few_columns(make: Opener) -> None:
     shown = Reader(Table.saved(runner.records).to_html(1, "1 result"))
     assert shown.cells[0] == "1 result; 25 more columns"
     assert len(shown.cells) == 1 + 2 * 16
+
+
+# --- vectors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        ("f4", (3,)),
+        ("f8", (4,)),
+        ("i1", (2,)),
+        ("u2", (5,)),
+        ("i4", (2, 3)),
+        ("i8", (1,)),
+        ("u8", (2,)),
+        ("f4", (2, 2)),
+    ],
+)
+def test_vectors_of_one_shape_keep_their_dtype_bit_by_bit(
+    make: Opener, tmp_path: Path, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """Fixed-size lists in Arrow, polars and Parquet, arrays that may be changed in pandas; some may be missing."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    arrays = [np.frombuffer(os.urandom(size), dtype).reshape(shape) for _ in range(5)]
+    runner = make()
+    for key, array in enumerate(arrays):
+        runner.save_result(key, {"vector": array, "n": key})
+    runner.save_result("none", {"n": 5})
+    table = Table.saved(runner.records)
+    expected = [array.tobytes() for array in arrays]
+    frame = table.to_pandas()
+    assert [array.tobytes() for array in frame["vector"][:5]] == expected
+    assert {(array.dtype.str[1:], array.shape) for array in frame["vector"][:5]} == {(dtype, shape)}
+    assert frame["vector"][5] is None
+    frame["vector"][0][...] = 0
+    table.write_parquet(tmp_path / "vectors.parquet")
+    for made in (table.to_polars().to_arrow(), pq.read_table(tmp_path / "vectors.parquet")):
+        column = made["vector"].combine_chunks()
+        kind, flat = column.type, column
+        for length in shape:
+            assert kind.list_size == length
+            kind, flat = kind.value_type, flat.flatten()
+        assert kind == pa.from_numpy_dtype(np.dtype(dtype))
+        assert np.asarray(flat).tobytes() == b"".join(expected)
+        assert column.is_valid().to_pylist() == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "reason"),
+    [
+        ([np.array([1, 2], "i4"), np.array([3], "i4")], [[1, 2], [3]], "another shape"),
+        ([np.array([1, 2], "i4"), np.array([3, 4], "i8")], [[1, 2], [3, 4]], "another dtype"),
+        ([np.array([1.5, 2], "f4"), [3.5]], [[1.5, 2.0], [3.5]], "a list"),
+        ([[3.5], np.array([[1.5]], "f8")[0]], [[3.5], [1.5]], "a list first"),
+        ([np.array([0.5], "f2")], [[0.5]], "a dtype that not every reader knows"),
+        ([np.array([True, False])], [[True, False]], "bits"),
+        ([[np.array([1, 2], "i4")]], [[[1, 2]]], "within a list"),
+        ([[{"a": np.array([1.5])}]], [[{"a": [1.5]}]], "within an object in a list"),
+        ([np.array([1], ">i4")], [[1]], "the other byte order"),
+    ],
+)
+def test_other_arrays_are_lists(make: Opener, values: list[Any], expected: list[Any], reason: str) -> None:
+    """A column of them has lists of any length, and no number is another one."""
+    runner = make()
+    for key, value in enumerate(values):
+        runner.save_result(key, value)
+    frame = Table.saved(runner.records).to_polars()
+    assert frame["result"].to_list() == expected, reason
+
+
+def test_vectors_are_lists_in_text(make: Opener, tmp_path: Path) -> None:
+    """JSON lines, CSV, HTML, and beside what makes a column JSON text."""
+    runner = make()
+    runner.save_result(0, np.array([1.5, float("nan")], "f4"))
+    runner.save_result(1, "text")
+    table = Table.saved(runner.records)
+    table.write_jsonl(tmp_path / "out.jsonl")
+    assert [json.loads(line)["result"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
+        [1.5, "NaN"],
+        "text",
+    ]
+    assert [json.loads(text) for text in table.to_polars()["result"]] == [[1.5, "NaN"], "text"]
+    assert "[1.5," in table.to_html(2, "two")

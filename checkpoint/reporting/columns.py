@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from checkpoint.errors import shorten
+from checkpoint.reporting.vectors import Vector, VectorType, arrow_vector_type, vector_in
 from checkpoint.values.codec import Codec
 from checkpoint.values.plain_json import decode_foreign, with_stack
 
@@ -80,7 +81,7 @@ def _parsed(raw: bytes) -> Any:
 def _opened(plain: Any) -> Any:
     """The tidy value that parsed JSON with envelopes stands for."""
     if type(plain) is list:
-        return [_opened(part) for part in plain]
+        return [_in_list(_opened(part)) for part in plain]
     if type(plain) is not dict:
         return plain
     first = next(iter(plain), "")
@@ -88,6 +89,20 @@ def _opened(plain: Any) -> Any:
         return {name: _opened(part) for name, part in plain.items()}
     opener = _OPENERS.get(first)
     return tidy(_codec.revive(plain)) if opener is None else opener(plain)
+
+
+def _in_list(value: Any) -> Any:
+    """A tidy value as it stands in a list: vectors are lists there."""
+    if type(value) is Vector:
+        return value.tolist()
+    if type(value) is dict:
+        return {name: _in_list(part) for name, part in value.items()}
+    return value
+
+
+def _open_array(env: dict[str, Any]) -> Any:
+    vector = vector_in(env)
+    return tidy(_codec.revive(env)) if vector is None else vector
 
 
 def _open_object(env: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +123,11 @@ def _open_pairs(pairs: list[Any]) -> Any:
 def _object(pairs: list[Any]) -> Any:
     """An object of tidy pairs; the list of them where two keys make one name."""
     named = {key if type(key) is str else json_text(key): part for key, part in pairs}
-    return named if len(named) == len(pairs) else pairs
+    return named if len(named) == len(pairs) else [[_in_list(key), _in_list(part)] for key, part in pairs]
 
 
 def _open_set(parts: list[Any]) -> list[Any]:
-    opened = [_opened(part) for part in parts]
+    opened = [_in_list(_opened(part)) for part in parts]
     kinds = set(map(type, opened))
     return sorted(opened) if kinds <= {int, float} or kinds == {str} else sorted(opened, key=json_text)
 
@@ -136,6 +151,7 @@ _OPENERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "$Counter": lambda env: _open_pairs(env["$Counter"]),
     "$defaultdict": lambda env: _open_pairs(env["$defaultdict"]),
     "$pattern": _open_pattern,
+    "$ndarray": _open_array,
 }
 
 
@@ -248,6 +264,8 @@ def jsonable(value: Any) -> Any:
         return [jsonable(part) for part in value]
     if kind is dict:
         return {name: jsonable(part) for name, part in value.items()}
+    if kind is Vector:
+        return jsonable(value.tolist())
     return msgspec.to_builtins(value)
 
 
@@ -264,12 +282,13 @@ def _digits(value: Any) -> str:
 
 
 class ColumnType(NamedTuple):
-    """The type of a column, or of what stands in a list: a word for Arrow's, or "list", "struct" or "json"."""
+    """The type of a column, or of what stands in a list: a word for Arrow's, or "vector", "list", "struct", "json"."""
 
     kind: str
     part: ColumnType | None = None
     fields: dict[str, ColumnType] | None = None
     digits: tuple[int, int] = (0, 0)
+    vector: VectorType | None = None
 
 
 JSON_TYPE, _NULL, TEXT_TYPE = ColumnType("json"), ColumnType("null"), ColumnType("text")
@@ -288,7 +307,7 @@ _KINDS: dict[type, str] = {
 class SchemaInference:
     """What was seen in one place of all rows: kinds of scalars, what stands in lists, and fields."""
 
-    __slots__ = ("before", "behind", "depth", "fields", "high", "kinds", "low", "part", "place", "whole")
+    __slots__ = ("before", "behind", "depth", "fields", "high", "kinds", "low", "part", "place", "vector", "whole")
 
     def __init__(self, depth: int = 0) -> None:
         self.depth = depth
@@ -297,13 +316,14 @@ class SchemaInference:
         self.before, self.behind = 0, 0  # digits of Decimals
         self.part: SchemaInference | None = None
         self.fields: dict[str, SchemaInference] | None = None
+        self.vector: VectorType | None = None  # what all are that were seen
         self.whole = False  # too much for columns: JSON text
         self.place = -1
 
     @property
     def is_new(self) -> bool:
         """Whether nothing was seen but None."""
-        return not (self.kinds or self.part or self.fields is not None)
+        return not (self.kinds or self.part or self.vector or self.fields is not None)
 
     def learn(self, value: Any) -> None:
         """See one tidy value."""
@@ -314,6 +334,8 @@ class SchemaInference:
             self._learn_list(value)
         elif kind is int:
             self._learn_ints(value, value)
+        elif kind is Vector:
+            self._learn_vector(value.kind)
         elif kind is datetime:
             self.kinds.add("datetime" if value.tzinfo is None else "moment")
         elif kind is Decimal:
@@ -354,6 +376,30 @@ class SchemaInference:
             for part in value:
                 self.part.learn(part)
 
+    def _learn_vector(self, kind: VectorType) -> None:
+        if self.vector is None and self.part is None:
+            self.vector = kind
+        elif self.vector != kind:
+            self._learn_lists(kind)
+
+    def _learn_lists(self, kind: VectorType) -> None:
+        """Vectors of this kind were seen, and are to be lists, since there were others."""
+        shape = self
+        for depth in range(len(kind.shape)):
+            if shape.part is None:
+                shape.part = SchemaInference(self.depth + depth + 1)
+            shape = shape.part
+        if kind.item is int:
+            shape._learn_ints(*kind.range)
+        else:
+            shape.kinds.add("float")
+
+    def _settle_vector(self) -> None:
+        """All were vectors of one kind; or what was seen of these is a list, too."""
+        if self.vector is not None and (self.part is not None or self.kinds or self.fields is not None):
+            self._learn_lists(self.vector)
+            self.vector = None
+
     def _learn_ints(self, low: int, high: int) -> None:
         self.kinds.add("int")
         self.low, self.high = min(self.low, low), max(self.high, high)
@@ -369,6 +415,9 @@ class SchemaInference:
 
     def form(self) -> ColumnType:
         """The form of what stands here; fields have columns of their own."""
+        self._settle_vector()
+        if self.vector is not None and not self.whole:
+            return ColumnType("vector", vector=self.vector)
         if self.whole:
             return _NULL if self.is_new else JSON_TYPE
         if self.part is not None:
@@ -406,7 +455,11 @@ def maker_of(form: ColumnType) -> Callable[[Any], Any] | None:
     """What makes a tidy value, not None, into one of the form; None where it is one."""
     if form.kind == "list" and form.part is not None:
         make = maker_of(form.part)
-        return None if make is None else lambda value: [None if part is None else make(part) for part in value]
+        if make is None:
+            return lambda value: value.tolist() if type(value) is Vector else value
+        return lambda value: [
+            None if part is None else make(part) for part in (value.tolist() if type(value) is Vector else value)
+        ]
     if form.kind == "struct" and form.fields is not None:
         makers = {name: maker_of(part) or itself for name, part in form.fields.items()}
         return lambda value: {
@@ -423,6 +476,8 @@ def maker_of(form: ColumnType) -> Callable[[Any], Any] | None:
 
 def arrow_type(pa: Any, form: ColumnType) -> Any:
     """The type of Arrow for a column's type."""
+    if form.vector is not None:
+        return arrow_vector_type(pa, form.vector)
     if form.kind == "list" and form.part is not None:
         return pa.list_(arrow_type(pa, form.part))
     if form.kind == "struct" and form.fields is not None:

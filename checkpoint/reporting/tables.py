@@ -12,7 +12,8 @@ class is built, and no code of the user runs but `parse`.
     nothing      None and NaT, a field that is not there, and an object without fields are null; NaN is a number
     types        one a column; int and float make float, if exact; int and Decimal make Decimal; else JSON text
     text         what Arrow has no type for: ints over 64 bits, UUIDs, paths, fractions, complex numbers, ranges
-    lists        tuples, sets (sorted) and arrays too; a list column, if its elements agree; else JSON text
+    vectors      arrays of numbers, all of one shape and dtype: a list of fixed size of it; arrays in pandas
+    lists        tuples, sets (sorted) and other arrays too; a list column, if its elements agree; else JSON text
     JSON text    plain JSON: no envelopes; bytes in base64; NaN, Infinity and ints over 64 bits as strings
     too much     an object of more than 1,000 field names, or what is nested deeper than 10, is JSON text
     moments      in UTC where they know their zone, to the microsecond
@@ -66,13 +67,15 @@ from checkpoint.reporting.columns import (
     tidy_result,
     tidy_text,
 )
+from checkpoint.reporting.vectors import VectorType, arrow_array, numpy_arrays
 from checkpoint.storage.files import fsync, open_safely, store_error
 from checkpoint.storage.reader import Reader
-from checkpoint.storage.record import Record
+from checkpoint.storage.record import Record, parse
 from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.storage.spending import cost_in, notes_of
 from checkpoint.values.codec import Codec
-from checkpoint.values.keys import Key, plain_key
+from checkpoint.values.keys import Key, key_from_json, plain_key
+from checkpoint.values.marks import mark_of
 from checkpoint.values.plain_json import with_stack
 
 __all__ = ["Table", "export", "of_version", "replacing", "versions_of"]
@@ -199,11 +202,14 @@ class Table:
     # reading
 
     def _rows(self) -> Iterator[_Row]:
+        reader = self._readers[0]
+        results = (place for place in self._places if place >= 0)
+        lines = iter(()) if reader is None else reader.lines_at(results)
         for number, place in enumerate(self._places):
-            row = self._row(place, number)
+            row = self._row(place, number, next(lines) if place >= 0 else b"")
             yield row if self._keys is None else row._replace(own=(tidy(self._keys[number]), *row.own[1:]))
 
-    def _row(self, place: int, number: int) -> _Row:
+    def _row(self, place: int, number: int, line: bytes) -> _Row:
         if place == NOT_RUN:
             ended = (None, "it was not run, since the pass was ended early", "NotRun")
             return _Row((*ended, *[None] * (len(_OWN) - len(ended))), None, 0)
@@ -213,7 +219,7 @@ class Table:
             told = tidy_text(record.error or ""), record.type and tidy_text(record.type)
             return _Row(self._own(key, record, *told), None, 0, _notes(record))
         reader = self._readers[0]
-        place, key, record = self._read(checkpoint.results, reader, place, number)
+        place, key, record = self._on(line, place, number) or self._read(checkpoint.results, reader, place, number)
         raw, sealed = bytes(record.result), bool(record.crc or record.session)
         try:
             value = tidy_result(raw, sealed=sealed)
@@ -254,6 +260,17 @@ class Table:
         except UnencodableValue:  # nobody asked that it can be written
             made = tidy_text(quote(value))
         return _Row(self._own(key, record, None, None), made, size, _notes(record))
+
+    def _on(self, line: bytes, offset: int, number: int) -> tuple[int, Key, Record] | None:
+        """`_read` of a result whose line is at hand; None where it takes more to read."""
+        try:
+            record = parse(line)
+            key = key_from_json(record.key)
+        except ValueError:
+            return None
+        if not record.crc or record.forgotten or (self._marks is not None and mark_of(key) != self._marks[number]):
+            return None
+        return offset, key, record
 
     def _read(self, shelf: RecordSource, reader: Reader | None, offset: int, number: int) -> tuple[int, Key, Record]:
         """(offset, key, record) of an item; the offset is another one where an edit moved the line."""
@@ -305,6 +322,10 @@ class Table:
             shape.place = place
             yield Column(name, form, maker_of(form))
 
+    def _vectors(self) -> list[VectorType | None]:
+        """Of each column, what its vectors are, if they are such."""
+        return [column.form.vector for column in self.columns]
+
     def _own_columns(self, *names: str) -> Iterator[tuple[str, SchemaInference, ColumnType]]:
         for name in names:
             shape = self._shapes[name]
@@ -329,12 +350,16 @@ class Table:
     def batches(self, pa: Any) -> Iterator[Any]:
         """Arrow record batches, of `schema`, each of a few thousand rows at most."""
         schema, makers = self.schema(pa), [column.make for column in self.columns]
+        kinds = self._vectors()
         for rows in self._chunks():
             values = list(zip(*rows, strict=True))
             for place, make in enumerate(makers):
                 if make is not None:
                     values[place] = tuple([None if part is None else make(part) for part in values[place]])
-            arrays = [pa.array(part, type=field.type) for part, field in zip(values, schema, strict=True)]
+            arrays = [
+                pa.array(part, type=field.type) if kind is None else arrow_array(pa, kind, part)
+                for part, field, kind in zip(values, schema, kinds, strict=True)
+            ]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _chunks(self) -> Iterator[list[list[Any]]]:
@@ -356,6 +381,7 @@ class Table:
         """A pandas DataFrame, with the index it was given; ints and bools are nullable where some are missing."""
         pandas = _package("pandas", "pandas", "to_pandas()")
         pa = _package("pyarrow", "pandas", "to_pandas()")
+        numpy = _package("numpy", "pandas", "to_pandas()")
         table = pa.Table.from_batches(self.batches(pa), schema=self.schema(pa))
         nullable = {
             pa.int64(): pandas.Int64Dtype(),
@@ -363,8 +389,10 @@ class Table:
             pa.bool_(): pandas.BooleanDtype(),
         }
         series = {}
-        for name, column in zip(table.column_names, table.columns, strict=True):
-            if pa.types.is_nested(column.type):
+        for name, column, kind in zip(table.column_names, table.columns, self._vectors(), strict=True):
+            if kind is not None:
+                series[name] = pandas.Series(numpy_arrays(numpy, kind, column), dtype=object)
+            elif pa.types.is_nested(column.type):
                 # Arrow makes numpy arrays of lists, which have floats where an int is missing.
                 series[name] = pandas.Series(column.to_pylist(), dtype=object)
             else:
@@ -384,9 +412,16 @@ class Table:
         """A Parquet file takes the place of what is at `path`, or nothing does."""
         pa = _package("pyarrow", "parquet", "to_parquet()")
         parquet = importlib.import_module("pyarrow.parquet")
-        with replacing(path) as file, parquet.ParquetWriter(file, self.schema(pa)) as writer:
+        with replacing(path) as file, self._parquet(parquet, pa, file) as writer:
             for group in _groups(self.batches(pa)):
                 writer.write_table(pa.Table.from_batches(group), row_group_size=_GROUP)
+
+    def _parquet(self, parquet: Any, pa: Any, file: BinaryIO) -> Any:
+        """What writes a Parquet file; numbers of vectors differ, and a dictionary of them is looked for in vain."""
+        if not any(self._vectors()):
+            return parquet.ParquetWriter(file, self.schema(pa))
+        others = [column.name for column in self.columns if column.form.vector is None]
+        return parquet.ParquetWriter(file, self.schema(pa), use_dictionary=others)
 
     def write_csv(self, path: str | os.PathLike[str], *, raw: bool = False) -> None:
         """A CSV file (UTF-8, with a header) takes the place of what is at `path`; nothing and empty text look alike.
