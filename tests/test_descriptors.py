@@ -171,6 +171,7 @@ def test_an_idle_checkpoint_has_no_descriptor_and_its_results_have_one(tmp_path:
     function = checkpointed("idle", checkpoint_dir=tmp_path)(lambda n: n)
     path = tmp_path / "idle_results.jsonl"
     function.map([1], progress=False)
+    function.runner.records.store.writer.tend()  # as its thread does within a second
     reader_module._let_go_of_idle(0)
     assert descriptors(path) == 0
     results = function.map([1], progress=False)

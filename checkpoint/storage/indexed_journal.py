@@ -76,6 +76,17 @@ class IndexedJournal:
         if self._trust.has_news(state) and not self._fits_still(reader, end, state):
             self.reopen()
 
+    def is_as_known(self) -> bool:
+        """Whether nobody has written the journal since it was looked at.
+
+        Raises:
+            StoreError: the system reported an error.
+        """
+        reader = self.journal.reader
+        if reader is None:
+            return not os.path.lexists(self.journal.path)
+        return reader.is_current() and reader.size() == self.index.end and self.journal.is_as_known()
+
     def _fits_still(self, reader: Reader, end: int, state: State) -> bool:
         """Whether what was known up to `end` is to be asked still, although the journal was written."""
         try:

@@ -23,6 +23,7 @@ from checkpoint.storage.files import open_safely, store_error
 __all__ = ["INSTEAD", "Lock"]
 
 _LOOKS = 100
+_MOMENT = 5  # milliseconds
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 
 if os.name == "nt":  # pragma: no cover - cannot be tried on the systems this was written on
@@ -68,6 +69,23 @@ INSTEAD = "use another name or checkpoint_dir; lock_timeout= waits by itself"
 """What whoever finds a checkpoint locked can do."""
 
 
+def _lock_soon(fd: int) -> None:
+    """Lock the file; of who has it for a moment only, to note what is on the medium, the end is awaited.
+
+    Raises:
+        OSError: another process holds it still.
+    """
+    for _ in range(_MOMENT):
+        try:
+            _lock(fd)
+            return
+        except OSError as error:
+            if error.errno not in _BUSY:
+                raise
+        clock.sleep(0.001)
+    _lock(fd)
+
+
 class Lock:
     """The right to write a checkpoint.
 
@@ -102,7 +120,7 @@ class Lock:
             raise store_error(error, "cannot open the lock", self.path) from error
         self._fd = fd
         try:
-            _lock(fd)
+            _lock_soon(fd)
         except BaseException as error:
             self.release()
             if not isinstance(error, OSError):

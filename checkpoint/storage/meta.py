@@ -6,6 +6,7 @@ The promise: the file is replaced at once or not at all, and is rebuildable: no 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from checkpoint.storage.files import fsync, fsync_directory, read_object, replac
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.secrets import is_secret
 
-__all__ = ["SCHEMA_VERSION", "Meta", "Summary", "count_or_none", "meta_in"]
+__all__ = ["SCHEMA_VERSION", "Meta", "Summary", "count_or_none", "meta_in", "state_of"]
 
 SCHEMA_VERSION = "2.0.0"
 _MOST_CODES = 100  # that meta explains
@@ -57,6 +58,7 @@ class Meta:
         self.told = told
         self.said = meta_in(path)
         self.owed = False
+        self._written: object = None  # the state of the file that was written here last
         self.written_at = 0.0
         self.total = count_or_none(self.said.get("total_items"))
         self.pass_since = ""
@@ -181,12 +183,26 @@ class Meta:
                 fsync(file.fileno())
         if durable:
             fsync_directory(self.path.parent)
+        self._written = state_of(self.path)
+
+    def is_as_written(self) -> bool:
+        """Whether the file is the one that was written here last."""
+        return self._written is not None and state_of(self.path) == self._written
 
     def clear(self) -> None:
         """Forget what was read and noted; versions keep their names, and the file is the caller's to delete."""
         self.total, self.said, self.owed = None, {}, False
         self.details, self.schemas = {}, {}
         self.told.clear()
+
+
+def state_of(path: Path) -> object:
+    """What another file in its place would not have; None where there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def meta_in(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ Meta keeps the sums, and up to where they reach, so that the next process reads 
 
 from __future__ import annotations
 
-import os
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from typing import Any, Protocol
 import msgspec
 
 from checkpoint import clock, locks
-from checkpoint.storage.meta import meta_in
+from checkpoint.storage.meta import meta_in, state_of
 from checkpoint.storage.reader import PROBE, Reader
 from checkpoint.storage.record import LONGEST_LOOSE, NoRecord, Record, parse, seal
 
@@ -268,7 +267,7 @@ class Spending:
         """The same where it costs little to tell: None where meta is there and knows of no cost."""
         if self.is_used:
             return self.costs()
-        state = _state_of(self._journals.meta_path)
+        state = state_of(self._journals.meta_path)
         if state is not None and state == self._without:
             return None
         meta = meta_in(self._journals.meta_path)
@@ -290,15 +289,6 @@ class Spending:
     def after_fork(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here."""
         self._lock = locks.rlock("spending")
-
-
-def _state_of(path: Path) -> object:
-    """What another file in its place would not have; None where there is none."""
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 _KINDS = ("results", "errors")

@@ -246,6 +246,7 @@ class Writer:
         Raises:
             StoreError: nobody knows; nothing more is written by this opening.
         """
+        has_paid = False
         for kind, each in self.own.by_kind():
             try:
                 end, reader = each.journal.pay()
@@ -255,6 +256,26 @@ class Writer:
             with self.lock:
                 if end and reader is each.journal.reader:  # else it was replaced meanwhile
                     self.own.synced[kind] = max(end, self.own.synced.get(kind, 0))
+                    has_paid = True
+        if has_paid:
+            self._tell_paid()
+
+    def _tell_paid(self) -> None:
+        """Meta says what is on the medium; where others have written since, or are at it, that is theirs to say."""
+        with self.lock:
+            if self.writing or self._failure is not None or not self.meta.is_as_written():
+                return
+            try:
+                self._owner.acquire()
+            except StoreError:
+                return
+            try:
+                if all(each.is_as_known() for each in self.own) and self.meta.is_as_written():
+                    self.replace_meta()
+            except (StoreError, OSError) as error:
+                log.debug("%s was not written: %s", self.meta.path, error)
+            finally:
+                self._owner.release()
 
     def _owe(self, journal: Journal) -> bool:
         try:
