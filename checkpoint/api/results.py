@@ -426,7 +426,8 @@ class KeyedResults(_Rows, _Keyed[V]):
 
     def __contains__(self, key: object) -> bool:
         key = plain_key(key)
-        return self._records.results_for(key).find(self._records.version, key) is not None
+        self._records.results_for(key)
+        return self._records.is_done(key)
 
 
 class KeyedErrors(_Rows, _Keyed[ItemError]):

@@ -179,7 +179,8 @@ class CheckpointedRunner:
     def is_completed(self, key: Any) -> bool:
         """Whether an intact result is saved for the key under this version. An error never makes it so."""
         key = plain_key(key)
-        return self.records.results_for(key).find(self.records.version, key) is not None
+        self.records.results_for(key)
+        return self.records.is_done(key)
 
     def get_result(self, key: Any) -> Any:
         """The decoded result for the key, or None where there is none.
