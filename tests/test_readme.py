@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from test_layers import MAY_IMPORT
 
 import checkpoint
 from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, checkpointed
@@ -200,3 +201,20 @@ def test_every_public_name_is_importable_and_the_pages_use_no_other() -> None:
         line for page in PAGES for line in re.findall(r"(?m)^from checkpoint import (.+)$", page.read_text("utf-8"))
     }
     assert {name.strip() for line in used for name in line.split(",")} <= set(checkpoint.__all__)
+
+
+def test_contributing_names_files_that_exist_and_a_glossary_of_25_words() -> None:
+    """A stranger is led to what is there; the table of folders is the one that the tests hold."""
+    page = ROOT / ".github" / "CONTRIBUTING.md"
+    text = page.read_text(encoding="utf-8")
+    if (ROOT / "checkpoint").is_dir():  # in a clone, and not beside an installed package
+        folders = [ROOT, ROOT / "checkpoint", ROOT / ".github"]
+        for path in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md))`", text):
+            assert any((folder / path).exists() for folder in folders), path
+    words = text.partition("\n## Glossary\n")[2].partition("\n## ")[0]
+    assert len(re.findall(r"(?m)^\| [a-z]", words)) - 1 == 25
+    rows = re.findall(r"(?m)^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", text.partition("\n## The house\n")[2])
+    assert {folder for folder, _ in rows} == MAY_IMPORT.keys()
+    for folder, may in rows:
+        if not may.startswith("all above"):
+            assert set(may.split(", ")) - {"–"} == MAY_IMPORT[folder], folder

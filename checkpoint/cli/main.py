@@ -540,9 +540,9 @@ def _compact(arguments: argparse.Namespace) -> int:
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "demo",
-        help="watch a real job being killed and resumed (5 to 20 seconds)",
-        description="Measure every module of Python's standard library in a process of its own; kill that process\n"
-        "part-way; start it again; and count what was run, to prove that nothing was lost or done twice.",
+        help="watch a job being killed, resumed and retried (5 to 20 seconds)",
+        description="A job with failures runs in a process of its own, is killed part-way, and is started again; then\n"
+        "what failed is retried. The job counts its calls, which proves that nothing was lost or done twice.",
         epilog="examples:\n  checkpoint demo\n  checkpoint demo --dir /tmp/demo\n\n"
         "exit status: 0 proved, 1 failed, 130 interrupted (the same command goes on from there)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
