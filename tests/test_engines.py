@@ -403,6 +403,8 @@ class Desk:
 
     def begin_when_admitted(self) -> None: ...
 
+    def begin_when_called(self) -> None: ...
+
     def begin(self, units: list[Unit], _: Any) -> tuple[list[Unit], int]:
         return units, 0
 

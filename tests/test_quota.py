@@ -6,9 +6,12 @@ import asyncio
 import copy
 import gc
 import io
+import json
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -598,6 +601,94 @@ def test_an_outage_of_the_provider(kind: str, workers: int, error: Exception) ->
 
     got = mapped(call, kind, range(200), workers=workers, options={"retry": Retry(3, wait=0.02)})
     assert (got, dict(got.errors)) == (list(range(200)), {})
+
+
+STEPS_JOB = """
+import asyncio, json, os, sys, threading, urllib.request
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from checkpoint import Retry, checkpointed
+
+RETRY = Retry(3, wait=0.02)
+
+def asked(path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{os.environ['PORT']}/{path}") as answer:
+        return answer.read().decode()
+
+@checkpointed("drafts", retry=RETRY)
+def draft(n):
+    return asked(f"draft-{n}")
+
+@checkpointed("judged", retry=RETRY)
+def judge(text):
+    return asked(f"judge-{text}")
+
+@checkpointed("polished", retry=RETRY)
+async def polish(text):
+    return await asyncio.to_thread(asked, f"polish-{text}")
+
+@checkpointed("texts")
+def write(n):
+    return judge.one(draft.one(n))
+
+@checkpointed("texts")
+async def awrite(n):
+    return await polish.one(await polish.one(n))
+
+if __name__ == "__main__":
+    how, begin, end, poison = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
+    answered, refused, lock = Counter(), Counter(), threading.Lock()
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.lstrip("/")
+            with lock:
+                is_out = begin < answered.total() + refused.total() <= end or path == poison
+                (refused if is_out else answered)[path] += 1
+            self.send_response(503 if is_out else 200)
+            self.end_headers()
+            self.wfile.write(path.encode())
+
+        def log_message(self, *_): ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ["PORT"] = str(server.server_port)
+    given = {"return_exceptions": True, "progress": False}
+    if how == "tasks":
+        got = asyncio.run(awrite.map(range(60), workers=8, **given))
+    else:
+        ways = {"serial": {}, "threads": {"workers": 8}, "processes": {"workers": 2, "executor": "processes"}}
+        got = write.map(range(60), **ways[how], **given)
+    print(json.dumps([list(got.errors), refused.total(), max(answered.values()), refused[poison]]))
+"""
+WAYS = ["serial", "threads", "tasks", "processes"]
+
+
+def chained(tmp_path: Path, how: str, begin: int, end: int, poison: str = "-") -> Any:
+    """[keys that failed, refusals, how often one request was answered, how often the poison was refused]."""
+    (tmp_path / "job.py").write_text(STEPS_JOB)
+    job = [sys.executable, "job.py", how, str(begin), str(end), poison]
+    ended = subprocess.run(job, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.promise("an outage of the provider")
+@pytest.mark.parametrize("how", WAYS)
+def test_an_outage_burns_no_item_that_pays_by_steps(how: str, tmp_path: Path) -> None:
+    """A step can draw no other item, so that its pass does; each request is answered once, and no item fails."""
+    failed, refused, most, _ = chained(tmp_path, how, 30, 55)
+    assert (failed, refused, most) == ([], 25, 1)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_step_that_the_server_refuses_by_itself_fails_its_item(how: str, tmp_path: Path) -> None:
+    """Where others are answered it is the item's own: after its retries it is called three times more at most."""
+    poison = "polish-7" if how == "tasks" else "draft-7"
+    failed, _, most, calls = chained(tmp_path, how, 0, 0, poison)
+    assert (failed, most) == ([7], 1)
+    assert 3 <= calls <= 6
 
 
 DENIED = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +24,7 @@ from checkpoint.errors import InvalidOption
 from checkpoint.execution.caller import caller
 from checkpoint.execution.chunk import chunk_here
 from checkpoint.execution.policies import judge_value, rates_of
-from checkpoint.execution.steps import Turns
+from checkpoint.execution.steps import Steps, Turns, step
 from checkpoint.outcomes import Unit
 from checkpoint.passes.settings import PassSettings
 from checkpoint.passes.step import Takes, note_step
@@ -119,14 +120,17 @@ class Singles(SingleCalls):
     def one(self, face: Asked, item: Any) -> Any:
         """The decoded result of the item, by a plain function."""
         key, found = self._look(face, item)
-        value = found[0] if isinstance(found, tuple) else self._driven(face, found, self.turns)
+        value = found[0] if isinstance(found, tuple) else self._driven(face, found)
         return self._parsed(key, value)
 
     async def one_async(self, face: Asked, item: Any) -> Any:
         """The decoded result of the item, by a coroutine function."""
         key, found = self._look(face, item)
-        value = found[0] if isinstance(found, tuple) else await self._awaited(face, found, self.turns)
+        value = found[0] if isinstance(found, tuple) else await self._awaited(face, found)
         return self._parsed(key, value)
+
+    def _steps(self, port: Any, ring: Callable[[object], None]) -> Steps:
+        return step(port, self.turns, ring)
 
     def port(self, face: Asked, unit: Unit, call: _Caller) -> DeskStep:
         """A step that a call in a worker process takes.

@@ -12,12 +12,11 @@ from checkpoint.api.options import Options
 from checkpoint.api.single import SingleCalls
 from checkpoint.catalog.view import tell_left_out, tell_unnamed
 from checkpoint.errors import StepRefused
-from checkpoint.execution.asked_step import AskedStep, Permitted
+from checkpoint.execution.asked_step import AskedStep
 from checkpoint.execution.caller import caller
 from checkpoint.execution.chunk import chunk_here
 from checkpoint.execution.conversation import Conversation, driver, is_here
-from checkpoint.execution.policies import rates_of
-from checkpoint.execution.steps import Turns, in_a_thread
+from checkpoint.execution.steps import Steps, in_a_thread
 from checkpoint.execution.transport import portable_bytes
 from checkpoint.outcomes import Unit
 from checkpoint.values.codec import Codec
@@ -68,17 +67,16 @@ class AskingSingles(SingleCalls):
             on_left_out=partial(tell_left_out, options.name),
         )
         self._encode, self._decode = codec.encode, codec.decode
-        self._turns, self._has_rates = Turns(self._retry), bool(rates_of(options.rate))
 
     def one(self, face: Any, item: Any, asked: Conversation) -> Any:
         """The decoded result of the item, by a plain function."""
         port = self._port(face, item, asked)
-        return self._parsed(port.unit.key, self._driven(face, port, self._turns_of(port)))
+        return self._parsed(port.unit.key, self._driven(face, port))
 
     async def one_async(self, face: Any, item: Any, asked: Conversation) -> Any:
         """The decoded result of the item, by a coroutine function."""
         port = self._port(face, item, asked)
-        return self._parsed(port.unit.key, await self._awaited(face, port, self._turns_of(port)))
+        return self._parsed(port.unit.key, await self._awaited(face, port))
 
     def _port(self, face: Any, item: Any, asked: Conversation) -> AskedStep:
         if (chunk := chunk_here()) is not None:
@@ -88,6 +86,5 @@ class AskingSingles(SingleCalls):
         parent = call[0].number if call is not None and isinstance(call[0], AskedStep) else None
         return AskedStep(asked, portable_bytes(face, self._name), unit, parent, self._encode, self._decode)
 
-    def _turns_of(self, port: AskedStep) -> Any:
-        """When the calls of the step may start; where there are rates, the driver permits each."""
-        return Permitted(self._turns, port) if self._has_rates else self._turns
+    def _steps(self, port: Any, ring: Any) -> Steps:
+        return port.steps()  # type: ignore[no-any-return]

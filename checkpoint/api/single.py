@@ -13,18 +13,22 @@ from checkpoint.catalog.view import parsed_by
 from checkpoint.execution.answers import Answer
 from checkpoint.execution.call import Call
 from checkpoint.execution.policies import retry_of
-from checkpoint.execution.steps import Bell, LoopBell, StepPort, Steps, Turns, awaited, driven, step
+from checkpoint.execution.steps import Bell, LoopBell, Steps, awaited, driven
+from checkpoint.outcomes import Unit
 from checkpoint.values.keys import Key
 
 __all__ = ["SingleCalls"]
 
 
-class Port(StepPort, Protocol):
+class Port(Protocol):
     """A step, as who takes it sees it.
 
     Attributes:
+        unit: what is asked for.
         keys: what others see of it.
     """
+
+    unit: Unit
 
     @property
     def keys(self) -> Any: ...
@@ -45,15 +49,19 @@ class SingleCalls:
         self._options, self._name = options, name
         self._retry, self._parse = retry_of(options.retry), options.parse
 
-    def _driven(self, face: Any, port: Port, turns: Turns) -> Any:
+    def _driven(self, face: Any, port: Port) -> Any:
         """The decoded result of the step's item, by a plain function."""
         call, given, bell = self._call(face, port), self._given(port), Bell()
-        return driven(step(port, turns, bell.ring), bell, lambda: call.one(given))
+        return driven(self._steps(port, bell.ring), bell, lambda: call.one(given))
 
-    async def _awaited(self, face: Any, port: Port, turns: Turns) -> Any:
+    async def _awaited(self, face: Any, port: Port) -> Any:
         """The decoded result of the step's item, by a coroutine function."""
         call, given, bell = self._call(face, port), self._given(port), LoopBell()
-        return await awaited(step(port, turns, bell.ring), bell, lambda: call.awaited(given), self._advance)
+        return await awaited(self._steps(port, bell.ring), bell, lambda: call.awaited(given), self._advance)
+
+    def _steps(self, port: Any, ring: Callable[[object], None]) -> Steps:
+        """What is done for the item of the step; whoever waits in it may be woken by `ring`."""
+        raise NotImplementedError
 
     def _parsed(self, key: Key, value: Any) -> Any:
         """What is read of a result that is on disk."""

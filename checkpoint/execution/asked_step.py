@@ -1,6 +1,7 @@
 """A step that a call in a worker process takes: its driver looks it up, says who calls it, and records it.
 
-The promise: the call is made here, and its record is on disk when the driver says so.
+The promise: the call is made here, and its record is on disk when the driver says so. The driver decides on retries,
+permits and pauses, as it does for all workers.
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from contextlib import suppress
 from typing import Any
 
 from checkpoint.errors import BrokenWorkers, StoreError, UnencodableValue, quote
-from checkpoint.execution.answers import Failed
+from checkpoint.execution.answers import Answer, Failed, Fatal, Returned
 from checkpoint.execution.conversation import Conversation
-from checkpoint.execution.steps import CALL, Asked, Turns, as_exception
+from checkpoint.execution.policies import doubt_of, give_up
+from checkpoint.execution.steps import CALL, Asked, as_exception
 from checkpoint.execution.transport import pack, portable_bytes, unpack
-from checkpoint.outcomes import Failure, Success, Unit
+from checkpoint.outcomes import Unit
 
-__all__ = ["AskedStep", "Permitted"]
+__all__ = ["AskedStep"]
 
 
 class AskedStep:
-    """One step of a worker's: `execution.steps.StepPort`.
+    """One step of a worker's.
 
     Args:
         driver: whom to ask.
@@ -47,8 +49,7 @@ class AskedStep:
         self.unit, self.number = unit, driver.number()
         self._driver, self._reference, self._parent = driver, reference, parent
         self._encode, self._decode = encode, decode
-        self._found: tuple[Any] | None = None
-        self._is_open = False
+        self._is_open = False  # the driver waits for what the call comes to
 
     @property
     def keys(self) -> AskedStep:
@@ -66,50 +67,52 @@ class AskedStep:
         except (EOFError, OSError) as error:
             raise BrokenWorkers("the driver of this worker process is gone") from error
         if what == "refused":
-            (answer,) = unpack(parts[0])
-            raise as_exception(answer.failure, self.unit)
+            (answer,), doubt = unpack(parts[0]), parts[1]
+            refusal = as_exception(answer.failure, self.unit)
+            if doubt is not None:
+                give_up(refusal, doubt)
+            raise refusal
         return (what, *parts)
 
-    def find(self) -> tuple[Any] | None:
-        """The driver looks, when it is asked who calls."""
-        return None
+    def steps(self) -> Generator[Asked, Answer, Any]:
+        """What is done here for the item; returns its decoded result. The driver decides what is called, and when.
 
-    def claim(self, ring: Callable[[object], None]) -> bool:
-        """As `StepPort.claim`: the driver answers when it is known, so that nobody rings here.
+        Yields:
+            `CALL`, each time that the call is to be made.
 
         Raises:
-            BaseException: what the call raised where it was made, or why it is not made.
+            BaseException: what the call raised, here or where it was made.
         """
+        try:
+            found = self._claim()
+            while found is None:
+                answer = yield CALL
+                found = self._tell(answer[0] if type(answer) is list else answer)
+            return found[0]
+        finally:
+            if self._is_open:
+                self._is_open = False
+                self._ask("gone")
+
+    def _claim(self) -> tuple[Any] | None:
+        """The decoded result, in a tuple, when it is there; None: the call is to be made here."""
         unit, item = self.unit, None
         with suppress(Exception):  # pickling runs the item's own code; its digest tells whether it has changed
             item = portable_bytes(unit.item, "the item")
-        what, *parts = self._ask("ask", self._reference, unit.key, unit.digest, item, self._parent)
-        if what == "done":
-            self._found = (self._decode(parts[0]),)
-        else:
-            self._is_open = True
-        return True
+        return self._answered("ask", self._reference, unit.key, unit.digest, item, self._parent)
 
-    def shared(self) -> Failure | None:
-        """It is raised by `claim`."""
-        return None
-
-    def begin(self) -> tuple[Any] | None:
-        """As `StepPort.begin`: the driver has seen to it."""
-        return self._found
-
-    def permit(self) -> None:
-        """Wait for the permits of the function's rates."""
-        self._ask("permit")
-
-    def save(self, outcome: Success) -> Any:
-        """As `StepPort.save`.
+    def _tell(self, answer: Answer) -> tuple[Any] | None:
+        """Say what the call came to; the decoded result once it is on disk, None: the call is to be made again.
 
         Raises:
             UnencodableValue, StoreError: as of the driver's.
+            BaseException: what the call raised, once its failure is on disk.
         """
-        value, how = outcome.value, (outcome.elapsed, outcome.attempts, outcome.notes)
-        self._is_open = False
+        if type(answer) is Fatal:
+            raise answer.exception
+        if type(answer) is Failed:
+            return self._tell_failed(answer)
+        value, elapsed, notes = answer if type(answer) is Returned else (*answer, None)
         try:
             raw = self._encode(value)
         except UnencodableValue as error:
@@ -118,54 +121,25 @@ class AskedStep:
                 held = portable_bytes(value, "its result")
             except Exception:  # pickling runs the value's own code
                 held = b""
-            self._ask("unencodable", held, shown, pickle.dumps(error), *how)
+            self._answered("unencodable", held, shown, pickle.dumps(error), elapsed, notes)
             raise
-        self._ask("saved", raw, *how)
-        return self._decode(raw)
+        return self._answered("returned", raw, elapsed, notes)
 
-    def attempted(self, cost: float) -> None:
-        """What an attempt cost is told with the last one."""
-
-    def fail(self, failure: Failure) -> None:
-        """As `StepPort.fail`.
-
-        Raises:
-            StoreError: it is not on disk.
-        """
-        self._is_open = False
+    def _tell_failed(self, answer: Failed) -> tuple[Any] | None:
+        raised = answer.failure.exception
         try:
-            self._ask("failed", pack([Failed(failure)]), failure.attempts or 0)
+            return self._answered("failed", pack([answer]))
         except StoreError:
             raise
-        except BaseException:
-            if failure.exception is None:
+        except BaseException as error:
+            if raised is None:
                 raise
+            if answer.again is not None:
+                give_up(raised, doubt_of(error))
+        raise raised
 
-    def end(self, outcome: Success | Failure | None) -> None:
-        """As `StepPort.end`."""
-        if self._is_open:
-            self._is_open = False
-            self._ask("gone")
-
-
-class Permitted:
-    """The turns of a step whose rates the driver keeps: it permits each call."""
-
-    def __init__(self, turns: Turns, port: AskedStep) -> None:
-        self._turns, self._port = turns, port
-
-    def outcome(
-        self, unit: Unit, ring: Callable[[object], None], attempted: Callable[[float], None]
-    ) -> Generator[Asked, Any, Success | Failure]:
-        """As `Turns.outcome`."""
-        steps, answer = self._turns.outcome(unit, ring, attempted), None
-        try:
-            while True:
-                asked = steps.send(answer)
-                if asked is CALL:
-                    self._port.permit()
-                answer = yield asked
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-        finally:
-            steps.close()
+    def _answered(self, *request: Any) -> tuple[Any] | None:
+        self._is_open = False
+        what, *parts = self._ask(*request)
+        self._is_open = what == "call"
+        return None if self._is_open else (self._decode(parts[0]),)

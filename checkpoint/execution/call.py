@@ -30,7 +30,7 @@ from checkpoint.execution.caller import SOLE, Frame, enter_call, enter_pass
 from checkpoint.execution.chunk import Chunk, enter_chunk
 from checkpoint.execution.clients import denial_of
 from checkpoint.execution.notes import gathered, with_notes
-from checkpoint.execution.policies import Batch, Retry, batch_of, judge_value
+from checkpoint.execution.policies import Batch, Retry, batch_of, doubt_of, judge_value
 from checkpoint.execution.surroundings import Settings, settings_here, unshared
 from checkpoint.execution.transport import FIXED, cloudpickle, pack, set_apart
 from checkpoint.outcomes import Encoded, Success, Unit, describe_exception
@@ -262,8 +262,8 @@ class Call:
 
     def failed(self, error: BaseException, elapsed: float | None = None) -> Failed:
         """The answer of a call that raised."""
-        again = None
-        if self._retry is not None and isinstance(error, Exception) and not isinstance(error, GiveUp):
+        again = doubt_of(error)
+        if again is None and self._retry and isinstance(error, Exception) and not isinstance(error, GiveUp):
             try:
                 again = self._retry.judge(error)
             except Exception as broken:  # the user's `on`

@@ -90,6 +90,11 @@ class Gate:
         """Whether the last answer was a refusal: an item that was not refused yet tells more than one that was."""
         return not self.is_calm and (self.held_since is not None or not self._is_answered_last)
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the patience is over, and the server has not answered since."""
+        return self._has_given_up
+
     # calls that start
 
     def wait(self, user: Any, now: float) -> float:

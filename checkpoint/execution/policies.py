@@ -40,6 +40,7 @@ __all__ = [
     "check_count",
     "check_seconds",
     "check_validate",
+    "doubt_of",
     "give_up",
     "rates_of",
     "retry_of",
@@ -132,10 +133,12 @@ class Again(NamedTuple):
     Attributes:
         after: in so many seconds, by its Retry-After; None where it has none.
         trouble: the server's, which other items would meet too: "HTTP 503", "ConnectionRefusedError"; else empty.
+        of_step: whether the retries of a step of the call met it, and the server answered nobody meanwhile.
     """
 
     after: float | None = None
     trouble: str = ""
+    of_step: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,9 @@ class Retry:
     Three different items in a row that are refused (HTTP 429, 5xx) or lose their connection, or five among the last
     twenty answers, hold all calls that share the quota: those of functions with the same `Rate` object, or else of the
     pass. One call at a time asks whether the server is back, after `wait` seconds, then twice as many, until ten times
-    as many; while calls are held nothing costs an attempt.
+    as many; while calls are held nothing costs an attempt. Calls of one item by `f.one` share these of the function in
+    all threads, tasks and worker processes. Where a step's attempts are used up while the server answers nobody, the
+    item whose call takes the step is put off, and others tell whether it is the server: up to three times.
 
     Args:
         attempts: how many calls there are at most, the first included.
@@ -248,10 +253,21 @@ class Retry:
 _GIVEN_UP = "__checkpoint_given_up__"
 
 
-def give_up(exception: BaseException) -> None:
-    """The retries of a step gave the exception up: no `Retry` of a call that raises it, or from it, tries again."""
+def give_up(exception: BaseException, doubt: Again | None = None) -> None:
+    """The retries of a step gave the exception up: no `Retry` of a call that raises it, or from it, tries again.
+
+    Args:
+        exception: what the step's call raised.
+        doubt: why the item of the call may not be at fault; the call is put off then, while other items tell.
+    """
     with suppress(AttributeError, TypeError):  # a frozen class, or one with slots alone
-        setattr(exception, _GIVEN_UP, True)
+        setattr(exception, _GIVEN_UP, True if doubt is None else doubt._replace(after=None, of_step=True))
+
+
+def doubt_of(exception: BaseException) -> Again | None:
+    """The doubt in which a step gave up what the exception is, or was raised from; None where there is none."""
+    marks = [getattr(one, "__dict__", {}).get(_GIVEN_UP) for one in with_causes(exception)]
+    return next((mark for mark in marks if isinstance(mark, Again)), None)
 
 
 def retry_of(given: int | Retry | None) -> Retry | None:

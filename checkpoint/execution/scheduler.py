@@ -48,6 +48,8 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         waits: how often it was told to come again later, while others were answered.
         since: when it was first told so; negative: never.
         answers: how often the server had answered others by then.
+        doubted: how often it had at the first refusal: is the item at fault, or the server? Negative: never refused.
+        decided: whether it had answered others since, when the last call began.
         bad: why it cannot be called at all, if it cannot.
         began: when it was last taken to be called, on the monotonic clock; told where there are retries.
         notes: the fields that attempts before noted.
@@ -62,6 +64,8 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     waits: int = 0
     since: float = -1.0
     answers: int = -1
+    doubted: int = -1
+    decided: bool = False
     costs: list[float] | None = None
     notes: dict[str, Any] | None = None
     bad: Exception | None = None
@@ -93,9 +97,12 @@ class Schedule:
         self._gates: list[Gate] = []
         self._probes: list[float] = []  # told when something was refused: the user's `wait` is asked for it
         if retry is not None:
-            self._gates = [quota_of(rate).gate for rate in self._rates] or [Gate()]
-            for gate in self._gates:
-                gate.join(self)
+            self._share_gates()
+
+    def _share_gates(self) -> None:
+        self._gates = [quota_of(rate).gate for rate in self._rates] or [Gate()]
+        for gate in self._gates:
+            gate.join(self)
 
     @property
     def is_plain(self) -> bool:
@@ -160,6 +167,8 @@ class Schedule:
         attempt = queue[0]
         if self._retry is not None:
             attempt.began = self._now()
+            if attempt.doubted >= 0:
+                attempt.decided = attempt.doubted != self.answers
             if is_held and not self._starts(attempt):
                 self._give_back()
                 return None
@@ -271,6 +280,21 @@ class Schedule:
         since = self.held_since
         return None if since is None else max(self._now() - since, 0.0)
 
+    @property
+    def waits_for_retry(self) -> bool:
+        """Whether calls that failed are to be made again."""
+        return bool(self._later or self._due)
+
+    @property
+    def answers(self) -> int:
+        """Grows when the server answers somebody after a refusal."""
+        return sum(gate.answers for gate in self._gates)
+
+    @property
+    def has_given_up(self) -> bool:
+        """Whether the patience is over, and the server has not answered since."""
+        return any(gate.has_given_up for gate in self._gates)
+
     def answered(self, attempt: Attempt) -> None:
         """The server answered the call: it returned, or failed in a way of its own."""
         for gate in self._gates:
@@ -288,7 +312,14 @@ class Schedule:
             gate.leave(self)
 
     def again(self, attempt: Attempt, why: Again | None) -> bool:
-        """Whether the failed call is made once more; it is scheduled if so."""
+        """Whether the failed call is made once more; it is scheduled if so.
+
+        One of whose steps was given up in doubt is put off without a policy, too: other items tell whether it is the
+        server. Once that has answered others, the call is at fault.
+        """
+        if self._retry is None and why is not None and why.of_step:
+            self._retry = Retry()
+            self._share_gates()
         retry = self._retry
         if why is None or not why.trouble:
             self.answered(attempt)
@@ -303,7 +334,9 @@ class Schedule:
             if ruling is Ruling.HELD:
                 self._put(attempt, now + after)
                 return True
-            if ruling is Ruling.FAILS:
+            if attempt.doubted < 0:
+                attempt.doubted = self.answers
+            if ruling is Ruling.FAILS or (why.of_step and attempt.decided):
                 attempt.made += 1
                 return False
         if why.after is not None and self._is_patient(attempt, why, now):
@@ -336,7 +369,7 @@ class Schedule:
         attempt.since = now if attempt.since < 0 else attempt.since
         if attempt.waits >= MOST_WAITS or now + why.after - attempt.since > self._retry.patience:
             return False
-        answers = sum(gate.answers for gate in self._gates)
+        answers = self.answers
         if not why.trouble or why.after < _BRIEF or answers != attempt.answers:
             attempt.waits += 1  # others are answered: it is this one that is refused
         attempt.answers = answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 from checkpoint import clock
 from checkpoint.errors import StoreError
@@ -44,7 +44,8 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
     judge = AnswerHandler(schedule, desk)
     desk.begin_when_admitted()
     parked, limits_cost = Parked(desk), desk.limits_cost
-    for item in desk.items:
+    items = iter(desk.items)
+    for item in items:
         if interrupts.asked:
             return
         unit = desk.admit(item)
@@ -58,6 +59,11 @@ def _straight(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interr
                 raise ending(answer.exception, desk.name, [unit])
             else:
                 _settle(desk, judge.dones([Attempt([unit])], [answer]))
+                if schedule.waits_for_retry:  # a step of the call was given up in doubt
+                    desk.begin_when_called()
+                    desk.put_off([unit])
+                    yield from _by_schedule(desk, call, schedule, interrupts, judge, items)
+                    return
         yield
         if interrupts.asked or desk.verdict is not None:
             return
@@ -99,18 +105,23 @@ class Parked:
 def _scheduled(desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts) -> Iterator[None]:
     judge = AnswerHandler(schedule, desk)
     try:
-        yield from _by_schedule(desk, call, schedule, interrupts, judge)
+        yield from _by_schedule(desk, call, schedule, interrupts, judge, iter(desk.items))
     finally:
         judge.tell_halved(desk.name)
 
 
 def _by_schedule(
-    desk: PassPort, call: Call, schedule: Schedule, interrupts: Interrupts, judge: AnswerHandler
+    desk: PassPort,
+    call: Call,
+    schedule: Schedule,
+    interrupts: Interrupts,
+    judge: AnswerHandler,
+    items: Iterator[Any],
 ) -> Iterator[None]:
     def goes_on() -> bool:
         return desk.verdict is None and not interrupts.asked
 
-    items, batches = iter(desk.items), Batches(call)
+    batches = Batches(call)
     parked, more = Parked(desk), True
     while goes_on():
         for units in parked.back(0):

@@ -3,8 +3,9 @@
 The promise: a worker calls only what nobody else is calling, and has its answer when the record is on disk; a worker
 that dies leaves what it was at to others. Whoever waits is told from the pool's thread, which waits for nobody.
 
-What a worker asks: ``ask`` (a key: a result, an error, or the order to call it), ``permit`` (a rate's), ``saved`` and
-``failed`` (how its call ended), ``gone`` (it is given up).
+What a worker says: ``ask`` (a key), ``returned``, ``unencodable`` and ``failed`` (what its call came to), ``gone`` (the
+step is given up). The answer is a result, an error, or the order to call, also once more: retries, rates and pauses are
+the driver's, so that those of all workers are one.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import pickle
 from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
+from checkpoint import clock
 from checkpoint.errors import quote_error
-from checkpoint.execution.answers import failed
+from checkpoint.execution.answers import Answer, Returned, failed
 from checkpoint.execution.caller import SOLE
 from checkpoint.execution.conversation import reply_of
+from checkpoint.execution.policies import doubt_of
 from checkpoint.execution.steps import CALL, Asked, StepPort, Turns, step
 from checkpoint.execution.transport import Unreadable, pack, unpack
-from checkpoint.outcomes import Encoded, Failure, Success, Unit
+from checkpoint.outcomes import Encoded, Unit
 
 __all__ = ["StepService"]
 
@@ -44,18 +47,6 @@ class Serves(Protocol):
     def encoded(self, value: Any) -> bytes: ...
 
 
-class _Told:
-    """In place of `Turns`: the worker makes the call, and says how it ended."""
-
-    def outcome(self, unit: Unit, ring: object, attempted: object) -> Generator[Asked, Any, Success | Failure]:
-        """How the call ended."""
-        outcome: Success | Failure = yield CALL
-        return outcome
-
-
-_TOLD: Any = _Told()
-
-
 class StepService:
     """The steps of one worker process.
 
@@ -74,6 +65,7 @@ class StepService:
         self._send, self._post, self._begin_thread = send, post, begin_thread
         self._open: dict[int, tuple[Served, Serves, Generator[Asked, Any, Any]]] = {}
         self._faces: dict[bytes, Any] = {}
+        self._at_call: set[int] = set()  # the worker makes their calls
         self._is_over = False
 
     def hear(self, number: int, what: str, parts: list[Any], call: Any) -> None:
@@ -88,6 +80,8 @@ class StepService:
         try:
             getattr(self, f"_{what}")(number, *parts, *([call] if what == "ask" else []))
         except Exception as error:
+            if (found := self._open.pop(number, None)) is not None:
+                found[2].close()
             self._refuse(number, error)
 
     def close(self) -> None:
@@ -110,17 +104,21 @@ class StepService:
         serves: Serves = face._serves(call)
         unit = Unit(None if item is None else pickle.loads(item), key, digest)
         port = serves.port(face, unit, call)
-        steps = _looked_up(port, lambda _: self._post(lambda: self._go_on(number)))
+        steps = _looked_up(port, serves.turns, lambda _: self._post(lambda: self._wake(number)))
         self._open[number] = port, serves, steps
         self._go_on(number)
 
-    def _go_on(self, number: int, sent: Any = None) -> None:
+    def _wake(self, number: int) -> None:
+        """What the step waits for may have come; one whose call is made, or that is over, waits for nothing."""
+        if number in self._open and number not in self._at_call:
+            self._go_on(number)
+
+    def _go_on(self, number: int, answer: Answer = None) -> None:
         """Take the step further, until it waits."""
-        if number not in self._open:
-            return
         _, serves, steps = self._open[number]
+        self._at_call.discard(number)
         try:
-            asked = steps.send(sent)
+            asked = steps.send(answer)
         except StopIteration as stop:
             del self._open[number]
             self._reply(number, "done", serves.encoded(stop.value))
@@ -129,45 +127,33 @@ class StepService:
             self._refuse(number, error)
         else:
             if asked is CALL:
+                self._at_call.add(number)
                 self._reply(number, "call")
+            elif isinstance(asked, float):
+                self._begin_thread(self._wait, "checkpoint-turn", number, asked)
 
-    def _permit(self, number: int) -> None:
-        port, serves, _ = self._open[number]
-        self._begin_thread(self._wait_for_permit, "checkpoint-permit", number, port.unit, serves.turns)
+    def _wait(self, number: int, seconds: float) -> None:
+        clock.sleep(seconds)
+        self._post(lambda: self._wake(number))
 
-    def _wait_for_permit(self, number: int, unit: Unit, turns: Turns) -> None:
-        try:
-            turns.wait_for_permit(unit)
-        except Exception as error:
-            refusal = error
-            self._post(lambda: self._refuse(number, refusal))
-        else:
-            self._post(lambda: self._reply(number, "permitted"))
-
-    def _saved(
-        self, number: int, raw: bytes, elapsed: float | None, attempts: int, notes: dict[str, Any] | None
-    ) -> None:
-        self._go_on(number, Success(Encoded(None, raw), elapsed, attempts, notes))
+    def _returned(self, number: int, raw: bytes, elapsed: float, notes: dict[str, Any] | None) -> None:
+        self._called(number, Encoded(None, raw), elapsed, notes)
 
     def _unencodable(
-        self,
-        number: int,
-        value: bytes,
-        shown: str,
-        error: bytes,
-        elapsed: float | None,
-        attempts: int,
-        notes: dict[str, Any] | None,
+        self, number: int, value: bytes, shown: str, error: bytes, elapsed: float, notes: dict[str, Any] | None
     ) -> None:
         try:
             held = pickle.loads(value)
         except Exception as why:  # unpickling runs the value's own code
             held = Unreadable(f"{shown} (it cannot be unpickled here: {quote_error(why)})", value)
-        self._go_on(number, Success(Encoded(held, pickle.loads(error)), elapsed, attempts, notes))
+        self._called(number, Encoded(held, pickle.loads(error)), elapsed, notes)
 
-    def _failed(self, number: int, packed: bytes, attempts: int) -> None:
+    def _called(self, number: int, value: Encoded, elapsed: float, notes: dict[str, Any] | None) -> None:
+        self._go_on(number, (value, elapsed) if notes is None else Returned(value, elapsed, notes))
+
+    def _failed(self, number: int, packed: bytes) -> None:
         (answer,) = unpack(packed)
-        self._go_on(number, answer.failure.counted(attempts, answer.failure.notes))
+        self._go_on(number, answer)
 
     def _gone(self, number: int) -> None:
         if (found := self._open.pop(number, None)) is not None:
@@ -175,7 +161,7 @@ class StepService:
         self._reply(number, "closed")
 
     def _refuse(self, number: int, error: BaseException) -> None:
-        self._reply(number, "refused", pack([failed(error)]))
+        self._reply(number, "refused", pack([failed(error)]), doubt_of(error))
 
     def _reply(self, number: int, *reply: Any) -> None:
         if not self._is_over:
@@ -185,8 +171,8 @@ class StepService:
 def _ignore(_: object) -> None: ...
 
 
-def _looked_up(port: StepPort, ring: Callable[[object], None]) -> Generator[Asked, Any, Any]:
+def _looked_up(port: StepPort, turns: Turns, ring: Callable[[object], None]) -> Generator[Asked, Answer, Any]:
     """`step`, after a look whether the result is there."""
     if (found := port.find()) is not None:
         return found[0]
-    return (yield from step(port, _TOLD, ring))
+    return (yield from step(port, turns, ring))

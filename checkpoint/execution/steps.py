@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
@@ -16,7 +17,7 @@ from checkpoint import locks
 from checkpoint.errors import ItemError, printable, quote
 from checkpoint.execution.answers import Answer, Failed, Fatal, Returned, failed
 from checkpoint.execution.notes import added
-from checkpoint.execution.policies import Rate, Retry, give_up
+from checkpoint.execution.policies import Again, Rate, Retry, give_up
 from checkpoint.execution.scheduler import Attempt, BadCost, Schedule
 from checkpoint.execution.threads import begin_thread
 from checkpoint.outcomes import Failure, Success, Unit
@@ -110,30 +111,17 @@ class Turns:
                     raise answer.exception
                 assert type(answer) is Failed
                 attempt.notes = added(attempt.notes, answer.failure.notes)
-                if is_plain or not self._again(attempt, answer, ring):
+                if is_plain or not self._again(attempt, answer.again, ring):
                     attempt.made += is_plain
-                    return answer.failure.counted(attempt.made, attempt.notes)
+                    failure = answer.failure.counted(attempt.made, attempt.notes)
+                    if is_plain or answer.again is None:
+                        return failure
+                    return self._given_up(failure, attempt, answer.again)
                 if cost := (answer.failure.notes or {}).get("cost"):
                     attempted(cost)
         finally:
             if not is_plain:
                 self._forget(attempt)
-
-    def wait_for_permit(self, unit: Unit) -> None:
-        """Wait in this thread until a call of the unit, which is made elsewhere, may start.
-
-        Raises:
-            Exception: what it costs cannot be told, or is too much.
-        """
-        attempt, bell = Attempt([unit]), Bell()
-        self._add(attempt, bell.ring)
-        try:
-            while attempt in self._waiting and (wait := self._wait(attempt)) > 0:
-                bell.wait(wait)
-            if (error := self._unpayable.get(attempt)) is not None:
-                raise error
-        finally:
-            self._forget(attempt)
 
     def _add(self, attempt: Attempt, ring: Callable[[object], None]) -> None:
         with self._lock:
@@ -164,15 +152,21 @@ class Turns:
         with self._lock:
             self._schedule.answered(attempt)
 
-    def _again(self, attempt: Attempt, answer: Failed, ring: Callable[[object], None]) -> bool:
-        """Whether the call is made once more; where it is given up, no retry of a call around it makes it again."""
+    def _again(self, attempt: Attempt, why: Again | None, ring: Callable[[object], None]) -> bool:
+        """Whether the call is made once more."""
         with self._lock:
-            if self._schedule.again(attempt, answer.again):
+            is_again = self._schedule.again(attempt, why)
+            if is_again:
                 self._waiting[attempt] = ring
-                return True
-        if answer.again is not None and answer.failure.exception is not None:
-            give_up(answer.failure.exception)
-        return False
+        return is_again
+
+    def _given_up(self, failure: Failure, attempt: Attempt, why: Again) -> Failure:
+        """The failure of a call that is not made again: no retry of a call around it makes it again, but in doubt."""
+        error = as_exception(failure, attempt.units[0])
+        with self._lock:
+            is_doubted = why.trouble and not (attempt.decided or self._schedule.has_given_up)
+        give_up(error, why if is_doubted else None)
+        return replace(failure, exception=error)
 
     def _forget(self, attempt: Attempt) -> None:
         with self._lock:

@@ -108,6 +108,10 @@ class InFlight:
         """Each call begins as its unit is admitted."""
         self.begun = self.units
 
+    def begin_when_called(self) -> None:
+        """Calls begin by themselves from now on; those that were admitted have begun."""
+        self.begun = dict(self.units)
+
     def claim(self, unit: Unit, again: Again) -> bool:
         """Whether a unit that was marked may be called, as `Claims.claim`."""
         self._elsewhere.add(unit.key)  # at once: who saves the key meanwhile has it from the other pass

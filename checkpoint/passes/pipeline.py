@@ -320,6 +320,10 @@ class Pass:
         """Have each call count as begun as soon as its unit is admitted, for who calls it at once."""
         self.in_flight.begin_when_admitted()
 
+    def begin_when_called(self) -> None:
+        """End that: a call counts as begun where `begin` says so, as units may be put off from now on."""
+        self.in_flight.begin_when_called()
+
     def begin(self, units: list[Unit], again: Again) -> tuple[list[Unit], int]:
         """Begin the calls of units; returns those to call, and how many need none, since another pass ended them.
 
