@@ -72,7 +72,7 @@ def part(text: str) -> Any:
     """A step that may fail, or return what cannot be written."""
     made = log_call(text)
     if text.startswith("fails"):
-        raise ConnectionError(text)
+        raise TimeoutError(text)
     if text.startswith("dies") and made == 1:
         os._exit(3)
     return [object()] if text.startswith("odd") else deep.one(len(text)) if text.startswith("deep") else text.upper()
@@ -85,7 +85,7 @@ def deep(n: int) -> int:
     return n
 
 
-@checkpointed("whole", retry=Retry(2, on=ConnectionError, wait=0))
+@checkpointed("whole", retry=Retry(2, on=TimeoutError, wait=0))
 def whole(text: str) -> Any:
     """Takes one step, and says what it raised."""
     return [part.one(text), part.one("shared")]
@@ -162,7 +162,7 @@ def test_steps_of_workers_are_recorded_as_others_are() -> None:
     """Results, failures, retries, what cannot be written, and the steps that each took."""
     result = whole.map(["deep", "fails", "odd", "a"], return_exceptions=True, **PROCESSES)
     assert (result[0], result[3]) == ([4, "SHARED"], ["A", "SHARED"])
-    assert result.errors["fails"].type == "ConnectionError"
+    assert result.errors["fails"].type == "TimeoutError"
     assert (whole.errors["fails"].attempts, part.errors["fails"].attempts) == (1, 2)
     assert result.errors["odd"].type.endswith("UnencodableValue")
     assert list(part.unsaved) == ["odd"]
