@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from conftest import Ticker
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint import Rate, Retry, TooManyErrors, checkpointed
+from checkpoint import CheckpointError, Rate, Retry, TooManyErrors, checkpointed
 from checkpoint.execution import quota
 from checkpoint.execution.policies import Again
 from checkpoint.execution.quota import Permits, quota_of
@@ -33,6 +35,7 @@ from checkpoint.execution.scheduler import Attempt, Schedule
 from checkpoint.outcomes import Unit
 from checkpoint.passes.progress import Bar
 from checkpoint.passes.tally import Tally
+from checkpoint.reporting.status import Observer, Survey
 
 
 @pytest.fixture(autouse=True)
@@ -601,6 +604,36 @@ def test_an_outage_of_the_provider(kind: str, workers: int, error: Exception) ->
 
     got = mapped(call, kind, range(200), workers=workers, options={"retry": Retry(3, wait=0.02)})
     assert (got, dict(got.errors)) == (list(range(200)), {})
+
+
+def test_who_looks_on_sees_that_calls_are_paused() -> None:
+    """`watch` and `show` say so, as the bar does; and that they go on."""
+    is_back, seen = threading.Event(), []
+
+    @checkpointed("calls", retry=Retry(3, wait=0.05))
+    def call(n: int) -> int:
+        if not is_back.is_set():
+            raise ConnectionRefusedError("no")
+        if n == 19:
+            seen.append(look())
+        return n
+
+    def look() -> Survey:
+        with Observer("calls") as observer:
+            return observer.look()
+
+    with ThreadPoolExecutor(1) as pool:
+        done, found = pool.submit(call.map, range(20), workers=2, progress=False), None
+        while not (found and found.paused) and not done.done():
+            with suppress(CheckpointError):  # it is not there yet
+                found = look()
+        is_back.set()
+        assert done.result() == list(range(20))
+    assert found is not None
+    assert found.pace() == found.paused
+    assert re.search(r"for .*, paused \d.* s, since the server refuses calls", found.writing())
+    assert found.to_json()["writer"]["paused"]
+    assert (seen[0].paused, list(seen[0].writer or {})) == ("", ["pid", "host", "since"])
 
 
 STEPS_JOB = """

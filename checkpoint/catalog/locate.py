@@ -155,5 +155,6 @@ def writer_of(directory: Path, name: str) -> dict[str, Any] | None:
         return {}
     owner = lock.owner()
     if held:
-        return {part: owner.get(part) for part in ("pid", "host", "since")}
+        paused = {"paused": owner["paused"]} if "paused" in owner else {}
+        return {part: owner.get(part) for part in ("pid", "host", "since")} | paused
     return None if owner.get("host") in (None, socket.gethostname()) else {}

@@ -102,7 +102,7 @@ class Pass:
         self._digest_of = settings.digest_of
         self._retry_failed = settings.retry_failed
         self._collect = settings.collect
-        self._is_prepared = self._has_begun_writing = False
+        self._is_prepared = self._has_begun_writing = self._is_paused = False
 
     # before anything is paid for
 
@@ -367,6 +367,9 @@ class Pass:
         """Say that no calls have been made for so many seconds, since the server refuses them; None: they go on."""
         with self._lock:
             self.tally.tell_paused(seconds)
+        if (seconds is not None) is not self._is_paused:
+            self._is_paused = seconds is not None
+            self._store.writer.tell_paused(is_paused=self._is_paused)
 
     def take(self) -> Iterator[Outcome[Any]]:
         """The outcomes that nobody has taken yet, for `stream`."""

@@ -336,6 +336,7 @@ class Survey:
             return f"whether anybody is cannot be told here; {last}"
         since = moment_of(self.writer.get("since"))
         told = "" if since is None else f", for {span(self.asked_at - since)}"
+        told += f", {self.paused}, since the server refuses calls" if self.paused else ""
         return f"process {self.writer.get('pid')} on {self.writer.get('host')}{told}; {last}"
 
     def shard_lines(self) -> Iterator[str]:
@@ -355,10 +356,16 @@ class Survey:
         last = f" since the last upload, {ago(behind.seconds)}" if behind.seconds else ""
         return f"{self.url}; {size_in_words(behind.bytes)} are not there yet{last}"
 
+    @property
+    def paused(self) -> str:
+        """ "paused 42 s", while who writes holds calls; else ""."""
+        since = moment_of((self.writer or {}).get("paused"))
+        return "" if since is None else f"paused {span(self.asked_at - since)}"
+
     def pace(self) -> str:
-        """ "8.1 items/s · about 23 s left"."""
-        if self.rate is None:
-            return ""
+        """ "8.1 items/s · about 23 s left", or "paused 42 s"."""
+        if self.rate is None or self.paused:
+            return self.paused
         rate = f"{rate_in_words(self.rate)}{'' if self.writer else ' when it was last written'}"
         if self.seconds_left is None:
             return rate

@@ -55,7 +55,7 @@ def _keep_from_readers(fd: int) -> None:
 
 def _plausible(said: dict[str, Any]) -> dict[str, Any]:
     """What may be true of it: anybody may have written the file, and messages repeat it."""
-    kinds = {"pid": int, "host": str, "since": str}
+    kinds = {"pid": int, "host": str, "since": str, "paused": str}
     held = {part: said[part] for part, kind in kinds.items() if type(said.get(part)) is kind}
     return {part: printable(shorten(value)) if type(value) is str else value for part, value in held.items()}
 
@@ -192,9 +192,15 @@ class Lock:
         except OSError as error:
             return error.errno == errno.ENOENT
 
-    def _sign(self, fd: int) -> None:
+    def sign(self, *, is_paused: bool) -> None:
+        """Say whether calls are held from now on, as the server refuses them."""
+        if self._fd is not None:
+            self._sign(self._fd, {**self.owner(), "paused": Stamper()().decode() if is_paused else None})
+
+    def _sign(self, fd: int, said: dict[str, Any] | None = None) -> None:
         """Say who holds it. On a full disk it goes unsaid: the lock holds all the same."""
-        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": Stamper()().decode()})
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "since": Stamper()().decode()}
+        text = json.dumps(own if said is None else said)
         try:
             os.lseek(fd, 0, os.SEEK_SET)
             size = os.write(fd, text.encode() + b"\n")  # over what is there: to cut it first makes the system write
@@ -204,7 +210,7 @@ class Lock:
             pass
 
     def owner(self) -> dict[str, Any]:
-        """What the file says of its last owner: pid, host, since; empty where it says nothing."""
+        """What the file says of its last owner: pid, host, since, paused (since when); empty where it says nothing."""
         try:
             fd = open_safely(self.path, os.O_RDONLY)
         except OSError:

@@ -126,6 +126,12 @@ class Writer:
                 self._take_lock()
             self._check_places()
 
+    def tell_paused(self, *, is_paused: bool) -> None:
+        """Have the lock file say whether calls are held, for who looks on from outside."""
+        with self.lock:
+            if self.writing:
+                self._owner.sign(is_paused=is_paused)
+
     def _refuse_if_unfit(self) -> None:
         if self._forked:
             raise StoreForked(
