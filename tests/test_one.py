@@ -566,7 +566,7 @@ def test_what_the_steps_retries_gave_up_is_not_retried(options: dict[str, Any]) 
 
     def call(item: str) -> None:
         calls[item] += 1
-        raise ConnectionError("no")
+        raise TimeoutError("no")
 
     retry = Retry(3, wait=0)
     patient, plain = checkpointed("patient", retry=retry)(call), checkpointed("plain")(call)
@@ -575,7 +575,7 @@ def test_what_the_steps_retries_gave_up_is_not_retried(options: dict[str, Any]) 
     def f(item: str) -> None:
         try:
             {"patient": patient, "wrapped": patient, "plain": plain}[item].one(item)
-        except ConnectionError as error:
+        except TimeoutError as error:
             if item == "wrapped":
                 raise OSError("wrapped") from error
             raise
