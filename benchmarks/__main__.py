@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks import driving, importing, opening, reading, saving, spreading, tables
+from benchmarks import driving, importing, opening, reading, saving, scale, small, spreading, tables, vectors
 from benchmarks.racing import DEFAULT, FULL, QUICK, Bench, Sizes
 
 HERE = Path(__file__).resolve().parent
 WORK: dict[str, Callable[[Bench], None]] = {
+    "small": small.maps,
+    "keyed": small.keyed,
+    "loop": small.loop,
     "save": saving.process,
     "save power": saving.power,
     "save power 64": saving.power_at_once,
@@ -32,6 +35,10 @@ WORK: dict[str, Callable[[Bench], None]] = {
     "tasks": spreading.tasks,
     "processes": spreading.processes,
     "driver": driving.drive,
+    "vectors": vectors.vectors,
+    "flat": scale.flat,
+    "memory": scale.memory,
+    "commands": scale.commands,
     "import": importing.imports,
 }
 
@@ -39,7 +46,7 @@ WORK: dict[str, Callable[[Bench], None]] = {
 def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     """Measure, show, and write."""
     given = _arguments().parse_args(argv)
-    work = [run for name, run in WORK.items() if given.only in name]
+    work = {name: run for name, run in WORK.items() if given.only in name}
     if not work:
         print(f"no work is called {given.only!r}; there is: {', '.join(WORK)}", file=sys.stderr)
         return 2
@@ -50,7 +57,7 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     logging.getLogger("checkpoint").setLevel(logging.ERROR)  # each round has its own keys, as intended
     with _directory(given.dir) as directory:
         bench = Bench(directory, sizes, lambda text: print(text, file=sys.stderr, flush=True), peers=not given.no_peers)
-        for run in work:
+        for bench.work, run in work.items():
             run(bench)
         text = tables.document(bench)
     print(text)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.racing import RESULT
-from checkpoint import CheckpointedRunner
+from checkpoint import CheckpointedRunner, checkpointed
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -88,6 +91,75 @@ def opened(directory: str, name: str, count: str) -> dict[str, Any]:
     return {"opened": is_open, "asked": asked, "held": held, "peak": peak()}
 
 
+def mapped(directory: str, count: str) -> dict[str, Any]:
+    """Seconds that a map of so many new ints takes; its checkpoint is deleted."""
+    f = checkpointed("mapped", checkpoint_dir=directory)(_same)
+    f.map(range(10), progress=False)
+    began = time.perf_counter()
+    f.map(range(10, 10 + int(count)), progress=False)
+    seconds = time.perf_counter() - began
+    f.runner.close()
+    shutil.rmtree(directory)
+    return {"seconds": seconds}
+
+
+def held_by_pass(directory: str, count: str, kind: str) -> dict[str, Any]:
+    """The most that a map of so many new items takes, beyond the items and what importing takes."""
+    f = checkpointed("held", key="id" if kind == "dicts" else None, checkpoint_dir=directory)(_same)
+    f.map(_items(10, kind), progress=False)
+    items = _items(int(count), kind)
+    gc.collect()
+    before = resident()
+    f.map(items, progress=False)
+    most = peak()
+    f.runner.close()
+    shutil.rmtree(directory)
+    return {"beyond": None if before is None or most is None else most - before, "peak": most}
+
+
+def commanded(directory: str, count: str) -> dict[str, Any]:
+    """Seconds of `show`, `ls`, and plans, of checkpoints that are done; each by a process of its own, as typed."""
+    for kind in ("ints", "dicts"):
+        f = checkpointed(kind, key="id" if kind == "dicts" else None, checkpoint_dir=directory)(_same)
+        f.map(_items(int(count), kind), progress=False)
+        f.runner.close()
+    found = {}
+    for what, words in (("checkpoint show", ["show", "ints"]), ("checkpoint ls", ["ls"])):
+        command = [sys.executable, "-m", "checkpoint", *words, "--dir", directory]
+        began = time.perf_counter()
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        found[what] = time.perf_counter() - began
+    for kind in ("ints", "dicts"):
+        f = checkpointed(kind, key="id" if kind == "dicts" else None, checkpoint_dir=directory)(_same)
+        items = _items(int(count), kind)
+        began = time.perf_counter()
+        assert f.plan(items).done == int(count)
+        found[f"f.plan of {kind}"] = time.perf_counter() - began
+    shutil.rmtree(directory)
+    return found
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _items(count: int, kind: str) -> list[Any]:
+    if kind == "ints":
+        return list(range(count))
+    return [{"id": key_at(number), "title": "A document", "text": "x" * 150, "year": 2024} for number in range(count)]
+
+
+WORK = {
+    "nothing": nothing,
+    "fill": fill,
+    "parse": parse,
+    "open": opened,
+    "map": mapped,
+    "pass": held_by_pass,
+    "commands": commanded,
+}
+
 if __name__ == "__main__":
-    work = {"nothing": nothing, "fill": fill, "parse": parse, "open": opened}[sys.argv[1]]
-    json.dump(work(*sys.argv[2:]), sys.stdout)  # type: ignore[operator]
+    logging.getLogger("checkpoint").setLevel(logging.ERROR)
+    work: Any = WORK[sys.argv[1]]
+    json.dump(work(*sys.argv[2:]), sys.stdout)

@@ -42,4 +42,4 @@ def imports(bench: Bench) -> None:
     ]
     times = bench.race("import", contestants, 1, bench.sizes.rounds)
     bench.row("`import checkpoint`, to importing its core dependencies", times, "checkpoint", DEPENDENCIES,
-              Target("≤", 1.5))  # fmt: skip
+              Target("≤", 1.2))  # fmt: skip

@@ -87,6 +87,7 @@ class Row:
         target: what issue and README ask of it.
         peers: (name, figure), best first.
         unit: what stands behind a figure.
+        work: the kind of work that it is of: `--only` it makes the row.
     """
 
     what: str
@@ -94,6 +95,7 @@ class Row:
     target: Target | None
     peers: list[tuple[str, Ratio]]
     unit: str = "×"
+    work: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Sizes:
         resumed: items that are done when a run is resumed; `read` is those read back.
         opened: keys in checkpoints that are opened; `large` is how many results of 100 KB.
         waiting: calls that wait 10 ms, and 1 ms; `trivial` is those of processes.
+        small: maps of one item; `keyed` is how many results there are where they are read by key.
+        mapped: items of one map, fewest first; `vectors` is how many of those there are.
     """
 
     rounds: int
@@ -118,14 +122,24 @@ class Sizes:
     large: int
     waiting: tuple[int, int]
     trivial: int
+    small: int
+    keyed: int
+    mapped: tuple[int, ...]
+    vectors: int
 
 
-TINY = Sizes(1, 1, 100, 3, 30, 20, (50,), 3, (8, 8), 20)
-QUICK = Sizes(3, 1, 5_000, 50, 20_000, 2_000, (10_000, 150_000), 400, (1_280, 3_200), 60_000)
-DEFAULT = Sizes(9, 5, 20_000, 500, 150_000, 10_000, (10_000, 100_000, 1_000_000), 2_000, (6_400, 12_800), 200_000)
-FULL = replace(
-    DEFAULT, rounds=15, few=7, saved=50_000, synced=1_000, resumed=300_000, opened=(*DEFAULT.opened, 10_000_000)
+TINY = Sizes(1, 1, 100, 3, 30, 20, (50,), 3, (8, 8), 20, 3, 20, (10, 30), 5)
+QUICK = Sizes(
+    3, 1, 5_000, 50, 20_000, 2_000, (10_000, 150_000), 400, (1_280, 3_200), 60_000, 50, 20_000, (10_000, 200_000), 1_000
 )
+DEFAULT = Sizes(
+    9, 5, 20_000, 500, 150_000, 10_000, (10_000, 100_000, 1_000_000), 2_000, (6_400, 12_800), 200_000,
+    200, 100_000, (10_000, 200_000, 1_000_000), 5_000,
+)  # fmt: skip
+FULL = replace(
+    DEFAULT, rounds=15, few=7, saved=50_000, synced=1_000, resumed=300_000, opened=(*DEFAULT.opened, 10_000_000),
+    mapped=(*DEFAULT.mapped, 10_000_000),
+)  # fmt: skip
 
 
 @dataclass
@@ -137,6 +151,7 @@ class Bench:
         sizes: how much work.
         say: tells people how far it is.
         peers: whether peers take part.
+        work: the kind that is at it.
         rows, raw, left_out: the table, all figures by title, and (peer, why it is not in the table).
     """
 
@@ -144,6 +159,7 @@ class Bench:
     sizes: Sizes
     say: Callable[[str], None]
     peers: bool = True
+    work: str = ""
     rows: list[Row] = field(default_factory=list)
     raw: dict[str, Times] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -216,14 +232,16 @@ class Bench:
         Args:
             peers: whose figures stand beside ours; default: everyone else's.
         """
+        if against not in times:  # a peer that is not installed
+            return
         figures = {name: ratio(times, name, against, speed=speed) for name in times}
         names = [name for name in times if name not in (ours, against)] if peers is None else peers
         best_first = sorted(((n, figures[n]) for n in names), key=lambda peer: peer[1].median, reverse=speed)
-        self.rows.append(Row(what, figures[ours], target, best_first))
+        self.rows.append(Row(what, figures[ours], target, best_first, work=self.work))
 
     def figure(self, what: str, figures: Sequence[float], unit: str, target: Target | None = None) -> None:
         """Add a line that is no ratio."""
-        self.rows.append(Row(what, middle(figures), target, [], unit))
+        self.rows.append(Row(what, middle(figures), target, [], unit, self.work))
 
 
 def _write_back() -> None:

@@ -97,11 +97,11 @@ def verdict(row: Row) -> str:
 
 def table(bench: Bench) -> str:
     """All rows, in Markdown."""
-    lines = ["| what | checkpoint | target | met | others |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| what | checkpoint | target | met | others | --only |", "| --- | --- | --- | --- | --- | --- |"]
     for row in bench.rows:
         target = f"{row.target.sign} {row.target.limit:g} {row.unit}" if row.target else ""
         peers = " · ".join(f"{name} {figure(found.median)}" for name, found in row.peers)
-        cells = (row.what, shown(row.ours, row.unit), target, verdict(row), peers)
+        cells = (row.what, shown(row.ours, row.unit), target, verdict(row), peers, row.work)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -109,7 +109,7 @@ def table(bench: Bench) -> str:
 _HOW_TO_READ = (
     "Medians of rounds, all contestants in turn in each; ratios are taken within a round, and the range of ours stands "
     "in brackets. A cost is better where it is smaller, a *speed* where it is larger. The figures of others are in the "
-    "unit of ours."
+    "unit of ours. `python -m benchmarks --only NAME` makes the rows of that name."
 )
 
 
