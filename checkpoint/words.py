@@ -48,8 +48,8 @@ def about(seconds: float) -> str:
 
 def size_in_words(size: int) -> str:
     """Bytes, for people."""
-    if size < 10_000:
-        return f"{size:,} byte{'' if size == 1 else 's'}"
+    if size < 1_000:
+        return f"{size} byte{'' if size == 1 else 's'}"
     amount, unit = next((size / 1000**n, unit) for n, unit in ((3, "GB"), (2, "MB"), (1, "kB")) if size >= 1000**n)
     return f"{amount:,.1f} {unit}"
 

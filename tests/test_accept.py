@@ -521,7 +521,7 @@ def test_show_ls_and_the_report_tell_what_is_to_decide_and_what_was(capsys: pyte
     assert "changed, see show" in told
     (command,) = set(re.findall(r"checkpoint (accept n [-0-9a-f]+)", told))
     assert main(shlex.split(command)) == 0
-    assert "what 1 fingerprint computed counts for" in capsys.readouterr().out
+    assert "accepted 2 results of 'n': from now on they count" in capsys.readouterr().out
     told = seen()
     assert "nobody has decided" not in told
     assert told.count("results of code") == 2

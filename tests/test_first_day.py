@@ -271,3 +271,28 @@ def test_results_saved_under_another_key_are_told_in_the_first_run(caplog: pytes
         for item in runner.iterate([{"id": 1}], key_fn="id"):
             runner.save_result(f"doc-{item['id']}", 1)
     assert "saved under keys that are of no item" in caplog.text
+
+
+def test_an_answer_of_an_untyped_model_gives_one_piece_of_advice(caplog: pytest.LogCaptureFixture) -> None:
+    """To annotate the class of the whole names the classes of its parts, too."""
+    pydantic = pytest.importorskip("pydantic")
+    choice = pydantic.create_model("Choice", text=(str, ...))
+    completion = pydantic.create_model("Completion", choices=(list[choice], ...))  # type: ignore[valid-type]
+    caplog.set_level(logging.WARNING, logger="checkpoint")
+    checkpointed("untyped")(lambda n: completion(choices=[choice(text="hi")])).map([1], progress=False)
+    (advice,) = [record.getMessage() for record in caplog.records]
+    assert "-> Completion" in advice
+    assert "Choice" not in advice
+
+
+def test_a_ctrl_c_shows_the_users_frames_only() -> None:
+    """As any error that ends a map."""
+
+    @checkpointed("interrupted")
+    def interrupt(n: int) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupt.map([1], progress=False)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert {frame.filename for frame in frames} == {__file__}

@@ -1132,7 +1132,13 @@ def test_failures_do_not_stop_the_rest(mapper: Maker) -> None:
     assert len(m.calls) == 6
     assert not isinstance(error, TooManyErrors)
     path = str(Path("checkpoints/m_results.jsonl").resolve())
-    for part in ("3 of 6 items failed", "3 ValueError", "3 items are done", path, "the same call tries only the rest"):
+    for part in (
+        "3 of 6 items failed",
+        "3 ValueError",
+        "3 items are done",
+        path,
+        "run the same line again to try only the rest",
+    ):
         assert part in str(error)
     assert [str(one) for one in error.exceptions] == ["odd: 1", "odd: 3", "odd: 5"]
     assert error.results is not None

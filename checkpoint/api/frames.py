@@ -14,7 +14,7 @@ _OURS = (os.path.dirname(os.path.dirname(__file__)) + os.sep, contextlib.__file_
 
 
 class _UsersFrames:
-    """Leave the user's frames only in the traceback of a `CheckpointError`, as ``with USERS_FRAMES:`` around a method.
+    """Leave the user's frames only in the traceback of a `CheckpointError` or a Ctrl-C: ``with USERS_FRAMES:``.
 
     Python adds no entry for a frame that only passes an exception on from a `with`, so none of ours comes back. What
     an error was raised from keeps its own traceback, and so does every other exception.
@@ -24,7 +24,7 @@ class _UsersFrames:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, (CheckpointError, KeyboardInterrupt)):
             error.__traceback__ = _less_ours(traceback)
 
 

@@ -554,7 +554,7 @@ def _summary(running: Pass, failed: int) -> str:
         )
     unwritten = len(running.tally.kept_aside) + running.tally.errors.by_type["UnencodableValue"]
     if unwritten + unparsed < failed or running.verdict:
-        parts.append("the same call tries only the rest again")
+        parts.append("run the same line again to try only the rest")
     if unwritten:
         parts.append(
             f"the values of {unwritten:,} could not be written and are in .unsaved: fix the function, then "

@@ -712,9 +712,9 @@ def item_error(key: Any, record: Record) -> ItemError:
 def tell_unnamed(checkpoint: str, name: str) -> None:
     """Say that objects of a class come back as plain JSON."""
     log.warning(
-        "checkpoint %r: results hold objects of class %s, which no annotation names and which therefore come back as "
-        "plain JSON; to get a dataclass, NamedTuple, Enum, attrs, msgspec or pydantic class back, annotate the "
-        "function's return (-> %s) or pass result_type=%s; a subclass of dict, str and the like comes back as that",
+        "checkpoint %r: results hold objects of class %s, which come back as plain JSON, since no annotation names "
+        "it; to get them back as objects, annotate the function's return (-> %s) or pass result_type=%s. That holds "
+        "for dataclasses, NamedTuples, Enums, attrs, msgspec, pydantic; a subclass of dict or str comes back as that",
         checkpoint, name, name, name,
     )  # fmt: skip
 

@@ -474,10 +474,8 @@ def _accept(arguments: argparse.Namespace) -> int:
             f"nothing to accept: that was decided before, or no result of other code is left of {arguments.name!r}"
         )
     else:
-        results, codes = plural(counts.total(), "result"), plural(len(counts), "fingerprint")
-        print_line(
-            f"accepted {results} of {arguments.name!r}: what {codes} computed counts for {meant[0][1]} from now on"
-        )
+        results = plural(counts.total(), "result")
+        print_line(f"accepted {results} of {arguments.name!r}: from now on they count for the function as it is")
     return 0
 
 

@@ -156,6 +156,8 @@ class Bar:
         _open.discard(self)
         if self._bar is not None:
             with self._watched():
+                if told := self._told():  # what a pass has cost, say, as it is now
+                    self._bar.set_postfix_str(told, refresh=False)
                 self._bar.close()
 
 

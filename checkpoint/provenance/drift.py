@@ -343,24 +343,23 @@ class Lineage:
         rows = [(command, f"the old results are still right; in Python: {self._short}.accept()")]
         if self._label is None:
             if drift.stale:
-                rows.append(('on_change="recompute"', "in the decorator: the old results are computed anew"))
+                rows.append(('on_change="recompute"', "in the decorator: the old results are computed again"))
             else:  # of code that nobody can compare, none is computed anew because of an option set long ago
                 rows.append(
-                    (f"{self._short}.clear(list({self._short}.results))", "forget them: they are computed anew")
+                    (f"{self._short}.clear(list({self._short}.results))", "forget them: they are computed again")
                 )
             version = self._version_to_write(records, drift)
-            rows.append((f"version={version}", "in the decorator: keeps both apart, by a name of what they depend on"))
+            rows.append((f"version={version}", "in the decorator: keeps the results of both apart"))
         else:
             version = _unused_label(records)
-            rows.append((f"version={version}", "another version: its results are computed anew, and the old ones stay"))
-        width = max(len(text) for text, _ in rows[1:])
-        lines = [f"    {text:<{width}}  # {what}" for text, what in rows]
+            rows.append((f"version={version}", "another version: its results are computed, and the old ones stay"))
         ignorable = [name for name in drift.names if not name.startswith("depends[")]
         if ignorable:
             ignored = ignorable[0] if len(ignorable) == 1 else tuple(ignorable)
             on = "it" if len(ignorable) == 1 else "them"
-            lines.append(f"    ignore={ignored!r}  # in the decorator: results do not depend on {on}")
-        return "\n".join(lines)
+            rows.append((f"ignore={ignored!r}", f"in the decorator: results do not depend on {on}"))
+        width = max(len(text) for text, _ in rows[1:])
+        return "\n".join([f"    {text:<{width}}  # {what}" for text, what in rows])
 
     def _version_to_write(self, records: VersionView, drift: Drift) -> str:
         """The expression of a version that tells apart what differs, as the user may write it beside the function.

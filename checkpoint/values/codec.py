@@ -118,7 +118,8 @@ class Codec:
             raise
         except Exception as error:  # properties and the like are the user's code, and may raise anything
             raise UnencodableValue(f"result cannot be stored: {quote_error(error)}", where="result") from error
-        for cls in unnamed:
+        outermost = {value.__class__} & set(unnamed)  # to name it names the classes of its fields, too
+        for cls in outermost or unnamed:
             self._report(self._name_of(cls), self._on_unnamed)
         for cls, names in left_out.items():
             self._report(told_left_out(cls, self.class_to_write(cls), names), self._on_left_out)
