@@ -179,7 +179,7 @@ def test_what_is_alike() -> None:
 
 def test_many_digests() -> None:
     """They come back from bytes as they were."""
-    several = item_digests([{"a": n} for n in range(5)])
+    several = list(item_digests([{"a": n} for n in range(5)]))
     kept = Digests([one >> 64 for one in several], [one & (1 << 64) - 1 for one in several])
     assert list(kept) == list(Digests.of(kept.tobytes())) == several
     assert list(kept.part(slice(1, 3)) + kept.part(slice(0, 1))) == [*several[1:3], several[0]]
@@ -200,3 +200,14 @@ def test_halves_are_found_as_a_set_finds_them(halves: list[int], wanted: set[int
     """`are_apart` says what `isdisjoint` says, whichever bytes stand beside each other."""
     assert are_apart(wanted, array("Q", halves)) is wanted.isdisjoint(halves)
     assert not are_apart({5}, array("Q", [*halves, 5]))
+
+
+def test_digests_of_many_are_those_of_each() -> None:
+    """Whether all are exactly JSON, and are spelled at once, or some hold what JSON does not."""
+    plain = [{"b": number, "a": [number, {"q": str(number)}], "é\n": None} for number in range(50)]
+    odd = [(1, 2), {"$a": 1}, {"x": {1, 2}}, {"n": float("nan")}, {"k": 2**70}, object(), True, 1.0, "\ud800", b"x"]
+    deep: list[object] = []
+    for _ in range(300):
+        deep = [deep]
+    for items in ([], plain, [1, "a"], ["a\nb", 2**80], *([*plain[:3], one] for one in [*odd, deep])):
+        assert list(item_digests(items)) == [item_digest(item) for item in items]

@@ -257,7 +257,7 @@ def test_the_hash_of_an_item_is_the_same_in_every_release() -> None:
 @given(st.lists(st.text(max_size=5)) | st.lists(st.integers() | st.text(max_size=3) | st.floats()))
 def test_several_items_have_the_digests_that_each_has_by_itself(items: list[Any]) -> None:
     """They are made together only because that takes half the time."""
-    assert item_digests(items) == [item_digest(item) for item in items]
+    assert list(item_digests(items)) == [item_digest(item) for item in items]
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3), min_size=2))

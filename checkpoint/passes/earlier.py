@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from itertools import islice
 from operator import eq
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,7 @@ from checkpoint.passes.settings import PassSettings
 from checkpoint.storage.index import Place
 from checkpoint.storage.source import RecordSource
 from checkpoint.values.digests import Digests, are_alike
-from checkpoint.values.keys import PART, Key
+from checkpoint.values.keys import PART, Key, item_digest, item_digests
 
 if TYPE_CHECKING:
     from checkpoint.catalog.unfit import Unfit
@@ -36,6 +36,7 @@ Fate = Literal["done", "aside", "redone", "given_up", "paid", "failed", "new"]
 log = logging.getLogger("checkpoint")
 _FEW = 10  # results that may well be of equal items under other keys
 _FIRST = 100  # keys that tell whether the key function is still the same
+_MANY = 512  # items that are compared at once
 _WORDS = frozenset({int, str})
 
 
@@ -178,7 +179,20 @@ class Earlier:
         stale = bool(self._unfit) or (self._lineage is not None and bool(self._lineage.stale))
         if not stale and self._input.in_memory and self._are_keys(self._input.items):
             return
-        for place, (item, offset, digest) in enumerate(zip(self._input.items, self._found, digests, strict=False)):
+        many: Any = self._input.items
+        if stale or not self._input.in_memory or self._settings.digest_of is not item_digest:
+            self._note_some_changes(0, many, digests)
+            return
+        for first in range(0, len(self._found), _MANY):
+            some, part = slice(first, first + _MANY), digests.part(slice(first, first + _MANY))
+            if max(self._found[some]) >= 0 and item_digests(list(many[some])) != part:
+                self._note_some_changes(first, many[some], part)
+
+    def _note_some_changes(self, first: int, items: Iterable[Any], digests: Digests) -> None:
+        """The same of items from a place on."""
+        stale = bool(self._unfit) or (self._lineage is not None and bool(self._lineage.stale))
+        found = islice(self._found, first, None)
+        for place, (item, offset, digest) in enumerate(zip(items, found, digests, strict=False), first):
             key = self._input.keys[place]
             is_key = type(item) in _WORDS and type(item) is type(key) and item == key  # then it cannot have changed
             if offset >= 0 and (stale or (digest and not is_key)) and self._input.first_places[key] == place:

@@ -215,7 +215,7 @@ class Pass:
         if max(checkpoint.results.find_all(self._version, keys)[0]) >= 0:
             return None  # somebody saved one of them just now
         whole = self._digest_of is item_digest
-        digests = item_digests(items) if whole else list(map(self._digest_of, items))
+        digests = list(item_digests(items)) if whole else list(map(self._digest_of, items))
         units = list(map(Unit, items, keys, digests))
         self.in_flight.start_all(units)
         return units

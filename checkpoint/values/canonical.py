@@ -10,16 +10,23 @@ import msgspec
 from checkpoint.values.codec import Codec
 from checkpoint.values.envelopes import TAGGERS, Tagger, has_surrogate, tag_str
 from checkpoint.values.plain_json import (
+    FREEZE,
     MAX_DEPTH,
     SCALARS,
+    SHORT,
+    freeze,
+    is_shallow,
     looks_tagged,
     plain_bytes,
+    read_json_lines,
     with_stack,
     write_json,
+    write_json_lines,
     write_sorted_json,
+    write_sorted_lines,
 )
 
-__all__ = ["canonical"]
+__all__ = ["canonical", "canonical_all"]
 
 
 def canonical(item: Any) -> bytes | None:
@@ -44,6 +51,19 @@ def canonical(item: Any) -> bytes | None:
                 return raw
         return bytes(with_stack(lambda: write_json(_canonical(item, 0))))
     except Exception:
+        return None
+
+
+def canonical_all(items: list[Any]) -> list[bytes] | None:
+    """`canonical` of each, in half the time; None where some are not exactly JSON: ask one by one."""
+    try:
+        lines = write_json_lines(items)
+        if b"$" in lines or freeze(items, FREEZE) != freeze(read_json_lines(lines), FREEZE):
+            return None
+        raws = write_sorted_lines(items).split(b"\n")
+        raws.pop()
+        return raws if max(map(len, raws), default=0) <= SHORT or all(map(is_shallow, raws)) else None
+    except Exception:  # as in `canonical`
         return None
 
 

@@ -81,6 +81,11 @@ class Digests:
         """All upper halves, then all lower ones."""
         return self.high.tobytes() + self.low.tobytes()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Digests) and self.high == other.high and self.low == other.low
+
+    __hash__ = None  # type: ignore[assignment]  # it may be changed
+
     def __len__(self) -> int:
         return len(self.high)
 

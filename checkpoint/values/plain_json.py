@@ -32,6 +32,7 @@ __all__ = [
     "write_json",
     "write_json_lines",
     "write_sorted_json",
+    "write_sorted_lines",
 ]
 
 
@@ -39,6 +40,7 @@ MAX_DEPTH = 200
 """How many containers may stand inside one another: what any reader can walk under Python's default stack limit."""
 write_json = msgspec.json.Encoder().encode
 write_sorted_json = msgspec.json.Encoder(order="sorted").encode
+write_sorted_lines = msgspec.json.Encoder(order="sorted").encode_lines
 read_json = msgspec.json.Decoder().decode
 write_json_lines = msgspec.json.Encoder().encode_lines
 read_json_lines = msgspec.json.Decoder().decode_lines
