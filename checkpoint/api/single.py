@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from checkpoint.api.options import Options
-from checkpoint.catalog.view import parsed_by
+from checkpoint.catalog.value_reading import parsed_by
 from checkpoint.execution.answers import Answer
 from checkpoint.execution.call import Call
 from checkpoint.execution.policies import retry_of

@@ -1,7 +1,8 @@
 """One version of one checkpoint: values go in as records, and come out as the values that went in.
 
 The promise: what is loaded is the same as what was saved, or an error that names the line; what cannot be encoded is
-kept aside, and its key is told to have failed.
+kept aside, and its key is told to have failed. How lines are written says `RecordLines`, how values are read
+`ValueReading`.
 """
 
 from __future__ import annotations
@@ -19,34 +20,32 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
-
 from checkpoint import clock
 from checkpoint.catalog.checkpoint import Checkpoint
+from checkpoint.catalog.record_lines import RecordLines
 from checkpoint.catalog.registry import open_checkpoint
 from checkpoint.catalog.schemas import schema_of
 from checkpoint.catalog.shards import ALL, Shard
+from checkpoint.catalog.value_reading import ValueReading
 from checkpoint.errors import (
     DamagedRecord,
-    InvalidOption,
     ItemError,
     StoreClosed,
     StoreError,
     UnbuildableValue,
     UnencodableValue,
-    printable,
     quote,
 )
-from checkpoint.outcomes import Encoded, Failure, describe_exception
+from checkpoint.outcomes import Failure
 from checkpoint.storage.reader import Reader
-from checkpoint.storage.record import Record, saved_on, seal, seal_parts, with_fields
+from checkpoint.storage.record import Record, saved_on, with_fields
 from checkpoint.storage.source import RecordSource, record_at
 from checkpoint.storage.store import Entry, Store
 from checkpoint.storage.writer import in_time
 from checkpoint.values.codec import Codec
-from checkpoint.values.keys import Key, key_json, plain_key, version_digest
+from checkpoint.values.keys import Key, plain_key, version_digest
 from checkpoint.values.marks import mark_of
-from checkpoint.values.plain_json import decode_foreign, read_json
+from checkpoint.values.plain_json import read_json
 
 __all__ = [
     "LATEST",
@@ -54,12 +53,9 @@ __all__ = [
     "Unsaved",
     "VersionCount",
     "VersionView",
-    "item_error",
-    "parsed_by",
     "tell_left_out",
     "tell_unnamed",
     "view_at",
-    "with_notes",
 ]
 
 
@@ -79,12 +75,9 @@ class Latest:
 LATEST: Final = Latest()
 """The version of the last record: what a runner made by hand reads unless told otherwise."""
 T = TypeVar("T")
-_RESULT = b'{"key":%b,"result":%b,"timestamp":"%b"%b,"input":"%032x","elapsed":%.6g,"attempts":%d%b'
-_LONG = 1 << 20  # bytes of a value, of which no copy is made that can be saved
-_encode_json = msgspec.json.Encoder().encode
 
 
-class VersionView:
+class VersionView(RecordLines, ValueReading):
     """The records of one checkpoint under one version, through one codec.
 
     Args:
@@ -110,7 +103,6 @@ class VersionView:
     checkpoint: Checkpoint
     store: Store
     only_reads = False
-    parse: Callable[[Any], Any] | None = None
 
     def __init__(
         self, name: str, directory: Path, *, version: Any, power: bool, result_type: Any, shard: Shard = ALL,
@@ -309,74 +301,6 @@ class VersionView:
         line = with_fields(line, b',"from":"refused"')
         self.store.append_one(self.store.own.results, self.version, key, digest, line, durable=self.power)
 
-    def result_line(
-        self, key: Key, raw: bytes, digest: int, elapsed: float | None = None, attempts: int | None = None,
-        now: bytes = b"",
-    ) -> bytes:  # fmt: skip
-        """The record of an encoded result; `now` is what `stamp` gave, where several are saved together."""
-        if elapsed is None or attempts is None or not digest or len(raw) > _LONG:
-            return self._bare_line(key, raw, digest, elapsed, attempts, now)
-        version, session = self._fields
-        known = (key_json(key), raw, now or self.stamp_for(key), version, digest, elapsed, attempts, session)
-        return seal(_RESULT % known)
-
-    def stamp(self) -> bytes:
-        """Now, where that is the timestamp of whatever is saved now; else b"": it is another for each key."""
-        return b"" if self.checkpoint.shards else self._stamp()
-
-    def stamp_for(self, key: Key) -> bytes:
-        """Now; or later, where the record of the key in another shard is of a clock that is ahead."""
-        stamp = self._stamp()
-        return max(stamp, self.checkpoint.results.moment_after(self.version, key)) if self.checkpoint.shards else stamp
-
-    def _bare_line(
-        self, key: Key, raw: bytes, digest: int, elapsed: float | None, attempts: int | None, now: bytes
-    ) -> bytes:
-        fields = self._plain_fields
-        if digest or elapsed is not None or attempts is not None:
-            version, session = self._fields
-            known = b',"input":"%032x"' % digest if digest else b""
-            if elapsed is not None:
-                known += b',"elapsed":%.6g' % elapsed
-            if attempts is not None:
-                known += b',"attempts":%d' % attempts
-            fields = version + known + session
-        stamp = now or self.stamp_for(key)
-        return seal_parts(b'{"key":%b,"result":' % key_json(key), raw, b',"timestamp":"%b"%b' % (stamp, fields))
-
-    def error_line(self, key: Key, failure: Failure, digest: int, earlier: float = 0.0) -> bytes:
-        """The record of a failure; lines of attempts have told so much of its cost already."""
-        version, session = self._fields
-        said = with_notes(_text(failure.message), failure.notes, earlier)
-        parts = [b'{"key":%b,"error":%b,"timestamp":"%b"' % (key_json(key), said, self._stamp())]
-        if failure.type is not None:
-            parts.append(b',"type":%b' % _text(failure.type))
-        if failure.traceback is not None:
-            parts.append(b',"traceback":%b' % _text(failure.traceback))
-        if failure.given_up:
-            parts.append(b',"given_up":true')
-        if failure.paid is not None:
-            parts.append(self._paid(failure.paid.value))
-        if failure.attempts is not None:
-            parts.append(b',"attempts":%d' % failure.attempts)
-        if failure.elapsed is not None:
-            parts.append(b',"elapsed":%.6g' % failure.elapsed)
-        parts.append(version.removesuffix(self._schema) if self._schema else version)
-        if digest:
-            parts.append(b',"input":"%032x"' % digest)
-        parts.append(session)
-        return seal(b"".join(parts))
-
-    def _paid(self, value: Any) -> bytes:
-        """The field of a value that was paid for and is no result; its repr where it cannot be encoded."""
-        try:
-            raw = value.raw if type(value) is Encoded else self.encode(value)
-        except UnencodableValue as error:
-            raw = error
-        if type(raw) is bytes:
-            return b',"paid":%b' % raw
-        return b',"repr":%b' % _text(_safe_repr(value.value if type(value) is Encoded else value))
-
     def keep_aside(
         self,
         key: Key,
@@ -405,18 +329,6 @@ class VersionView:
             failed.unsaved = {key: value}
             raise
         return located
-
-    def _aside_line(self, key: Key, value: Any, digest: int, why: str) -> bytes:
-        version, session = self._fields
-        try:
-            held = b'"pickle":%b' % _encode_json(base64.b64encode(pickle.dumps(value)).decode())
-        except Exception:  # pickling runs the value's own code, which may raise anything
-            held = b'"repr":%b' % _text(_safe_repr(value))
-        known = b',"input":"%032x"' % digest if digest else b""
-        return seal(
-            b'{"key":%b,%b,"error":%b,"timestamp":"%b"%b%b%b'
-            % (key_json(key), held, _text(why), self._stamp(), version, known, session)
-        )
 
     # loading
 
@@ -490,20 +402,6 @@ class VersionView:
             raise KeyError(key)
         return self.error_of(key, found[2])
 
-    def error_of(self, key: Any, record: Record) -> ItemError:
-        """What stands in a failed item's place, with the value that was paid for, if its record has one."""
-        error = item_error(key, record)
-        if raw := bytes(record.paid):
-            try:
-                error.value = self.decode(raw)
-            except ValueError:
-                error.value = None
-            except UnbuildableValue:  # its class has changed: whoever looks why it failed gets what is there
-                error.value = decode_foreign(raw)
-        elif record.repr is not None:
-            error.value = record.repr
-        return error
-
     @contextmanager
     def noting_damage(self, shelf: RecordSource, reader: Reader | None = None) -> Iterator[None]:
         """A record that proves damaged is not done from then on; one in a file that was replaced is past that."""
@@ -516,35 +414,6 @@ class VersionView:
     def _note_damage(self, shelf: RecordSource, reader: Reader | None, error: DamagedRecord) -> None:
         if not self.only_reads and (reader is None or shelf.holds(reader, error.offset)):
             self.checkpoint.note_damage(shelf, self.version, plain_key(error.key), error.offset)
-
-    def _value(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
-        value = self._decoded(reader, offset, record, key)
-        return value if self.parse is None else self.parsed(key, value, record.attempts, record.elapsed)
-
-    def parsed(self, key: Key, value: Any, attempts: int | None = None, elapsed: float | None = None) -> Any:
-        """What `parse` makes of a value that was decoded for it.
-
-        Raises:
-            ItemError: it raised; `.value` is the value, and `__cause__` what was raised.
-        """
-        assert self.parse is not None
-        return parsed_by(self.parse, key, value, attempts, elapsed)
-
-    def _decoded(self, reader: Reader, offset: int, record: Record, key: Key) -> Any:
-        raw = bytes(record.result)
-        try:
-            return self.decode(raw) if record.crc or record.session else decode_foreign(raw)
-        except UnbuildableValue as error:
-            raise UnbuildableValue(
-                f"{reader.where(offset)}, key {quote(key)}: {error}", cls=error.cls, field=error.field
-            ) from None
-        except ValueError as error:
-            if not record.crc:
-                raise reader.damaged(offset, f"its result cannot be decoded: {error}", key=key) from None
-            # The bytes are those that were written: it is this process that lacks what it takes to read them.
-            raise UnbuildableValue(f"{reader.where(offset)}, key {quote(key)}: {error}") from None
-
-    value_of = _value  # for who has read the record
 
     def iter_results(self) -> Iterator[tuple[Any, Any]]:
         """(key, decoded result) of every key of this version, in the order in which they were saved, one at a time."""
@@ -604,51 +473,6 @@ class VersionView:
         return self._in_time(forget)
 
 
-def with_notes(raw: bytes, notes: dict[str, Any] | None, earlier: float = 0.0) -> bytes:
-    """An encoded result, or an error's message, with the field of what its calls noted, which a record has behind it.
-
-    It stands before the timestamp, so that the end of a line tells the same however much was noted.
-
-    Args:
-        raw: it.
-        notes: the fields; None for none.
-        earlier: how much of the cost lines of failed attempts have told already.
-    """
-    if notes is None:
-        return raw
-    told = b',"earlier":%b' % _encode_json(earlier) if earlier else b""
-    return b'%b,"notes":%b%b' % (raw, _encode_json(notes), told)
-
-
-def parsed_by(
-    parse: Callable[[Any], Any], key: Key, value: Any, attempts: int | None = None, elapsed: float | None = None
-) -> Any:
-    """What `parse` makes of the value of a key.
-
-    Raises:
-        ItemError: it raised; `.value` is the value, and `__cause__` what was raised.
-    """
-    try:
-        made = parse(value)
-        if hasattr(made, "__await__"):
-            raise InvalidOption(f"parse returned {quote(made)}; it must be a plain function of the value")
-        return made
-    except Exception as error:
-        told = describe_exception(error, skip=1)
-        raise ItemError(
-            f"item {quote(key)} failed: parse raised {printable(f'{told.type}: {told.message}')}; what was paid "
-            f"for is kept, and is the .value of this error",
-            key=key,
-            type=told.type,
-            message=told.message,
-            traceback=told.traceback,
-            attempts=attempts,
-            elapsed=elapsed,
-            value=value,
-            given_up=told.given_up,
-        ) from error
-
-
 class Unsaved(Mapping[Any, Any]):
     """Values that could not be encoded, opened one by one: a pickle is loaded, else the value's repr is given.
 
@@ -693,22 +517,6 @@ class Unsaved(Mapping[Any, Any]):
         return f"<{len(self)} values that could not be encoded: {quote(list(islice(self, 5)))}>"
 
 
-def item_error(key: Any, record: Record) -> ItemError:
-    """What stands in a failed item's place."""
-    message = record.error or ""
-    shown = f"{record.type}: {message}" if record.type else message
-    return ItemError(
-        f"item {quote(key)} {'was given up' if record.given_up else 'failed'}: {printable(shown)}",
-        key=key,
-        type=record.type,
-        message=message,
-        traceback=record.traceback,
-        attempts=record.attempts,
-        elapsed=record.elapsed,
-        given_up=record.given_up,
-    )
-
-
 def tell_unnamed(checkpoint: str, name: str) -> None:
     """Say that objects of a class come back as plain JSON."""
     log.warning(
@@ -722,21 +530,6 @@ def tell_unnamed(checkpoint: str, name: str) -> None:
 def tell_left_out(checkpoint: str, text: str) -> None:
     """Say what of objects is not saved."""
     log.warning("checkpoint %r: %s", checkpoint, text)
-
-
-def _text(text: str) -> bytes:
-    """A JSON string of any text; a lone surrogate becomes a replacement character, since a message is for people."""
-    try:
-        return _encode_json(text)
-    except UnicodeEncodeError:
-        return _encode_json(text.encode("utf-8", "replace").decode())
-
-
-def _safe_repr(value: Any) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # a value's own __repr__ may raise anything
-        return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoint.catalog.view import VersionView, with_notes
+from checkpoint.catalog.record_lines import with_notes
+from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError, UnencodableValue
 from checkpoint.outcomes import Done, Encoded, Failure, Success, Unit
 from checkpoint.passes.failures import let_go_of_frames

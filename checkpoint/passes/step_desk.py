@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.catalog.view import VersionView, with_notes
+from checkpoint.catalog.record_lines import with_notes
+from checkpoint.catalog.view import VersionView
 from checkpoint.errors import DamagedRecord, StoreError, UnencodableValue
 from checkpoint.outcomes import Encoded, Failure, Success, Unit
 from checkpoint.passes.changes import Changes

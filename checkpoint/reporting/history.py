@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from checkpoint.catalog.view import VersionCount, VersionView, item_error
+from checkpoint.catalog.value_reading import item_error
+from checkpoint.catalog.view import VersionCount, VersionView
 from checkpoint.errors import ItemError
 from checkpoint.reporting.causes import Cause, causes_of
 from checkpoint.reporting.tables import versions_of

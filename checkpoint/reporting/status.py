@@ -28,7 +28,8 @@ from checkpoint.catalog.locate import (
 )
 from checkpoint.catalog.paths import command_line, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
-from checkpoint.catalog.view import LATEST, VersionCount, VersionView, item_error
+from checkpoint.catalog.value_reading import item_error
+from checkpoint.catalog.view import LATEST, VersionCount, VersionView
 from checkpoint.errors import CheckpointError, DamagedRecord, ItemError, plural, printable, quote
 from checkpoint.outcomes import Uploaded
 from checkpoint.reporting.causes import Cause, causes_of
