@@ -482,6 +482,21 @@ def test_one_item_alone_is_waited_for_until_the_patience_is_over() -> None:
     assert [when for when, _ in calls] == [5.0 * number for number in range(22)]
 
 
+@pytest.mark.parametrize("trouble", [LIMITED, ""])
+def test_not_yet_is_waited_for_as_long_as_the_patience_that_is_given(trouble: str) -> None:
+    """A provider's batch that is ready after a day: no wait costs an attempt, and others are called meanwhile."""
+    run = Pass(Retry(1, patience=86_400))
+    run.add("x")
+    for minute in range(1440):
+        assert run.now == 60.0 * minute
+        assert run.schedule.again(run.begin(), Again(60.0, trouble))
+        run.schedule.answered(attempt("another"))
+        run.add("y")
+        assert run.take() == "y"
+        run.tick()
+    assert not run.schedule.again(run.begin(), Again(60.0, trouble))
+
+
 @pytest.mark.parametrize(("after", "trouble"), [(0.5, LIMITED), (0.0, LIMITED), (5.0, "")])
 def test_ten_brief_waits_or_such_for_no_trouble_of_the_server_are_enough(after: float, trouble: str) -> None:
     """Or an item that says so for ever would be called for a quarter of an hour without a pause."""

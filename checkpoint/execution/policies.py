@@ -141,6 +141,9 @@ class Again(NamedTuple):
     of_step: bool = False
 
 
+_PATIENCE = 900.0
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """Which failures are tried again, how often, and after how long. It never makes a worker wait.
@@ -148,8 +151,8 @@ class Retry:
     The wait before attempt n + 1 is exponential with full jitter: a random part of ``wait * 2 ** (n - 1)`` seconds, at
     most of `max_wait` (Brooker, "Exponential Backoff And Jitter", AWS 2015). An exception that carries a Retry-After,
     as ``.retry_after``, ``.response.headers`` or ``.headers``, is tried again after that time, and this costs no
-    attempt, ten times for an item while others are answered. What an exception was raised from (``raise … from``)
-    speaks for it where it says nothing itself: clients are wrapped.
+    attempt, ten times for an item while others are answered, or for as long as the `patience` that is given. What an
+    exception was raised from (``raise … from``) speaks for it where it says nothing itself: clients are wrapped.
 
     Three different items in a row that are refused (HTTP 429, 5xx) or lose their connection, or five among the last
     twenty answers, hold all calls that share the quota: those of functions with the same `Rate` object, or else of the
@@ -167,7 +170,8 @@ class Retry:
         wait: seconds; or a function of the number of attempts made so far that returns the exact wait.
         max_wait: seconds; the longest wait before an attempt, and before a call that asks whether the server is back.
         patience: seconds without an answer after which what waits fails, and the longest Retry-After that is waited
-            for. Default: a quarter of an hour.
+            for. Where it is given, an item waits so long for its Retry-After again and again, as for a batch that a
+            provider runs meanwhile ("not yet"). Default: a quarter of an hour.
 
     Raises:
         InvalidOption: an argument is wrong.
@@ -181,7 +185,7 @@ class Retry:
     on: type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], object] | None = None
     wait: float | Callable[[int], float] = 1.0
     max_wait: float = 60.0
-    patience: float = 900.0
+    patience: float = _PATIENCE
 
     def __post_init__(self) -> None:
         if self.attempts is None:
@@ -199,6 +203,11 @@ class Retry:
                 f"Retry's on is {quote(self.on)}; give exception types, such as on=(ConnectionError, TimeoutError), or "
                 "a plain function of the exception"
             )
+
+    @property
+    def is_patience_given(self) -> bool:
+        """Whether the user has said how long to wait."""
+        return self.patience != _PATIENCE
 
     def judge(self, exception: Exception) -> Again | None:
         """Whether the exception is one to try again after, and what it says of when."""

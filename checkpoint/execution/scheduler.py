@@ -27,7 +27,8 @@ __all__ = ["MOST_LATER", "MOST_WAITS", "Attempt", "BadCost", "Schedule"]
 log = logging.getLogger("checkpoint")
 
 MOST_WAITS = 10
-"""So many waits of one item for a Retry-After, while others are answered, cost no attempt."""
+"""So many waits of one item for a Retry-After, while others are answered, cost no attempt. Where a patience is given,
+that is the bound of those of a second and more."""
 
 MOST_LATER = 32
 """Retries that may wait, besides as many as there are workers, before nothing else is begun."""
@@ -367,7 +368,10 @@ class Schedule:
         assert self._retry is not None
         assert why.after is not None
         attempt.since = now if attempt.since < 0 else attempt.since
-        if attempt.waits >= MOST_WAITS or now + why.after - attempt.since > self._retry.patience:
+        is_bounded = why.after < _BRIEF or not self._retry.is_patience_given
+        if is_bounded and attempt.waits >= MOST_WAITS:
+            return False
+        if now + why.after - attempt.since > self._retry.patience:
             return False
         answers = self.answers
         if not why.trouble or why.after < _BRIEF or answers != attempt.answers:
