@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Ticker
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from checkpoint import (
     CheckpointedRunner,
@@ -614,11 +617,62 @@ def test_the_error_pickles(tmp_path: Path) -> None:
     assert isinstance(again, RuntimeError)
 
 
-@pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), "5", True])
-def test_a_limit_is_a_finite_number(tmp_path: Path, limit: Any) -> None:
+@pytest.mark.parametrize("limit", [-1, float("nan"), float("-inf"), "5", True])
+def test_a_limit_is_a_number(tmp_path: Path, limit: Any) -> None:
     """Said before anything is run."""
     with pytest.raises(InvalidOption, match="max_cost"):
         costly(tmp_path).map([1], progress=False, max_cost=limit)
+
+
+def test_an_infinite_limit_is_none(tmp_path: Path) -> None:
+    """Such as a setting that somebody leaves open."""
+    assert len(costly(tmp_path).map(range(4), progress=False, max_cost=float("inf"))) == 4
+
+
+CENTS = st.lists(st.one_of(st.just(1), st.just(100), st.integers(1, 100)), min_size=1, max_size=40)
+SHARE = st.floats(0, 1.1)  # of what all cost
+
+
+@pytest.mark.parametrize("engine", ["serial", "threads", "tasks", "given executor"])
+@given(cents=CENTS, share=SHARE)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_a_budget_is_exceeded_by_the_calls_in_flight_at_most(engine: str, cents: list[int], share: float) -> None:
+    """Whatever the prices, a hundredfold apart, and in however many runs; what was spent is what was paid."""
+    limit, workers, paid = int(share * sum(cents)), 1 if engine == "serial" else 3, list[int]()
+
+    def call(place: int) -> int:
+        note(cost=cents[place])
+        paid.append(cents[place])
+        return place
+
+    async def awaited(place: int) -> int:
+        await asyncio.sleep(0)
+        return call(place)
+
+    def run(folder: str, executor: ThreadPoolExecutor) -> MaxCostReached | None:
+        options: dict[str, Any] = {"progress": False, "max_cost": limit, "workers": workers}
+        if engine == "given executor":
+            options |= {"executor": executor, "chunksize": 1}
+        function: Any = checkpointed("budget", checkpoint_dir=folder)(awaited if engine == "tasks" else call)
+        try:
+            mapped = function.map(range(len(cents)), **options)
+            if engine == "tasks":
+                asyncio.run(mapped)
+        except MaxCostReached as reached:
+            return reached
+        finally:
+            function.runner.close()
+        return None
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(3) as executor:
+        for _ in range(2):
+            reached = run(folder, executor)
+            assert sum(paid) <= limit + sum(sorted(cents)[-workers:])
+            if reached is None:
+                assert len(paid) == len(cents)
+            else:
+                assert reached.spent == sum(paid)
+                assert limit - reached.spent < 100, "another call had been affordable"
 
 
 def test_shards_share_a_limit(tmp_path: Path, ticker: Ticker) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -108,7 +107,7 @@ class PassOptions(TypedDict, total=False):
             count.
         max_cost: what the checkpoint may have cost in all, by whichever run, in the unit of ``note(cost=…)``: the pass
             ends with `MaxCostReached` before that is exceeded, what is in flight reckoned at the mean of what is known
-            (while fewer than ten costs are known, at the largest). Default: no limit.
+            (while fewer than ten costs are known, at the largest). Default, or inf: no limit.
         retry_failed: whether items that failed earlier are run again (default), or stand in their places. Those that
             were given up (`GiveUp`) stand in any case.
         grace: seconds that what runs may go on after Ctrl-C or SIGTERM; default 10.
@@ -169,10 +168,8 @@ def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> Non
 
 def _check_cost(limit: float | None) -> None:
     is_number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-    if limit is not None and not (is_number and 0 <= limit < math.inf):
-        raise InvalidOption(
-            f"max_cost is {quote(limit)}; give a finite number of 0 or more, in the unit of note(cost=…)"
-        )
+    if limit is not None and not (is_number and limit >= 0):
+        raise InvalidOption(f"max_cost is {quote(limit)}; give a number of 0 or more, in the unit of note(cost=…)")
 
 
 def _need_loop() -> None:

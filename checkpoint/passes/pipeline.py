@@ -16,6 +16,7 @@ import logging
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from checkpoint import locks
@@ -95,7 +96,8 @@ class Pass:
         self.in_flight = InFlight(
             self.name, self._version, claims, watches_objects=watches_objects, shard=records.shard
         )
-        self.budget = None if settings.max_cost is None else Budget(records, settings.max_cost, self.in_flight)
+        limit = inf if settings.max_cost is None else settings.max_cost
+        self.budget = None if limit == inf else Budget(records, limit, self.in_flight)
         self.tally = Tally(records, settings, self.earlier.failed)
         self._company = Company(records, self.in_flight, self.earlier, self.tally, self._lock, collect=settings.collect)
         self._settler = Settler(records, settings, self.in_flight, self.earlier, self.tally, self._company, self._lock)
