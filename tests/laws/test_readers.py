@@ -75,7 +75,8 @@ class Journal:
                 continue
             if not is_sound(line):
                 self.is_damaged = True
-                self.spoilt.update(key for key in KEYS if json.dumps(encoded(key)).encode() in line)
+                packed = line.replace(b" ", b"")  # another program may have formatted it
+                self.spoilt.update(key for key in KEYS if json.dumps(encoded(key)).replace(" ", "").encode() in packed)
                 self._read_loose(line)
                 continue
             fields = json.loads(line)
