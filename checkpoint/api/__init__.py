@@ -1,4 +1,4 @@
-"""What users hold: the decorator, runners for loops written by hand, and results.
+"""The classes and functions that users hold: the decorator, runners for loops by hand, and results.
 
 The promise: a decorated function stays what it was, and everything it does is a pass of a runner.
 

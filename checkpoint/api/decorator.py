@@ -1,4 +1,4 @@
-"""`@checkpointed`: a thin skin of `.map` and its like on a function, which stays what it was."""
+"""`@checkpointed` adds `.map` and the other methods to a function, which stays as it was."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class _Decorator:
-    """What ``checkpointed(...)`` returns: makes a function a checkpointed one."""
+    """The decorator that ``checkpointed(...)`` returns."""
 
     __slots__ = ("_options",)
 
@@ -48,7 +48,7 @@ class _Decorator:
 if TYPE_CHECKING:
 
     class _BatchDecorator:
-        """The same with `batch_size`: the function takes a list, and a result is one of the list that it returns."""
+        """The decorator with `batch_size`: the function takes a list and returns one result for each item of it."""
 
         @overload
         def __call__(
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         def __call__(self, function: Any, /) -> Any: ...
 
     class _ParsingDecorator(Generic[T]):
-        """The same with `parse`: a result is what that returns, and a call what the function does."""
+        """The decorator with `parse`: results are what the parser returns, and a plain call what the function returns."""
 
         @overload
         def __call__(  # type: ignore[overload-overlap]  # as above

@@ -1,4 +1,4 @@
-"""Which engine makes the calls of a pass: the caller's thread, threads, processes, an executor, or tasks of a loop.
+"""Choose the engine of a pass: the caller's thread, threads, processes, an executor, or tasks of an event loop.
 
 An engine is imported when it is chosen.
 """
@@ -58,7 +58,7 @@ class Dispatch:
 
     @cached_property
     def _call(self) -> Call:
-        """What is called; many a pass finds everything done."""
+        """The function to call, prepared when the first call is needed: many passes find everything done."""
         options, running = self._options, self.running
         return Call(
             self._function,
@@ -92,7 +92,7 @@ class Dispatch:
         return PoolDriver(self.running, self._call, self._schedule, parallelism, make_workers).run()
 
     def _workers(self) -> tuple[int, Callable[[Report], Workers]]:
-        """How many workers there are, and what makes them."""
+        """Return how many workers there are and the function that makes them."""
         from checkpoint.execution.cpus import cpu_count
 
         executor, workers = self._given.get("executor"), self._given.get("workers")
@@ -140,7 +140,7 @@ class Dispatch:
 
 
 def refuse_while_importing_main(name: str) -> None:
-    """A worker imports the main module before it works.
+    """Refuse to map while a worker process imports the main module: an unguarded script would map in every worker.
 
     Raises:
         UnguardedMain: this is what it is doing.

@@ -1,4 +1,4 @@
-"""What a decorated function can do besides being called: its map, stream, results, plan and the rest.
+"""The methods that decorating adds to a function: `map`, `stream`, `results`, `plan` and the rest.
 
 A face is mixed into a proxy, which says what function it stands for; everything that a face does is a pass of a runner.
 """
@@ -84,12 +84,12 @@ else:
 
 
 def _meant_shard(option: ShardOption | None) -> Shard:
-    """$CHECKPOINT_SHARD splits the work of the program; what one item needs of another map is needed whole."""
+    """Return the shard of a map: $CHECKPOINT_SHARD applies to top-level maps only, never to a map inside a call."""
     return ALL if option is None and caller() is not None else shard_of(option)
 
 
 def _told_shard(name: str, option: ShardOption | None) -> Shard:
-    """The shard that is meant, which is told: what a map returns depends on it."""
+    """Return the shard of a map and log it, since the returned results depend on it."""
     shard = _meant_shard(option)
     if shard != ALL:
         whence = "" if option is not None else " (of $CHECKPOINT_SHARD)"
@@ -98,7 +98,7 @@ def _told_shard(name: str, option: ShardOption | None) -> Shard:
 
 
 def _named_version(version: Any, name: str) -> str:
-    """The digest of a version, of a checkpoint of that name; made once for equal ones: each access asks for it."""
+    """Return the digest of a version. Equal ones are digested once, because every access to `.results` asks for it."""
     try:
         return _digest_of_version(marshal.dumps(version, FREEZE), name)
     except ValueError:  # it holds more than exact builtins
@@ -111,7 +111,7 @@ def _digest_of_version(frozen: bytes, name: str) -> str:
 
 
 class _Inner:
-    """The inner function, on its way to a worker: its own name would lead to what is decorated."""
+    """Pickle the inner function: its own name would lead to the decorated function."""
 
     def __init__(self, face: Any) -> None:
         self._face = face
@@ -121,7 +121,7 @@ class _Inner:
 
 
 def _tell_unread(name: str, code: Fingerprint) -> None:
-    """Say once a process which values cannot be compared, and which names of `ignore=` no value has."""
+    """Log once per process the values that cannot be compared, and the names in `ignore=` that match no value."""
     if code.unread and ("unread", name, code.name) not in _said:
         _said.add(("unread", name, code.name))
         listed = ", ".join(f"{one} (a {kind})" for one, kind in list(code.unread.items())[:5])
@@ -143,21 +143,21 @@ _said: set[tuple[str, ...]] = set()  # in this process
 
 
 class Face(Generic[R], _Parts):
-    """What every decorated function has, bound or not, of either kind."""
+    """The methods that every decorated function has: plain or coroutine, bound or not."""
 
     if not TYPE_CHECKING:  # as above
         _self_read = None, None  # what its fingerprint was read of, and the fingerprint
 
     def _target(self) -> tuple[Callable[[Any], Any], Any]:
-        """(what is called with an item, the instance it is bound to or None)."""
+        """Return (the function to call with an item, the instance that it is bound to or None)."""
         raise NotImplementedError
 
     def _annotation(self) -> Any:
-        """What the function says that it returns, or None."""
+        """Return the function's return annotation, or None."""
         raise NotImplementedError
 
     def _reduced_inner(self) -> Any:
-        """How the inner function is pickled, as `__reduce__` returns it."""
+        """Return how to pickle the inner function, in the form of `__reduce__`."""
         raise NotImplementedError
 
     @property
@@ -240,11 +240,11 @@ class Face(Generic[R], _Parts):
         forget_with_steps(self.runner.records, [plain_key(key) for key in keys])
 
     def _serves(self, call: Any) -> Singles:
-        """What looks up and saves single items for a worker process, a call of which asks."""
+        """Return the object that looks up and saves single items for a call in a worker process."""
         return singles_of(self, call)
 
     def _asking(self, *, is_async: bool) -> AskingSingles:
-        """What asks the driver for single items, in a worker process."""
+        """Return the object that asks the driver for single items, inside a worker process."""
         options, place = self._self_options, ("asking", os.getpid())
         refuse_timeout(options, is_async=is_async)
         asking: Any = self._self_singles.get(place)
@@ -268,7 +268,7 @@ class Face(Generic[R], _Parts):
         return html_table(f"checkpointed {named(self.__wrapped__)}", self._told())
 
     def _told(self) -> Iterator[tuple[str, str]]:
-        """(what, text) of the function's checkpoint; it reads, and makes nothing."""
+        """Yield (label, text) rows about the function's checkpoint. This reads, and creates nothing."""
         options = self._self_options
         yield "checkpoint", f"{options.name} in {self._self_directory.find()}"
         try:
@@ -285,7 +285,7 @@ class Face(Generic[R], _Parts):
     def _pass(
         self, items: Iterable[Any], given: PassOptions, *, collect: bool = False, is_async: bool = False
     ) -> Iterator[Dispatch]:
-        """A pass over the items, and what it takes to run it.
+        """Begin a pass over the items, and yield the object that makes its calls.
 
         Raises:
             CheckpointLocked: another process writes, also after `lock_timeout`; in an event loop, at once.
@@ -353,7 +353,7 @@ class Face(Generic[R], _Parts):
         )
 
     def _agreement(self) -> Agreement | None:
-        """What another process must agree on before it makes calls."""
+        """Return the values and code that another process must have in common before it makes calls."""
         from checkpoint.provenance.agreement import agreement_of
         from checkpoint.provenance.fingerprint import fingerprint
 
@@ -363,7 +363,7 @@ class Face(Generic[R], _Parts):
         return agreement_of(read, function)
 
     def _fingerprint(self) -> Fingerprint | None:
-        """What tells whether the function has changed; None where it has no code that can be read."""
+        """Return the fingerprint that shows whether the function has changed, or None if its code cannot be read."""
         from checkpoint.provenance.fingerprint import fingerprint  # it is large
 
         if (before := self._as_before()) is not None:
@@ -383,12 +383,12 @@ class Face(Generic[R], _Parts):
         return found
 
     def _as_before(self) -> Fingerprint | None:
-        """The fingerprint, where it is known already, and all that it was read of is what it was."""
+        """Return the known fingerprint if everything that it was computed from is unchanged, else None."""
         seen, found = self._self_read
         return found if seen is not None and seen.holds() else None
 
     def _lineage(self, code: Fingerprint | None) -> Lineage | None:
-        """What a pass does where the function has changed."""
+        """Return the rules by which a pass treats results of a function that has changed."""
         if code is None:
             return None
         from checkpoint.provenance.drift import Lineage
@@ -404,7 +404,7 @@ class Face(Generic[R], _Parts):
         version: Any = _CURRENT,
         convert: Callable[[Any], Any] | None = None,
     ) -> int:
-        """Old results count as this function's from now on, in every process and on every machine; returns how many.
+        """Count old results as this function's from now on, in every process and on every machine; return how many.
 
         Without arguments: those that earlier code, or code that read other values, computed of this version. Nothing is
         computed, and old records stay as they are. Call it where no map of the function runs.
@@ -450,7 +450,7 @@ class Face(Generic[R], _Parts):
     def _accept_version(
         self, records: VersionView, code: Fingerprint | None, version: Any, convert: Callable[[Any], Any] | None
     ) -> int:
-        """The results of another version count for the current one, as they are or converted; how many do."""
+        """Count the results of another version for the current one, as they are or converted; return how many."""
         from checkpoint.catalog.decisions import accept_code, accept_version, check_version, convert_version
 
         old = records.open().digest_of_version(version)
@@ -473,7 +473,7 @@ class Face(Generic[R], _Parts):
                 lineage.end(records)
 
     def plan(self, items: Iterable[Any], *, workers: int | None = None, shard: ShardOption | None = None) -> Plan:
-        """What a `map` of the items would do: counts, what has changed, how long it takes. Nothing is run or written.
+        """Say what a `map` of the items would do: counts, changes, expected time and cost. Nothing is run or written.
 
         Args:
             items: as in `map`, but what can be read twice.
@@ -511,7 +511,7 @@ class SyncFace(Face[R]):
     """`.one`, `.map` and `.stream` of a plain function."""
 
     def one(self, item: Any, /) -> R:
-        """The saved result of one item; where there is none, it is computed and saved now.
+        """Return the saved result of one item; if there is none, compute and save it now.
 
         Call it from any thread, also inside another item's call: what finished is on disk when it returns, and is not
         computed again when a later part of that call fails, is killed or is tried again. A key that runs already in
@@ -606,7 +606,7 @@ class SyncFace(Face[R]):
 
 
 def _drawn(items: Any) -> tuple[Iterable[Any], AwaitedItems | None]:
-    """The items to draw from, and whether they are awaited."""
+    """Return the items to draw from, and the asynchronous source if they are awaited."""
     if hasattr(items, "__iter__") or not hasattr(items, "__aiter__"):
         return items, None
     from checkpoint.execution.asynchronous import AwaitedItems
@@ -616,7 +616,7 @@ def _drawn(items: Any) -> tuple[Iterable[Any], AwaitedItems | None]:
 
 
 class _AsyncStream(Suspended, AsyncIterator[T]):
-    """What an async generator yields; what it has open is let go as soon as its consumer drops it.
+    """An async stream that closes what it has open as soon as its consumer drops it.
 
     Dropped alone, it would be closed by its event loop, some time later: until then the checkpoint would be locked.
     """
@@ -705,7 +705,7 @@ class AsyncFace(Face[R]):
     async def _begun(
         self, opened: ExitStack, items: Iterable[Any], options: PassOptions, *, collect: bool = False
     ) -> Dispatch:
-        """A pass that has begun, which `opened` ends; the loop goes on while another process writes."""
+        """Begin a pass, which `opened` ends. The event loop goes on while another process writes."""
         import asyncio  # only here: who has no coroutines need not wait for it
 
         end = clock.monotonic() + self._self_options.lock_timeout

@@ -1,4 +1,4 @@
-"""Tracebacks of our errors end where the user called us: what is below is no help to anybody who reads them."""
+"""Tracebacks of this library's errors end at the line where the user called it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `checkpointed` and of `map`, checked when they are given."""
+"""The options of `checkpointed` and of `map`, which are checked when they are given."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["Arguments", "Options", "PassOptions", "check_spread", "may_overlap"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `checkpointed` was given, checked when built."""
+    """The arguments of `checkpointed`, checked when they are given."""
 
     name: str
     key: str | KeyFunction | None = None
@@ -90,7 +90,7 @@ class Options:
 
 
 class PassOptions(TypedDict, total=False):
-    """What `map` and `stream` take besides the items.
+    """The options of `map` and `stream`.
 
     Attributes:
         workers: how many calls are made at once: threads for a plain function, tasks of the event loop for a coroutine
@@ -128,7 +128,7 @@ class PassOptions(TypedDict, total=False):
 
 
 def check_spread(options: Options, given: PassOptions, *, is_async: bool) -> None:
-    """Refuse what an engine cannot do, before anything is read.
+    """Refuse options that the engine cannot keep, before anything is read.
 
     Raises:
         InvalidOption: saying what can.
@@ -187,14 +187,14 @@ def _need_loop() -> None:
 
 
 def may_overlap(options: Options, given: PassOptions) -> bool:
-    """Whether an item may be drawn while an earlier one is not done."""
+    """Return whether an item may be drawn while an earlier one is not done."""
     several = given.get("workers") not in (None, 1) or given.get("executor") is not None
     batch = batch_of(options.batch_size)
     return several or (batch is not None and batch.items > 1) or options.retry is not None
 
 
 class Arguments(TypedDict, total=False):
-    """What `checkpointed` takes besides the name, `batch_size` and `parse`."""
+    """The arguments of `checkpointed` other than the name, `batch_size` and `parse`."""
 
     key: str | KeyFunction | None
     checkpoint_dir: str | os.PathLike[str] | None

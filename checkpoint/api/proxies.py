@@ -97,7 +97,7 @@ See help(type(f)), or help(f.map) for one of them."""
 
 
 class _Unbound(Face[R], _UnboundParts):
-    """What only the decorated function itself has."""
+    """The methods of the decorated function itself, as opposed to its bound methods."""
 
     def _set_up(self, options: Options, annotation: Any, directory: Directory | None) -> None:
         self._self_options, self._self_annotation = options, annotation
@@ -172,7 +172,7 @@ def _listed(proxy: Any) -> list[str]:
 
 
 class _OnInstance(Face[R], _BoundParts):
-    """What only its bound twin has."""
+    """The methods of a decorated function that is bound to an instance."""
 
     @property
     def _self_options(self) -> Options:  # type: ignore[override]
@@ -255,7 +255,7 @@ class BoundAsyncCheckpointedFunction(_OnInstance[R], AsyncFace[R], _Bound[P, V],
 
 
 class CheckpointedFunction(_Unbound[R], SyncFace[R], _Function[P, V], Generic[P, R, V]):
-    """What `checkpointed` makes of a function: it is called as ever, and has `.map` and its like."""
+    """A decorated function: it is called as before, and has `.map` and the other methods."""
 
     __bound_function_wrapper__ = BoundCheckpointedFunction
 
@@ -279,7 +279,7 @@ class CheckpointedFunction(_Unbound[R], SyncFace[R], _Function[P, V], Generic[P,
 
 
 class AsyncCheckpointedFunction(_Unbound[R], AsyncFace[R], _Function[P, V], Generic[P, R, V]):
-    """What `checkpointed` makes of a coroutine function: `.map` is awaited."""
+    """A decorated coroutine function: `.map` is awaited."""
 
     __bound_function_wrapper__ = BoundAsyncCheckpointedFunction
 
@@ -303,7 +303,7 @@ class AsyncCheckpointedFunction(_Unbound[R], AsyncFace[R], _Function[P, V], Gene
 
 
 def _reduced(function: Any) -> Any:
-    """By reference where its name leads back to it; as a copy of its kin where it leads to that; else by parts."""
+    """Pickle a decorated function by its name if that leads back to it or to a copy's original, else by its parts."""
     wrapped, options, directory = function.__wrapped__, function._self_options, function._self_directory
     module, name = getattr(wrapped, "__module__", None), getattr(wrapped, "__qualname__", "<locals>")
     taken_along = module == "__main__" and _is_cloudpickling()
@@ -322,7 +322,7 @@ _sent: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
 
 
 def _token_of(function: Any) -> bytes:
-    """What a pickled function without a name is known by where it comes from."""
+    """Return the token by which its own process recognizes a pickled function that has no name."""
     token: bytes | None = function._self_token
     if token is None:
         token = function._self_token = os.urandom(16)
@@ -331,7 +331,7 @@ def _token_of(function: Any) -> bytes:
 
 
 def _rebuilt(kind: Any, wrapped: Any, options: Options, directory: Directory, token: bytes) -> Any:
-    """The function of that token, where it comes from this process; else one of its parts."""
+    """Return the function with this token if it comes from this process, else build it from its parts."""
     known = _sent.get(token)
     if known is not None:
         return known

@@ -1,4 +1,4 @@
-"""One checkpoint as its user sees it: the classes for those who write the loop themselves."""
+"""Runners: the classes for users who keep their own loop."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class CheckpointedRunner:
     # saving
 
     def save_result(self, key: Any, result: Any) -> None:
-        """The result is saved for the key when this returns.
+        """Save a result for the key. It is saved when this returns.
 
         Args:
             key: str, int, float, bool, None or a tuple of those; `1`, `1.0` and `True` are one key.
@@ -142,7 +142,7 @@ class CheckpointedRunner:
             running.saved_by_hand(key, failed=False)
 
     def save_error(self, key: Any, error: str | BaseException) -> None:
-        """The error is recorded for the key; the key is not done by it, and a later success retires it.
+        """Record an error for the key. The key stays undone, and a later success retires the error.
 
         Args:
             key: as in `save_result`.
@@ -157,14 +157,14 @@ class CheckpointedRunner:
             running.saved_by_hand(key, failed=True)
 
     def _name_code(self) -> None:
-        """What is saved by hand for a decorated function counts as what its code computed."""
+        """Note the decorated function's code, so that results saved by hand count as its own."""
         if not self._names_code and self.behind is not None:
             self._names_code = True
             if (function := self.behind()) is not None:
                 function._name_code(self.records)
 
     def _pass_of(self, key: Key) -> Pass | None:
-        """The pass that handed the key out; of none of them, the one that began last, if any runs."""
+        """Return the pass that handed the key out, else the running pass that began last, else None."""
         passes = self._passes[:]  # another thread may end one
         if len(passes) < 2:
             return passes[0] if passes else None
@@ -177,13 +177,13 @@ class CheckpointedRunner:
     # reading
 
     def is_completed(self, key: Any) -> bool:
-        """Whether an intact result is saved for the key under this version. An error never makes it so."""
+        """Return whether an intact result is saved for the key under this version. An error does not count."""
         key = plain_key(key)
         self.records.results_for(key)
         return self.records.is_done(key)
 
     def get_result(self, key: Any) -> Any:
-        """The decoded result for the key, or None where there is none.
+        """Return the decoded result for the key, or None if there is none.
 
         Raises:
             DamagedRecord: its bytes are not those that were written; the key is not done from now on.
@@ -194,11 +194,11 @@ class CheckpointedRunner:
             return None
 
     def get_all_results(self) -> dict[Any, Any]:
-        """Every result of this version, decoded, by key, in the order in which they were saved."""
+        """Return every result of this version by key, in the order in which they were saved."""
         return dict(self.records.iter_results())
 
     def get_all_errors(self) -> dict[Any, str]:
-        """The message of each key that failed and has no result, by key."""
+        """Return the message of each key that failed and has no result."""
         return {error.key: error.message for error in self.records.iter_errors()}
 
     @property
@@ -210,7 +210,7 @@ class CheckpointedRunner:
         return Unsaved(self.records)
 
     def progress(self) -> tuple[int, int | None]:
-        """(completed, total): of the pass that began last; before one, all results, and the total that meta knows."""
+        """Return (completed, total) of the pass that began last; before any pass, of the checkpoint."""
         if self._latest is not None:
             return self._latest.tally.completed, self._latest.input.total
         if self._last is not None:
@@ -220,7 +220,7 @@ class CheckpointedRunner:
 
     @property
     def uploaded(self) -> Uploaded | None:
-        """How far the store behind a URL lags: (bytes, seconds, failing); None where `checkpoint_dir` is no URL.
+        """How far the store behind a URL lags: (bytes, seconds, failing). None if `checkpoint_dir` is not a URL.
 
         Example:
             >>> print(CheckpointedRunner("my_experiment").uploaded)
@@ -265,7 +265,7 @@ class CheckpointedRunner:
         return Stream(self.records.name, self._one_by_one(items, self._settings(key_fn)))
 
     def _one_by_one(self, items: Iterable[T], settings: PassSettings) -> Generator[T, None, None]:
-        """The items to run; as `_handed_out`, told flat because it is hot."""
+        """Yield the items to run, as `_handed_out` does; it is written flat because it is the hot loop."""
         with self.start_pass(items, settings) as running:
             parked, flight = Parked(running), running.in_flight
             for unit in chain(_units(running), (unit for (unit,) in parked.back())):
@@ -278,7 +278,7 @@ class CheckpointedRunner:
     def _handed_out(
         self, items: Iterable[T], settings: PassSettings, size: int = 1
     ) -> Generator[tuple[Pass, list[Unit]], None, None]:
-        """(pass, units to run) for each batch; `save_result` and `save_error` settle them.
+        """Yield (pass, units to run) for each batch; `save_result` and `save_error` settle them.
 
         What another pass of this process is at comes when that is over, if it has no result then.
         """
@@ -300,7 +300,7 @@ class CheckpointedRunner:
     def start_pass(
         self, items: Iterable[Any], settings: PassSettings, lineage: Lineage | None = None
     ) -> Iterator[Pass]:
-        """One pass over items, from keying them to letting go of the lock; the arguments are those of `Pass`."""
+        """Run one pass over items, from keying them to releasing the lock; the arguments are those of `Pass`."""
         self.records.refuse_if_closed()
         if caller() is None:  # a call of the pass that ends is waited for by its end
             wait_for_left(self.records.name)
@@ -330,7 +330,7 @@ class CheckpointedRunner:
     # closing
 
     def close(self) -> None:
-        """Let go of the files and the lock. Using the runner afterwards raises `StoreClosed`.
+        """Release the files and the lock. Using the runner afterwards raises `StoreClosed`.
 
         Raises:
             NotUploaded: the wait for the store behind a URL was given up.
@@ -423,7 +423,7 @@ def _opened(
 
 
 def _units(running: Pass) -> Iterator[Unit]:
-    """The units to run. Of items in memory several are admitted at once, and those left out that were saved since."""
+    """Yield the units to run. Items in memory are admitted several at once, and those saved since are left out."""
     if not running.in_memory or running.is_watched:
         for item in running.items:
             if (unit := running.admit(item)) is not None:
@@ -442,6 +442,6 @@ def _units(running: Pass) -> Iterator[Unit]:
 
 
 def _batches(running: Pass, size: int) -> Iterator[list[Unit]]:
-    """The units to run, so many at a time."""
+    """Yield lists of at most `size` units to run."""
     units = (unit for item in running.items if (unit := running.admit(item)) is not None)
     return ([unit] for unit in units) if size == 1 else iter(lambda: list(islice(units, size)), [])

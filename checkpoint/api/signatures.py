@@ -1,4 +1,4 @@
-"""What a function's signature and annotations say: what it is called with, and what it returns."""
+"""Read a function's signature and annotations: its arguments and its return type."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def named(function: Any) -> str:
 
 
 def check_function(function: Any) -> None:
-    """Refuse at decoration what could not be mapped.
+    """Refuse at decoration a function that cannot be mapped.
 
     Raises:
         InvalidFunction: saying why.
@@ -67,7 +67,7 @@ def check_function(function: Any) -> None:
 
 
 def is_async(function: Any) -> bool:
-    """Whether calling it gives a coroutine: a coroutine function, or an object whose class defines `async __call__`."""
+    """Return whether a call gives a coroutine: of a coroutine function, or an object with `async __call__`."""
     return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 

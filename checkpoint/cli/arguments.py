@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and what a word on the command line may stand for."""
+"""Arguments that several commands share, and the meanings of a word on the command line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def add_command(
 
 
 def json_or_text(text: str) -> list[Any]:
-    """What a word of the command line may stand for: its JSON, and the text itself."""
+    """Return the values that a word of the command line may mean: its JSON, and the text itself."""
     try:
         return [json.loads(text), text]
     except (ValueError, RecursionError):
@@ -60,13 +60,13 @@ def json_or_text(text: str) -> list[Any]:
 
 
 def both_ways(value: Any, text: str) -> str:
-    """How to write each of the two that one word may stand for."""
+    """Say how to write each of the two values that one word may mean."""
     as_json, as_text = shlex.quote(f" {text}"), shlex.quote(json.dumps(text))
     return f"write {as_json} (with a space) for {quote(value)}, and {as_text} for the text"
 
 
 def keys_written(text: str) -> list[Key]:
-    """The keys that a word of the command line may stand for: that of its JSON, where it makes one, and the text."""
+    """Return the keys that a word may mean: that of its JSON, if it makes one, and the text."""
     keys: list[Key] = []
     for value in json_or_text(text):
         try:
@@ -77,7 +77,7 @@ def keys_written(text: str) -> list[Key]:
 
 
 def _key_of(value: Any) -> Key:
-    """A list stands for a tuple; an object as it stands in a journal."""
+    """Return the key of a JSON value: a list means a tuple, and an object is read as in a journal."""
     if isinstance(value, dict):
         return key_from_json(value)
     return plain_key(_as_tuple(value))

@@ -56,7 +56,7 @@ def _clear(arguments: argparse.Namespace) -> int:
 
 
 def _keys_of(arguments: argparse.Namespace, runner: CheckpointedRunner) -> list[Key]:
-    """Those that are named, and those of failures that are.
+    """Return the keys that are named, and those of the failures that are asked for.
 
     Raises:
         CheckpointError: one is not there, or nothing has failed so.
@@ -140,7 +140,7 @@ def _told(results: int, errors: int, aside: int) -> str:
 
 
 def _places(checkpoint: Checkpoint, version: str, key: Key) -> tuple[int, ...]:
-    """Where the key's records are, in results, errors and values kept aside."""
+    """Return where the key's records are: in results, errors and values kept aside."""
     shelves = (checkpoint.results, checkpoint.errors, checkpoint.unsaved)
     return tuple(place.offset if (place := shelf.find(version, key)) is not None else -1 for shelf in shelves)
 

@@ -88,12 +88,12 @@ def summarize(causes: list[Cause]) -> str:
 
 
 def _last(traceback: str | None) -> str:
-    """The part on the exception itself, behind those on what led to it."""
+    """Return the part of a traceback about the exception itself, without its causes."""
     return (traceback or "").rpartition("Traceback (most recent call last):")[2]
 
 
 def _frames(traceback: str | None) -> tuple[tuple[str, str, str], ...]:
-    """(file, function, line of code) of each place."""
+    """Return (file, function, line of code) of each frame."""
     return tuple(
         (_file_of(found["path"]), found["function"], (found["code"] or "").strip(" |"))
         for found in _FRAME.finditer(_last(traceback))

@@ -245,12 +245,12 @@ class Scale:
             self.low, self.high = 0.0, step * math.ceil(high / step)
 
     def x(self, value: float) -> float:
-        """In % of the width."""
+        """Return the position in % of the width."""
         place = (math.log10(value) if value > 0 else -math.inf) if self.log else value
         return min(max(100 * (place - self.low) / (self.high - self.low), 0.0), 100.0)
 
     def value(self, x: float) -> float:
-        """Its inverse."""
+        """Return the duration at a position: the inverse of `x`."""
         place = self.low + x * (self.high - self.low) / 100
         return 10.0**place if self.log else place
 
@@ -303,7 +303,7 @@ _HIDDEN = re.compile(
 
 
 def shown(text: str) -> str:
-    """Any text as HTML: what is not seen, or turns the direction of what is near it, is spelled out."""
+    """Return any text as HTML, with invisible and direction-changing characters spelled out."""
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates
     return escape(_HIDDEN.sub(_spelled, text))
@@ -314,7 +314,7 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def quantiles(values: array[float], wanted: tuple[float, ...]) -> list[float | None]:
-    """Exact ones: the least value that so large a part of all does not exceed."""
+    """Return exact quantiles: the least value that the given share of all values does not exceed."""
     if not values:
         return [None] * len(wanted)
     ordered = sorted(values)
@@ -328,7 +328,7 @@ def percent_text(part: int, whole: int) -> str:
 
 
 def _three(value: float) -> str:
-    """Three digits that count, and no more."""
+    """Return a number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""From a record to what columns can hold, and the one type that all values of a column have.
+"""Turn records into values that columns can hold, and infer the one type of each column.
 
 The promise: a column holds what was saved, or text that says all of it; never a value that only looks like it. No class
 is built, and no code of the user runs.
@@ -133,7 +133,7 @@ def _open_set(parts: list[Any]) -> list[Any]:
 
 
 def _open_pattern(env: dict[str, Any]) -> str:
-    """As Python shows a pattern, which to compile takes long."""
+    """Return a pattern as Python shows it, without compiling it."""
     return f"re.compile({shorten(repr(_codec.revive(env)), _SHOWN_PATTERN)})"
 
 
@@ -250,7 +250,7 @@ _TIDY: dict[type, Callable[[Any], Any]] = {
 
 
 def jsonable(value: Any) -> Any:
-    """What strict JSON, and any reader of it, can hold of a tidy value."""
+    """Return the part of a tidy value that strict JSON, and any reader of it, can hold."""
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return value
@@ -305,7 +305,7 @@ _KINDS: dict[type, str] = {
 
 
 class SchemaInference:
-    """What was seen in one place of all rows: kinds of scalars, what stands in lists, and fields."""
+    """The kinds of values seen in one place of all rows: scalars, elements of lists, and fields."""
 
     __slots__ = ("before", "behind", "depth", "fields", "high", "kinds", "low", "part", "place", "vector", "whole")
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's records tell of its runs: when, how long, how often, and the pauses between.
+"""The history of a checkpoint's runs, read from its records: when, how long, how often, and the pauses between.
 
 The promise: it only reads, each record once, and keeps a few numbers of each, not its value. What was not recorded is
 not guessed.
@@ -66,7 +66,7 @@ class Slow(NamedTuple):
 
 @dataclass(slots=True)
 class Session:
-    """What one session wrote, and when."""
+    """The records that one session wrote, and when."""
 
     number: int
     began: float
@@ -77,7 +77,7 @@ class Session:
 
 @dataclass(slots=True)
 class RunHistory:
-    """What one reading of the records found. A moment is in seconds since the epoch, NaN where not recorded."""
+    """The result of reading all records once. Moments are in seconds since the epoch, NaN if not recorded."""
 
     done: int = 0
     failed: int = 0
@@ -152,7 +152,7 @@ class RunHistory:
 
 
 def gather(records: VersionView) -> RunHistory:
-    """What the records of the current version tell."""
+    """Read the records of the current version once, and return their history."""
     records.pin()  # what is saved meanwhile must not lead to another version halfway
     checkpoint, story = records.open(), RunHistory()
     if len(checkpoint.results.versions | checkpoint.errors.versions) > 1:
@@ -170,7 +170,7 @@ def gather(records: VersionView) -> RunHistory:
 
 
 def _failures(records: VersionView, story: RunHistory) -> Iterator[ItemError]:
-    """The failures that are grouped by cause; all of them are counted on the way."""
+    """Yield the failures to group by cause, and count all of them on the way."""
     checkpoint = records.checkpoint
     for reader, offset, key, record in _sound(checkpoint.errors, records.version, story):
         if checkpoint.is_retired(records.version, key, record):
@@ -259,7 +259,7 @@ class Timeline:
         self.stretches = self._lay_out(self._folded())
 
     def _folded(self) -> list[Pause]:
-        """The pauses that would take more than their share of the chart, were they drawn to scale."""
+        """Return the pauses that would take more than their share of the chart if they were drawn to scale."""
         rest, folded = self.end - self.start, []
         for pause in sorted(self.pauses, key=lambda pause: pause.start - pause.end):
             length = pause.end - pause.start
@@ -292,7 +292,7 @@ class Timeline:
         return bisect_right(self.done, moment), bisect_right(self.failed, moment)
 
     def paid(self, moment: float) -> float:
-        """What the records up to a moment cost."""
+        """Return the cost of the records up to a moment."""
         return self._paid[bisect_right(self._moments, moment)] if len(self._paid) > 1 else 0.0
 
     def bins(self, count: int) -> Iterator[Stretch]:
@@ -310,7 +310,7 @@ class Timeline:
 
 
 def _pauses(moments: array[float], begins: array[float], owners: list[int]) -> Iterator[Pause]:
-    """Where a session began that is not the first, and where nothing ran for long."""
+    """Return the pauses: where a later session began, and where nothing ran for long."""
     steps = sorted([moments[place] - moments[place - 1] for place in range(1, len(moments))])
     least = max(_IDLE, 50 * steps[len(steps) // 2]) if steps else _IDLE
     seen = set(owners[:1])

@@ -91,7 +91,7 @@ class Occasion:
 
 @dataclass(frozen=True, slots=True)
 class KeyHistory:
-    """What the files say of one key. Its `str` is for people, `to_json` for programs.
+    """Everything that the files say about one key. `str()` is for people, `to_json` for programs.
 
     Attributes:
         name, directory: the checkpoint's.
@@ -197,7 +197,7 @@ def _judged(checkpoint: Checkpoint, key: Key, occasions: list[Occasion]) -> Iter
 
 
 def _notes(record: Record) -> dict[str, Any]:
-    """What was noted besides the cost."""
+    """Return the noted fields other than the cost."""
     return {name: _followed(value) for name, value in notes_of(record).items() if name != "cost"}
 
 

@@ -155,7 +155,7 @@ def _header(records: VersionView, story: RunHistory, timeline: Timeline | None) 
 
 
 def _decisions(records: VersionView) -> Iterator[str]:
-    """What nobody has decided of results that other code computed, and what was accepted."""
+    """Return what is undecided about results of other code, and what was accepted."""
     checkpoint, version = records.checkpoint, records.version
     open_ = undecided_of(checkpoint, version, max(1, checkpoint.results.count(version)))
     if open_ is not None:

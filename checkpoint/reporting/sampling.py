@@ -1,4 +1,4 @@
-"""The ends of journals, and a few looks into them: how fast a job is, and how long its calls take.
+"""Sample journals: read their ends and a few places to estimate a job's rate and durations.
 
 The promise: what is read is bounded, never the size of the journals; what is an estimate says so.
 """
@@ -81,7 +81,7 @@ class _Last(NamedTuple):
 
 
 class Tails:
-    """What the last bytes of all journals tell; no more of them is read.
+    """The last records of all journals, from their last bytes; nothing else is read.
 
     Attributes:
         last, moment: when the last record was saved, in words and in seconds.
@@ -114,7 +114,7 @@ class Tails:
 
 
 class _Tail:
-    """What the last bytes of results and errors of one shard tell."""
+    """The last records of one shard's results and errors."""
 
     def __init__(self, results: KeyedLog, errors: KeyedLog, most: int) -> None:
         self._most = most
@@ -176,7 +176,7 @@ class _Tail:
 
 
 def _records_in(data: bytes) -> Iterator[Record]:
-    """The record of each sound line: not of what forgets one, or is being written."""
+    """Yield the record of each sound line, without tombstones and lines that are being written."""
     for line in filter(None, data.split(b"\n")):
         try:
             record = parse(line)
@@ -200,7 +200,7 @@ _SHORTEST_LINE = 80
 
 
 class Around(NamedTuple):
-    """What looks around the journals found, when they had this size."""
+    """The sampled durations and sessions of journals of a given size."""
 
     of: tuple[list[Reader], list[Reader], str]
     size: int
@@ -209,7 +209,7 @@ class Around(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What the end of a line says, and where it is."""
+    """The fields at the end of a line, and its offset."""
 
     stop: int
     version: str
@@ -218,7 +218,7 @@ class _Seen(NamedTuple):
 
 
 class Looks:
-    """Places of a journal that are spread evenly by bytes, and what the ends of the lines there say.
+    """Samples of a journal at evenly spaced offsets: the fields at the ends of the lines there.
 
     A line's end is enough, since a result stands before it, however large.
     """
@@ -232,7 +232,7 @@ class Looks:
         self._left = -(-_MORE_LOOKS // share)
 
     def _look(self, place: int) -> _Seen | None:
-        """What the end of the line says that holds the byte at this place."""
+        """Return the fields at the end of the line that contains this offset."""
         start = max(0, place - _LONGEST_TRAILER)
         for size in (_NEAR, _FAR):
             data = self._reader.pread(place - start + size, start)
@@ -251,12 +251,12 @@ class Looks:
         return _Seen(start + stop, version.decode(), session.decode(), _float(elapsed))
 
     def took(self, version: str) -> list[float]:
-        """How long the calls took that were seen."""
+        """Return how long the sampled calls took."""
         took = [seen.elapsed for seen in self._seen if seen.version == version and seen.elapsed is not None]
         return [seconds for seconds in took if 0 <= seconds < float("inf")]
 
     def sessions(self) -> set[str]:
-        """The sessions that wrote: between two places of one session is no other, as far as this looks.
+        """Return the sessions that wrote. Between two samples of one session no other is looked for.
 
         Sessions follow each other, since one process writes at a time: where two places differ, the one between them
         is looked at, until the border is found.

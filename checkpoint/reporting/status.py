@@ -66,7 +66,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A failure as it is on record; its key has no result."""
+    """A recorded failure whose key has no result."""
 
     key: Key
     type: str | None
@@ -79,7 +79,7 @@ class Failed:
 
     @property
     def error(self) -> ItemError:
-        """What stands in a failed item's place."""
+        """The `ItemError` that stands in the failed item's place."""
         names = ("key", "type", "message", "traceback", "attempts", "elapsed", "given_up")
         parts = {part: getattr(self, part) for part in names}
         return ItemError(f"item {quote(self.key)} failed", **parts)
@@ -158,7 +158,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A checkpoint at a moment. Its `str` is for people, `to_json` for programs.
+    """The state of a checkpoint at one moment. `str()` is for people, `to_json` for programs.
 
     Attributes:
         name, directory: the checkpoint's.
@@ -269,7 +269,7 @@ class Survey:
         }
 
     def _mirror_json(self) -> dict[str, Any]:
-        """What is said besides of a directory that mirrors a URL."""
+        """Return the additional fields for a directory that mirrors a URL."""
         if (behind := self.uploaded) is None:
             return {}
         return {"url": self.url, "not_uploaded": {"bytes": behind.bytes, "seconds": behind.seconds}}
@@ -281,7 +281,7 @@ class Survey:
         return "\n".join(map(printable, rows))
 
     def rows(self) -> Iterator[tuple[str, list[str]]]:
-        """(label, lines) of what is known, for people."""
+        """Yield (label, lines) rows for people."""
         yield "done", [self.counts()]
         yield "writing", [self.writing()]
         if self.shards:
@@ -327,7 +327,7 @@ class Survey:
         return " · ".join(parts)
 
     def writing(self) -> str:
-        """Who is writing, and when the last record was saved."""
+        """Say who is writing, and when the last record was saved."""
         last = f"last record {ago_if_known(self.idle)}"
         if self.last is None:
             last = "no time is recorded" if self.done or self.failed else "nothing saved yet"
@@ -341,7 +341,7 @@ class Survey:
         return f"process {self.writer.get('pid')} on {self.writer.get('host')}{told}; {last}"
 
     def shard_lines(self) -> Iterator[str]:
-        """How many shards there are, and who is writing which."""
+        """Yield lines about the shards and their writers."""
         counts = Counter(shard.rpartition("/")[2] for shard, _ in self.shards)
         told = ", ".join(f"{count:,} of {of}" for of, count in counts.items())
         written = [(shard, writer) for shard, writer in self.shards if writer]
@@ -439,7 +439,7 @@ def _summary(name: str, directory: Path) -> Summary:
 
 
 def survey(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> Survey:
-    """How far a checkpoint is, how fast, why items fail, and who is writing.
+    """Return how far a checkpoint is, how fast, why items fail, and who is writing.
 
     Args:
         name: the checkpoint's.
@@ -487,7 +487,7 @@ class Observer:
         self._known: Around | None = None
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
         self._records.close()
 
     def __enter__(self) -> Self:
@@ -565,7 +565,7 @@ class Observer:
         )
 
     def _writers(self, checkpoint: Checkpoint) -> dict[Shard, dict[str, Any] | None]:
-        """Who is writing its own journals, and those of each shard, here or from another machine."""
+        """Return who is writing each shard's journals, here or on another machine."""
         found = {}
         for shard, prefix in parts_of(self.name, self.directory).items():
             found[shard] = writer_of(self.directory, prefix)
@@ -574,7 +574,7 @@ class Observer:
         return found
 
     def _look_around(self, checkpoint: Checkpoint, version: str) -> Around:
-        """How long calls took, and which sessions wrote; looked for again once the file has grown by a tenth."""
+        """Return sampled durations and sessions; they are sampled again once the file has grown by a tenth."""
         results, errors = checkpoint.results.readers, checkpoint.errors.readers
         size = sum(part.size() for part in (*results, *errors))
         known = self._known
@@ -588,7 +588,7 @@ class Observer:
 
 
 class _Pace(NamedTuple):
-    """How fast a pass goes on, as a `Survey` tells it."""
+    """The rate of a pass and the time left, as a `Survey` shows them."""
 
     left: int | None
     rate: float | None
@@ -609,7 +609,7 @@ def _pace_of(tails: Tails, now: float, writer: dict[str, Any] | None, total: int
 
 
 def _first_writer(writers: dict[Shard, dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The first who is known; {} where it cannot be told whether there is one."""
+    """Return the first known writer, or {} if that cannot be determined."""
     return next((writer for writer in writers.values() if writer), {} if {} in writers.values() else None)
 
 
@@ -621,7 +621,7 @@ def _meta_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _total_of(checkpoint: Checkpoint, meta: dict[str, Any]) -> int | None:
-    """How many items the last pass had: this process's own, or as the writer last noted it."""
+    """Return how many items the last pass had: this process's own, or as the writer last noted it."""
     total = (
         checkpoint.store.meta.total
         if checkpoint.store.writer.writing
@@ -655,7 +655,7 @@ def _total_cost(costs: Costs | None) -> float | None:
 
 
 def _sizes(name: str, directory: Path) -> dict[str, int]:
-    """Bytes of the files that are there, those of shards included, by what they are."""
+    """Return the sizes of the existing files by kind, shards included."""
     sizes: Counter[str] = Counter()
     for prefix in parts_of(name, directory).values():
         results, errors, unsaved = paths_of(prefix, directory)
@@ -672,7 +672,7 @@ def _sizes(name: str, directory: Path) -> dict[str, int]:
 
 
 def _unresolved(checkpoint: Checkpoint, shelf: RecordSource, version: str) -> tuple[int, bool]:
-    """(how many keys have a record there and no result, whether that was counted): by keys, where they are known."""
+    """Return (how many keys have a record there and no result, whether that is an exact count)."""
     count = shelf.count(version)
     if not count:
         return 0, True
@@ -692,7 +692,7 @@ def _unresolved(checkpoint: Checkpoint, shelf: RecordSource, version: str) -> tu
 def _open_failures(
     checkpoint: Checkpoint, shelf: RecordSource, version: str, reader: Reader | None, offsets: Sequence[int]
 ) -> Iterator[tuple[int, Key, Record]]:
-    """(offset, key, record) of those that are sound and that no result retires."""
+    """Yield (offset, key, record) of the sound failures that no result retires."""
     for offset in offsets if reader is not None else ():
         try:
             assert reader is not None
@@ -714,7 +714,7 @@ class _Failures:
         self._causes: list[Cause] = []
 
     def look(self, checkpoint: Checkpoint, version: str, current: set[str]) -> tuple[list[Cause], int, int]:
-        """(causes, how many failures they are of, how many of these were recorded by the sessions that go on)."""
+        """Return (causes, failures examined, how many of these the running sessions recorded)."""
         reader, offsets = checkpoint.errors.last_offsets(version, _READ)
         if reader is not self._reader:
             self._reader, self._known, self._shown, self._causes = reader, {}, [], []
@@ -774,7 +774,7 @@ def failures(
 
 
 def causes(failed: Iterable[Failed]) -> list[Cause]:
-    """Why they failed, the most frequent cause first."""
+    """Group failures by cause, the most frequent first."""
     return causes_of(failure.error for failure in failed)
 
 
