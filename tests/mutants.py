@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from checkpoint.catalog.view import VersionView
@@ -36,8 +37,8 @@ from checkpoint.passes.recorder import Recorder
 from checkpoint.passes.step_desk import DeskStep, StepDesk
 from checkpoint.remote import local_copy, state
 from checkpoint.remote.local_copy import LocalCopy
-from checkpoint.remote.objects import Listing, Marker
-from checkpoint.remote.state import Owed
+from checkpoint.remote.objects import Listing, Marker, Objects
+from checkpoint.remote.state import Held, Owed
 from checkpoint.remote.uploader import _Session
 from checkpoint.storage import files, index_file, lock, record, source
 from checkpoint.storage.blocks import BlockSums
@@ -587,9 +588,11 @@ def repair_brings_back_old_values(breaker: Breaker) -> None:
 # --- object stores --------------------------------------------------------------------------------------------------
 
 REMOTE = "test_remote.py::"
+MACHINES = "laws/test_machines.py::test_takeovers"
+HISTORIES = "laws/test_machines.py::test_machines"
 
 
-@caught_by(f"{REMOTE}test_what_is_owed_goes_up_under_its_own_session")
+@caught_by(f"{REMOTE}test_what_is_owed_goes_up_under_its_own_session", HISTORIES)
 def owed_by_the_one_who_uploads(breaker: Breaker) -> None:
     """What an earlier session owed is taken for lines of the one that runs."""
 
@@ -603,13 +606,13 @@ def owed_by_the_one_who_uploads(breaker: Breaker) -> None:
     breaker.replace(_Session, "_upload", make)
 
 
-@caught_by(f"{REMOTE}test_what_is_owed_goes_up_under_its_own_session")
+@caught_by(f"{REMOTE}test_what_is_owed_goes_up_under_its_own_session", MACHINES)
 def late_lines_appended(breaker: Breaker) -> None:
     """What comes late stands last in a local journal, whenever it was saved."""
     breaker.replace(LocalCopy, "_comes_before", lambda real: lambda self, parts, held: False)
 
 
-@caught_by(f"{REMOTE}test_a_directory_that_is_restored_brings_nothing_old_back")
+@caught_by(f"{REMOTE}test_a_directory_that_is_restored_brings_nothing_old_back", HISTORIES)
 def own_parts_unknown(breaker: Breaker) -> None:
     """A part that was uploaded and not noted is fetched, and its lines are owed all the same."""
     breaker.replace(state, "find_own", lambda real: nothing)
@@ -625,7 +628,7 @@ def taken_is_forgotten(breaker: Breaker) -> None:
     breaker.replace(Listing, "has", make)
 
 
-@caught_by(f"{REMOTE}test_what_is_owed_when_all_is_cleared_is_set_aside")
+@caught_by(f"{REMOTE}test_what_is_owed_when_all_is_cleared_is_set_aside", MACHINES)
 def clearing_is_forgotten(breaker: Breaker) -> None:
     """A compaction does not say that all was cleared before."""
 
@@ -641,7 +644,7 @@ def clearing_is_forgotten(breaker: Breaker) -> None:
     breaker.replace(_Session, "_taking", make)
 
 
-@caught_by(f"{REMOTE}test_a_damaged_line_is_not_uploaded")
+@caught_by(f"{REMOTE}test_a_damaged_line_is_not_uploaded", MACHINES)
 def damage_goes_up(breaker: Breaker) -> None:
     """Lines are uploaded as they are on this disk."""
     breaker.replace(local_copy, "may_go_up", lambda real: lambda line: True)
@@ -651,6 +654,53 @@ def damage_goes_up(breaker: Breaker) -> None:
 def rewritten_without_the_store(breaker: Breaker) -> None:
     """A whole is made of what this disk has left."""
     breaker.replace(Store, "mend", lambda real: lambda self, shelf, damaged: False)
+
+
+@caught_by(MACHINES)
+def owed_is_nobodys_after_a_whole(breaker: Breaker) -> None:
+    """What a machine owes is let go of where another one has compacted."""
+
+    def make(real: Function) -> Function:
+        def build(self: LocalCopy, kind: str, listing: Listing, held: Held) -> Any:
+            return real(self, kind, listing, msgspec.structs.replace(held, owed=[]))
+
+        return build
+
+    breaker.replace(LocalCopy, "_build", make)
+
+
+@caught_by(MACHINES)
+def owed_goes_above_a_whole(breaker: Breaker) -> None:
+    """What a machine owes is taken for newer than what another one has compacted."""
+
+    def make(real: Function) -> Function:
+        def build(self: LocalCopy, kind: str, listing: Listing, held: Held) -> Any:
+            owed = [each._replace(epoch=max(each.epoch, listing.whole)) for each in held.owed]
+            return real(self, kind, listing, msgspec.structs.replace(held, owed=owed))
+
+        return build
+
+    breaker.replace(LocalCopy, "_build", make)
+
+
+@caught_by(MACHINES)
+def owed_comes_back_after_a_clearing(breaker: Breaker) -> None:
+    """What a machine owes stays in its journal, whatever was cleared elsewhere."""
+
+    def make(real: Function) -> Function:
+        def build(self: LocalCopy, kind: str, listing: Listing, held: Held) -> Any:
+            said = msgspec.structs.replace(listing.marker, cleared=0)
+            return real(self, kind, listing._replace(marker=said), held)
+
+        return build
+
+    breaker.replace(LocalCopy, "_build", make)
+
+
+@caught_by(MACHINES)
+def conditions_are_assumed(breaker: Breaker) -> None:
+    """No store is asked whether it heeds conditions, so that names carry no token."""
+    breaker.replace(Objects, "heeds_conditions", lambda real: lambda self, probe: True)
 
 
 # --- what was paid for ----------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def locate(name: str, checkpoint_dir: str | os.PathLike[str] | None = None) -> P
             return directory
     except OSError as error:
         raise store_error(error, "cannot read", directory) from error
-    there = names_in(directory)
+    there = [other for other in names_in(directory) if other != name]  # a store may have an owner of it, and no more
     shown = ", ".join(there[:_SHOWN]) + (", …" if len(there) > _SHOWN else "")
     hint = f"there are: {shown}" if there else "nor is there any other; name the directory by --dir (checkpoint_dir=)"
     named = _FILE.fullmatch(name)

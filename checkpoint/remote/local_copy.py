@@ -23,7 +23,18 @@ from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, StoreError, plural
 from checkpoint.remote.objects import Listing, Objects, Part
 from checkpoint.remote.patience import telling
-from checkpoint.remote.state import Held, Owed, State, covers, date, end_stream, find_own, mark_of, new_token, news_of
+from checkpoint.remote.state import (
+    Held,
+    Owed,
+    State,
+    covers,
+    date,
+    end_stream,
+    find_own,
+    mark_of,
+    news_of,
+    token_before,
+)
 from checkpoint.remote.urls import remember
 from checkpoint.storage.files import (
     fsync,
@@ -109,6 +120,13 @@ class LocalCopy:
         """Of the sessions that wrote from this directory, the last ones."""
         state = self._read()
         return [] if state is None else state.tokens
+
+    def greatest(self) -> int:
+        """The greatest session that is known here: its objects may have been deleted, or not be listed yet."""
+        state = self._read() or State()
+        return max(
+            [0, state.epoch, state.whole, *[owed.epoch for held in state.journals.values() for owed in held.owed]]
+        )
 
     def note_token(self, token: str) -> None:
         """A session is about to begin from this directory: who finds it here later knows that it is over."""
@@ -372,7 +390,8 @@ class LocalCopy:
         """
         raw, cleared = self._read() or State(), listing.marker.cleared
         # Nobody knows which session wrote what only the journals have: it goes before the rest.
-        unknown = Owed(0, 0, 0 if raw.epoch >= 0 and raw.whole < cleared else cleared, new_token())
+        oldest = 0 if raw.epoch >= 0 and raw.whole < cleared else cleared
+        unknown = Owed(0, 0, oldest, token_before(listing, oldest))
         built = {}
         for kind in self.paths:
             if state is None:

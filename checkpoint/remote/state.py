@@ -15,7 +15,7 @@ import msgspec
 from checkpoint.remote.objects import Listing, Part, Stretch
 from checkpoint.storage.reader import Reader
 
-__all__ = ["Held", "Owed", "State", "covers", "date", "end_stream", "find_own", "mark_of", "new_token", "news_of"]
+__all__ = ["Held", "Owed", "State", "covers", "date", "end_stream", "find_own", "mark_of", "news_of", "token_before"]
 
 _ENDS = 4096
 
@@ -121,7 +121,7 @@ def date(state: State) -> None:
     """An earlier release noted no session: what is owed stood behind all that it had seen, in a stream unknown."""
     names = [name for held in state.journals.values() for name in held.have]
     state.epoch = max([state.whole, *[int(name.split("-")[1]) for name in names]])
-    state.token = new_token()
+    state.token = _new_token()
     at = dict.fromkeys(state.journals, 0)
     for kind, held in state.journals.items():
         held.since = held.end
@@ -158,11 +158,18 @@ def find_own(listing: Listing, kind: str, held: Held) -> None:
 
 def end_stream(state: State, epoch: int) -> None:
     """What is appended from here on, by whoever holds no session, is of a stream of its own."""
-    state.epoch, state.token = epoch, new_token()
+    state.epoch, state.token = epoch, _new_token()
     for held in state.journals.values():
         held.since = held.end
 
 
-def new_token() -> str:
+def _new_token() -> str:
     """What nobody else has."""
     return os.urandom(8).hex()
+
+
+def token_before(listing: Listing, epoch: int) -> str:
+    """One that nobody else has, and that stands before all that are in this session."""
+    tokens = [part.token for part in listing.parts if part.epoch == epoch and part.token]
+    first = min(tokens, default="f")
+    return "0" * (1 + len(first) - len(first.lstrip("0"))) + _new_token()

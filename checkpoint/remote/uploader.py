@@ -114,7 +114,7 @@ class Uploader:
             for each in owners:
                 if each.epoch == owners[-1].epoch:
                     self._refuse_if_owned(each)
-            number = Owner(max([listing.greatest, *[each.epoch for each in owners]]) + 1, own)
+            number = Owner(max([listing.greatest, mirror.greatest(), *[each.epoch for each in owners]]) + 1, own)
             remember(mirror.directory, mirror.url)
             mirror.note_token(token)
             if _take(mirror, number, self._owner) is None:
@@ -124,6 +124,7 @@ class Uploader:
             raise StoreError(f"{mirror.objects.url} gets new sessions all the time", filename=mirror.objects.url)
         try:
             mirror.pull()
+            self._refuse_if_overtaken(number)
             mirror.begin_stream(number.epoch, number.token)
             mirror.objects.delete([old.name for old in owners])
         except BaseException:
@@ -153,6 +154,17 @@ class Uploader:
             "checkpoint %r in %s was being written by %s, which was last heard of %s ago: this process takes over",
             self.mirror.name, self.mirror.url, who, "long" if age == inf else f"{age:.0f} s",
         )  # fmt: skip
+
+    def _refuse_if_overtaken(self, number: Owner) -> None:
+        """What a later session saved was just brought here: what this one saves stands below it everywhere else."""
+        last = max(self.mirror.objects.owners(), default=number)
+        if last.epoch > number.epoch:
+            try:
+                owner = _said(self.mirror.objects.read(last.name))
+            except FileNotFoundError:
+                owner = {}
+            who = f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+            raise self._locked(owner, who, "it began while this one did")
 
     def _age(self, name: str) -> float:
         """Seconds since an object was written, by the store's clock and not by ours."""
