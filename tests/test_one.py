@@ -822,3 +822,27 @@ def test_a_line_of_another_program_may_have_any_steps() -> None:
         journal.write('{"key": 5, "result": 1, "steps": {"a": 1}}\n{"key": "6", "result": 1, "steps": [[1, 2, 3]]}\n')
     f.clear([5, 6, 1], steps=True)
     assert not f.results
+
+
+def test_the_version_of_a_step_is_a_value_that_the_item_s_function_reads() -> None:
+    """Else a label that changes would leave what was computed by the old step, and nobody would know."""
+
+    def of_version(version: Any) -> Any:
+        @checkpointed("labelled", version=version)
+        def step(n: int) -> str:
+            return f"{n} by {version}"
+
+        @checkpointed("outer of a label")
+        def f(n: int) -> str:
+            return step.one(n)  # type: ignore[no-any-return]
+
+        return f
+
+    assert of_version({"model": "a"}).map([1], progress=False) == ["1 by {'model': 'a'}"]
+    assert "changed" not in str(of_version({"model": "a"}).plan([1]))
+    changed = of_version({"model": "b"})
+    assert "the version of 'labelled'" in str(changed.plan([1]))
+    with pytest.raises(FunctionChanged, match="the version of 'labelled'"):
+        changed.map([1], progress=False)
+    anew = changed.options(on_change="recompute").map([1], progress=False)
+    assert anew == ["1 by {'model': 'b'}"]

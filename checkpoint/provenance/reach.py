@@ -42,6 +42,7 @@ from checkpoint.provenance.uses import Step, Uses, uses_of
 __all__ = ["MOST_ELEMENTS", "Reach", "is_empty", "is_own_code", "own_function"]
 
 _MOST_FUNCTIONS = 1000
+_PROXIES = "checkpoint.api.proxies"  # of which decorated functions are
 MOST_ELEMENTS = 200
 _BOUND: tuple[Callable[..., Any], ...] = (staticmethod, classmethod)
 
@@ -125,9 +126,19 @@ class Reach:
         elif kind in (list, tuple, dict, set, frozenset, MappingProxyType) and depth < 2:
             self._follow_parts(at, depth)
         elif issubclass(kind, wrapt.FunctionWrapper) or issubclass(kind, wrapt.BoundFunctionWrapper):
+            self._note_version(value, at)
             self.follow(at._replace(value=object.__getattribute__(value, "__wrapped__")))
         elif kind is not ModuleType and not is_plain(value):
             self._follow_object(at)
+
+    def _note_version(self, function: Any, at: At) -> None:
+        """The version of a checkpointed function that is called, as of a step, is a value that is read."""
+        if function is self._root or type(function).__module__ != _PROXIES:
+            return
+        options = function._self_options
+        if options.version is not None and not callable(options.version):
+            place, name = (id(function), "version"), f"the version of {options.name!r}"
+            self._noted.note(at._replace(place=place, name=name, value=options.version))
 
     def _is_told(self, method: MethodType) -> bool:
         return self._bound and method is self._root
