@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         def __call__(self, function: Any, /) -> Any: ...
 
     class _ParsingDecorator(Generic[T]):
-        """The decorator with `parse`: results are what the parser returns, and a plain call what the function returns."""
+        """The decorator with `parse`: a result is what the parser returns, a plain call what the function returns."""
 
         @overload
         def __call__(  # type: ignore[overload-overlap]  # as above
