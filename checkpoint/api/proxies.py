@@ -13,7 +13,8 @@ from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from checkpoint.api.faces import AsyncFace, Face, SyncFace
+from checkpoint.api.async_face import AsyncFace
+from checkpoint.api.faces import Face, SyncFace
 from checkpoint.api.options import Options
 from checkpoint.api.runner import CheckpointedRunner
 from checkpoint.api.signatures import innermost, least_arguments, most_arguments, named, return_annotation
