@@ -12,6 +12,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterator
+from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -670,3 +671,13 @@ def test_no_secret_and_no_long_text_is_shown(name: str, value: Any, shown: str, 
     assert found.values[name].shown == shown
     if shown not in (repr(value), "None"):
         assert repr(value) not in repr(found.detail())
+
+
+def test_to_ask_whether_a_variable_is_there_reads_that_one_alone() -> None:
+    """Any other one of the environment may be another on each machine."""
+
+    def asks(n: int) -> Any:
+        return n if "JOB_MODE" in os.environ else ["JOB_SIZE" not in environ]
+
+    names = {'the variable os.environ["JOB_MODE"]', 'the variable os.environ["JOB_SIZE"]'}
+    assert set(fingerprint(asks).looked) == names

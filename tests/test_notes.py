@@ -34,6 +34,7 @@ from checkpoint import (
     note,
 )
 from checkpoint.cli.main import main
+from checkpoint.execution import notes
 from checkpoint.maintenance.check import check
 from checkpoint.maintenance.compact import compact
 from checkpoint.reporting.report import write_report
@@ -499,6 +500,24 @@ def test_lines_of_others_may_have_anything_for_notes(tmp_path: Path, notes: str)
     assert export("spent", tmp_path / "out.csv", tmp_path) == 2
     assert main(["show", "spent", "--dir", str(tmp_path), "--key", "by hand"]) == 0
     assert check("spent", tmp_path).is_sound
+
+
+def test_a_note_in_a_loop_by_hand_says_that_it_goes_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once in a process, and what to do instead; after the loop, and in a plain call, nothing is said."""
+    monkeypatch.setattr(notes, "_is_told", False)
+    note(cost=1)
+    assert not caplog.messages
+    with CheckpointedRunner("by hand", tmp_path) as runner:
+        for item in runner.iterate([1, 2]):
+            note(cost=item)
+            runner.save_result(item, item)
+    assert ["save_result(key, {…})" in message for message in caplog.messages if "note()" in message] == [True]
+    monkeypatch.setattr(notes, "_is_told", False)
+    caplog.clear()
+    note(cost=1)
+    assert not caplog.messages
 
 
 # --- max_cost --------------------------------------------------------------------------------------------------------

@@ -1127,6 +1127,10 @@ def f(x): return os.environ['XX']
 os.environ['XX'] = VALUE
 def f(x): return os.getenv('XX')
 
+## "…" in os.environ
+os.environ['XX'] = VALUE
+def f(x): return os.environ['XX'] if 'XX' in os.environ else x
+
 ## os.environ.get
 os.environ['XX'] = VALUE
 def f(x): return os.environ.get('XX', 'd')

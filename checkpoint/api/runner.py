@@ -15,7 +15,7 @@ from checkpoint.catalog.paths import check_name, resolve_directory
 from checkpoint.catalog.shards import ALL, Shard
 from checkpoint.catalog.view import LATEST, Unsaved, VersionView
 from checkpoint.errors import InvalidOption, NotUploaded, quote
-from checkpoint.execution.caller import caller
+from checkpoint.execution.caller import caller, loop_by_hand
 from checkpoint.execution.leaving import Stream, wait_for_left
 from checkpoint.execution.policies import Durability, check_choice, check_seconds
 from checkpoint.execution.serial import Parked
@@ -266,7 +266,7 @@ class CheckpointedRunner:
 
     def _one_by_one(self, items: Iterable[T], settings: PassSettings) -> Generator[T, None, None]:
         """Yield the items to run, as `_handed_out` does; it is written flat because it is the hot loop."""
-        with self.start_pass(items, settings) as running:
+        with loop_by_hand(), self.start_pass(items, settings) as running:
             parked, flight = Parked(running), running.in_flight
             for unit in chain(_units(running), (unit for (unit,) in parked.back())):
                 flight.hand_out_one(unit)
@@ -282,7 +282,7 @@ class CheckpointedRunner:
 
         What another pass of this process is at comes when that is over, if it has no result then.
         """
-        with self.start_pass(items, settings) as running:
+        with loop_by_hand(), self.start_pass(items, settings) as running:
             parked, keys = Parked(running), running.in_flight
             for batch in chain(_batches(running, size), parked.back()):
                 keys.hand_out(batch)

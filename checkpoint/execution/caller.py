@@ -8,10 +8,16 @@ A call is a *frame*, a list: first what it was given, then the fields that its c
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any, Final
 
-__all__ = ["SOLE", "Frame", "caller", "current_task", "enter_call", "enter_pass", "frame_here"]
+__all__ = [
+    "SOLE", "Frame", "caller", "current_task", "enter_call", "enter_pass", "frame_here", "is_in_loop_by_hand",
+    "loop_by_hand",
+]  # fmt: skip
 
 SOLE: Final = object()
 """Stands for the item of a pass that makes one call at a time."""
@@ -42,6 +48,25 @@ def caller() -> tuple[Any, Any] | None:
     """(keys, item) of the call that this code runs in, as they were entered; None outside of any call."""
     keys = _pass.get()
     return None if keys is None else (keys, _frame.get()[0])
+
+
+_by_hand: list[int] = []  # the threads of loops by hand
+
+
+@contextmanager
+def loop_by_hand() -> Iterator[None]:
+    """The user's own loop in this thread is given items: nothing notes what it does with them."""
+    here = get_ident()
+    _by_hand.append(here)
+    try:
+        yield
+    finally:
+        _by_hand.remove(here)
+
+
+def is_in_loop_by_hand() -> bool:
+    """Whether the thread is in a loop by hand."""
+    return get_ident() in _by_hand
 
 
 def current_task() -> int:

@@ -6,6 +6,7 @@ Costs of several notes, and of several attempts, add up; of other fields the las
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 from collections.abc import Iterable
@@ -15,11 +16,12 @@ from typing import Any
 
 from checkpoint.errors import InvalidOption, UnencodableValue, quote
 from checkpoint.execution.answers import Answer, Failed, Returned
-from checkpoint.execution.caller import frame_here
+from checkpoint.execution.caller import frame_here, is_in_loop_by_hand
 
 __all__ = ["added", "gathered", "note", "shared", "with_notes"]
 
 _DEEPEST = 100
+log = logging.getLogger("checkpoint")
 
 
 def note(**fields: Any) -> None:
@@ -28,8 +30,8 @@ def note(**fields: Any) -> None:
     On every engine: threads, tasks, worker processes, clusters. A field that is noted again replaces the one before,
     in a later attempt too; but costs add up, so that a record's cost is what all of its attempts cost. In a batch
     the notes are those of each of its items, and the cost is divided evenly among them. Outside of a map, as in the
-    plain call `f(item)` or a loop by hand, nothing is noted. A thread that the function starts by itself notes where
-    it runs in a copy of its context, as that of `asyncio.to_thread` does.
+    plain call `f(item)`, nothing is noted; nor in a loop by hand, where a warning says so. A thread that the function
+    starts by itself notes where it runs in a copy of its context, as that of `asyncio.to_thread` does.
 
     Args:
         fields: JSON-like values, which go to disk as they are. `cost` is a number of 0 or more, in whatever unit: it is
@@ -51,6 +53,22 @@ def note(**fields: Any) -> None:
     frame = frame_here()
     if frame is not None and plain:
         frame.append(plain)
+    elif plain and is_in_loop_by_hand():
+        _tell_unnoted()
+
+
+_is_told = False
+
+
+def _tell_unnoted() -> None:
+    """Say once in a process that a note goes nowhere, and where it could go."""
+    global _is_told
+    if not _is_told:
+        _is_told = True
+        log.warning(
+            "note() in a loop by hand is not saved: no call of ours runs there. Have the loop save what it notes in "
+            "the result (save_result(key, {…})), or decorate what it calls with @checkpointed and map that"
+        )
 
 
 def _cost(value: Any) -> float:

@@ -376,6 +376,8 @@ class _Scan:
             whole = self._pop()
             parts = [whole.to("[", place) if type(whole) is Ref else None for place in range(step.arg or 0)]
             self._push(*reversed(parts))
+        elif name == "CONTAINS_OP" and self._tests_variable():
+            pass
         elif name in ("BEFORE_WITH", "BEFORE_ASYNC_WITH"):
             self._take(self._pop(), "tested")
             self._push(None, None)
@@ -383,6 +385,18 @@ class _Scan:
             self._test(step)
         elif name not in _IDLE:
             self._step_unknown(step)
+
+    def _tests_variable(self) -> bool:
+        """Whether the instruction is `"X" in os.environ`, which reads that variable alone; it is taken if so."""
+        key, holder = self._stack[-2:] if len(self._stack) > 1 else (None, None)
+        if type(key) is not Const or type(key.value) is not str or type(holder) is not Ref:
+            return False
+        if (holder.path[-1].key if holder.path else holder.name) != "environ":
+            return False
+        self._pops(2)
+        self._take(holder.to("get", key.value), "read")
+        self._push(None)
+        return True
 
     def _step_unknown(self, step: dis.Instruction) -> None:
         """Whatever an instruction takes from the stack counts as read."""
