@@ -38,8 +38,8 @@ from checkpoint.passes.step_desk import DeskStep, StepDesk
 from checkpoint.remote import local_copy, state
 from checkpoint.remote.local_copy import LocalCopy
 from checkpoint.remote.objects import Listing, Marker, Objects
+from checkpoint.remote.session import Session as _Session
 from checkpoint.remote.state import Held, Owed
-from checkpoint.remote.uploader import _Session
 from checkpoint.storage import files, index_file, lock, record, source
 from checkpoint.storage.blocks import BlockSums
 from checkpoint.storage.damage import DamageNotes

@@ -20,7 +20,7 @@ from checkpoint import CheckpointedRunner, checkpointed
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, InvalidOption, NotUploaded, StoreError
 from checkpoint.maintenance.compact import compact
-from checkpoint.remote import local_copy, objects, patience, uploader, urls
+from checkpoint.remote import local_copy, objects, patience, session, urls
 from checkpoint.remote.objects import Objects
 from checkpoint.remote.urls import place_of
 
@@ -229,7 +229,7 @@ def test_compaction_and_clearing_reach_every_machine(url: str, machine: Machine)
 @pytest.mark.filterwarnings("ignore:Sending a large body")  # aiohttp's, to the clients of Azure and GCS
 def test_large_values_go_up_and_come_down(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """In parts that are full, and in one that is larger than all."""
-    monkeypatch.setattr(uploader, "SIZE", 1 << 20)
+    monkeypatch.setattr(session, "SIZE", 1 << 20)
     with machine("first") as runner:
         for number in range(1000):
             runner.save_result(number, "y" * 2000)
@@ -278,9 +278,9 @@ def test_two_machines_on_one_url(machine: Machine) -> None:
 @pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads begin at once, and so do new attempts."""
-    monkeypatch.setattr(uploader, "EVERY", 0.05)
-    monkeypatch.setattr(uploader, "_POLL", 0.02)
-    monkeypatch.setattr(uploader, "_PAUSES", (0.1, 0.2))
+    monkeypatch.setattr(session, "EVERY", 0.05)
+    monkeypatch.setattr(session, "_POLL", 0.02)
+    monkeypatch.setattr(session, "_PAUSES", (0.1, 0.2))
     monkeypatch.setattr(objects, "_PATIENCE", 1.5)  # clients try again for half a minute
 
 
@@ -299,7 +299,7 @@ def test_uploads_go_on_once_the_store_is_back(store: Store, url: str, machine: M
         name = owner.owners()[-1].name
         before = owner.modified(name)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(uploader, "_RENEW", 0.0)
+            patch.setattr(session, "_RENEW", 0.0)
             until(lambda: owner.modified(name) != before)
     assert machine("second").get_all_results() == {1: 1, 2: 2}
 
@@ -381,8 +381,8 @@ def test_the_end_of_a_job_tells_what_is_not_uploaded(
 ) -> None:
     """How much, where it is, and what it waits for; and at last it ends by an error. The same line makes up for it."""
     monkeypatch.setattr(patience, "SLOW", 0.1)
-    monkeypatch.setattr(uploader, "_GIVE_UP", 0.5)
-    monkeypatch.setattr(uploader, "_STALLED", 0.5)
+    monkeypatch.setattr(session, "_GIVE_UP", 0.5)
+    monkeypatch.setattr(session, "_STALLED", 0.5)
     monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
 
     @checkpointed("j", checkpoint_dir=url, version=1)
@@ -406,7 +406,7 @@ def test_the_end_of_a_job_tells_what_is_not_uploaded(
     assert [record.levelno for record in told] == [logging.WARNING]
     assert f"are in {caught.value.directory} only" in told[0].getMessage()
     store.proxy.set("up")
-    monkeypatch.setattr(uploader, "_GIVE_UP", 60.0)
-    monkeypatch.setattr(uploader, "_STALLED", 60.0)
+    monkeypatch.setattr(session, "_GIVE_UP", 60.0)
+    monkeypatch.setattr(session, "_STALLED", 60.0)
     assert list(work.map(range(4), progress=False)) == [0, 1, 2, 3]
     assert work.runner.uploaded == (0, 0.0, "")

@@ -29,7 +29,8 @@ from checkpoint.catalog.shards import shard_of
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, ExtraNeeded, InvalidOption, NotUploaded, StoreError
 from checkpoint.maintenance.compact import compact
-from checkpoint.remote import local_copy, uploader, urls
+from checkpoint.outcomes import Uploaded
+from checkpoint.remote import local_copy, numbers, session, uploader, urls
 from checkpoint.remote import objects as objects_module
 from checkpoint.remote import state as state_module
 from checkpoint.reporting.status import list_checkpoints
@@ -79,10 +80,10 @@ def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads begin at once, and are given up soon."""
-    monkeypatch.setattr(uploader, "EVERY", 0.05)
-    monkeypatch.setattr(uploader, "_POLL", 0.02)
-    monkeypatch.setattr(uploader, "_PAUSES", (0.1, 0.2))
-    monkeypatch.setattr(uploader, "_GIVE_UP", 0.5)
+    monkeypatch.setattr(session, "EVERY", 0.05)
+    monkeypatch.setattr(session, "_POLL", 0.02)
+    monkeypatch.setattr(session, "_PAUSES", (0.1, 0.2))
+    monkeypatch.setattr(session, "_GIVE_UP", 0.5)
 
 
 def objects_of(url: str = "memory://bucket/prefix", name: str = "j") -> dict[str, bytes]:
@@ -244,8 +245,8 @@ def test_sessions_of_several_machines_join(machine: Machine) -> None:
 
 def test_large_jobs_go_up_in_parts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that is full is not written again; each byte is once in the store; one line may be larger than a part."""
-    monkeypatch.setattr(uploader, "SIZE", 2000)
-    monkeypatch.setattr(uploader, "_SEALED", 1000)
+    monkeypatch.setattr(session, "SIZE", 2000)
+    monkeypatch.setattr(session, "_SEALED", 1000)
     with machine("first") as runner:
         for number in range(300):
             runner.save_result(number, number)
@@ -294,7 +295,7 @@ def test_a_dead_machine_is_taken_over_and_may_come_back(
     hangs = getattr(hangs, "_really", hangs)  # this thread takes others in no order: it plays two machines
     hangs.acquire()
     first.save_result("late", 2)
-    monkeypatch.setattr(uploader, "_LEASE", 0.0)
+    monkeypatch.setattr(numbers, "LEASE", 0.0)
     second = machine("second")
     second.save_result("new", 3)
     assert "takes over" in caplog.text
@@ -385,7 +386,7 @@ import checkpoint
 from checkpoint.remote import local_copy as mirror
 from checkpoint.remote import urls as remote
 from checkpoint.maintenance import compact as upkeep
-from checkpoint.remote import uploader as uploads
+from checkpoint.remote import numbers, session as uploads
 
 uploads._POLL, mirror._TURN = 0.01, 0.01
 root, verb = Path(sys.argv[1]), sys.argv[2]
@@ -568,8 +569,8 @@ def test_a_lost_state_brings_nothing_back_over_what_was_compacted(machine: Machi
 
 def test_a_download_that_breaks_off_changes_nothing(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is begun again: never is a part of it taken for the whole."""
-    monkeypatch.setattr(uploader, "SIZE", 2000)
-    monkeypatch.setattr(uploader, "_SEALED", 1000)
+    monkeypatch.setattr(session, "SIZE", 2000)
+    monkeypatch.setattr(session, "_SEALED", 1000)
     with machine("first") as runner:
         for number in range(200):
             runner.save_result(number, number)
@@ -681,7 +682,7 @@ def test_what_only_this_machine_has_survives_a_compaction_elsewhere(
         first.save_result(2, "late")
         with pytest.raises(NotUploaded):
             first.close()
-    monkeypatch.setattr(uploader, "_LEASE", 0.0)
+    monkeypatch.setattr(numbers, "LEASE", 0.0)
     machine("second").close()
     assert compact("j", "memory://bucket/prefix").lines == 1
     with machine("first") as again:
@@ -799,7 +800,7 @@ def test_a_delay_stands_beside_the_bar(
     """Once it is longer than half a minute."""
     uploading = machine("first").records.store.replica
     assert isinstance(uploading, uploader.Uploader)
-    monkeypatch.setattr(uploader.Uploader, "uploaded", lambda _: uploader.Uploaded(*told))
+    monkeypatch.setattr(uploader.Uploader, "uploaded", lambda _: Uploaded(*told))
     assert uploading.beside() == beside
 
 
@@ -848,9 +849,9 @@ logging.basicConfig(level=logging.INFO)
 for name in ("botocore", "aiobotocore", "fsspec", "s3fs", "asyncio"):
     logging.getLogger(name).setLevel(logging.ERROR)
 from checkpoint import checkpointed
-from checkpoint.remote import uploader as uploads
+from checkpoint.remote import numbers, session as uploads
 import checkpoint, time
-uploads.EVERY, uploads._POLL, uploads._LEASE = 0.2, 0.05, float(os.environ.get("LEASE", 60))
+uploads.EVERY, uploads._POLL, numbers.LEASE = 0.2, 0.05, float(os.environ.get("LEASE", 60))
 
 @checkpointed("j", key="id", checkpoint_dir=sys.argv[1])
 def work(item):
@@ -928,7 +929,7 @@ def test_a_killed_process_goes_on_in_its_directory(bucket: str, tmp_path: Path) 
 EXIT = """
 import sys
 from checkpoint import CheckpointedRunner
-from checkpoint.remote import uploader as uploads
+from checkpoint.remote import numbers, session as uploads
 runner = CheckpointedRunner("j", sys.argv[1])
 runner.save_result(1, 1)
 assert runner.records.store.replica.drain()
@@ -998,7 +999,7 @@ def test_large_values_go_up_and_come_down(bucket: str, server: Proxy, machine: M
             runner.save_result(number, number)
         runner.save_result("large", "x" * 20_000_000)
         size = runner.records.store.own.results.journal.path.stat().st_size
-    assert server.sent - before < size + 3 * uploader._SEALED
+    assert server.sent - before < size + 3 * session._SEALED
     second = machine("second", bucket)
     assert len(second.get_all_results()) == 3001
     assert len(second.get_result("large")) == 20_000_000
@@ -1051,7 +1052,7 @@ def test_every_machine_has_one_order(machine: Machine, monkeypatch: pytest.Monke
     cut_off = getattr(cut_off, "_really", cut_off)  # this thread takes others in no order: it plays two machines
     cut_off.acquire()
     first.save_result("k", "offline")
-    monkeypatch.setattr(uploader, "_LEASE", 0.0)
+    monkeypatch.setattr(numbers, "LEASE", 0.0)
     second = machine("second")
     second.save_result("k", "meanwhile")
     second.close()
@@ -1149,7 +1150,7 @@ def test_a_wait_that_is_interrupted_tells_what_is_only_here(
     def interrupt(self: Any) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(uploader._Session, "finish", interrupt)
+    monkeypatch.setattr(session.Session, "finish", interrupt)
     store = runner.records.store
     assert store.replica.is_remote
     with pytest.raises(KeyboardInterrupt):
@@ -1179,11 +1180,11 @@ def killed_when_uploaded(monkeypatch: pytest.MonkeyPatch) -> Callable[[Checkpoin
     """Kills the process of a runner when a part with so many lines is in the store, before that is noted here."""
 
     def kill(runner: CheckpointedRunner, lines: int) -> None:
-        def end(self: uploader._Session, *_: Any) -> None:
+        def end(self: session.Session, *_: Any) -> None:
             self._over.set()
 
         with monkeypatch.context() as patch:
-            patch.setattr(uploader._Session, "_count", end)
+            patch.setattr(session.Session, "_count", end)
             uploading = runner.records.store.replica
             assert isinstance(uploading, uploader.Uploader)
             assert uploading._session is not None
@@ -1204,8 +1205,8 @@ def kill_unseen(runner: CheckpointedRunner) -> None:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is uploaded but at the end, or by the test; and no lease is waited for."""
-    monkeypatch.setattr(uploader, "EVERY", 1e9)
-    monkeypatch.setattr(uploader, "_LEASE", -1.0)
+    monkeypatch.setattr(session, "EVERY", 1e9)
+    monkeypatch.setattr(numbers, "LEASE", -1.0)
 
 
 @pytest.mark.promise("a machine that was killed comes back to a URL")
@@ -1385,7 +1386,7 @@ def test_an_upload_takes_what_was_there_when_it_began(
     assert runner.uploaded.bytes > 0
 
 
-def locks_of(session: uploader._Session) -> Any:
+def locks_of(session: session.Session) -> Any:
     """The lock of uploading: one thread plays the one that saves, too."""
     return vars(session)["_work"]
 

@@ -25,7 +25,7 @@ import pytest
 
 from checkpoint import CheckpointedRunner, clock, locks
 from checkpoint.catalog.registry import REGISTRY
-from checkpoint.remote import local_copy, objects, uploader
+from checkpoint.remote import local_copy, objects, session, uploader
 from checkpoint.storage.lock import Lock
 from checkpoint.storage.record import forgets_damage, is_intact
 
@@ -139,8 +139,8 @@ class World:
         patch(os, "urandom", lambda size=1: self._chance.randbytes(size))
         for module in (local_copy, uploader):
             patch(module, "telling", lambda asked: waits)
-        patch(uploader._Session, "start", void)
-        patch(uploader._Session, "_wait", _wait_at_once)
+        patch(session.Session, "start", void)
+        patch(session.Session, "_wait", _wait_at_once)
         patch(local_copy, "_LOOK_EVERY", -1.0)
         patch(local_copy, "_LOOK_FAILING", -1.0)
         patch(local_copy.LocalCopy, "pull", self._pulling(local_copy.LocalCopy.pull))
@@ -347,7 +347,7 @@ class Machine:
                 self.lose()
 
     @property
-    def session(self) -> uploader._Session | None:
+    def session(self) -> session.Session | None:
         """The one that runs."""
         replica = None if self.runner is None else self.runner.records.store.replica
         return replica._session if isinstance(replica, uploader.Uploader) else None
@@ -370,7 +370,7 @@ class _Aside(logging.Handler):
             self._tell()
 
 
-def _wait_at_once(self: uploader._Session, is_done: Callable[[], bool]) -> bool:
+def _wait_at_once(self: session.Session, is_done: Callable[[], bool]) -> bool:
     """What waits for the thread does its work."""
     self._try_at = -inf
     for _ in range(3):
