@@ -150,9 +150,14 @@ class IndexedJournal:
             self._index_path.unlink(missing_ok=True)
             fsync_directory(self._index_path.parent)
 
-    def open_to_write(self) -> None:
-        """Repair the end of the journal and learn what is there; call it under the lock."""
-        self.refresh()
+    def open_to_write(self, *, is_fresh: bool = False) -> None:
+        """Repair the end of the journal and learn what is there; call it under the lock.
+
+        Args:
+            is_fresh: whether it was refreshed under the lock already.
+        """
+        if not is_fresh:
+            self.refresh()
         self.journal.open_to_write()
         if self.journal.reader is not None:
             self.journal.reader.let_go_when_idle()

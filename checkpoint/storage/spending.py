@@ -265,20 +265,27 @@ class Spending:
 
     def known(self) -> Costs | None:
         """The same where it costs little to tell: None where meta is there and knows of no cost."""
-        if self.is_used:
-            return self.costs()
+        return None if not self.is_used and self._knows_of_none() else self.costs()
+
+    def _knows_of_none(self) -> bool:
+        """Whether meta is there and knows of no cost; it is read once."""
         state = state_of(self._journals.meta_path)
-        if state is not None and state == self._without:
-            return None
-        meta = meta_in(self._journals.meta_path)
-        if meta and COST not in meta:
+        if state is None or state != self._without:
+            meta = meta_in(self._journals.meta_path)
+            if not meta or COST in meta:
+                return False
             self._without = state
-            return None
-        return self.costs()
+        return True
+
+    def note_meta(self, cost: Mapping[str, Any]) -> None:
+        """Meta was just written, with what `to_meta` gave."""
+        self._without = None if cost else state_of(self._journals.meta_path)
 
     def to_meta(self) -> dict[str, Any]:
         """What meta keeps; nothing where nothing has cost anything, as far as anybody here knows."""
         if not (self.is_used or self.is_told):
+            if self._knows_of_none():
+                return {}
             said = meta_in(self._journals.meta_path)
             return {COST: said[COST]} if COST in said else {}
         if not self.costs() or self._read is None:

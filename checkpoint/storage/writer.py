@@ -176,7 +176,7 @@ class Writer:
             self.own.examine()
             self.refuse()  # before the end of one is repaired
             for each in (self.own.results, self.own.errors) if self.own.fault is None else ():
-                each.open_to_write()
+                each.open_to_write(is_fresh=True)
                 self._forget_unsound(each)
             self._settle_names()
             self.own.unsaved.refresh()
@@ -528,6 +528,7 @@ class Writer:
         cost = self.own.spending.to_meta()
         text = self.meta.compose(self._experiment, self._host.summary(), self.own.note_synced(), cost)
         self.meta.replace(text, f"{self.name}_meta", durable=durable)
+        self.own.spending.note_meta(cost)
 
     def after_fork(self, lock: threading.RLock) -> None:
         """In a forked child: drop the parent's lock, never write."""
