@@ -6,38 +6,27 @@ import asyncio
 import errno
 import io
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from machines import Machine, hurry, machines, until
 from object_store import STORES, Store, forget_file_systems, make_bucket
 
-from checkpoint import CheckpointedRunner, checkpointed
+from checkpoint import checkpointed
 from checkpoint.cli import main
 from checkpoint.errors import CheckpointLocked, InvalidOption, NotUploaded, StoreError
 from checkpoint.maintenance.compact import compact
-from checkpoint.remote import local_copy, objects, patience, session, urls
+from checkpoint.remote import objects, patience, session, urls
 from checkpoint.remote.objects import Objects
 from checkpoint.remote.urls import place_of
 
 pytestmark = pytest.mark.slow
 
 fsspec = pytest.importorskip("fsspec")
-
-Machine = Callable[..., CheckpointedRunner]
-
-
-def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """What is waited for, once it is so."""
-    deadline = time.monotonic() + seconds
-    while not (found := is_so()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in STORES])
@@ -71,17 +60,8 @@ def url(store: Store, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
-    opened: list[CheckpointedRunner] = []
-    monkeypatch.setattr(local_copy, "_LOOK_EVERY", 0.0)
-
-    def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
-        monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
-        opened.append(CheckpointedRunner("j", at, **options))
-        return opened[-1]
-
-    yield open_runner
-    for runner in opened:
-        runner.close()
+    with machines(url, tmp_path, monkeypatch) as open_runner:
+        yield open_runner
 
 
 # --- URLs ------------------------------------------------------------------------------------------------------------
@@ -278,9 +258,7 @@ def test_two_machines_on_one_url(machine: Machine) -> None:
 @pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads begin at once, and so do new attempts."""
-    monkeypatch.setattr(session, "EVERY", 0.05)
-    monkeypatch.setattr(session, "_POLL", 0.02)
-    monkeypatch.setattr(session, "_PAUSES", (0.1, 0.2))
+    hurry(monkeypatch)
     monkeypatch.setattr(objects, "_PATIENCE", 1.5)  # clients try again for half a minute
 
 

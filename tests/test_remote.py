@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import Machine, hurry, machines, until
 from object_store import Mode, Proxy, s3_environment, s3_server
 
 import checkpoint
@@ -40,16 +40,6 @@ pytestmark = pytest.mark.slow
 fsspec = pytest.importorskip("fsspec")
 
 ROOT = str(Path(checkpoint.__file__).parents[1])
-Machine = Callable[..., CheckpointedRunner]
-
-
-def until(is_so: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """What is waited for, once it is so."""
-    deadline = time.monotonic() + seconds
-    while not (found := is_so()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture
@@ -64,25 +54,14 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def machine(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """Opens checkpoint "j" as a machine would that has this name, and so a directory of its own."""
-    opened: list[CheckpointedRunner] = []
-    monkeypatch.setattr(local_copy, "_LOOK_EVERY", 0.0)
-
-    def open_runner(name: str, at: str = url, **options: Any) -> CheckpointedRunner:
-        monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / name))
-        opened.append(CheckpointedRunner("j", at, **options))
-        return opened[-1]
-
-    yield open_runner
-    for runner in opened:
-        runner.close()
+    with machines(url, tmp_path, monkeypatch) as open_runner:
+        yield open_runner
 
 
 @pytest.fixture
 def haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads begin at once, and are given up soon."""
-    monkeypatch.setattr(session, "EVERY", 0.05)
-    monkeypatch.setattr(session, "_POLL", 0.02)
-    monkeypatch.setattr(session, "_PAUSES", (0.1, 0.2))
+    hurry(monkeypatch)
     monkeypatch.setattr(session, "_GIVE_UP", 0.5)
 
 
