@@ -51,6 +51,7 @@ from checkpoint.storage.reader import Reader
 from checkpoint.storage.record import CRC_SIZE
 from checkpoint.storage.spending import Spending
 from checkpoint.storage.store import Store, forgetting
+from checkpoint.storage.syncs import JournalSyncs
 from checkpoint.storage.writer import Writer
 
 __all__ = ["MUTANTS", "Breaker", "Mutant", "Run"]
@@ -311,7 +312,7 @@ def found_counts_as_synced(breaker: Breaker) -> None:
 )
 def failed_sync_acknowledged(breaker: Breaker) -> None:
     """EIO on a sync is no error."""
-    breaker.replace(Journal, "_sync_descriptor", forgiving)
+    breaker.replace(JournalSyncs, "_sync_descriptor", forgiving)
 
 
 @caught_by(f"{FAILING}[by hand, durably-fdatasync: EIO, once]", f"{FAILING}[housekeeping-fdatasync: EIO, once]")
@@ -325,7 +326,7 @@ def failed_sync_tried_again(breaker: Breaker) -> None:
 
         return sync
 
-    breaker.replace(Journal, "_sync_descriptor", make)
+    breaker.replace(JournalSyncs, "_sync_descriptor", make)
 
 
 def forgiving(real: Function) -> Function:
