@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from checkpoint.catalog.record_lines import RecordLines
 from checkpoint.catalog.view import VersionView
 from checkpoint.errors import StoreError
 from checkpoint.maintenance import check as check_module
@@ -710,7 +711,7 @@ def conditions_are_assumed(breaker: Breaker) -> None:
 @caught_by("test_parse.py::test_a_refused_value_is_kept_in_its_error")
 def refused_values_dropped(breaker: Breaker) -> None:
     """What `validate` refuses is only a message."""
-    breaker.replace(VersionView, "_paid", lambda real: lambda self, value: b"")
+    breaker.replace(RecordLines, "_paid", lambda real: lambda self, value: b"")
 
 
 @caught_by("test_parse.py::test_a_mended_validate_takes_over_what_was_paid_for")
