@@ -101,7 +101,7 @@ class Writer:
         self._owner = Lock(directory / f".{name}.lock", name, instead)
         self._running: list[weakref.ref[_Running]] = []
         self._forked = False
-        self._named: list[Reader | None] = []  # the files whose names are on the medium
+        self._named: list[weakref.ref[Reader] | None] = []  # the files whose names are on the medium
         self._failure: StoreError | None = None
         self._is_durable = False  # whether records were to be on the medium when they counted, since the lock was taken
         self._goes_on = False  # whether it is cleared or repaired whatever is in the journals' places
@@ -198,11 +198,11 @@ class Writer:
     def _settle_names(self) -> None:
         """Who made or replaced a journal may have been killed before its name was on the medium."""
         readers = [each.journal.reader for each in self.own]
-        if readers == self._named:  # they are the files whose names were synced here before
+        if readers == [each and each() for each in self._named]:  # their names were synced here before
             return
         try:
             fsync_directory(self.directory)
-            self._named = readers
+            self._named = [None if reader is None else weakref.ref(reader) for reader in readers]
         except PermissionError:
             pass  # it may be written in, and not be opened
         except OSError as error:
