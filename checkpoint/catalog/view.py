@@ -231,6 +231,8 @@ class VersionView(RecordLines, ValueReading):
         """The results, where some keys are looked up: `open`, but for who does so again within a few milliseconds."""
         if not (self._attachment.is_held and self.checkpoint.is_fresh()):
             self.open(*keys)
+        elif self._follows and not self._pins:
+            self._follow()
         return self.checkpoint.results
 
     def refuse_if_closed(self) -> None:
