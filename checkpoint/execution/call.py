@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import replace
 from importlib.util import find_spec
 from math import inf
@@ -112,11 +112,10 @@ class Call:
         self._retry = retry
         self._plain = batch_size is None and validate is None
         self._shipped: dict[bool, bytes] = {}
-        self._chunk: Chunk | None = None  # as the context says
 
-    def one(self, given: Any) -> Answer:
-        """The answer for one item, or one batch."""
-        run = self._context.copy().run
+    def one(self, given: Any, context: Context | None = None) -> Answer:
+        """The answer for one item, or one batch; made in a copy of the context, by default of the caller's."""
+        run = (self._context if context is None else context).copy().run
         frame = [given] if self._tells_items else self._frame
         started = clock.perf_counter()
         try:
@@ -177,9 +176,10 @@ class Call:
             chunk: where one of them takes a step, it is split, and the answer is that of this call alone.
         """
         answers: list[Answer] = [] if chunk is None else chunk.answers
-        if chunk is not self._chunk:  # in a worker process, which makes one call at a time
-            self._chunk = chunk
-            self._context.run(enter_chunk, chunk)
+        context = None
+        if chunk is not None:
+            context = self._context.copy()  # of this chunk alone: other threads make calls of others
+            context.run(enter_chunk, chunk)
         end = inf if self.span is None else (clock.perf_counter() if began is None else began) + self.span
         row = 0  # of refusals
         keep = self._kept if keep is None else keep
@@ -189,7 +189,7 @@ class Call:
             if at_work is not None:
                 at_work[0] = place
             try:
-                answer = keep(self.one(one))
+                answer = keep(self.one(one, context))
             except BaseException as error:  # of a hook of the user's, while a failure was described
                 answer = Fatal(error)
             answers.append(answer)
