@@ -2,7 +2,7 @@
 
 It is a pytest plugin as well, which breaks the store for one run:
 
-    CHECKPOINT_MUTANT=no_repair PYTHONPATH=tests python -m pytest -p mutants tests/test_upkeep.py
+    CHECKPOINT_MUTANT=no_repair PYTHONPATH=tests python -m pytest -p mutants tests/maintenance/test_upkeep.py
 
 A mutant replaces functions of the library by name. A name that is not there ends the run at once; and the report says
 how often each of the functions was called, since a mutant that was never reached proves nothing.
@@ -59,7 +59,7 @@ __all__ = ["MUTANTS", "Breaker", "Mutant", "Run"]
 
 Function = Callable[..., Any]
 READERS = "laws/test_readers.py"
-FAILING = "test_failing_calls.py::test_a_call_that_fails_loses_nothing_that_was_acknowledged"
+FAILING = "laws/test_failing_calls.py::test_a_call_that_fails_loses_nothing_that_was_acknowledged"
 
 
 class Breaker:
@@ -146,8 +146,8 @@ def while_it_runs(**functions: Function) -> Callable[[Function], Function]:
 
 
 @caught_by(
-    "test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too",
-    "test_journal.py::test_what_cannot_be_cut_back_is_set_aside_before_the_next_append",
+    "maintenance/test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too",
+    "storage/test_journal.py::test_what_cannot_be_cut_back_is_set_aside_before_the_next_append",
 )
 def no_repair(breaker: Breaker) -> None:
     """A torn tail stays where it is, and the next record is glued to it."""
@@ -159,28 +159,28 @@ def no_repair(breaker: Breaker) -> None:
     breaker.replace(Journal, "repair", lambda real: repair)
 
 
-@caught_by("test_lock.py::test_a_line_that_grows_is_never_cut_by_who_holds_a_new_lock")
+@caught_by("storage/test_lock.py::test_a_line_that_grows_is_never_cut_by_who_holds_a_new_lock")
 def growing_line_is_cut(breaker: Breaker) -> None:
     """What another process is writing, whose lock was deleted, counts as a torn tail."""
     breaker.replace(Journal, "_refuse_if_grown", lambda real: nothing)
 
 
-@caught_by("test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too")
+@caught_by("maintenance/test_upkeep.py::test_a_repair_sets_a_torn_tail_aside_too")
 def torn_bytes_destroyed(breaker: Breaker) -> None:
     """What is cut off is kept nowhere."""
     breaker.replace(Journal, "set_aside", lambda real: nothing)
 
 
 @caught_by(
-    "test_reliance.py::test_a_torn_tail_is_kept_before_it_is_cut_off",
-    "test_reliance.py::test_a_repair_keeps_damaged_lines_before_the_journal_loses_them",
+    "laws/test_reliance.py::test_a_torn_tail_is_kept_before_it_is_cut_off",
+    "laws/test_reliance.py::test_a_repair_keeps_damaged_lines_before_the_journal_loses_them",
 )
 def set_aside_without_sync(breaker: Breaker) -> None:
     """What is cut off may be nowhere after a power cut."""
     breaker.replace(Journal, "set_aside", while_it_runs(_sync=nothing))
 
 
-@caught_by("test_reliance.py::test_a_record_is_one_write_of_its_whole_line")
+@caught_by("laws/test_reliance.py::test_a_record_is_one_write_of_its_whole_line")
 def two_writes_a_record(breaker: Breaker) -> None:
     """The record, and then its newline."""
 
@@ -203,21 +203,21 @@ def two_writes_a_record(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_journal.py::test_a_disk_that_fills_up_at_any_byte_leaves_whole_records",
-    "test_journal.py::test_cutting_back_takes_nothing_but_its_own_bytes",
+    "storage/test_journal.py::test_a_disk_that_fills_up_at_any_byte_leaves_whole_records",
+    "storage/test_journal.py::test_cutting_back_takes_nothing_but_its_own_bytes",
 )
 def no_cut_back(breaker: Breaker) -> None:
     """Half a record stays in the file after a short or failed write."""
     breaker.replace(Journal, "_cut_back", lambda real: lambda self, written: True)
 
 
-@caught_by("test_journal.py::test_a_short_write_is_gone_on_with")
+@caught_by("storage/test_journal.py::test_a_short_write_is_gone_on_with")
 def short_write_taken_for_whole(breaker: Breaker) -> None:
     """What the system did not take is not written."""
     breaker.replace(files, "write_some", lambda real: lambda fd, data: len(data))
 
 
-@caught_by("test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[write]")
+@caught_by("storage/test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[write]")
 def failed_write_acknowledged(breaker: Breaker) -> None:
     """EIO on a write is no error."""
 
@@ -236,15 +236,15 @@ def failed_write_acknowledged(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew",
-    "test_journal.py::test_a_failed_background_sync_is_told_at_the_next_save",
+    "storage/test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew",
+    "storage/test_journal.py::test_a_failed_background_sync_is_told_at_the_next_save",
 )
 def goes_on_after_eio(breaker: Breaker) -> None:
     """The save fails, and the next one is tried as if nothing had been."""
     breaker.replace(Writer, "fail", lambda real: lambda self, error: error)
 
 
-@caught_by("test_journal.py::test_eio_on_read_is_an_error_and_never_an_empty_checkpoint")
+@caught_by("storage/test_journal.py::test_eio_on_read_is_an_error_and_never_an_empty_checkpoint")
 def failed_read_finds_nothing(breaker: Breaker) -> None:
     """EIO on a read is the end of the file."""
 
@@ -263,13 +263,13 @@ def failed_read_finds_nothing(breaker: Breaker) -> None:
 # --- syncs ----------------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
+@caught_by("storage/test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
 def no_sync_of_records(breaker: Breaker) -> None:
     """With durability="power" too, an error, or several results, are on the medium some time later."""
     breaker.replace(Store, "append", unsynced)
 
 
-@caught_by("test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
+@caught_by("storage/test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged")
 def no_sync_of_a_result(breaker: Breaker) -> None:
     """So is a result that is saved by itself."""
     breaker.replace(Store, "append_one", unsynced)
@@ -280,19 +280,19 @@ def unsynced(real: Function) -> Function:
     return lambda *arguments, **named: real(*arguments, **named | {"durable": False})
 
 
-@caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
+@caught_by("storage/test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
 def no_sync_on_close(breaker: Breaker) -> None:
     """Whoever lets go of the lock syncs nothing."""
     breaker.replace(Writer, "stop", while_it_runs(sync=nothing))
 
 
-@caught_by("test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
+@caught_by("storage/test_store.py::test_with_durability_process_everything_is_synced_once_a_second_and_on_close")
 def no_sync_once_a_second(breaker: Breaker) -> None:
     """Everything waits for the end of the pass."""
     breaker.replace(Writer, "_sync_aside", lambda real: nothing)
 
 
-@caught_by("test_store.py::test_what_a_killed_writer_left_unsynced_is_synced_by_the_next_one")
+@caught_by("storage/test_store.py::test_what_a_killed_writer_left_unsynced_is_synced_by_the_next_one")
 def found_counts_as_synced(breaker: Breaker) -> None:
     """What a killed writer left is never synced."""
 
@@ -308,8 +308,8 @@ def found_counts_as_synced(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[fdatasync]",
-    "test_journal.py::test_a_failed_background_sync_is_told_at_the_next_save",
+    "storage/test_journal.py::test_after_eio_the_store_refuses_until_it_is_opened_anew[fdatasync]",
+    "storage/test_journal.py::test_a_failed_background_sync_is_told_at_the_next_save",
 )
 def failed_sync_acknowledged(breaker: Breaker) -> None:
     """EIO on a sync is no error."""
@@ -343,8 +343,8 @@ def forgiving(real: Function) -> Function:
 
 
 @caught_by(
-    "test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged",
-    "test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium",
+    "storage/test_store.py::test_with_durability_power_every_record_is_synced_before_it_is_acknowledged",
+    "laws/test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium",
 )
 def no_directory_sync(breaker: Breaker) -> None:
     """Names of files and directories are never synced."""
@@ -355,8 +355,8 @@ def no_directory_sync(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_store.py::test_damage_is_not_done_from_then_on",
-    "test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells",
+    "storage/test_store.py::test_damage_is_not_done_from_then_on",
+    "storage/test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells",
 )
 def checksum_not_verified(breaker: Breaker) -> None:
     """A record is what its line says."""
@@ -373,19 +373,19 @@ def checksum_of(breaker: Breaker, part: Callable[[bytes], bytes]) -> None:
     breaker.replace(record, "_crc_holds", lambda real: lambda line: sealed(line[:-CRC_SIZE])[:-1] == line)
 
 
-@caught_by("test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells")
+@caught_by("storage/test_journal.py::test_a_damaged_line_counts_against_the_key_it_spells")
 def checksum_without_the_key(breaker: Breaker) -> None:
     """A flipped key is believed."""
     checksum_of(breaker, lambda head: head[16:])
 
 
-@caught_by("test_store.py::test_damage_is_not_done_from_then_on")
+@caught_by("storage/test_store.py::test_damage_is_not_done_from_then_on")
 def checksum_without_the_result(breaker: Breaker) -> None:
     """A flipped value is believed."""
     checksum_of(breaker, lambda head: head[:14])
 
 
-@caught_by("test_journal.py::test_a_damaged_line_damages_no_other[middle--no JSON]")
+@caught_by("storage/test_journal.py::test_a_damaged_line_damages_no_other[middle--no JSON]")
 def damage_ends_the_journal(breaker: Breaker) -> None:
     """What follows a damaged line counts for nothing."""
     breaker.replace(
@@ -393,7 +393,7 @@ def damage_ends_the_journal(breaker: Breaker) -> None:
     )
 
 
-@caught_by("test_runner.py::test_the_last_result_of_a_key_wins")
+@caught_by("api/test_runner.py::test_the_last_result_of_a_key_wins")
 def first_record_wins(breaker: Breaker) -> None:
     """A later record of a key is of no account."""
 
@@ -408,15 +408,15 @@ def first_record_wins(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_faults.py::test_the_order_in_the_file_decides_whatever_the_clock_says",
-    "test_index.py::test_a_hand_written_line_behind_a_forgotten_key_counts",
+    "laws/test_faults.py::test_the_order_in_the_file_decides_whatever_the_clock_says",
+    "storage/test_index.py::test_a_hand_written_line_behind_a_forgotten_key_counts",
 )
 def forgetting_forgotten(breaker: Breaker) -> None:
     """What was cleared is there again when the checkpoint is opened anew."""
     breaker.replace(Index, "scan", while_it_runs(forget=nothing))
 
 
-@caught_by("test_runner.py::test_an_error_never_makes_a_key_done_and_a_success_retires_it")
+@caught_by("api/test_runner.py::test_an_error_never_makes_a_key_done_and_a_success_retires_it")
 def errors_make_done(breaker: Breaker) -> None:
     """An item that failed is not run again."""
 
@@ -429,7 +429,7 @@ def errors_make_done(breaker: Breaker) -> None:
 # --- caches ---------------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_reliance.py::test_a_count_is_of_the_journals_whatever_meta_says")
+@caught_by("laws/test_reliance.py::test_a_count_is_of_the_journals_whatever_meta_says")
 def meta_believed(breaker: Breaker) -> None:
     """As long as nothing is appended, meta says how many results there are."""
 
@@ -446,7 +446,7 @@ def meta_believed(breaker: Breaker) -> None:
     breaker.replace(Store, "__init__", make)
 
 
-@caught_by("test_index.py::test_an_index_of_a_journal_that_has_shrunk_is_not_believed")
+@caught_by("storage/test_index.py::test_an_index_of_a_journal_that_has_shrunk_is_not_believed")
 def index_of_any_journal(breaker: Breaker) -> None:
     """An index file is of the journal beside it."""
     breaker.replace(index_file, "_is_of", lambda real: lambda header, reader: True)
@@ -508,8 +508,8 @@ def any_record_is_the_items(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_index.py::test_an_index_that_is_damaged_while_open_changes_no_result",
-    "test_index.py::test_whatever_becomes_of_an_index_changes_no_result",
+    "storage/test_index.py::test_an_index_that_is_damaged_while_open_changes_no_result",
+    "storage/test_index.py::test_whatever_becomes_of_an_index_changes_no_result",
 )
 def index_believed(breaker: Breaker) -> None:
     """A page of NULs is a page without entries."""
@@ -519,19 +519,19 @@ def index_believed(breaker: Breaker) -> None:
 # --- several of them ------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_lock.py::test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing")
+@caught_by("storage/test_lock.py::test_a_second_writer_is_told_at_once_who_writes_and_changes_nothing")
 def lock_not_taken(breaker: Breaker) -> None:
     """Anybody may write."""
     breaker.replace(lock, "_lock", lambda real: nothing)
 
 
-@caught_by("test_store.py::test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second")
+@caught_by("storage/test_store.py::test_a_journal_that_is_deleted_or_replaced_is_noticed_within_a_second")
 def lost_journal_unnoticed(breaker: Breaker) -> None:
     """Whoever has a journal open writes on, wherever its file went."""
     breaker.replace(Journal, "check_place", lambda real: nothing)
 
 
-@caught_by("test_store.py::test_a_journal_that_is_cut_while_open_is_noticed_at_the_next_save")
+@caught_by("storage/test_store.py::test_a_journal_that_is_cut_while_open_is_noticed_at_the_next_save")
 def cut_journal_unnoticed(breaker: Breaker) -> None:
     """A record that went elsewhere than to the end that was known is taken for one behind another program's."""
     breaker.replace(Journal, "_moved", lambda real: lambda self, place, written: place - written)
@@ -540,7 +540,7 @@ def cut_journal_unnoticed(breaker: Breaker) -> None:
 # --- upkeep ---------------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium")
+@caught_by("laws/test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium")
 def renamed_before_sync(breaker: Breaker) -> None:
     """A copy takes the journal's place, and is then synced."""
 
@@ -557,21 +557,21 @@ def renamed_before_sync(breaker: Breaker) -> None:
 
 
 @caught_by(
-    "test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium",
-    "test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is",
+    "laws/test_reliance.py::test_a_journal_is_replaced_when_its_copy_is_on_the_medium",
+    "maintenance/test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is",
 )
 def renamed_without_directory_sync(breaker: Breaker) -> None:
     """After a power cut the journal may be the old one."""
     breaker.replace(Journal, "replace", while_it_runs(_enter_in_directory=nothing))
 
 
-@caught_by("test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is")
+@caught_by("maintenance/test_upkeep.py::test_an_index_file_is_gone_before_its_journal_is")
 def index_outlives_its_journal(breaker: Breaker) -> None:
     """An index file stays while the journal that it is of is replaced."""
     breaker.replace(IndexedJournal, "_unlink_index", lambda real: nothing)
 
 
-@caught_by("test_upkeep.py::test_damaged_lines_stay_where_they_are_and_are_read_as_before")
+@caught_by("maintenance/test_upkeep.py::test_damaged_lines_stay_where_they_are_and_are_read_as_before")
 def compaction_destroys_damage(breaker: Breaker) -> None:
     """Bytes that cannot be read are superseded."""
 
@@ -581,7 +581,7 @@ def compaction_destroys_damage(breaker: Breaker) -> None:
     breaker.replace(Audit, "kept", make)
 
 
-@caught_by("test_upkeep.py::test_a_repair_never_brings_an_older_value_back")
+@caught_by("maintenance/test_upkeep.py::test_a_repair_never_brings_an_older_value_back")
 def repair_brings_back_old_values(breaker: Breaker) -> None:
     """Nothing takes the place of a damaged line that had hidden an older record."""
     breaker.replace(repair_module, "_forgettings", lambda real: lambda ledger: {})
@@ -589,7 +589,7 @@ def repair_brings_back_old_values(breaker: Breaker) -> None:
 
 # --- object stores --------------------------------------------------------------------------------------------------
 
-REMOTE = "test_remote.py::"
+REMOTE = "remote/test_remote.py::"
 MACHINES = "laws/test_machines.py::test_takeovers"
 HISTORIES = "laws/test_machines.py::test_machines"
 
@@ -708,19 +708,19 @@ def conditions_are_assumed(breaker: Breaker) -> None:
 # --- what was paid for ----------------------------------------------------------------------------------------------
 
 
-@caught_by("test_parse.py::test_a_refused_value_is_kept_in_its_error")
+@caught_by("passes/test_parse.py::test_a_refused_value_is_kept_in_its_error")
 def refused_values_dropped(breaker: Breaker) -> None:
     """What `validate` refuses is only a message."""
     breaker.replace(RecordLines, "_paid", lambda real: lambda self, value: b"")
 
 
-@caught_by("test_parse.py::test_a_mended_validate_takes_over_what_was_paid_for")
+@caught_by("passes/test_parse.py::test_a_mended_validate_takes_over_what_was_paid_for")
 def refused_values_paid_again(breaker: Breaker) -> None:
     """What a mended check would accept is called again."""
     breaker.replace(PaidValues, "judge_again", lambda real: lambda self, key, digest: None)
 
 
-@caught_by("test_parse.py::test_a_value_counts_only_for_what_it_was_computed_from")
+@caught_by("passes/test_parse.py::test_a_value_counts_only_for_what_it_was_computed_from")
 def refused_values_count_for_any_item(breaker: Breaker) -> None:
     """A value is taken over though its item, or its function, is another one."""
 
@@ -730,7 +730,7 @@ def refused_values_count_for_any_item(breaker: Breaker) -> None:
     breaker.replace(PaidValues, "_kept", make)
 
 
-@caught_by("test_parse.py::test_it_is_called_again_once_it_is_cleared")
+@caught_by("passes/test_parse.py::test_it_is_called_again_once_it_is_cleared")
 def given_up_is_called_again(breaker: Breaker) -> None:
     """Each run pays for the refusal anew."""
     breaker.replace(Earlier, "_is_given_up", lambda real: lambda self, key: False)
@@ -739,13 +739,16 @@ def given_up_is_called_again(breaker: Breaker) -> None:
 # --- what was spent --------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_notes.py::test_what_was_spent_stays_spent")
+@caught_by("passes/test_notes.py::test_what_was_spent_stays_spent")
 def clear_forgets_what_was_spent(breaker: Breaker) -> None:
     """The journals that are cleared say nothing of what their records cost."""
     breaker.replace(Spending, "by_kind", lambda real: lambda self: {})
 
 
-@caught_by("test_notes.py::test_what_was_spent_stays_spent", "test_notes.py::test_what_was_spent_is_told_by_version")
+@caught_by(
+    "passes/test_notes.py::test_what_was_spent_stays_spent",
+    "passes/test_notes.py::test_what_was_spent_is_told_by_version",
+)
 def compaction_forgets_what_was_spent(breaker: Breaker) -> None:
     """What superseded records cost is left out with them."""
     breaker.replace(
@@ -753,13 +756,16 @@ def compaction_forgets_what_was_spent(breaker: Breaker) -> None:
     )
 
 
-@caught_by("test_notes.py::test_attempts_that_wait_are_spent")
+@caught_by("passes/test_notes.py::test_attempts_that_wait_are_spent")
 def attempts_cost_nothing_before_the_last(breaker: Breaker) -> None:
     """What a failed attempt cost is on disk with the last one only."""
     breaker.replace(Recorder, "attempted", lambda real: nothing)
 
 
-@caught_by("test_notes.py::test_attempts_that_wait_are_spent", "test_notes.py::test_halves_of_a_batch_are_spent_once")
+@caught_by(
+    "passes/test_notes.py::test_attempts_that_wait_are_spent",
+    "passes/test_notes.py::test_halves_of_a_batch_are_spent_once",
+)
 def attempts_cost_twice(breaker: Breaker) -> None:
     """A record does not say what lines before it have told of its cost."""
     breaker.replace(
@@ -769,7 +775,7 @@ def attempts_cost_twice(breaker: Breaker) -> None:
     )
 
 
-@caught_by("test_notes.py::test_equal_costs_are_spent_to_the_limit")
+@caught_by("passes/test_notes.py::test_equal_costs_are_spent_to_the_limit")
 def in_flight_costs_nothing(breaker: Breaker) -> None:
     """Calls begin as long as anything is left, whatever those in flight will cost."""
     breaker.replace(budget_module, "_reckoned", lambda real: lambda cost: 0.0)
@@ -778,19 +784,19 @@ def in_flight_costs_nothing(breaker: Breaker) -> None:
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 
-@caught_by("test_one.py::test_a_map_waits_for_one")
+@caught_by("api/test_one.py::test_a_map_waits_for_one")
 def steps_claim_nothing(breaker: Breaker) -> None:
     """A step calls what runs already."""
     breaker.replace(DeskStep, "claim", lambda real: lambda self, ring: True)
 
 
-@caught_by("test_one.py::test_the_saved_result_or_a_new_one")
+@caught_by("api/test_one.py::test_the_saved_result_or_a_new_one")
 def steps_are_not_written(breaker: Breaker) -> None:
     """A step's result is returned, and is nowhere."""
     breaker.replace(StepDesk, "save", lambda real: lambda self, unit, outcome, steps, earlier: outcome.value)
 
 
-@caught_by("test_one.py::test_clear_with_steps_forgets_them_too", "test_one.py::test_a_record_lists_its_steps")
+@caught_by("api/test_one.py::test_clear_with_steps_forgets_them_too", "api/test_one.py::test_a_record_lists_its_steps")
 def steps_are_not_listed(breaker: Breaker) -> None:
     """A record does not say which steps its call has taken."""
     breaker.replace(record, "with_steps", lambda real: lambda line, steps: line)

@@ -296,7 +296,7 @@ def causes(directory: Path = TESTS) -> list[Cause]:
     """Every marked test of the directory, in the order of files and lines; nothing is imported for it."""
     return [
         Cause(path.relative_to(directory).as_posix(), node.name, rows)
-        for path in sorted([*directory.glob("test_*.py"), *directory.glob("laws/test_*.py")])
+        for path in sorted(directory.glob("**/test_*.py"))
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if (rows := tuple(_marked(node)))

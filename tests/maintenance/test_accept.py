@@ -34,7 +34,7 @@ from checkpoint.maintenance.compact import compact
 from checkpoint.provenance.fingerprint import fingerprint
 
 SOURCE = Path(checkpoint.__file__).parent.parent
-OLD = Path(__file__).parent / "data" / "written_by_algorithm_1"
+OLD = Path(__file__).parents[1] / "data" / "written_by_algorithm_1"
 RESULTS = Path("checkpoints/n_results.jsonl")
 
 

@@ -328,7 +328,7 @@ def test_the_judge_is_worth_something(tmp_path: Path, look: Look, monkeypatch: p
         ("import os; os.mkdir('/tmp/never-made-by-a-test')", "os.mkdir"),
     ):
         script = f"import hostile; hostile.guard(({str(tmp_path)!r},))\n{code}"
-        path = os.pathsep.join([str(Path(__file__).parent), str(Path(checkpoint.__file__).parent.parent)])
+        path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(checkpoint.__file__).parent.parent)])
         done = subprocess.run(
             [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False
         )

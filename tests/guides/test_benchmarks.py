@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Room = Callable[[str], Any]
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="tests that travel without the benchmarks")
 

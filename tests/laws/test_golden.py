@@ -1,6 +1,6 @@
 """Digests are on disk: those of functions, versions, items and keys stay what they are, with every Python.
 
-What was written down may be written anew, where it is meant to change: ``python tests/test_golden.py``.
+What was written down may be written anew, where it is meant to change: ``python tests/laws/test_golden.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from checkpoint.provenance.fingerprint import fingerprint
 from checkpoint.provenance.version import version_of
 from checkpoint.values.keys import digest_of, identity, item_digest, key_json, version_digest
 
-HERE = Path(__file__).parent / "data" / "golden"
+HERE = Path(__file__).parents[1] / "data" / "golden"
 WRITTEN = HERE / "digests.json"
 SOURCE = Path(checkpoint.__file__).parent.parent
 KEYS: tuple[Any, ...] = (

@@ -19,7 +19,7 @@ from checkpoint.storage import journal
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SOUND = ""
 CATCHERS = list(dict.fromkeys(test for mutant in MUTANTS.values() for test in mutant.tests))
 

@@ -52,7 +52,7 @@ pytestmark = [
 ]
 
 SEED = seed_of_tests()
-THIS = "tests/test_crash_states.py"
+THIS = "tests/laws/test_crash_states.py"
 ONLY = os.environ.get("CHECKPOINT_TEST_STATE", "")
 FIRST = ["a", 1, "long", ("t", 2), "b", "c", "longer", "d"]
 KEYS = [*FIRST, "e", "f", "g", "torn", "halved"]

@@ -36,7 +36,7 @@ import fuzzing
 
 pytestmark = pytest.mark.slow
 
-CORPUS = Path(__file__).parent / "corpus"
+CORPUS = Path(__file__).parents[1] / "corpus"
 SEED = seed_of_tests()
 COUNT = 1000  # mutations, of each of two processes: some ten seconds
 

@@ -209,5 +209,6 @@ def test_digests_of_many_are_those_of_each() -> None:
     deep: list[object] = []
     for _ in range(300):
         deep = [deep]
-    for items in ([], plain, [1, "a"], ["a\nb", 2**80], *([*plain[:3], one] for one in [*odd, deep])):
+    several: list[list[Any]] = [[], plain, [1, "a"], ["a\nb", 2**80], *([*plain[:3], one] for one in [*odd, deep])]
+    for items in several:
         assert list(item_digests(items)) == [item_digest(item) for item in items]

@@ -19,7 +19,7 @@ from checkpoint.execution.transport import Unreadable
 from checkpoint.maintenance.check import check
 
 SOURCE = Path(checkpoint.__file__).parent.parent
-OLD = Path(__file__).parent / "data" / "written_in_one_folder"
+OLD = Path(__file__).parents[1] / "data" / "written_in_one_folder"
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import checkpoint
 from checkpoint import BatchCheckpointedRunner, CheckpointedRunner, checkpointed
 from checkpoint.api.options import PassOptions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = sorted((ROOT / ".github" / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *GUIDES]

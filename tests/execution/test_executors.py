@@ -65,7 +65,7 @@ def marks_of(row: Row) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=marks_of(row)) for row in ROWS])
 def test_each_executor_does_what_its_row_says(row: Row, tmp_path: Path) -> None:
     """A script of its own, whose functions and classes are those of its main module."""
-    script = str(Path(__file__).parent / "executors.py")
+    script = str(Path(__file__).parents[1] / "executors.py")
     ran = subprocess.run(
         [sys.executable, script, "--try", row.name],
         cwd=tmp_path, env=surroundings(), capture_output=True, text=True, timeout=90, start_new_session=True,

@@ -724,7 +724,7 @@ def test_one_key_may_be_saved_again_and_the_last_record_counts(make: Opener, tmp
     """Order in the file decides, though the clock jumps back."""
     runner = make()
     stamps = iter([b"2030-01-01T00:00:00Z", b"2001-01-01T00:00:00Z", b"1970-01-01T00:00:00Z"])
-    runner.records._stamp = lambda: next(stamps)  # type: ignore[assignment]
+    runner.records._stamp = lambda: next(stamps)
     for value in ("first", "second", "third"):
         runner.save_result(1, value)
     assert runner.get_all_results() == {1: "third"}

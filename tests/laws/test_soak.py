@@ -1,7 +1,7 @@
 """The laws of long runs: memory by keys, nothing that piles up, and reopening by what is not in the index file.
 
 No time is measured: bytes of memory, bytes read, descriptors and threads are counted, in processes of their own. Of how
-many items: CHECKPOINT_TEST_ITEMS=20000 python -m pytest -m soak tests/test_soak.py -s; two million unless told.
+many items: CHECKPOINT_TEST_ITEMS=20000 python -m pytest -m soak tests/laws/test_soak.py -s; two million unless told.
 """
 
 from __future__ import annotations

@@ -680,4 +680,6 @@ def test_to_ask_whether_a_variable_is_there_reads_that_one_alone() -> None:
         return n if "JOB_MODE" in os.environ else ["JOB_SIZE" not in environ]
 
     names = {'the variable os.environ["JOB_MODE"]', 'the variable os.environ["JOB_SIZE"]'}
-    assert set(fingerprint(asks).looked) == names
+    found = fingerprint(asks)
+    assert found is not None
+    assert set(found.looked) == names
