@@ -127,23 +127,25 @@ class Call:
             if type(value) is CoroutineType:
                 return Fatal(self._not_awaited(value))
             if not self._plain:
-                return self._noted(run(self._checked, value, given, started), frame)
+                return self._noted(run(self._checked, value, given, started), frame, context)
         except Exception as error:
-            return self._noted(self.failed(error, clock.perf_counter() - started), frame)
+            return self._noted(self.failed(error, clock.perf_counter() - started), frame, context)
         except BaseException as error:
             if _is_fault(error):
-                return self._noted(self.failed(error, clock.perf_counter() - started), frame)
+                return self._noted(self.failed(error, clock.perf_counter() - started), frame, context)
             return Fatal(error)
         answer = (value, clock.perf_counter() - started)
-        return answer if len(frame) == 1 else self._noted(answer, frame)
+        return answer if len(frame) == 1 else self._noted(answer, frame, context)
 
-    def _noted(self, answer: Answer, frame: Frame) -> Answer:
+    def _noted(self, answer: Answer, frame: Frame, context: Context | None = None) -> Answer:
         """The answer with what the call noted. What runs on after it was shared with the next call notes nothing."""
         if len(frame) == 1:
             return answer
         if frame is self._frame:
             self._frame = [SOLE]
-            self._context.run(enter_call, self._frame)
+            for each in (self._context, context):
+                if each is not None:
+                    each.run(enter_call, self._frame)
         return with_notes(answer, gathered(frame[1:]))
 
     def _not_awaited(self, value: CoroutineType[Any, Any, Any]) -> InvalidFunction:
