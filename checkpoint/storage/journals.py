@@ -176,6 +176,21 @@ class Journals:
                 self.synced[kind] = synced
         return dict(self.synced)
 
+    def pay(self, lock: threading.RLock) -> bool:
+        """Sync what was left to be synced later; whether any was. The lock is the store's, held while that is noted.
+
+        Raises:
+            StoreError: nobody knows what is on the medium.
+        """
+        has_paid = False
+        for kind, each in self.by_kind():
+            end, reader = each.journal.pay()
+            with lock:
+                if end and reader is each.journal.reader:  # else it was replaced meanwhile
+                    self.synced[kind] = max(end, self.synced.get(kind, 0))
+                    has_paid = True
+        return has_paid
+
     def note_shorter(self) -> bool:
         """Whether one is shorter than was noted: its torn end was its only line."""
         shorter = {kind: size for kind, each in self.by_kind() if self.synced.get(kind, 0) > (size := size_of(each))}

@@ -113,6 +113,16 @@ class KeyedLog(IndexedJournal):
         """Whether the reader still reads, at this offset, the file that is found at the path."""
         return reader is self.journal.reader
 
+    def forget_unsound(self) -> None:
+        """The keys of lines that a failed sync has damaged are not done."""
+        unsound, self.journal.unsound = self.journal.unsound, []
+        if unsound:
+            self.learn_anew()  # the file of the index knows hashes only
+        for offset in unsound:
+            for version in self.versions:
+                if (found := self.index.key_at(version, offset)) is not None:
+                    self.index.forget(version, found[0])
+
     def recent_keys(self, version: str) -> list[Key] | None:
         """The keys of all records of a version, where the index has them at hand."""
         index = self.index

@@ -23,14 +23,13 @@ from typing import Any, TypeVar
 
 from checkpoint import clock
 from checkpoint.errors import CheckpointLocked, JournalLost, NotUploaded, StoreError, StoreForked
-from checkpoint.storage.files import fsync_directory, store_error
+from checkpoint.storage.files import store_error
 from checkpoint.storage.host import Host
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.journals import Journals
-from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.lock import INSTEAD, Lock
 from checkpoint.storage.meta import Meta
-from checkpoint.storage.reader import Reader
+from checkpoint.storage.names import Names
 
 __all__ = ["LOCK_LOOK", "Writer", "in_time"]
 
@@ -70,6 +69,7 @@ class Writer:
         wrote_at: when something was written last; monotonic.
         check_at: until then `begin` need not look whether the files are still there; monotonic.
         steps: calls for single items that run, whose results will be written: meanwhile the lock is kept.
+        names: those of the directory and the journals, and whether they are on the medium.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Writer:
         self.wrote_at = 0.0
         self.check_at = 0.0
         self.steps: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.names = Names(directory)
         self._host = host
         self._experiment = experiment
         self._share = share
         self._owner = Lock(directory / f".{name}.lock", name, instead)
         self._running: list[weakref.ref[_Running]] = []
         self._forked = False
-        self._named: list[weakref.ref[Reader] | None] = []  # the files whose names are on the medium
         self._failure: StoreError | None = None
         self._is_durable = False  # whether records were to be on the medium when they counted, since the lock was taken
         self._goes_on = False  # whether it is cleared or repaired whatever is in the journals' places
@@ -146,7 +146,7 @@ class Writer:
     def _take_lock(self) -> None:
         self._host.make_room()
         try:
-            _make_directory(self.directory, is_new=self.own.results.is_empty and self.own.errors.is_empty)
+            self.names.make_directory(is_new=self.own.results.is_empty and self.own.errors.is_empty)
         except OSError as error:
             raise store_error(error, "cannot make the directory", self.directory) from error
         self.replica.take_turn()
@@ -177,36 +177,13 @@ class Writer:
             self.refuse()  # before the end of one is repaired
             for each in (self.own.results, self.own.errors) if self.own.fault is None else ():
                 each.open_to_write(is_fresh=True)
-                self._forget_unsound(each)
-            self._settle_names()
+                each.forget_unsound()
+            self.names.settle([each.journal.reader for each in self.own])
             self.own.unsaved.refresh()
             self.replica.start()
         except BaseException:
             self.let_go()
             raise
-
-    def _forget_unsound(self, shelf: KeyedLog) -> None:
-        """The keys of lines that a failed sync has damaged are not done."""
-        unsound, shelf.journal.unsound = shelf.journal.unsound, []
-        if unsound:
-            shelf.learn_anew()  # the file of the index knows hashes only
-        for offset in unsound:
-            for version in shelf.versions:
-                if (found := shelf.index.key_at(version, offset)) is not None:
-                    shelf.index.forget(version, found[0])
-
-    def _settle_names(self) -> None:
-        """Who made or replaced a journal may have been killed before its name was on the medium."""
-        readers = [each.journal.reader for each in self.own]
-        if readers == [each and each() for each in self._named]:  # their names were synced here before
-            return
-        try:
-            fsync_directory(self.directory)
-            self._named = [None if reader is None else weakref.ref(reader) for reader in readers]
-        except PermissionError:
-            pass  # it may be written in, and not be opened
-        except OSError as error:
-            raise store_error(error, "cannot sync", self.directory) from error
 
     def _check_places(self, *, at_once: bool = False) -> None:
         """Notice a journal that was cut, deleted or replaced, and a lock: once a second, and before writing ends."""
@@ -252,17 +229,11 @@ class Writer:
         Raises:
             StoreError: nobody knows; nothing more is written by this opening.
         """
-        has_paid = False
-        for kind, each in self.own.by_kind():
-            try:
-                end, reader = each.journal.pay()
-            except StoreError as error:
-                with self.lock:
-                    raise self.fail(error) from error.__cause__
+        try:
+            has_paid = self.own.pay(self.lock)
+        except StoreError as error:
             with self.lock:
-                if end and reader is each.journal.reader:  # else it was replaced meanwhile
-                    self.own.synced[kind] = max(end, self.own.synced.get(kind, 0))
-                    has_paid = True
+                raise self.fail(error) from error.__cause__
         if has_paid:
             self._tell_paid()
 
@@ -369,17 +340,6 @@ class Writer:
         """Whether a pass runs, which is over when its frame is: Ctrl-C between any two lines leaves none behind."""
         return any(running() is not None for running in self._running)
 
-    def _pass_running(self) -> CheckpointLocked:
-        return CheckpointLocked(
-            f"a pass over checkpoint {self.name!r} in {self.directory} is running in this process (since "
-            f"{self.meta.pass_since}); finish or close it first, or use another name",
-            errno=errno.EWOULDBLOCK,
-            strerror="locked",
-            filename=str(self.own.results.journal.path),
-            pid=os.getpid(),
-            since=self.meta.pass_since,
-        )
-
     def _start_anew(self) -> None:
         self._failure = None
         self.let_go()
@@ -396,7 +356,7 @@ class Writer:
         """
         with self.lock:
             if self.in_pass:
-                raise self._pass_running()
+                raise _pass_running(self.own, self.meta.pass_since)
             if self._failure is not None:
                 self._start_anew()
             self.begin()
@@ -563,15 +523,10 @@ def in_time(act: Callable[[], T], timeout: float, *, every: float = LOCK_LOOK) -
         clock.sleep(min(every, left))
 
 
-def _make_directory(path: Path, *, is_new: bool) -> None:
-    """The directory is there, and its name survives a power cut: of a new one also where its maker was just killed."""
-    missing = [new for new in (path, *path.parents) if not new.exists()]
-    if is_new or missing:
-        there = missing[-1].parent if missing else path
-        try:
-            fsync_directory(there.parent)  # each is synced before the next is made: only the deepest may be in doubt
-        except PermissionError:
-            pass  # the user's own, where we cannot look
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        fsync_directory(new.parent)
+def _pass_running(journals: Journals, since: str) -> CheckpointLocked:
+    path = journals.results.journal.path
+    return CheckpointLocked(
+        f"a pass over checkpoint {journals.name!r} in {path.parent} is running in this process (since {since}); "
+        "finish or close it first, or use another name",
+        errno=errno.EWOULDBLOCK, strerror="locked", filename=str(path), pid=os.getpid(), since=since,
+    )  # fmt: skip

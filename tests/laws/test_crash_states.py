@@ -40,7 +40,7 @@ from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, Unenc
 from checkpoint.catalog.checkpoint import Checkpoint
 from checkpoint.maintenance.compact import compact
 from checkpoint.maintenance.repair import repair
-from checkpoint.storage import files, index_file, journal, meta, store, writer
+from checkpoint.storage import files, index_file, journal, meta, names, store
 from checkpoint.storage.journal import Journal
 from checkpoint.storage.keyed_log import KeyedLog
 from checkpoint.storage.record import is_whole, seal
@@ -384,7 +384,7 @@ def counting(work: Work) -> None:
             for key in FIRST:
                 work.save(runner, "one", key, f"{key} {place} " + "y" * 3000)
             runner.records.store.writer.write_meta()
-            runner.records.store.writer._settle_names()
+            runner.records.store.writer.names.settle([])
     work.note(Said("synced"))
 
 
@@ -756,13 +756,13 @@ def no_sync(patch: pytest.MonkeyPatch) -> None:
 
 def no_directory_sync(patch: pytest.MonkeyPatch) -> None:
     """No directory is ever synced."""
-    for room in (store, writer, meta, journal):
+    for room in (store, names, meta, journal):
         patch.setattr(room, "fsync_directory", lambda path: None)
 
 
 def no_directory_sync_after_a_kill(patch: pytest.MonkeyPatch) -> None:
     """A name that is there counts as durable."""
-    patch.setattr(writer.Writer, "_settle_names", lambda self: None)
+    patch.setattr(names.Names, "settle", lambda self, readers: None)
 
 
 def no_sync_of_what_was_found(patch: pytest.MonkeyPatch) -> None:
