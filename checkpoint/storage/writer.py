@@ -317,7 +317,8 @@ class Writer:
 
     def _end_pass(self, running: weakref.ref[_Running], raised: BaseException | None) -> None:
         with self.lock:
-            self._forget(running)
+            with suppress(ValueError):  # of the parent of this forked process
+                self._running.remove(running)
             if self.in_pass:
                 return
             try:
@@ -330,10 +331,6 @@ class Writer:
                 if raised is None or not (isinstance(raised, StoreError) or isinstance(error, NotUploaded)):
                     raise
                 log.error("%s", error)
-
-    def _forget(self, running: weakref.ref[_Running]) -> None:
-        with suppress(ValueError):  # of the parent of this forked process
-            self._running.remove(running)
 
     @property
     def in_pass(self) -> bool:
