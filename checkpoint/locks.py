@@ -147,10 +147,8 @@ _IS_CHECKED = VARIABLE in os.environ
 # --- what a collection comes upon ------------------------------------------------------------------------------------
 
 _CALLS = "checkpoint.execution.call"  # what it calls is the user's: no lock of ours is held meanwhile
-_ROOMS = tuple(
-    f"checkpoint.{room}."
-    for room in ("api", "execution", "passes", "storage", "catalog", "provenance", "values", "remote")
-)
+_FOLDERS = "api execution passes storage catalog provenance values remote maintenance reporting"
+_ROOMS = tuple(f"checkpoint.{folder}." for folder in _FOLDERS.split())
 
 
 def may_be_held(frame: FrameType | None) -> bool:

@@ -473,7 +473,7 @@ def test_the_field_costs_nothing_per_item(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_another_process_computes_meanwhile_is_held_to_the_law_too() -> None:
     """It has finished under another value after the items were keyed: its results are not returned."""
     other = """
-        import sys; sys.path.insert(0, {tests!r})
+        import sys; sys.path[:0] = {tests!r}
         import test_versions
         test_versions.by_value("other").map([1, 2], progress=False)
         """
@@ -481,7 +481,7 @@ def test_what_another_process_computes_meanwhile_is_held_to_the_law_too() -> Non
 
     def key(n: int) -> int:
         if not ran:
-            ran.append(run_script(other.format(tests=os.path.dirname(__file__))))
+            ran.append(run_script(other.format(tests=[str(part) for part in Path(__file__).parents[:2]])))
         return n
 
     with pytest.raises(FunctionChanged, match="'other' → 'mine'"):

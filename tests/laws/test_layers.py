@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint
+from checkpoint import locks
 
 WORDS = {"errors", "outcomes", "clock", "locks", "version", "words"}  # whoever likes may import them
 BELOW_API = {
@@ -233,3 +234,9 @@ def test_every_lock_stands_in_the_one_order() -> None:
     """Whoever makes one of `threading` itself makes one that no order holds."""
     makers = {room for room in INSIDE if re.search(r"threading\.R?Lock\(", ROOMS[room].read_text("utf-8"))}
     assert makers <= {"locks", "testing.laws", "testing.trial"}
+
+
+def test_a_collection_in_any_room_that_takes_locks_takes_none() -> None:
+    """What is let go of while code of such a folder runs is closed by a thread: its lock may be held here."""
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {room.split(".")[1] for room in locks._ROOMS} == folders - {"cli", "testing"}

@@ -45,11 +45,12 @@ def pytest_under(mutant: str, tests: tuple[str, ...] | list[str], directory: Pat
     library = str(Path(journal.__file__).parent.parent.parent)
     path = os.pathsep.join(filter(None, [library, str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
     plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "PYTHONPATH": path}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CHECKPOINT_TEST_PASSED")}
     chosen = {"CHECKPOINT_MUTANT": mutant, "CHECKPOINT_MUTANT_REPORT": str(report)}
     base = ["--basetemp", str(directory / (mutant or "sound")), "-p", "no:cacheprovider", "-p", "mutants"]
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", *base, *tests],
-        cwd=ROOT, env=os.environ | plugins | chosen, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment | plugins | chosen, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     run = Run(**json.loads(report.read_text())) if report.exists() else None
     return Child(ran.returncode, ran.stdout + ran.stderr, run)
