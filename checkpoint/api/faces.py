@@ -36,6 +36,7 @@ from checkpoint.catalog.paths import Directory
 from checkpoint.catalog.shards import ALL, Shard, ShardOption, shard_of
 from checkpoint.errors import CheckpointError, InvalidOption, ItemError, plural, quote
 from checkpoint.execution.caller import caller
+from checkpoint.execution.chunk import chunk_here
 from checkpoint.execution.leaving import Stream
 from checkpoint.execution.policies import ErrorLimit, check_count, judge_value, rates_of
 from checkpoint.outcomes import Outcome
@@ -286,6 +287,8 @@ class Face(Generic[R], _Parts):
             CheckpointLocked: another process writes, also after `lock_timeout`; in an event loop, at once.
         """
         options = self._self_options
+        if (chunk := chunk_here()) is not None:
+            chunk.split()  # a pass within a call may need what stands behind it in its chunk
         self._check_given(given, is_async=is_async)
         shard = _told_shard(options.name, given.get("shard"))
         function, instance = self._target()

@@ -374,7 +374,7 @@ class VersionView(RecordLines, ValueReading):
         decode = self.decode
         for line, mark in zip(reader.lines_at(offsets), marks, strict=False):
             found = saved_on(line)
-            if found is None or mark_of(found[0]) != mark:
+            if found is None or mark_of(found[0]) != mark or found[2] != self.version:
                 return
             try:
                 yield decode(found[1])

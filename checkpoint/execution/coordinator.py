@@ -436,6 +436,8 @@ class Coordinator:
         """The calls that make the next task; none where one that is not full may wait for more."""
         schedule, size = self._schedule, self._chunk_size.size
         task: Task = []
+        if size > 1 and self._desk.has_unknown_costs:
+            size = 1  # as many calls as there are workers, until it is known what one costs
         if self._chunk_size.adapts:
             size = min(size, max(1, -(-schedule.ready // (self._slots - self._running))))
         elif size > 1 and not self._all_drawn and schedule.ready < size:

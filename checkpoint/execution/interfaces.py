@@ -128,6 +128,7 @@ class PassPort(Protocol):
         verdict: why the pass must end now, or None.
         is_shared: whether other passes work on the same keys, so that each call must `begin`.
         limits_cost: whether each call is to be asked for before it begins: whether the pass `affords` it.
+        has_unknown_costs: whether that is so, and nothing is known yet of what a call costs.
     """
 
     name: str
@@ -135,6 +136,9 @@ class PassPort(Protocol):
 
     @property
     def limits_cost(self) -> bool: ...
+
+    @property
+    def has_unknown_costs(self) -> bool: ...
 
     @property
     def is_shared(self) -> bool: ...

@@ -59,6 +59,12 @@ class Budget:
         return False
 
     @property
+    def knows_none(self) -> bool:
+        """Whether nothing is known of what a call costs."""
+        cost = self._checkpoint.spent().get(self._version)
+        return cost is None or cost.count == 0
+
+    @property
     def spent(self) -> float:
         """What was spent until now, by whichever run."""
         return sum_of(self._checkpoint.spent())

@@ -351,6 +351,11 @@ class Pass:
         """Whether calls must be afforded."""
         return self.budget is not None
 
+    @property
+    def has_unknown_costs(self) -> bool:
+        """Whether calls must be afforded, and nothing is known of what one costs."""
+        return self.budget is not None and self.budget.knows_none
+
     def affords(self, units: list[Unit]) -> bool:
         """Whether a call on the units may begin now; else when what is in flight has ended, or the pass must end."""
         return self.budget is None or self.budget.affords(units)

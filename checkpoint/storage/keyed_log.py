@@ -162,20 +162,15 @@ class KeyedLog(IndexedJournal):
             held = key_of(reader, record, place.offset)
             if held != (key if record.crc else str(key)):
                 raise reader.damaged(place.offset, f"it holds key {quote(held)}", key=key)
-            if record.forgotten or (record.version != version and record.version not in self._counting_for(version)):
+            if record.forgotten or (
+                record.version != version and record.version not in self.notes().counting_for(version)
+            ):
                 raise reader.damaged(place.offset, "it is of another version, or forgets the key", key=key)
         except DamagedRecord:
             if reader is self.journal.reader and not self._is_moved(reader, place.offset):
                 raise
             return self.read(version, key)
         return reader, place, record
-
-    def _counting_for(self, version: str) -> list[str]:
-        """The versions whose records may count for a version: its own, and those that were accepted for it."""
-        known, found = self.notes().accepted, [version]
-        for each in found:  # which grows
-            found += [line.accepts for line in known if line.of == each and line.accepts not in found]
-        return found
 
     def place_of(self, reader: Reader, version: str, mark: int, near: int) -> int | None:
         """Where the last record of the key of a mark is in an open file that was edited, as that is now."""
@@ -206,7 +201,7 @@ class KeyedLog(IndexedJournal):
         """`records` of those at these offsets, which this index gave; a line with a checksum wins over one without."""
         _held = reader.hold()
         loose = self.index.has_loose
-        counting = self._counting_for(version)
+        counting = self.notes().counting_for(version)
         exact = set(self._exact_texts(reader, version, offsets)) if loose else set()
         for offset, line in zip(offsets, reader.lines_at(offsets), strict=True):
             try:

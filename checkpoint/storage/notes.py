@@ -44,6 +44,13 @@ class Notes:
     details: dict[str, Any] = field(default_factory=dict)
     accepted: list[Acceptance] = field(default_factory=list)
 
+    def counting_for(self, version: str) -> list[str]:
+        """The versions whose records may count for a version: its own, and those that were accepted for it."""
+        found = [version]
+        for each in found:  # which grows
+            found += [line.accepts for line in self.accepted if line.of == each and line.accepts not in found]
+        return found
+
     def read(self, reader: Reader, offsets: Iterable[int]) -> None:
         """Add what the lines at these offsets say; of damaged ones nothing."""
         for offset in offsets:

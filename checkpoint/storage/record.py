@@ -108,6 +108,7 @@ class _Saved(msgspec.Struct, gc=False):
 
     key: Any
     result: msgspec.Raw
+    version: str = ""
     crc: str = ""
     forgotten: bool = False
 
@@ -198,12 +199,12 @@ def parse(line: bytes) -> Record:
     return with_stack(_parse, line.rstrip(b"\r\n").removeprefix(_BOM))  # type: ignore[no-any-return]
 
 
-def saved_on(line: bytes) -> tuple[Key, bytes] | None:
-    """(key, encoded result) of a sound record, less its newline; None where only `parse` can tell what it is."""
+def saved_on(line: bytes) -> tuple[Key, bytes, str] | None:
+    """(key, encoded result, version) of a sound record, less its newline; None where only `parse` can tell."""
     try:
         found = _decode_saved(line)
         if found.crc and not found.forgotten and _crc_holds(line):
-            return key_from_json(found.key), bytes(found.result)
+            return key_from_json(found.key), bytes(found.result), found.version
     except (ValueError, RecursionError):
         pass
     return None

@@ -184,11 +184,14 @@ def record_at(
         JournalLost: the file was edited, and the key has no record in it any more.
     """
     damage: DamagedRecord | None = None
+    other: tuple[int, Key, Record] | None = None
     try:
         record = source.read_at(reader, version, offset)
         key = key_of(reader, record, offset)
         if mark is None or _is_of(record, key, mark, text):
-            return offset, key, record
+            if mark is None or record.version == version or record.version in source.notes().counting_for(version):
+                return offset, key, record
+            other = offset, key, record  # of another version, unless what accepted it was cleared since
     except DamagedRecord as error:
         if mark is None:
             raise
@@ -196,6 +199,8 @@ def record_at(
     found = source.place_of(reader, version, mark, offset)
     if damage is not None and found in (None, offset):
         raise damage
+    if other is not None and found in (None, offset):
+        return other
     if found is None:
         raise reader.moved(offset)
     record = reader.read(found)

@@ -384,7 +384,7 @@ class Desk:
 
     name = "desk"
     items: Iterable[Any] = ()
-    in_memory = is_watched = is_crowded = waits_for_medium = is_shared = limits_cost = False
+    in_memory = is_watched = is_crowded = waits_for_medium = is_shared = limits_cost = has_unknown_costs = False
 
     def __init__(self) -> None:
         self.by: list[tuple[str, list[int]]] = []  # which thread settled which keys

@@ -55,6 +55,12 @@ def fib(n: int) -> int:
     return n if n < 2 else int(fib.one(n - 1) + fib.one(n - 2))
 
 
+@checkpointed("mapped fib")
+def mapped_fib(n: int) -> int:
+    """Made of the two before, by a map of them."""
+    return n if n < 2 else sum(mapped_fib.map([n - 1, n - 2], progress=False))
+
+
 @checkpointed("ping")
 def ping(n: int) -> Any:
     """Asks for what asks for it."""
@@ -245,6 +251,14 @@ def test_functions_without_a_name_are_those_of_the_driver() -> None:
 
 
 # --- chunks, shards, signals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunksize", [None, 5])
+def test_a_map_within_a_call_keeps_no_call_of_its_chunk_waiting(chunksize: int | None) -> None:
+    """It may need what stands behind it in the chunk, as a step may."""
+    with ThreadPoolExecutor(2) as executor:
+        spread: Any = {"executor": executor, "workers": 2, "chunksize": chunksize}
+        assert max(mapped_fib.map(range(30), progress=False, **spread)) == 514229
 
 
 @pytest.mark.parametrize("chunksize", [2, 7, 64])

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, checkpointed
+from checkpoint import CheckpointedRunner, CheckpointError, DamagedRecord, JournalLost, Results, checkpointed
 from checkpoint.catalog import view
 from checkpoint.catalog.registry import Registry
 from checkpoint.maintenance.compact import compact
@@ -712,3 +712,27 @@ def test_the_last_line_of_a_key_counts_whatever_the_index_file_says(
     with journal_of(tmp_path).open("ab") as journal:
         journal.write(lines[25])
     assert make(version=1).get_result(17) == json.loads(lines[7])["result"]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_results_of_two_versions_are_never_mixed(tmp_path: Path, *, failing: bool) -> None:
+    """Their lines change places in the file that both have open: each is found by its key and its version."""
+
+    def made(version: str) -> Results[Any]:
+        def named(n: int) -> str:
+            if failing:
+                raise ValueError(f"{version} {n}")
+            return f"{version} {n}"
+
+        function = checkpointed("j", checkpoint_dir=tmp_path, version=version)(named)
+        return function.map([1, 2, 3], progress=False, return_exceptions=True)
+
+    one, two = made("one"), made("two")
+    path = tmp_path / ("j_errors.jsonl" if failing else "j_results.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    with path.open("r+b") as journal:
+        journal.writelines([*lines[3:], *lines[:3]])
+    for version, results in (("one", one), ("two", two)):
+        expected = [f"{version} {n}" for n in (1, 2, 3)]
+        assert [results[n].message if failing else results[n] for n in range(3)] == expected
+        assert [each.message if failing else each for each in results] == expected

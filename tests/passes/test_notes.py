@@ -577,6 +577,21 @@ def test_a_job_that_costs_more_than_it_may(tmp_path: Path, engine: str, limit: f
     )
 
 
+@pytest.mark.parametrize("chunksize", [1, 50])
+def test_the_first_calls_are_few_while_nobody_knows_what_one_costs(tmp_path: Path, chunksize: int) -> None:
+    """As many as there are workers, however large the chunks are to be."""
+    function = checkpointed("spent", checkpoint_dir=tmp_path)(costs_one)
+    with pytest.raises(MaxCostReached) as reached:
+        function.map(range(200), progress=False, max_cost=3, workers=2, chunksize=chunksize, executor="processes")
+    assert reached.value.spent == 3
+
+
+def costs_one(n: int) -> int:
+    """Each call costs the same."""
+    note(cost=1)
+    return n
+
+
 def test_equal_costs_are_spent_to_the_limit(tmp_path: Path) -> None:
     """Where each call costs the same, exactly as many are made as may be, with workers too."""
     for workers in (1, 4):
