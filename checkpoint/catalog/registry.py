@@ -120,13 +120,14 @@ class Registry:
     # the thread that maintains them
 
     def make_room(self) -> None:
-        """Let go of idle writers, where there are very many: each keeps its lock and files for a second."""
+        """Let go of idle writers, where there are very many: each keeps files for a second, and many a lock."""
         most = max(1, most_idle() // _FILES_OF_A_WRITER)
         with self._tend_lock:
-            writing = [writer for writer in self._tended if writer.writing] if len(self._tended) >= most else []
-        if len(writing) >= most:
-            writing.sort(key=attrgetter("wrote_at"))
-            for writer in writing[: 1 + len(writing) - most]:
+            tended = list(self._tended) if len(self._tended) >= most else []
+        with_files = [writer for writer in tended if writer.writing or writer.owes]
+        if len(with_files) >= most:
+            with_files.sort(key=attrgetter("wrote_at"))
+            for writer in with_files[: 1 + len(with_files) - most]:
                 writer.stop_if_idle()
 
     def maintain(self, writer: Writer) -> None:

@@ -447,12 +447,13 @@ class Writer:
         return idle >= (_IDLE if self.replica.is_remote else _SECOND) and self.replica.is_settled
 
     def stop_if_idle(self) -> None:
-        """Stop writing at once, where no pass runs and no thread is at it."""
+        """Stop writing at once, and owe nothing, where no pass runs and no thread is at it."""
         if not self.lock.acquire(blocking=False):
             return
         try:
             if not self.in_pass and not self.steps and not self.replica.is_remote:
                 self.stop()
+                self.pay()
         except StoreError as error:
             log.error("%s", error)
         finally:
