@@ -318,7 +318,7 @@ class CheckpointedRunner:
                 yield running
             except BaseException as error:
                 if isinstance(error, (KeyboardInterrupt, SystemExit)) or running.is_cancelled_by(error):
-                    running.tally.tell_interrupted(error, running.input.total)
+                    running.tell_interrupted(error)
                 raise
             finally:
                 if running is self._latest:

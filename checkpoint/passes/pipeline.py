@@ -462,6 +462,11 @@ class Pass:
             while not self._store.replica.has_drained():
                 await asyncio.sleep(0.05)
 
+    def tell_interrupted(self, error: BaseException) -> None:
+        """Say what is done, and what it has cost by now, to a user who ended the pass."""
+        self._settler.tell_last_cost()
+        self.tally.tell_interrupted(error, self.input.total)
+
     def close(self) -> None:
         """Put the bar away, say how it went, and let go of the items."""
         self.in_flight.claims.leave(self.in_flight)

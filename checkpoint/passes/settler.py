@@ -67,11 +67,15 @@ class Settler:
         """A call on the units failed, has cost so much, and is made again, by itself or in parts."""
         self._recorder.attempted(units, cost)
 
-    def close(self) -> None:
-        """Have the bar say the last sum, and let go of the exception that the caller was handling."""
+    def tell_last_cost(self) -> None:
+        """Have the bar say the sum as it is now, before it is put away."""
         if self._cost_text is not None:
             self._cost_text.refresh()
             self._tally.advance(0)
+
+    def close(self) -> None:
+        """Have the bar say the last sum, and let go of the exception that the caller was handling."""
+        self.tell_last_cost()
         self._recorder.handled = None
 
     # how calls ended

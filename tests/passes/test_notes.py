@@ -806,6 +806,22 @@ def test_the_bar_says_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cost" not in capsys.readouterr().err
 
 
+def test_the_bar_of_an_interrupted_pass_says_all_that_was_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It looks at the sum twice a second, and once more before it is put away."""
+
+    def job(n: int) -> int:
+        if n == 4:
+            raise KeyboardInterrupt
+        note(cost=0.31)
+        return n
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpointed("stopped", checkpoint_dir=tmp_path)(job).map(range(8))
+    assert "cost 1.24" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_commands_say_what_was_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`ls`, `show` by version, and their JSON; of what cleared records cost, too."""
